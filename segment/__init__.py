@@ -1,0 +1,1 @@
+"""Low-memory instance segmentation."""

@@ -1,0 +1,67 @@
+"""What a network found in an image: boxes, scores, classes and masks, in the pixels of a frame.
+
+Geometry, not pixels, is brought back to the photo: boxes and the masks' places are scaled, the masks' small grids stay
+as they are (see mask.py). So the result is as sharp as the network made it at any photo size, for a few hundred KB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.mask import Mask
+
+
+@dataclass(frozen=True)
+class Detections:
+    """N instances, best score first.
+
+    `boxes`: (N, 4) float32 XYXY in pixels of the frame. `scores`: (N,) float32 in 0-1. `classes`: (N,) int64, indices
+    into the model's labels. `masks`: N masks. `size`: (width, height) of the frame in pixels.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    masks: tuple[Mask, ...]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def at(self, size: tuple[int, int]) -> Detections:
+        """The same instances in the frame scaled to `size` (width, height)."""
+        sx, sy = size[0] / self.size[0], size[1] / self.size[1]
+        return replace(
+            self,
+            boxes=self.boxes * np.array([sx, sy, sx, sy], np.float32),
+            masks=tuple(mask.scaled(sx, sy) for mask in self.masks),
+            size=size,
+        )
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Detections:
+        """Those instances, in that order."""
+        index = np.asarray(indices, np.int64)
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            classes=self.classes[index],
+            masks=tuple(self.masks[i] for i in index),
+        )
+
+
+def from_boxes(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    grids: NDArray[np.float32],
+    size: tuple[int, int],
+) -> Detections:
+    """Detections whose masks each cover their own box, as Mask R-CNN answers them: `grids` is (N, h, w)."""
+    places = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
+    masks = tuple(Mask(grid, place, place) for grid, place in zip(grids, places, strict=True))
+    return Detections(boxes, scores, classes, masks, size)
