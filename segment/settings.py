@@ -94,9 +94,7 @@ def _setting(default: Any, read: Callable[[str], Any], about: str) -> Any:
 class Settings:
     """What the service is told by its environment; each field is the variable SEGMENT_ + its name in capitals."""
 
-    model: str = _setting(
-        "", _text, "Model file, or a name from `python -m segment models`; empty is the embedded demo."
-    )
+    model: str = _setting("", _text, "Model file, or a name from `segment models`; empty is the embedded demo.")
     engine: EngineName = _setting("openvino", _choice("openvino", "detectron2"), "What runs the network.")
     labels: str = _setting("", _text, "File with one class name per line, instead of the model's own.")
     cache: str = _setting("", _text, "Folder for compiled models; empty compiles at every start.")
