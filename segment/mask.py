@@ -60,7 +60,7 @@ class Mask:
         rows = _weights(top, bottom, y0, y1, self.grid.shape[0])
         columns[_outside(left, right, self.bounds[0], self.bounds[2])] = 0
         rows[_outside(top, bottom, self.bounds[1], self.bounds[3])] = 0
-        return np.asarray(rows @ (self.grid @ columns.T), np.float32)
+        return np.matmul(rows, np.matmul(self.grid, columns.T))
 
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
         """The mask's pixels in an image of `size` (width, height), a horizontal strip at a time, top to bottom."""
