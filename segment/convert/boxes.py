@@ -1,0 +1,91 @@
+"""Box arithmetic in a graph. Boxes are (N, 4) float32 XYXY in pixels of the network's image.
+
+The encoding of a box against an anchor: Girshick et al., "R-CNN", 2014, appendix C;
+detectron2/modeling/box_regression.py (Box2BoxTransform).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from segment.convert.graph import FLOAT, Graph
+
+LONGEST = math.log(1000.0 / 16)
+"""Box2BoxTransform's clamp: no box grows more than 62.5 times."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of the image before padding, as float32 scalars, and both as (4,): W, H, W, H."""
+
+    width: str
+    height: str
+    corners: str
+
+
+def decode(g: Graph, boxes: str, deltas: str, weights: tuple[float, ...]) -> str:
+    """Apply deltas (N, 4) dx, dy, dw, dh to boxes (N, 4)."""
+    low, high = _halves(g, boxes)  # (N, 2) x0, y0 and x1, y1
+    size = g.op("Sub", high, low)
+    centre = g.op("Add", low, g.op("Mul", size, g.scalar(0.5)))
+    deltas = g.op("Div", deltas, g.constant(weights, np.float32))
+    shift, growth = _halves(g, deltas)
+    growth = g.op("Min", growth, g.scalar(LONGEST))
+    centre = g.op("Add", centre, g.op("Mul", shift, size))
+    half = g.op("Mul", g.op("Mul", g.op("Exp", growth), size), g.scalar(0.5))
+    return g.op("Concat", g.op("Sub", centre, half), g.op("Add", centre, half), axis=1)
+
+
+def clip(g: Graph, boxes: str, frame: Frame) -> str:
+    """Boxes (..., 4) cut at the image's edges."""
+    return g.op("Max", g.op("Min", boxes, frame.corners), g.scalar(0.0))
+
+
+def area(g: Graph, boxes: str) -> str:
+    """(N, 4) -> (N,)."""
+    low, high = _halves(g, boxes)
+    return g.op("ReduceProd", g.op("Sub", high, low), axes=[1], keepdims=0)
+
+
+def larger_than(g: Graph, boxes: str, size: float) -> str:
+    """(N, 4) -> (N,) bool: wider and higher than `size` pixels."""
+    low, high = _halves(g, boxes)
+    smaller_side = g.op("ReduceMin", g.op("Sub", high, low), axes=[1], keepdims=0)
+    return g.op("Greater", smaller_side, g.scalar(size))
+
+
+def anchors(g: Graph, index: str, columns: str, cells: np.ndarray, stride: int, offset: float) -> str:
+    """The anchors (K, 4) with these indices (K,) in the order (row, column, cell).
+
+    `columns`: the level's width in cells, int64 (1,). `cells`: (A, 4) float32, the anchors around the origin.
+    Made from the index instead of gathered from a tensor of all anchors, of which there are 40,000 at 400 x 400.
+    """
+    per_place = g.ints(len(cells))
+    place = g.op("Div", index, per_place)
+    cell = g.op("Sub", index, g.op("Mul", place, per_place))
+    row = g.op("Div", place, columns)
+    column = g.op("Sub", place, g.op("Mul", row, columns))
+    at = g.op("Concat", *(g.op("Unsqueeze", v, g.ints(1)) for v in (column, row, column, row)), axis=1)
+    centre = g.op("Mul", g.cast(at, FLOAT), g.scalar(stride))
+    if offset:
+        centre = g.op("Add", centre, g.scalar(offset * stride))
+    return g.op("Add", centre, g.gather(g.constant(cells, np.float32), cell))
+
+
+def cell_anchors(sizes: tuple[float, ...], ratios: tuple[float, ...]) -> np.ndarray:
+    """(A, 4) float32 anchors around the origin (detectron2/modeling/anchor_generator.py)."""
+    cells = []
+    for size in sizes:
+        for ratio in ratios:
+            width = math.sqrt(size**2 / ratio)
+            height = ratio * width
+            cells.append([-width / 2, -height / 2, width / 2, height / 2])
+    return np.array(cells, np.float32)
+
+
+def _halves(g: Graph, x: str) -> tuple[str, str]:
+    """(N, 4) -> columns 0-1 and columns 2-3."""
+    return g.slice(x, g.ints(0), g.ints(2), axis=1), g.slice(x, g.ints(2), g.ints(4), axis=1)

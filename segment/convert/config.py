@@ -1,0 +1,336 @@
+"""The facts of a detectron2 config that decide what the network computes at test time.
+
+A config that asks for anything that is not converted is refused with the key, its value and what would do; it is never
+converted to something else. A key that is absent has detectron2's own default (detectron2/config/defaults.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segment.errors import ConversionError
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""ResNet depth -> bottleneck blocks in res2, res3, res4, res5 (He et al. 2015, table 1)."""
+BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+"""detectron2's batch norms (detectron2/layers/batch_norm.py): at test time all are the same affine map."""
+NORMS = ("", "GN", *BATCH_NORMS)
+
+_REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    # key: (detectron2's default, the values that are converted)
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
+    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", ("build_resnet_fpn_backbone",)),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", ("RPN",)),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead", ("StandardRPNHead",)),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator", ("DefaultAnchorGenerator",)),
+    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("StandardROIHeads", "CascadeROIHeads")),
+    "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead", ("MaskRCNNConvUpsampleHead",)),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+    "MODEL.MASK_ON": (False, (True,)),
+    "MODEL.KEYPOINT_ON": (False, (False,)),
+    "MODEL.LOAD_PROPOSALS": (False, (False,)),
+    "MODEL.RESNETS.DEPTH": (50, tuple(BLOCKS)),
+    "MODEL.RESNETS.RES5_DILATION": (1, (1,)),
+    "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
+    "MODEL.FPN.NORM": ("", NORMS),
+    "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", NORMS),
+    "MODEL.ROI_MASK_HEAD.NORM": ("", NORMS),
+    "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
+}
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Anchor boxes of each RPN level: `sizes[l]` in pixels, `ratios[l]` height / width, centres at `offset` strides."""
+
+    sizes: tuple[tuple[float, ...], ...]
+    ratios: tuple[tuple[float, ...], ...]
+    offset: float
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """The bottom-up network."""
+
+    blocks: tuple[int, ...]
+    norm: str
+    groups: int
+    width_per_group: int
+    stem_channels: int
+    res2_channels: int
+    stride_in_1x1: bool
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The feature pyramid. `levels` are those of its inputs, as powers of two of the stride: 2 for res2."""
+
+    levels: tuple[int, ...]
+    channels: int
+    norm: str
+    average: bool
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The region proposal network. `levels` as in Pyramid; 6 is the pooled p5."""
+
+    levels: tuple[int, ...]
+    conv_dims: tuple[int, ...]
+    anchors: Anchors
+    box_weights: tuple[float, ...]
+    nms: float
+    before_nms: int
+    after_nms: int
+    min_size: float
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """ROIAlignV2 over pyramid `levels`."""
+
+    levels: tuple[int, ...]
+    resolution: int
+    sampling_ratio: int
+
+
+@dataclass(frozen=True)
+class BoxHead:
+    """The second stage's boxes. One entry of `box_weights` per cascade stage; a plain head has one."""
+
+    pooler: Pooler
+    convs: int
+    conv_channels: int
+    norm: str
+    fcs: int
+    fc_channels: int
+    agnostic: bool
+    sigmoid: bool
+    cascade: bool
+    box_weights: tuple[tuple[float, ...], ...]
+    min_score: float
+    nms: float
+    max_detections: int
+
+
+@dataclass(frozen=True)
+class MaskHead:
+    """The second stage's masks: `convs` 3x3 convolutions, a 2x upsampling, a 1x1 prediction."""
+
+    pooler: Pooler
+    convs: int
+    channels: int
+    norm: str
+    agnostic: bool
+
+
+@dataclass(frozen=True)
+class Config:
+    """A Mask R-CNN with a feature pyramid, as it runs at test time. `mean` and `std` are in the order of `format`."""
+
+    format: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    resnet: ResNet
+    pyramid: Pyramid
+    proposals: Proposals
+    box: BoxHead
+    mask: MaskHead
+
+    @property
+    def stride(self) -> int:
+        """The padded image is a multiple of this many pixels: the stride of the coarsest pyramid input."""
+        return int(2 ** self.pyramid.levels[-1])
+
+
+def read(path: Path) -> Config:
+    """Read a detectron2 config file. Raises ConversionError."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConversionError(f"The config {path.name} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConversionError(f"The config {path.name} is not a YAML file: {error}.") from None
+    if not isinstance(document, dict) or "MODEL" not in document:
+        raise ConversionError(f"The config {path.name} has no MODEL: it is not a detectron2 config.")
+    if "_BASE_" in document:
+        raise ConversionError(
+            f"The config {path.name} builds on _BASE_: {document['_BASE_']}. Give the full config, as a training run "
+            "leaves it in its output folder (or what `cfg.dump()` prints)."
+        )
+    return parse(document)
+
+
+def parse(document: Mapping[str, Any]) -> Config:
+    """The facts of a config given as nested mappings. Raises ConversionError, which names the key."""
+    keys = _Keys(document)
+    for key, (default, allowed) in _REQUIRED.items():
+        keys.one_of(key, default, allowed)
+    deformable = keys.get("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False] * 4)
+    if any(deformable):
+        raise ConversionError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deformable}; deformable stages do not convert.")
+    pyramid_levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", (2, 3, 4, 5))
+    roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid_levels, pyramid_levels[-1] + 1))
+    mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
+    std = keys.numbers("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
+    return Config(
+        format=keys.get("INPUT.FORMAT", "BGR"),
+        mean=mean,
+        std=std,
+        classes=keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80),
+        resnet=_resnet(keys),
+        pyramid=Pyramid(
+            levels=pyramid_levels,
+            channels=keys.whole("MODEL.FPN.OUT_CHANNELS", 256),
+            norm=keys.get("MODEL.FPN.NORM", ""),
+            average=keys.get("MODEL.FPN.FUSE_TYPE", "sum") == "avg",
+        ),
+        proposals=_proposals(keys, pyramid_levels),
+        box=_box_head(keys, roi_levels),
+        mask=MaskHead(
+            pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", roi_levels, 14),
+            convs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, low=0),
+            channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+            norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
+            agnostic=bool(keys.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)),
+        ),
+    )
+
+
+def _resnet(keys: _Keys) -> ResNet:
+    return ResNet(
+        blocks=BLOCKS[keys.get("MODEL.RESNETS.DEPTH", 50)],
+        norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
+        groups=keys.whole("MODEL.RESNETS.NUM_GROUPS", 1),
+        width_per_group=keys.whole("MODEL.RESNETS.WIDTH_PER_GROUP", 64),
+        stem_channels=keys.whole("MODEL.RESNETS.STEM_OUT_CHANNELS", 64),
+        res2_channels=keys.whole("MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+        stride_in_1x1=bool(keys.get("MODEL.RESNETS.STRIDE_IN_1X1", True)),
+    )
+
+
+def _proposals(keys: _Keys, pyramid_levels: tuple[int, ...]) -> Proposals:
+    levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid_levels, pyramid_levels[-1] + 1))
+    sizes = keys.per_level("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]], len(levels))
+    ratios = keys.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]], len(levels))
+    counts = {len(s) * len(r) for s, r in zip(sizes, ratios, strict=True)}
+    if len(counts) > 1:
+        raise ConversionError(
+            f"MODEL.ANCHOR_GENERATOR gives {sorted(counts)} anchors per place on different levels; "
+            "one RPN head needs the same number on all."
+        )
+    return Proposals(
+        levels=levels,
+        conv_dims=tuple(int(d) for d in keys.numbers("MODEL.RPN.CONV_DIMS", [-1])),
+        anchors=Anchors(sizes, ratios, float(keys.get("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0))),
+        box_weights=keys.numbers("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, 4),
+        nms=float(keys.get("MODEL.RPN.NMS_THRESH", 0.7)),
+        before_nms=keys.whole("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000),
+        after_nms=keys.whole("MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
+        min_size=float(keys.get("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0)),
+    )
+
+
+def _box_head(keys: _Keys, levels: tuple[int, ...]) -> BoxHead:
+    cascade = keys.get("MODEL.ROI_HEADS.NAME", "") == "CascadeROIHeads"
+    agnostic = bool(keys.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False))
+    if cascade and not agnostic:
+        raise ConversionError(
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is false; CascadeROIHeads has class-agnostic boxes only."
+        )
+    weights: list[Any] = [keys.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0])]
+    if cascade:
+        weights = keys.get(
+            "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
+            [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]],
+        )
+    convs, fcs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, low=0), keys.whole("MODEL.ROI_BOX_HEAD.NUM_FC", 0, low=0)
+    if not fcs:
+        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; a box head with at least one such layer converts.")
+    return BoxHead(
+        pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
+        convs=convs,
+        conv_channels=keys.whole("MODEL.ROI_BOX_HEAD.CONV_DIM", 256),
+        norm=keys.get("MODEL.ROI_BOX_HEAD.NORM", ""),
+        fcs=fcs,
+        fc_channels=keys.whole("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
+        agnostic=agnostic,
+        sigmoid=bool(keys.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False)),
+        cascade=cascade,
+        box_weights=tuple(tuple(float(v) for v in stage) for stage in weights),
+        min_score=float(keys.get("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05)),
+        nms=float(keys.get("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5)),
+        max_detections=keys.whole("TEST.DETECTIONS_PER_IMAGE", 100),
+    )
+
+
+def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) -> Pooler:
+    return Pooler(
+        levels=levels,
+        resolution=keys.whole(head + ".POOLER_RESOLUTION", resolution),
+        sampling_ratio=keys.whole(head + ".POOLER_SAMPLING_RATIO", 0, low=0),
+    )
+
+
+class _Keys:
+    """A nested mapping, read by dotted key; every complaint names the key."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+
+    def get(self, key: str, default: Any) -> Any:
+        value: Any = self.document
+        for part in key.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> None:
+        value = self.get(key, default)
+        if value not in allowed:
+            raise ConversionError(
+                f"{key} is {value!r}; what converts is {' or '.join(repr(a) for a in allowed)}. "
+                "The detectron2 engine runs everything else."
+            )
+
+    def whole(self, key: str, default: int, low: int = 1) -> int:
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ConversionError(f"{key} is {value!r}; it must be a whole number of at least {low}.")
+        return value
+
+    def numbers(self, key: str, default: list[float], count: int | None = None) -> tuple[float, ...]:
+        value = self.get(key, default)
+        if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
+            raise ConversionError(f"{key} is {value!r}; it must be a list of {count or 'some'} numbers.")
+        try:
+            return tuple(float(v) for v in value)
+        except (TypeError, ValueError):
+            raise ConversionError(f"{key} is {value!r}; it must hold numbers.") from None
+
+    def per_level(self, key: str, default: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:
+        rows = self.get(key, default)
+        if not isinstance(rows, list | tuple) or len(rows) not in (1, levels):
+            raise ConversionError(f"{key} is {rows!r}; it must have one list, or one for each of {levels} levels.")
+        rows = list(rows) * (levels if len(rows) == 1 else 1)
+        return tuple(tuple(float(v) for v in row) for row in rows)
+
+    def levels(self, key: str, prefix: str, allowed: tuple[int, ...]) -> tuple[int, ...]:
+        names = self.get(key, [])
+        admitted = {f"{prefix}{level}": level for level in allowed}
+        levels = tuple(admitted.get(name, 0) for name in names)
+        if not levels or levels != tuple(range(levels[0], levels[0] + len(levels))) or not levels[0]:
+            raise ConversionError(
+                f"{key} is {list(names)}; it must be neighbours among {', '.join(admitted)}, in order."
+            )
+        return levels

@@ -1,0 +1,133 @@
+"""A thin writer of ONNX graphs: each method adds one node and returns the name of its output.
+
+The networks of this package read top to bottom as calls of these methods, with shapes in comments. Opset 17 is the
+newest whose operators all mean the same in OpenVINO and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+IR_VERSION = 8
+
+
+class Graph:
+    """An ONNX graph under construction. Tensors are known by name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._count = 0
+
+    def op(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any) -> str:
+        """Add a node with one output and return that output's name. An empty input name is an absent input."""
+        return self.ops(kind, *inputs, name=name, outputs=outputs, **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outputs: int, name: str = "", **attributes: Any) -> list[str]:
+        """Add a node with `outputs` outputs and return their names."""
+        self._count += 1
+        base = name or f"{kind.lower()}_{self._count}"
+        names = [base] + [f"{base}_{i}" for i in range(1, outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=base, **attributes))
+        return names
+
+    def constant(self, value: Any, dtype: Any = None, name: str = "") -> str:
+        """An initializer; equal unnamed constants are stored once."""
+        array = np.asarray(value, dtype)
+        if not name:
+            shape = "x".join(map(str, array.shape)) or "scalar"
+            name = f"{array.dtype.name}_{shape}_{hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        """A 1-D int64 constant."""
+        return self.constant(np.array(values, np.int64))
+
+    def scalar(self, value: float) -> str:
+        """A float32 scalar constant."""
+        return self.constant(np.float32(value))
+
+    # The few composites that every part uses.
+
+    def conv(
+        self,
+        x: str,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        *,
+        name: str,
+        weights: str = "",
+        **attributes: Any,
+    ) -> str:
+        """A 2-D convolution with `weight` (out, in / groups, h, w). Nodes that share `weights` store them once."""
+        inputs = [x, self.constant(weight, name=(weights or name) + ".weight")]
+        if bias is not None:
+            inputs.append(self.constant(bias, name=(weights or name) + ".bias"))
+        return self.op("Conv", *inputs, name=name, kernel_shape=list(weight.shape[2:]), **attributes)
+
+    def linear(self, x: str, weight: NDArray[np.float32], bias: NDArray[np.float32], *, name: str) -> str:
+        """x (N, in) @ weight.T (in, out) + bias."""
+        w, b = self.constant(weight, name=name + ".weight"), self.constant(bias, name=name + ".bias")
+        return self.op("Gemm", x, w, b, name=name, transB=1)
+
+    def gather(self, x: str, index: str, axis: int = 0) -> str:
+        return self.op("Gather", x, index, axis=axis)
+
+    def column(self, x: str, index: int, axis: int = 1) -> str:
+        """One column of a matrix, as a vector."""
+        return self.op("Gather", x, self.constant(np.int64(index)), axis=axis)
+
+    def slice(self, x: str, start: str, stop: str, axis: int = 0) -> str:
+        return self.op("Slice", x, start, stop, self.ints(axis))
+
+    def dim(self, x: str, axis: int) -> str:
+        """The size of an axis, as int64 of shape (1,)."""
+        return self.op("Slice", self.op("Shape", x), self.ints(axis), self.ints(axis + 1))
+
+    def reshape(self, x: str, *shape: int) -> str:
+        return self.op("Reshape", x, self.ints(*shape))
+
+    def cast(self, x: str, dtype: int) -> str:
+        return self.op("Cast", x, to=dtype)
+
+    def minimum(self, a: str, b: str) -> str:
+        return self.op("Min", a, b)
+
+    def top(self, scores: str, k: str) -> tuple[str, str]:
+        """The min(k, N) highest of `scores` (N,), best first: (values, indices); `k` is int64 (1,)."""
+        count = self.minimum(k, self.op("Shape", scores))
+        values, indices = self.ops("TopK", scores, count, outputs=2, axis=0)
+        return values, indices
+
+    def model(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        metadata: dict[str, str],
+    ) -> onnx.ModelProto:
+        """The finished model."""
+        graph = helper.make_graph(
+            self.nodes, "segment", list(inputs), list(outputs), initializer=list(self.initializers.values())
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="segment")
+        model.ir_version = IR_VERSION
+        helper.set_model_props(model, metadata)
+        return model
+
+
+def tensor(name: str, dtype: int, *shape: int | str) -> onnx.ValueInfoProto:
+    """The declaration of an input or output; a string is a dynamic axis."""
+    return helper.make_tensor_value_info(name, dtype, list(shape))
+
+
+FLOAT, INT64, UINT8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL

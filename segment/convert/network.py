@@ -1,0 +1,76 @@
+"""A Mask R-CNN as one graph: uint8 RGB pixels of any size in, detections in those pixels out.
+
+Everything detectron2 does around the network is inside (detectron2/modeling/meta_arch/rcnn.py, GeneralizedRCNN):
+channel order, mean, standard deviation, padding to the stride, suppression, thresholds. So a model file needs nothing
+beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from segment.convert import backbone, boxes, heads
+from segment.convert.config import Config
+from segment.convert.graph import FLOAT, INT64, UINT8, Graph, tensor
+from segment.convert.proposals import proposals
+from segment.convert.weights import Weights
+
+STEM = "backbone.bottom_up.stem.conv1.weight"
+
+
+def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> onnx.ModelProto:
+    """The network of `config` with the checkpoint's `tensors`. Raises ConversionError. `tensors` is emptied."""
+    g = Graph()
+    w = Weights(tensors)
+    tensors.clear()
+    frame = _frame(g)
+    image = _normalise(g, w, config)
+    maps = backbone.pyramid(g, w, config.pyramid, backbone.resnet(g, w, config.resnet, image))
+    rois = proposals(g, w, config, maps, frame)
+    scores, found_boxes = heads.box_head(g, w, config, maps, rois, frame)
+    found = heads.select(g, config.box, config.classes, scores, found_boxes, "min_score", "max_detections")
+    masks = heads.masks(g, w, config, maps, found)
+    w.finish()
+    for name, value in (("boxes", found.boxes), ("scores", found.scores), ("classes", found.classes), ("masks", masks)):
+        g.op("Identity", value, name=name)
+    side = 2 * config.mask.pooler.resolution
+    return g.model(
+        [
+            tensor("image", UINT8, "height", "width", 3),
+            tensor("min_score", FLOAT),
+            tensor("max_detections", INT64),
+        ],
+        [
+            tensor("boxes", FLOAT, "instances", 4),
+            tensor("scores", FLOAT, "instances"),
+            tensor("classes", INT64, "instances"),
+            tensor("masks", FLOAT, "instances", side, side),
+        ],
+        metadata,
+    )
+
+
+def _frame(g: Graph) -> boxes.Frame:
+    """The image's size before padding."""
+    shape = g.cast(g.op("Shape", "image"), FLOAT)
+    height, width = g.slice(shape, g.ints(0), g.ints(1)), g.slice(shape, g.ints(1), g.ints(2))
+    return boxes.Frame(width, height, g.op("Concat", width, height, width, height, axis=0))
+
+
+def _normalise(g: Graph, w: Weights, config: Config) -> str:
+    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W') minus the mean, H' and W' padded to the stride with zeros.
+
+    The first convolution's weights are turned to RGB order and divided by the standard deviation instead of the image.
+    """
+    mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
+    if config.format == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    w.replace(STEM, lambda weight: (weight[:, ::-1] if config.format == "BGR" else weight) / std[:, None, None])
+    x = g.op("Transpose", g.cast("image", FLOAT), perm=[2, 0, 1])
+    x = g.op("Unsqueeze", g.op("Sub", x, g.constant(mean[:, None, None])), g.ints(0))
+    size = g.slice(g.op("Shape", x), g.ints(2), g.ints(4))
+    past = g.op("Mod", size, g.ints(config.stride))
+    padding = g.op("Mod", g.op("Sub", g.ints(config.stride), past), g.ints(config.stride))
+    pads = g.op("Concat", g.ints(0, 0, 0, 0, 0, 0), padding, axis=0)
+    return g.op("Pad", x, pads, g.scalar(0.0), mode="constant")

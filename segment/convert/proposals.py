@@ -1,0 +1,81 @@
+"""The region proposal network: feature maps -> the boxes worth a second look.
+
+Ren et al., "Faster R-CNN", 2015; detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py
+(find_top_rpn_proposals). Boxes are decoded after the top k of each level are chosen, not before: 5,000 at most instead
+of one per anchor.
+"""
+
+from __future__ import annotations
+
+from segment.convert import boxes as box
+from segment.convert.config import Config
+from segment.convert.graph import Graph
+from segment.convert.weights import Weights
+
+NEVER = -3.0e38
+"""A score below every logit."""
+_HEAD = "proposal_generator.rpn_head."
+
+
+def proposals(g: Graph, w: Weights, config: Config, maps: dict[int, str], frame: box.Frame) -> str:
+    """Feature maps -> boxes (N, 4), N <= POST_NMS_TOPK_TEST, best first."""
+    rpn = config.proposals
+    head = _Head(w, config)
+    boxes, scores = [], []
+    for level, sizes, ratios in zip(rpn.levels, rpn.anchors.sizes, rpn.anchors.ratios, strict=True):
+        logits, deltas = head(g, maps[level], level)
+        columns = g.dim(logits, 3)
+        best, index = g.top(_per_anchor(g, logits, -1), g.ints(rpn.before_nms))
+        anchors = box.anchors(g, index, columns, box.cell_anchors(sizes, ratios), 2**level, rpn.anchors.offset)
+        found = box.decode(g, anchors, g.gather(_per_anchor(g, deltas, -1, 4), index), rpn.box_weights)
+        found = box.clip(g, found, frame)
+        best = g.op("Where", box.larger_than(g, found, rpn.min_size), best, g.scalar(NEVER))
+        keep = _suppress(g, found, best, rpn.nms, rpn.after_nms)
+        boxes.append(g.gather(found, keep))
+        scores.append(g.gather(best, keep))
+    _, order = g.top(g.op("Concat", *scores, axis=0), g.ints(rpn.after_nms))
+    return g.op("Gather", g.op("Concat", *boxes, axis=0), order, axis=0, name="proposals")
+
+
+class _Head:
+    """Convolutions, then an objectness and a box per anchor; the same weights on every level."""
+
+    def __init__(self, w: Weights, config: Config) -> None:
+        into = config.pyramid.channels
+        dims = [into if d == -1 else d for d in config.proposals.conv_dims]
+        names = ["conv"] if len(dims) == 1 else [f"conv.conv{i}" for i in range(len(dims))]
+        self.convs = []
+        for name, out in zip(names, dims, strict=True):
+            self.convs.append((_HEAD + name, w.conv(_HEAD + name, out, into, 3, "")))
+            into = out
+        anchors = len(config.proposals.anchors.sizes[0]) * len(config.proposals.anchors.ratios[0])
+        self.logits = w.conv(_HEAD + "objectness_logits", anchors, into, 1, "")
+        self.deltas = w.conv(_HEAD + "anchor_deltas", 4 * anchors, into, 1, "")
+
+    def __call__(self, g: Graph, x: str, level: int) -> tuple[str, str]:
+        """A feature map -> logits (1, A, H, W), deltas (1, 4A, H, W)."""
+        for name, weights in self.convs:
+            x = g.conv(x, *weights, name=f"{name}.p{level}", weights=name, pads=[1] * 4)
+            x = g.op("Relu", x)
+        name = _HEAD + "objectness_logits"
+        logits = g.conv(x, *self.logits, name=f"{name}.p{level}", weights=name)
+        name = _HEAD + "anchor_deltas"
+        return logits, g.conv(x, *self.deltas, name=f"{name}.p{level}", weights=name)
+
+
+def _per_anchor(g: Graph, x: str, *shape: int) -> str:
+    """(1, A * k, H, W) -> (H * W * A, k)."""
+    return g.reshape(g.op("Transpose", x, perm=[0, 2, 3, 1]), *shape)
+
+
+def _suppress(g: Graph, boxes: str, scores: str, overlap: float, most: int) -> str:
+    """Non-maximum suppression of boxes (N, 4) with scores (N,): the indices kept, int64."""
+    kept = g.op(
+        "NonMaxSuppression",
+        g.op("Unsqueeze", boxes, g.ints(0)),
+        g.op("Unsqueeze", scores, g.ints(0, 1)),
+        g.ints(most),
+        g.constant([overlap], "float32"),
+        g.constant([NEVER / 2], "float32"),
+    )
+    return g.column(kept, 2)

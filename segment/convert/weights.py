@@ -1,0 +1,79 @@
+"""A checkpoint's tensors, taken by name and checked against the shape the config gives them.
+
+Batch norms are folded into the convolution before them: at test time they are a fixed affine map per channel. What is
+left over after a network has taken its tensors means that config and checkpoint belong to different networks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.convert.config import BATCH_NORMS
+from segment.errors import ConversionError
+
+BN_EPSILON = 1e-5
+"""Of torch's BatchNorm2d and detectron2's FrozenBatchNorm2d."""
+_NOT_NEEDED = re.compile(r"num_batches_tracked$|anchor_generator\.|^pixel_(mean|std)$")
+"""Buffers that a checkpoint may hold and that the config decides."""
+
+Array = NDArray[np.float32]
+
+
+class Weights:
+    """The tensors of a checkpoint, each taken once."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[np.generic]]) -> None:
+        self._tensors = dict(tensors)
+
+    def take(self, name: str, *shape: int) -> Array:
+        """The tensor `name` as float32 of `shape`. Raises ConversionError."""
+        if name not in self._tensors:
+            raise ConversionError(f"The checkpoint has no tensor {name}, which this config needs.")
+        tensor = self._tensors.pop(name)
+        if tensor.shape != shape:
+            raise ConversionError(
+                f"The checkpoint's tensor {name} has the shape {tensor.shape}; this config needs {shape}."
+            )
+        values = np.asarray(tensor, np.float32)
+        if not np.isfinite(values).all():
+            raise ConversionError(f"The checkpoint's tensor {name} holds values that are not finite numbers.")
+        return values
+
+    def replace(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Put change(tensor) in the place of the tensor `name`, if it is there."""
+        if name in self._tensors:
+            self._tensors[name] = change(np.asarray(self._tensors[name], np.float32))
+
+    def conv(self, name: str, out: int, into: int, kernel: int, norm: str) -> tuple[Array, Array | None]:
+        """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, its batch norm folded in.
+
+        A convolution has a bias of its own only where no norm follows. With GN the bias is None: see `affine`.
+        """
+        weight = self.take(f"{name}.weight", out, into, kernel, kernel)
+        if not norm:
+            return weight, self.take(f"{name}.bias", out)
+        if norm not in BATCH_NORMS:
+            return weight, None
+        scale, shift = self.affine(name, out)
+        mean = self.take(f"{name}.norm.running_mean", out).astype(np.float64)
+        variance = self.take(f"{name}.norm.running_var", out).astype(np.float64)
+        factor = scale / np.sqrt(variance + BN_EPSILON)
+        folded = (weight * factor[:, None, None, None]).astype(np.float32)
+        return folded, (shift - mean * factor).astype(np.float32)
+
+    def affine(self, name: str, channels: int) -> tuple[Array, Array]:
+        """Scale and shift (channels,) of the norm after convolution `name`."""
+        return self.take(f"{name}.norm.weight", channels), self.take(f"{name}.norm.bias", channels)
+
+    def finish(self) -> None:
+        """Raise ConversionError if a tensor is left that no network of this config has."""
+        left = sorted(name for name in self._tensors if not _NOT_NEEDED.search(name))
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise ConversionError(
+                f"The checkpoint holds {left[0]}{more}, which this config has no place for: they are of different models."
+            )
