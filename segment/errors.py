@@ -10,7 +10,8 @@
     │   │   ├── UnsupportedImage    not an image, or a format that is not read here
     │   │   └── CorruptImage        an image that is cut off or damaged
     │   ├── TooLarge                more bytes, pixels or memory than this instance can ever give
-    │   └── FetchError              a URL that may not, or could not, be fetched
+    │   └── FetchError              a URL that could not be fetched
+    │       └── RefusedURL          a URL that may not be fetched
     └── Busy                        no memory or time now; the same request may pass later
 
 The message of each is a whole sentence for the user: what was wrong, which value, what would work. It holds
@@ -69,7 +70,11 @@ class TooLarge(RequestError):
 
 
 class FetchError(RequestError):
-    """A URL that may not, or could not, be fetched."""
+    """A URL that could not be fetched."""
+
+
+class RefusedURL(FetchError):
+    """A URL that may not be fetched: malformed, not http(s), or not a public address."""
 
 
 class Busy(SegmentError):

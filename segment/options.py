@@ -49,49 +49,84 @@ class Options:
     def parse(cls, words: Mapping[str, str], settings: Settings) -> Options:
         """Read options from words. Raises OptionError, which names the option, its value and what would work."""
         values = vars(cls.defaults(settings)).copy()
-        readers = _readers(settings)
+        options = describe(settings)
         for name, word in words.items():
-            if name not in readers:
-                raise OptionError(name, f"There is no option {name!r}. There are: {', '.join(readers)}.")
-            read, expected = readers[name]
+            if name not in options:
+                raise OptionError(name, f"There is no option {name!r}. There are: {', '.join(options)}.")
             try:
-                values[name] = read(word.strip())
+                values[name] = options[name].read(word.strip())
             except (ValueError, KeyError):
-                raise OptionError(name, f"{name} is {word!r}; it must be {expected}.") from None
+                raise OptionError(name, f"{name} is {word!r}; it must be {options[name].expected}.") from None
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: what it is for, how it is read, what it must be, and the same as a JSON Schema."""
+
+    about: str
+    read: Callable[[str], Any]
+    expected: str
+    schema: Mapping[str, Any]
+
+
+def describe(settings: Settings) -> dict[str, Option]:
+    """Every option by name: the one place that says what is admitted."""
+    render_factor = _number(
+        int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR, "The network sees at most (16 x render_factor)^2 pixels."
+    )
+    return {
+        "render_factor": Option(
+            render_factor.about + " auto is the largest that fits the memory.",
+            lambda word: None if word == "auto" else render_factor.read(word),
+            f"auto or {render_factor.expected}",
+            {"anyOf": [render_factor.schema, {"const": "auto"}]},
+        ),
+        "fit": _choice(Fit, "Keep the photo's aspect ratio, or stretch it to a square; the pixels are as many."),
+        "min_score": _number(float, 0, 1, "The lowest score of an instance."),
+        "max_detections": _number(int, 1, settings.max_detections, "The most instances; the best are kept."),
+        "classes": Option(
+            "Only these classes, separated by commas.",
+            _names,
+            "class names, separated by commas",
+            {"type": "string", "pattern": "[^,\\s]"},
+        ),
+        "format": _choice(Format, "What is answered: the photo drawn on, JSON, an instance map or cut-outs in a zip."),
+        "masks": _flag("Draw masks."),
+        "boxes": _flag("Draw boxes."),
+        "labels": _flag("Write class and score."),
+        "segmentation": _choice(Segmentation, "How JSON writes masks: compressed run lengths, or polygons."),
+        "colours": _choice(Colours, "One colour per instance, or per class."),
+    }
 
 
 _FLAGS = {"1": True, "true": True, "on": True, "yes": True, "0": False, "false": False, "off": False, "no": False}
 
 
-def _readers(settings: Settings) -> dict[str, tuple[Callable[[str], Any], str]]:
-    """Option name -> (how it is read, what it must be)."""
+def _flag(about: str) -> Option:
+    return Option(about, lambda word: _FLAGS[word.lower()], "true or false", {"type": "boolean"})
 
-    def number(kind: Callable[[str], Any], low: float, high: float) -> tuple[Callable[[str], Any], str]:
-        def read(word: str) -> Any:
-            value = kind(word)
-            if not low <= value <= high:
-                raise ValueError
-            return value
 
-        return read, f"a {'whole number' if kind is int else 'number'} from {low:g} to {high:g}"
+def _number(kind: type[int] | type[float], low: float, high: float, about: str) -> Option:
+    def read(word: str) -> Any:
+        if not word.isascii() or "_" in word:  # Python would read them
+            raise ValueError
+        value = kind(word)
+        if not low <= value <= high:
+            raise ValueError
+        return value
 
-    def choice(literal: Any) -> tuple[Callable[[str], Any], str]:
-        names = {name: name for name in choices(literal)}
-        return (lambda word: names[word.lower()]), "one of " + ", ".join(names)
+    name, noun = ("integer", "whole number") if kind is int else ("number", "number")
+    return Option(about, read, f"a {noun} from {low:g} to {high:g}", {"type": name, "minimum": low, "maximum": high})
 
-    read_factor, factor = number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)
-    flag = (lambda word: _FLAGS[word.lower()]), "true or false"
-    return {
-        "render_factor": (lambda word: None if word == "auto" else read_factor(word), f"auto or {factor}"),
-        "fit": choice(Fit),
-        "min_score": number(float, 0, 1),
-        "max_detections": number(int, 1, settings.max_detections),
-        "classes": (lambda word: tuple(name.strip() for name in word.split(",") if name.strip()), "names, with commas"),
-        "format": choice(Format),
-        "masks": flag,
-        "boxes": flag,
-        "labels": flag,
-        "segmentation": choice(Segmentation),
-        "colours": choice(Colours),
-    }
+
+def _choice(literal: Any, about: str) -> Option:
+    names = {name: name for name in choices(literal)}
+    return Option(about, lambda word: names[word.lower()], "one of " + ", ".join(names), {"enum": list(names)})
+
+
+def _names(word: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in word.split(",") if name.strip())
+    if not names:
+        raise ValueError
+    return names
