@@ -60,7 +60,8 @@ class Mask:
         rows = _weights(top, bottom, y0, y1, self.grid.shape[0])
         columns[_outside(left, right, self.bounds[0], self.bounds[2])] = 0
         rows[_outside(top, bottom, self.bounds[1], self.bounds[3])] = 0
-        return np.matmul(rows, np.matmul(self.grid, columns.T))
+        pasted: NDArray[np.float32] = np.matmul(rows, np.matmul(self.grid, columns.T))
+        return pasted
 
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
         """The mask's pixels in an image of `size` (width, height), a horizontal strip at a time, top to bottom."""
@@ -86,7 +87,8 @@ def _weights(start: int, stop: int, low: float, high: float, cells: int) -> NDAr
     """
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
     at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) - np.float32(0.5)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells, dtype=np.float32))).astype(np.float32)
+    weights: NDArray[np.float32] = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells, dtype=np.float32)))
+    return weights
 
 
 def _outside(start: int, stop: int, low: float, high: float) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ tensor constructor and storage types, OrderedDict. Everything else is refused by
 from __future__ import annotations
 
 import collections
+import importlib
 import io
 import math
 import pickle
@@ -127,7 +128,9 @@ def _read_zip(path: Path) -> Any:
 
 
 def _array_constructors() -> dict[tuple[str, str], Callable[[], Any]]:
-    core = np._core.multiarray  # NumPy 2's home of what older pickles call numpy.core.multiarray
+    core = importlib.import_module(
+        "numpy._core.multiarray"
+    )  # NumPy 2's home of what older pickles call numpy.core.multiarray
     constructors: dict[tuple[str, str], Callable[[], Any]] = {
         ("numpy", "ndarray"): lambda: np.ndarray,
         ("numpy", "dtype"): lambda: np.dtype,

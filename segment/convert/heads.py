@@ -92,8 +92,7 @@ def _box_features(g: Graph, w: Weights, config: Config, x: str, name: str) -> st
     """(N, C, r, r) -> (N, fc_channels)."""
     head, into = config.box, config.pyramid.channels
     for i in range(1, head.convs + 1):
-        bias = {"norm": head.norm, "relu": True}
-        x = convolution(g, w, x, f"{name}.conv{i}", into, head.conv_channels, kernel=3, **bias)
+        x = convolution(g, w, x, f"{name}.conv{i}", into, head.conv_channels, kernel=3, norm=head.norm, relu=True)
         into = head.conv_channels
     width = into * head.pooler.resolution**2
     x = g.reshape(x, -1, width)

@@ -75,5 +75,6 @@ class Weights:
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConversionError(
-                f"The checkpoint holds {left[0]}{more}, which this config has no place for: they are of different models."
+                f"The checkpoint holds {left[0]}{more}, which this config has no place for: "
+                "they are of different models."
             )
