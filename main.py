@@ -1,0 +1,40 @@
+"""The two function targets: `segment_http` answers requests, `segment_object` answers bucket events.
+
+functions-framework imports this file before it forks its workers, so nothing is loaded here: the first request does
+that, or a probe of /ready. A bad setting stops the start with one line that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+
+import flask
+import functions_framework
+from cloudevents.http import CloudEvent
+
+from segment import bucket, log, web
+from segment.errors import SettingsError
+from segment.service import Service
+from segment.settings import Settings
+
+try:
+    settings = Settings.from_environment(os.environ)
+except SettingsError as error:
+    raise SystemExit(f"segment: {error}") from None
+
+log.configure(settings.project)
+service = Service(settings)
+if flask.has_app_context():
+    web.add_probes(flask.current_app, service)
+
+
+@functions_framework.http
+def segment_http(request: flask.Request) -> flask.Response:
+    """A photo in, the segmented photo out; or the page."""
+    return web.handle(service, request)
+
+
+@functions_framework.cloud_event
+def segment_object(event: CloudEvent) -> None:
+    """A new object in a bucket: its photo is segmented, the results are written."""
+    bucket.handle(service, event)

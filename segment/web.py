@@ -1,0 +1,324 @@
+"""HTTP: a request becomes options and a photo, a result or an error becomes a response.
+
+| path | methods | answers |
+|---|---|---|
+| `/` | GET | the page |
+| `/segment`, `/detect` | GET, POST | a segmented photo; `/detect` is the original application's route |
+| `/model` | GET | what is served: labels, cost in memory, options |
+| `/openapi.json`, `/docs` | GET | the interface as a document |
+| `/health` | GET | 200 while the process lives |
+| `/ready` | GET | 200 once the model is loaded, which it does itself; 503 when it cannot be |
+
+Errors are problem documents (RFC 9457). What each error of this package means over HTTP is said in `PROBLEMS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Request, Response
+from flask import request as current_request
+from werkzeug.exceptions import (
+    HTTPException,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotFound,
+)
+
+from segment import errors, openapi
+from segment.errors import Busy, OptionError, SegmentError
+from segment.fetch import fetch
+from segment.options import Options
+from segment.service import Result, Service
+from segment.settings import Settings
+from segment.upload import read
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPES = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/webp": "webp",
+    "application/json": "json",
+    "application/zip": "cutouts",
+}
+"""What an Accept header may ask for, and the format that is; the first wins a tie."""
+
+PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
+    errors.OptionError: (400, "Bad option"),
+    errors.UnsupportedImage: (415, "Unsupported image"),
+    errors.CorruptImage: (422, "Corrupt image"),
+    errors.TooLarge: (413, "Too large"),
+    errors.RefusedURL: (400, "Refused URL"),
+    errors.FetchError: (502, "URL not fetched"),
+    errors.RequestError: (400, "Bad request"),
+    errors.Busy: (503, "Busy"),
+    errors.ModelError: (503, "Model unavailable"),
+    errors.SegmentError: (500, "Failed"),
+}
+"""Error -> status and title; an error not listed has those of its nearest ancestor."""
+
+RESULT_HEADERS = (
+    "Segment-Instances",
+    "Segment-Network-Size",
+    "Segment-Photo-Size",
+    "Segment-Picture-Size",
+    "Segment-Render-Factor",
+    "Server-Timing",
+)
+STREAM_BYTES = 24 << 20
+"""Larger bodies are streamed: Cloud Run takes no more than 32 MiB in one piece."""
+CHUNK = 1 << 16
+DRAIN_BYTES = 64 << 20
+"""How much of a refused body is read and dropped, so that the client comes to read the answer."""
+PAGE = Path(__file__).parent / "page"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+Handler = Callable[[Service, Request], Response]
+
+
+def handle(service: Service, request: Request) -> Response:
+    """Answer any request. Never raises."""
+    start = time.perf_counter()
+    settings = service.settings
+    try:
+        response = _route(service, request)
+    except SegmentError as error:
+        response = _problem_of(error)
+    except HTTPException as error:
+        response = _http_problem(error)
+    except Exception:
+        log.exception("Unexpected error")
+        response = _problem(500, "Failed", "Something went wrong here; it has been logged.")
+    response.headers.update({k: v for k, v in SECURITY_HEADERS.items() if k not in response.headers})
+    _allow_origin(request, response, settings)
+    _log(request, response, time.perf_counter() - start)
+    return _after_the_body(request, response)
+
+
+def add_probes(app: Flask, service: Service) -> None:
+    """Answer /health and /ready on any target, bucket events' too, which would else refuse every GET."""
+    for path in ("/health", "/ready"):
+        app.add_url_rule(path, path, lambda: handle(service, current_request), provide_automatic_options=False)
+
+
+def _route(service: Service, request: Request) -> Response:
+    handlers = ROUTES.get(request.path)
+    if handlers is None:
+        raise NotFound(f"There is nothing at {request.path[:200]}. There are: {', '.join(ROUTES)}.")
+    allowed = [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
+    if request.method == "OPTIONS":
+        return Response(status=204, headers={"Allow": ", ".join(allowed)})
+    handler = handlers.get("GET" if request.method == "HEAD" else request.method)
+    if handler is None:
+        raise MethodNotAllowed(allowed, f"{request.path} takes {', '.join(allowed)}, not {request.method[:20]}.")
+    return handler(service, request)
+
+
+# Segmenting
+
+
+def _segment(service: Service, request: Request) -> Response:
+    upload = read(request, service.settings.max_upload)
+    words = upload.words
+    if "format" not in words and request.accept_mimetypes:
+        best = request.accept_mimetypes.best_match(MEDIA_TYPES)
+        if best is None:
+            raise NotAcceptable(f"Nothing here fits this Accept header. There are: {', '.join(MEDIA_TYPES)}.")
+        words = words | {"format": MEDIA_TYPES[best]}
+    options = Options.parse(words, service.settings)
+    start = time.perf_counter()
+    data = upload.photo if upload.url is None else _fetch(upload.url, service.settings)
+    fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}
+    return _result(service.segment(data, options), fetched)
+
+
+def _fetch(url: str, settings: Settings) -> bytes:
+    return fetch(url, limit=settings.max_upload, seconds=settings.fetch_seconds, private=settings.fetch_private)
+
+
+def _result(result: Result, fetched: Mapping[str, float]) -> Response:
+    (file,) = result.files
+    body: Any = file.body
+    if len(file.body) > STREAM_BYTES:
+        view = memoryview(file.body)
+        body = (bytes(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK))
+    disposition = "attachment" if file.content_type == "application/zip" else "inline"
+    response = Response(body, content_type=file.content_type)
+    response.headers.update(
+        {
+            "Cache-Control": "no-store",
+            "Vary": "Accept",
+            "Content-Disposition": f'{disposition}; filename="{file.name}"',
+            "Segment-Instances": str(result.instances),
+            "Segment-Network-Size": _size(result.network_size),
+            "Segment-Photo-Size": _size(result.photo_size),
+            "Segment-Picture-Size": _size(result.picture_size),
+            "Segment-Render-Factor": str(result.render_factor),
+            "Server-Timing": ", ".join(f"{k};dur={v:.1f}" for k, v in {**fetched, **result.timings}.items()),
+        }
+    )
+    return response
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+# What is not segmenting
+
+
+def _health(_service: Service, _request: Request) -> Response:
+    return _json({"status": "alive"})
+
+
+def _ready(service: Service, _request: Request) -> Response:
+    """Loads the model in this request: a start-up probe's request has the CPU, a background thread may not."""
+    service.load()
+    return _json({"status": "ready", "model": service.model_name})
+
+
+def _model(service: Service, request: Request) -> Response:
+    about = {
+        **service.describe(),
+        "max_upload": service.settings.max_upload,
+        "options": openapi.options(service.settings),
+    }
+    return _cacheable(json.dumps(about).encode(), "application/json", request)
+
+
+def _openapi(service: Service, request: Request) -> Response:
+    return _cacheable(
+        json.dumps(openapi.document(service.settings, MEDIA_TYPES, _meanings())).encode(), "application/json", request
+    )
+
+
+def _meanings() -> dict[int, str]:
+    """Status -> what it means, of every problem that segmenting can answer."""
+    titles: dict[int, list[str]] = {}
+    for status, title in [*PROBLEMS.values(), (NotAcceptable.code, NotAcceptable().name)]:
+        titles.setdefault(status, []).append(title)
+    return {status: "; ".join(titles[status]) for status in sorted(titles)}
+
+
+def _asset(name: str, content_type: str) -> Handler:
+    def answer(_service: Service, request: Request) -> Response:
+        return _cacheable((PAGE / name).read_bytes(), content_type, request)
+
+    return answer
+
+
+def _json(value: object) -> Response:
+    return Response(json.dumps(value), content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _cacheable(body: bytes, content_type: str, request: Request) -> Response:
+    """A response that a cache keeps and asks about each time; 304 while it has not changed, ranges on request."""
+    response = Response(body, content_type=content_type, headers={"Cache-Control": "no-cache"})
+    if content_type.startswith("text/html"):
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["Permissions-Policy"] = "camera=(self), microphone=(), geolocation=()"
+    response.set_etag(hashlib.sha256(body).hexdigest()[:16])
+    response.make_conditional(request, accept_ranges=True, complete_length=len(body))
+    return response
+
+
+# Problems, and what every response needs
+
+
+def _problem_of(error: SegmentError) -> Response:
+    status, title = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
+    if status >= 500 and not isinstance(error, (Busy, errors.FetchError)):
+        log.error("%s: %s", title, error)
+    extra = {"option": error.name} if isinstance(error, OptionError) else {}
+    response = _problem(status, title, str(error), **extra)
+    if isinstance(error, Busy):
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def _http_problem(error: HTTPException) -> Response:
+    status = error.code or 500
+    detail = error.description or ""
+    response = _problem(status, error.name, detail)
+    response.headers.extend({k: v for k, v in error.get_headers() if k.lower() != "content-type"})
+    return response
+
+
+def _problem(status: int, title: str, detail: str, **extra: str) -> Response:
+    kind = "/docs#" + title.lower().replace(" ", "-")
+    document = {"type": kind, "title": title, "status": status, "detail": detail, **extra}
+    headers = {"Cache-Control": "no-store"}
+    return Response(json.dumps(document), status, headers, content_type="application/problem+json")
+
+
+def _allow_origin(request: Request, response: Response, settings: Settings) -> None:
+    """CORS: let the pages of the origins in the settings read the response (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+    allowed = settings.cors_origins
+    if not allowed:
+        return
+    origin = request.headers.get("Origin")
+    if "*" not in allowed:
+        response.vary.add("Origin")
+        if origin not in allowed:
+            return
+    headers = response.headers
+    headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else str(origin)
+    headers["Access-Control-Expose-Headers"] = ", ".join(RESULT_HEADERS)
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
+        headers["Access-Control-Allow-Headers"] = "Content-Type"
+        headers["Access-Control-Max-Age"] = "86400"
+
+
+def _log(request: Request, response: Response, seconds: float) -> None:
+    fields: dict[str, object] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+    for header in ("Segment-Instances", "Segment-Network-Size", "Segment-Photo-Size"):
+        if header in response.headers:
+            fields[header.removeprefix("Segment-").replace("-", "_").lower()] = response.headers[header]
+    level = logging.DEBUG if request.path in {"/health", "/ready"} and response.status_code < 400 else logging.INFO
+    log.log(level, "%s %s %d", request.method, request.path, response.status_code, extra=fields)
+
+
+def _after_the_body(request: Request, response: Response) -> Response:
+    """The response, in a form that keeps the framework from reading what is left of the request's body into memory.
+
+    functions-framework reads all of it before it answers, unless the response is a stream; without reading, the client
+    of a refused upload would find its connection broken instead of the answer. So it is read here, and dropped.
+    """
+    stream = request.environ["wsgi.input"]
+    left = DRAIN_BYTES
+    while left > 0 and (dropped := len(stream.read(CHUNK))):
+        left -= dropped
+    if not response.is_streamed:
+        body = response.get_data()
+        response.headers["Content-Length"] = str(len(body))
+        response.response = iter([body])
+    return response
+
+
+ROUTES: dict[str, dict[str, Handler]] = {
+    "/": {"GET": _asset("index.html", "text/html; charset=utf-8")},
+    "/segment": {"GET": _segment, "POST": _segment},
+    "/detect": {"GET": _segment, "POST": _segment},
+    "/model": {"GET": _model},
+    "/page.css": {"GET": _asset("page.css", "text/css; charset=utf-8")},
+    "/page.js": {"GET": _asset("page.js", "text/javascript; charset=utf-8")},
+    "/openapi.json": {"GET": _openapi},
+    "/health": {"GET": _health},
+    "/ready": {"GET": _ready},
+}

@@ -1,0 +1,86 @@
+"""The real framework process, on a free port, as Cloud Run starts it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import requests
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 60.0
+
+
+@dataclass
+class Server:
+    """A running server: its URL, its process and what it has written so far."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def log(self) -> str:
+        """Standard output and error so far."""
+        return os.pread(self.output.fileno(), 1 << 24, 0).decode()
+
+    def stop(self) -> int:
+        """Ask it to end as Cloud Run does; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=40)
+
+
+@contextlib.contextmanager
+def serve(target: str = "segment_http", **settings: str) -> Iterator[Server]:
+    """Serve `target` with these environment variables until the context ends; wait for /health before it begins."""
+    port = free_port()
+    with Path(os.devnull).open("rb") as nothing, _unnamed_file() as output:
+        process = start(target, port, settings, stdin=nothing, stdout=output, stderr=subprocess.STDOUT)
+        server = Server(f"http://127.0.0.1:{port}", process, output)
+        try:
+            _wait(server)
+            yield server
+        finally:
+            server.stop()
+
+
+def start(target: str, port: int, settings: Mapping[str, str], **streams: object) -> subprocess.Popen[bytes]:
+    """Start the framework without waiting. None of this environment's own SEGMENT_ settings reach it."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SEGMENT_")}
+    environment = inherited | {"PORT": str(port), "HOST": "127.0.0.1", "FUNCTION_TARGET": target} | dict(settings)
+    command = [sys.executable, "-m", "functions_framework", "--source", str(ROOT / "main.py")]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **streams)  # type: ignore[call-overload, no-any-return]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _unnamed_file() -> IO[bytes]:
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
+def _wait(server: Server) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"The server ended with {server.process.returncode}:\n{server.log()}")
+        with contextlib.suppress(requests.ConnectionError):
+            if requests.get(server.url + "/health", timeout=5).ok:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"The server did not answer in {START_SECONDS:g} s:\n{server.log()}")
