@@ -45,6 +45,10 @@ class Mask:
         """The same mask in an image `sx` times as wide and `sy` times as high."""
         return replace(self, place=scale(self.place, sx, sy), bounds=scale(self.bounds, sx, sy))
 
+    def moved(self, dx: float, dy: float) -> Mask:
+        """The same mask `dx` pixels further right and `dy` further down."""
+        return replace(self, place=_moved(self.place, dx, dy), bounds=_moved(self.bounds, dx, dy))
+
     def region(self, size: tuple[int, int]) -> Region:
         """The whole pixels of an image of `size` (width, height) in which the mask can be above zero."""
         x0, y0, x1, y1 = self.bounds
@@ -63,6 +67,20 @@ class Mask:
         pasted: NDArray[np.float32] = np.matmul(rows, np.matmul(self.grid, columns.T))
         return pasted
 
+    def opacity(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How much of each pixel the instance covers, 0-1, for edges without steps: 0.5 where the probability is.
+
+        The edge is taken to cross one grid cell from 0 to 1, and is drawn one pixel wide.
+        """
+        steps = (probabilities - np.float32(THRESHOLD)) * np.float32(self._pixels_per_cell())
+        opacity: NDArray[np.float32] = np.clip(steps + np.float32(0.5), 0, 1)
+        return opacity
+
+    def _pixels_per_cell(self) -> float:
+        rows, columns = self.grid.shape
+        x0, y0, x1, y1 = self.place
+        return max(1.0, math.sqrt(max(x1 - x0, 0) / columns * max(y1 - y0, 0) / rows))
+
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
         """The mask's pixels in an image of `size` (width, height), a horizontal strip at a time, top to bottom."""
         left, top, right, bottom = self.region(size)
@@ -73,11 +91,26 @@ class Mask:
             strip = left, start, right, min(start + step, bottom)
             yield strip, self.paste(strip)
 
+    def columns(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
+        """The same a vertical strip at a time, left to right, as COCO's column-major run lengths want it."""
+        left, top, right, bottom = self.region(size)
+        if top == bottom:
+            return
+        step = max(1, STRIP_PIXELS // (bottom - top))
+        for start in range(left, right, step):
+            strip = start, top, min(start + step, right), bottom
+            yield strip, self.paste(strip)
+
 
 def scale(box: Box, sx: float, sy: float) -> Box:
     """`box` in an image `sx` times as wide and `sy` times as high."""
     x0, y0, x1, y1 = box
     return x0 * sx, y0 * sy, x1 * sx, y1 * sy
+
+
+def _moved(box: Box, dx: float, dy: float) -> Box:
+    x0, y0, x1, y1 = box
+    return x0 + dx, y0 + dy, x1 + dx, y1 + dy
 
 
 def _weights(start: int, stop: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
