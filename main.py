@@ -19,6 +19,8 @@ from segment.settings import Settings
 
 try:
     settings = Settings.from_environment(os.environ)
+    if flask.has_app_context() and flask.current_app.name == "segment_object":
+        bucket.prepare(flask.current_app, settings)
 except SettingsError as error:
     raise SystemExit(f"segment: {error}") from None
 

@@ -12,6 +12,7 @@
     │   ├── TooLarge                more bytes, pixels or memory than this instance can ever give
     │   └── FetchError              a URL that could not be fetched
     │       └── RefusedURL          a URL that may not be fetched
+    ├── StorageError                a bucket or a folder could not be read or written now; the same may pass later
     └── Busy                        no memory or time now; the same request may pass later
 
 The message of each is a whole sentence for the user: what was wrong, which value, what would work. It holds
@@ -75,6 +76,10 @@ class FetchError(RequestError):
 
 class RefusedURL(FetchError):
     """A URL that may not be fetched: malformed, not http(s), or not a public address."""
+
+
+class StorageError(SegmentError):
+    """A bucket or a folder could not be read or written now; the same may pass later."""
 
 
 class Busy(SegmentError):

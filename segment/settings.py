@@ -114,13 +114,18 @@ class Settings:
     fetch_seconds: float = _setting(20.0, _number(float, 1, 300), "How long fetching a URL may take in all.")
     fetch_private: bool = _setting(False, _flag, "Allow URLs on private and loopback addresses; for development.")
     cors_origins: tuple[str, ...] = _setting((), _words, "Origins that may call from a browser, or *.")
-    project: str = _setting("", _text, "Google Cloud project, so that log entries are shown under their request's trace.")
+    project: str = _setting(
+        "", _text, "Google Cloud project, so that log entries are shown under their request's trace."
+    )
     output_bucket: str = _setting("", _text, "Bucket that results of bucket events are written to.")
     output_prefix: str = _setting("", _text, "Prefix of every result's name.")
     output_formats: tuple[str, ...] = _setting(
         ("png", "json"),
         _words_of("png", "jpeg", "webp", "json", "ids", "cutouts"),
         "What is written for each photo in a bucket.",
+    )
+    storage_seconds: float = _setting(
+        60.0, _number(float, 1, 300), "How long one call to Cloud Storage may take, its repetitions included."
     )
     input_bucket: str = _setting("", _text, "If given, events from any other bucket are ignored.")
     input_prefix: str = _setting("", _text, "Only objects whose name starts so are segmented.")

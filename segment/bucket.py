@@ -1,0 +1,308 @@
+"""Bucket events: a new object in a bucket becomes results in the output bucket, exactly once.
+
+Deliveries come at least once, late, twice, at once and out of order. Each is about one generation of one object, and
+the results' names follow from that (NAME/GENERATION/overlay.png and detections.json). They are written only where
+nothing is. So a delivery finds all of them and has nothing to do, or writes what is missing, with the same content
+whoever writes it, as the same photo and settings always give the same bytes. Nothing else needs to be remembered.
+
+What a delivery comes to, and what that means to who delivered it:
+
+| | |
+|---|---|
+| the results are written, or were before | acknowledged |
+| the object was deleted or overwritten meanwhile | acknowledged: its new generation has its own event |
+| RequestError: not an image, corrupt, too large | `error.json` where the results would be; acknowledged |
+| the event is not understood, or not for us | acknowledged, logged |
+| StorageError, Busy, ModelError, anything else | 503 or 500: delivered again, at last dead-lettered |
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import logging
+import re
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from cloudevents.http import CloudEvent
+from flask import Flask
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
+
+from segment.errors import Busy, ModelError, RequestError, SettingsError, StorageError
+from segment.options import Format, Options
+from segment.service import Service
+from segment.settings import Settings
+from segment.store import Object, Store
+
+log = logging.getLogger(__name__)
+
+FILE_NAMES: Mapping[Format, str] = {
+    "png": "overlay.png",
+    "jpeg": "overlay.jpg",
+    "webp": "overlay.webp",
+    "json": "detections.json",
+    "ids": "ids.png",
+    "cutouts": "cutouts.zip",
+}
+"""What each format's file is called."""
+ERROR_NAME = "error.json"
+SOURCE_KEY = "segment-source"
+"""The custom metadata by which a result is known for one."""
+MAX_NAME_BYTES = 1024
+"""Of an object in Cloud Storage."""
+FINALIZED = "google.cloud.storage.object.v1.finalized"
+PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
+
+
+# One object
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an object; `reason` says why it was refused."""
+
+    kind: Literal["segmented", "done before", "gone", "refused"]
+    instances: int | None = None
+    reason: str = ""
+
+
+def segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
+    """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
+
+    Raises StorageError, Busy or ModelError for what may pass later.
+    """
+    start = time.perf_counter()
+    outcome = _segment_object(service, source, item, destination, prefix)
+    level = logging.WARNING if outcome.kind == "refused" else logging.INFO
+    message = f"{item.name}: {outcome.kind}" + (f": {outcome.reason}" if outcome.reason else "")
+    fields: dict[str, object] = {"milliseconds": round((time.perf_counter() - start) * 1000, 1)}
+    if outcome.instances is not None:
+        fields["instances"] = outcome.instances
+    log.log(level, message, extra=describe(source, item) | fields)
+    return outcome
+
+
+def describe(source: Store, item: Object) -> dict[str, object]:
+    """The fields of a log entry about an object."""
+    return {
+        "object": f"{source.address}/{item.name}",
+        "generation": str(item.generation),
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+    }
+
+
+def _segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
+    settings = service.settings
+    folder = f"{prefix}{item.name}/{item.generation}/"
+    formats = cast("tuple[Format, ...]", settings.output_formats)
+    names = {FILE_NAMES[wanted]: folder + FILE_NAMES[wanted] for wanted in formats}
+    if len(max(*names.values(), folder + ERROR_NAME, key=len).encode()) > MAX_NAME_BYTES:
+        return Outcome("refused", reason=f"The results' names would be longer than {MAX_NAME_BYTES} bytes.")
+    there = {found.name for found in destination.objects(folder)}
+    if there.issuperset(names.values()) or folder + ERROR_NAME in there:
+        return Outcome("done before")
+    metadata = {SOURCE_KEY: f"{source.address}/{item.name}", "segment-generation": str(item.generation)}
+    options = Options.defaults(settings)
+    try:
+        data = source.read(item, settings.max_upload)
+        if data is None:
+            return Outcome("gone")
+        # All formats, though some may be there: what is missing then agrees with them.
+        result = service.segment(data, options, formats)
+    except RequestError as error:
+        problem = {"title": _words(type(error).__name__), "detail": str(error)} | metadata
+        body = json.dumps(problem, ensure_ascii=False).encode()
+        destination.write(folder + ERROR_NAME, body, "application/problem+json", metadata)
+        return Outcome("refused", reason=str(error))
+    metadata |= {"segment-model": service.model_name, "segment-settings": _settings(options)}
+    for file in result.files:
+        if names[file.name] not in there:
+            destination.write(names[file.name], file.body, file.content_type, metadata)
+    return Outcome("segmented", result.instances)
+
+
+def _words(name: str) -> str:
+    """CorruptImage -> Corrupt image."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
+
+
+def _settings(options: Options) -> str:
+    return json.dumps({key: getattr(options, key) for key in ("render_factor", "fit", "min_score", "max_detections")})
+
+
+# One event
+
+
+class NotUnderstood(ValueError):
+    """An event of no shape that is known here."""
+
+
+def handle(service: Service, event: CloudEvent) -> None:
+    """Deal with one event: returning acknowledges it, raising an HTTPException has it delivered again."""
+    from segment.store.google import Bucket  # 20 MB that requests over HTTP do not need
+
+    settings = service.settings
+    try:
+        found = parse(event)
+    except NotUnderstood as error:
+        log.error("Event not understood: %s", error, extra={"event": _get(event, "id"), "type": _get(event, "type")})
+        return
+    if found is None:
+        log.info("Ignored: not about a new object.", extra={"event": _get(event, "id"), "type": _get(event, "type")})
+        return
+    bucket, item = found
+    source, destination = (Bucket(name, settings.storage_seconds) for name in (bucket, settings.output_bucket))
+    if reason := why_ignored(settings, bucket, item):
+        log.info("%s: ignored: %s", item.name, reason, extra=describe(source, item))
+        return
+    try:
+        segment_object(service, source, item, destination, settings.output_prefix)
+    except (StorageError, Busy) as error:
+        log.warning("%s: to be delivered again: %s", item.name, error, extra=describe(source, item))
+        raise ServiceUnavailable from None
+    except ModelError as error:
+        log.error("%s: to be delivered again: %s", item.name, error, extra=describe(source, item))
+        raise ServiceUnavailable from None
+    except Exception:
+        log.exception("%s: unexpected error", item.name, extra=describe(source, item))
+        raise InternalServerError from None
+
+
+def parse(event: CloudEvent) -> tuple[str, Object] | None:
+    """The bucket and the new object that an event is about; None if it is about something else.
+
+    Both shapes are read: Eventarc's, whose data is the object resource, and a Pub/Sub push of a bucket's
+    notification, whose message has the resource as its data. Raises NotUnderstood.
+    """
+    kind, data = _get(event, "type"), event.get_data()
+    if kind == PUBLISHED:
+        message = _mapping(_mapping(data, "data").get("message"), "message")
+        attributes = _mapping(message.get("attributes"), "attributes")
+        kind = attributes.get("eventType")
+        if not kind:
+            raise NotUnderstood("The message has no eventType; it is no notification of a bucket.")
+        return _new_object(_payload(message)) if kind == "OBJECT_FINALIZE" else None
+    if kind == FINALIZED:
+        return _new_object(data)
+    if str(kind).startswith("google.cloud.storage.object."):
+        return None
+    raise NotUnderstood(f"The type is {kind!r}; it must be {FINALIZED} or {PUBLISHED}.")
+
+
+def _payload(message: Mapping[str, Any]) -> object:
+    try:
+        return json.loads(base64.b64decode(message.get("data") or "", validate=True))
+    except (binascii.Error, ValueError, TypeError, RecursionError):
+        raise NotUnderstood("The message's data is not base64 of JSON; payloadFormat must be JSON_API_V1.") from None
+
+
+def _new_object(data: object) -> tuple[str, Object]:
+    resource = _mapping(data, "data")
+    bucket, name = (_string(resource, key) for key in ("bucket", "name"))
+    metadata = resource.get("metadata") or {}
+    size, crc32c = resource.get("size"), resource.get("crc32c")
+    item = Object(
+        name,
+        _number(resource, "generation"),
+        None if size is None else _number(resource, "size"),
+        crc32c if isinstance(crc32c, str) else None,
+        metadata if isinstance(metadata, dict) else {},
+    )
+    return bucket, item
+
+
+def _mapping(value: object, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise NotUnderstood(f"Its {what} is no JSON object.")
+    return value
+
+
+def _string(values: Mapping[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or not value:
+        raise NotUnderstood(f"Its {key} is {str(value)[:100]!r}; it must be a text.")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str) -> int:
+    word = str(values.get(key))
+    if not re.fullmatch(r"[0-9]{1,19}", word):
+        raise NotUnderstood(f"Its {key} is {word[:100]!r}; it must be a whole number.")
+    return int(word)
+
+
+def _get(event: CloudEvent, attribute: str) -> Any:
+    return event.get_attributes().get(attribute)
+
+
+def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
+    """Why an object is not for us; empty if it is."""
+    if settings.input_bucket and bucket != settings.input_bucket:
+        return f"it is not in gs://{settings.input_bucket}."
+    if not item.name.startswith(settings.input_prefix):
+        return f"its name does not start with {settings.input_prefix!r}."
+    if item.name.endswith("/"):
+        return "it stands for a folder."
+    if is_result(item):
+        return "it is a result."
+    if bucket == settings.output_bucket and item.name.startswith(settings.output_prefix):
+        return "it is where results are written."
+    return ""
+
+
+def is_result(item: Object) -> bool:
+    """Whether this was written here."""
+    return SOURCE_KEY in item.metadata
+
+
+# Starting
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings with which events cannot be handled, or results would be read as photos. Raises SettingsError."""
+    if not settings.output_bucket:
+        raise SettingsError("SEGMENT_OUTPUT_BUCKET is empty; it must name the bucket that results are written to.")
+    for name in ("input_bucket", "output_bucket"):
+        value = getattr(settings, name)
+        if "/" in value:
+            raise SettingsError(f"SEGMENT_{name.upper()} is {value!r}; it must be a bucket's name alone.")
+    source, destination = (
+        (settings.input_bucket, settings.input_prefix),
+        (settings.output_bucket, settings.output_prefix),
+    )
+    if overlap(source, destination):
+        raise SettingsError(
+            f"SEGMENT_INPUT_PREFIX {settings.input_prefix!r} and SEGMENT_OUTPUT_PREFIX {settings.output_prefix!r} are "
+            f"in the same bucket, {settings.output_bucket}, and one begins with the other: results would be "
+            "segmented again, for ever. Use another output bucket, or prefixes such as photos/ and results/."
+        )
+
+
+def overlap(source: tuple[str, str], destination: tuple[str, str]) -> bool:
+    """Whether results in `destination` could be read from `source`; each is (address, prefix)."""
+    return source[0] == destination[0] and (
+        source[1].startswith(destination[1]) or destination[1].startswith(source[1])
+    )
+
+
+def prepare(app: Flask, settings: Settings) -> None:
+    """Make the framework's app one that answers events. Raises SettingsError."""
+    check(settings)
+    app.register_error_handler(Exception, _acknowledge_unreadable)
+
+
+def _acknowledge_unreadable(error: Exception) -> ResponseReturnValue:
+    """Acknowledge what the framework cannot even make an event of; it would come back for a day.
+
+    `handle` raises nothing but 500 and 503, so anything else is about the request itself.
+    """
+    if isinstance(error, HTTPException) and not isinstance(error, BadRequest):
+        return error
+    log.error("Event not understood: the body is no CloudEvent and no Pub/Sub message with data.")
+    return "", 204

@@ -1,0 +1,43 @@
+"""Where photos are read from and results are written to: a bucket or a folder, behind one small seam.
+
+A `Store` never writes over anything: the generation of an object is named when it is read, and writing succeeds only
+where nothing is. That is all that is needed to have exactly one result of everything, however often it is asked for.
+`google.py` is Cloud Storage, `folder.py` a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Object:
+    """One generation of one object; a name that is written again is another generation.
+
+    `size` in bytes, `crc32c` as Cloud Storage writes it (base64) and `metadata`, the custom one, are as far as known.
+    """
+
+    name: str
+    generation: int
+    size: int | None = None
+    crc32c: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """A place of objects. Thread-safe. Each method raises StorageError for what may pass later."""
+
+    @property
+    def address(self) -> str:
+        """What users call it, such as gs://bucket."""
+
+    def objects(self, prefix: str = "") -> Iterator[Object]:
+        """Every object whose name starts with `prefix`, by name."""
+
+    def read(self, item: Object, limit: int) -> bytes | None:
+        """That very generation; None if it is not there any more. Raises TooLarge above `limit` bytes."""
+
+    def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
+        """Write an object where none is, whole or not at all; False if there is one, which stays as it is."""

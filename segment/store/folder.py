@@ -1,0 +1,104 @@
+"""A folder as a store: the same work on a laptop as in a bucket.
+
+A file's generation is the microsecond of its last change, which is what a bucket's generations look like too. Files
+and folders whose name starts with a dot are not seen; a write that is under way is one of those.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from segment.errors import StorageError, TooLarge
+from segment.store import Object
+
+
+class Folder:
+    """A Store that is a folder, which is made when the first file is written. Metadata is not kept."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+
+    @property
+    def address(self) -> str:
+        """The folder's path."""
+        return str(self.path)
+
+    def objects(self, prefix: str = "") -> Iterator[Object]:
+        """Every file whose name, relative to the folder and with slashes, starts with `prefix`."""
+        with self._as_storage_error():
+            for path in _walk(self._inside(prefix.rpartition("/")[0])):
+                name = path.relative_to(self.path).as_posix()
+                if name.startswith(prefix):
+                    state = path.stat()
+                    yield Object(name, state.st_mtime_ns // 1000, state.st_size)
+
+    def read(self, item: Object, limit: int) -> bytes | None:
+        """The file, unless it has changed since."""
+        if item.size is not None and item.size > limit:
+            raise TooLarge(f"The file has {item.size:,} bytes; the most is {limit:,}.")
+        path = self._inside(item.name)
+        with self._as_storage_error():
+            try:
+                data = path.read_bytes()
+                unchanged = path.stat().st_mtime_ns // 1000 == item.generation
+            except FileNotFoundError:
+                return None
+        return data if unchanged else None
+
+    def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
+        """Write a file where none is; False if there is one. It appears whole, whatever stops this process."""
+        path = self._inside(name)
+        with self._as_storage_error():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(body)
+                return _link(temporary, path)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+
+    def _inside(self, name: str) -> Path:
+        path = Path(os.path.normpath(self.path / name))
+        if not path.is_relative_to(self.path):
+            raise StorageError(f"{name!r} is not inside {self.path}.")
+        return path
+
+    @contextmanager
+    def _as_storage_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{error.filename or self.path}: {error.strerror or error}.") from error
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below `folder`, by name, without those that start with a dot."""
+    if not folder.is_dir():
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if not entry.is_symlink():  # it may lead back here
+                yield from _walk(entry)
+        elif entry.is_file():
+            yield entry
+
+
+def _link(temporary: str, path: Path) -> bool:
+    """Give the file its name, unless that is taken: then False."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    return True

@@ -1,0 +1,127 @@
+"""Cloud Storage, with its own client library.
+
+Requests that can be repeated are, with backoff, until the call's time is up: reads name their generation and writes
+require that nothing is there, so none can be done twice (https://cloud.google.com/storage/docs/retry-strategy). A
+write whose answer was lost meets itself on the second try, and the precondition fails: it is there.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import google_crc32c
+from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.storage import Blob, Client
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests import RequestException
+
+from segment.errors import StorageError, TooLarge
+from segment.store import Object
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 20.0
+"""How long a connection may be silent before the request is tried again."""
+LISTED = "items(name,generation,size,crc32c,metadata),nextPageToken"
+"""The fields of an object that are asked for in a list."""
+
+
+@cache
+def client() -> Client:
+    """The process's client, with its connections; made on first use, in the worker that uses it."""
+    return Client(project=None)
+
+
+class Bucket:
+    """A Store that is a bucket. `seconds` bounds each call, its repetitions included."""
+
+    def __init__(self, name: str, seconds: float = 60.0) -> None:
+        self.name = name
+        self.seconds = seconds
+        self._call: dict[str, Any] = {
+            "timeout": (min(CONNECT_SECONDS, seconds), min(READ_SECONDS, seconds)),
+            "retry": DEFAULT_RETRY.with_timeout(seconds).with_delay(initial=min(1.0, seconds / 60), maximum=10.0),
+        }
+
+    @property
+    def address(self) -> str:
+        """gs://bucket"""
+        return f"gs://{self.name}"
+
+    def objects(self, prefix: str = "") -> Iterator[Object]:
+        """Every object whose name starts with `prefix`, a page at a time."""
+        with self._as_storage_error("list"):
+            for blob in client().list_blobs(self.name, prefix=prefix or None, fields=LISTED, **self._call):
+                yield Object(blob.name, blob.generation, blob.size, blob.crc32c, blob.metadata or {})
+
+    def read(self, item: Object, limit: int) -> bytes | None:
+        """That very generation, checked against its checksum; None if it was deleted or overwritten."""
+        if item.size is not None and item.size > limit:
+            raise TooLarge(_too_large(limit, item.size))
+        blob = client().bucket(self.name).blob(item.name, generation=item.generation)
+        sink = _Sink(limit, self.seconds)
+        with self._as_storage_error("read"):
+            try:
+                blob.download_to_file(sink, **self._call)
+            except NotFound:
+                return None
+        data = sink.getvalue()
+        self._verify(data, blob, item)
+        return data
+
+    def _verify(self, data: bytes, blob: Blob, item: Object) -> None:
+        """Hold the bytes against the object's checksum: the client does not when it took up a cut download again."""
+        expected = item.crc32c or blob.crc32c
+        if blob.content_encoding == "gzip" or expected is None:  # of what is stored, not of what it unpacks to
+            return
+        if base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode() != expected:
+            raise StorageError(f"{self.address}/{item.name} arrived damaged.")
+
+    def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
+        """Write an object where none is; False if there is one."""
+        blob = client().bucket(self.name).blob(name)
+        blob.metadata = dict(metadata)
+        with self._as_storage_error("write"):
+            try:
+                blob.upload_from_string(body, content_type, if_generation_match=0, **self._call)
+            except PreconditionFailed:
+                if not client().bucket(self.name).blob(name).exists(**self._call):
+                    raise  # it was there and is gone: try again later
+                return False
+        return True
+
+    @contextmanager
+    def _as_storage_error(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (GoogleAPIError, GoogleAuthError, InvalidResponse, DataCorruption, RequestException, OSError) as error:
+            raise StorageError(f"Could not {what} in {self.address}: {type(error).__name__}: {error}") from error
+
+
+class _Sink(io.BytesIO):
+    """Takes a download, up to a number of bytes and for a number of seconds."""
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        super().__init__()
+        self._limit = limit
+        self._deadline = time.monotonic() + seconds
+
+    def write(self, data: Any) -> int:
+        """Raises TooLarge, StorageError."""
+        if self.tell() + len(data) > self._limit:
+            raise TooLarge(_too_large(self._limit))
+        if time.monotonic() > self._deadline:
+            raise StorageError("The download takes too long.")
+        return super().write(data)
+
+
+def _too_large(limit: int, size: int | None = None) -> str:
+    has = f"has {size:,} bytes" if size else "has more bytes when unpacked than are taken"
+    return f"The object {has}; the most is {limit:,}."
