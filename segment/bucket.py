@@ -38,7 +38,7 @@ from segment.errors import Busy, ModelError, RequestError, SettingsError, Storag
 from segment.options import Format, Options
 from segment.service import Service
 from segment.settings import Settings
-from segment.store import Object, Store
+from segment.store import Object, Store, overlap
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class NotUnderstood(ValueError):
 
 def handle(service: Service, event: CloudEvent) -> None:
     """Deal with one event: returning acknowledges it, raising an HTTPException has it delivered again."""
-    from segment.store.google import Bucket  # 20 MB that requests over HTTP do not need
+    from segment.store.google import Bucket  # 17 MB that requests over HTTP do not need
 
     settings = service.settings
     try:
@@ -272,23 +272,14 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         if "/" in value:
             raise SettingsError(f"SEGMENT_{name.upper()} is {value!r}; it must be a bucket's name alone.")
-    source, destination = (
-        (settings.input_bucket, settings.input_prefix),
-        (settings.output_bucket, settings.output_prefix),
-    )
+    source = f"gs://{settings.input_bucket}/{settings.input_prefix}"
+    destination = f"gs://{settings.output_bucket}/{settings.output_prefix}"
     if overlap(source, destination):
         raise SettingsError(
             f"SEGMENT_INPUT_PREFIX {settings.input_prefix!r} and SEGMENT_OUTPUT_PREFIX {settings.output_prefix!r} are "
             f"in the same bucket, {settings.output_bucket}, and one begins with the other: results would be "
             "segmented again, for ever. Use another output bucket, or prefixes such as photos/ and results/."
         )
-
-
-def overlap(source: tuple[str, str], destination: tuple[str, str]) -> bool:
-    """Whether results in `destination` could be read from `source`; each is (address, prefix)."""
-    return source[0] == destination[0] and (
-        source[1].startswith(destination[1]) or destination[1].startswith(source[1])
-    )
 
 
 def prepare(app: Flask, settings: Settings) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from segment.errors import SettingsError
+
 
 @dataclass(frozen=True)
 class Object:
@@ -41,3 +43,22 @@ class Store(Protocol):
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Write an object where none is, whole or not at all; False if there is one, which stays as it is."""
+
+
+def open_store(address: str, seconds: float) -> tuple[Store, str]:
+    """The store and the prefix that gs://bucket/prefix names, or the folder. Raises SettingsError."""
+    if not address.startswith("gs://"):
+        from segment.store.folder import Folder
+
+        return Folder(address), ""
+    bucket, _, prefix = address.removeprefix("gs://").partition("/")
+    if not bucket:
+        raise SettingsError(f"{address!r} names no bucket; write gs://bucket or gs://bucket/prefix.")
+    from segment.store.google import Bucket  # 17 MB that a folder does not need
+
+    return Bucket(bucket, seconds), prefix
+
+
+def overlap(source: str, destination: str) -> bool:
+    """Whether results at `destination` could be found at `source`; both are an address, a slash and a prefix."""
+    return source.startswith(destination) or destination.startswith(source)
