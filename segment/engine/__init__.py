@@ -1,17 +1,21 @@
 """What runs a network: pixels in, detections in those pixels out.
 
-An engine knows one runtime and nothing of photos, files or HTTP. `openvino.py` serves model files; `detectron2.py`
-runs the original network for what does not convert.
+An engine knows one runtime and nothing of photos or HTTP. `load` serves model files, each family by its own small
+module (families.py), on OpenVINO; `detectron2.py` runs the original network for what does not convert.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
+
+if TYPE_CHECKING:
+    from segment.engine.footprint import Footprint
 
 
 class Engine(Protocol):
@@ -27,11 +31,20 @@ class Engine(Protocol):
 
     @property
     def fixed_bytes(self) -> int:
-        """Memory in bytes that a loaded model holds, whatever the image."""
+        """Memory in bytes that loading and the first run add to a process, whatever the image."""
 
     @property
     def bytes_per_pixel(self) -> float:
         """Memory in bytes that one run needs per pixel of its image, on top of `fixed_bytes`."""
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The (width, height) at which a photo of `size` is wanted by a file that insists on its own; None is any.
+
+        An image of another size is admitted too and fitted by the engine; this one spares resizing it twice.
+        """
+
+    def release(self) -> None:
+        """Give up what is kept between runs to make the next one faster."""
 
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         """Find the instances in `pixels`, (H, W, 3) uint8 RGB.
@@ -39,3 +52,22 @@ class Engine(Protocol):
         Returns at most `max_detections` instances with a score above `min_score`, best first, in pixels of the image
         given. Thread-safe.
         """
+
+
+def load(
+    path: Path,
+    *,
+    threads: int,
+    cache: Path | None = None,
+    labels: tuple[str, ...] = (),
+    memory: Footprint | None = None,
+) -> Engine:
+    """Load a model file of any known family. Raises ModelError.
+
+    `cache`: folder for compiled models. `labels`: class names by index, instead of the file's own. `memory`: what the
+    file takes; by default what it says itself, and for a file that does not, what footprint.py measures, which makes
+    the first load slower by some seconds.
+    """
+    from segment.engine import families
+
+    return families.load(path, threads=threads, cache=cache, labels=labels, memory=memory)

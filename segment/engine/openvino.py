@@ -1,4 +1,4 @@
-"""OpenVINO: runs this project's model files on the CPU.
+"""OpenVINO: compiles an ONNX file for this machine's CPU and runs it. The one place that knows the runtime.
 
 One compiled network, one run at a time: a run already uses every core it is given, and each further one would need its
 own memory.
@@ -8,54 +8,42 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.detections import Detections, from_boxes
+from segment.engine.signature import Port
 from segment.errors import ModelError
-from segment.modelfile import Facts
 
 
-class OpenVino:
-    """A model file, compiled. See Engine for the interface. Raises ModelError."""
+class Network:
+    """An ONNX file, compiled. Raises ModelError.
 
-    def __init__(self, path: Path, facts: Facts, threads: int, cache: Path | None = None) -> None:
-        self.facts = facts
+    `inputs` and `outputs` are in the file's order.
+    """
+
+    def __init__(self, path: Path, threads: int, cache: Path | None = None) -> None:
+        self._compiled = compile_network(path, threads, cache)
+        self._request = self._compiled.create_infer_request()
         self._lock = threading.Lock()
-        self._network = compile_network(path, threads, cache)
-        self._run = self._network.create_infer_request()
+        self.inputs = tuple(_port(port) for port in self._compiled.inputs)
+        self.outputs = tuple(_port(port) for port in self._compiled.outputs)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.facts.labels
-
-    @property
-    def stride(self) -> int:
-        return self.facts.stride
-
-    @property
-    def fixed_bytes(self) -> int:
-        return self.facts.fixed_bytes
-
-    @property
-    def bytes_per_pixel(self) -> float:
-        return self.facts.bytes_per_pixel
-
-    def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
-        inputs = {
-            "image": np.ascontiguousarray(pixels),
-            "min_score": np.array(min_score, np.float32),
-            "max_detections": np.array(max_detections, np.int64),
-        }
+    @contextmanager
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Run once; the outputs are the runtime's own memory and hold only inside the `with`."""
         with self._lock:
-            result = self._run.infer(inputs, share_inputs=True)
-            boxes, scores, classes, masks = (result[name].copy() for name in ("boxes", "scores", "classes", "masks"))
-        found = from_boxes(boxes, scores, classes, masks, (pixels.shape[1], pixels.shape[0]))
-        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        return found if solid.all() else found.select(np.flatnonzero(solid))
+            result = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+            yield tuple(result[index] for index in range(len(self.outputs)))
+
+    def release(self) -> None:
+        """Give up what is kept between runs to make the next one faster."""
+        with self._lock:
+            self._compiled.release_memory()
 
 
 def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
@@ -76,3 +64,8 @@ def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ModelError(f"The model {path.name} cannot be compiled: {reason}") from None
+
+
+def _port(port: Any) -> Port:
+    shape = tuple(n.get_length() if n.is_static else None for n in port.partial_shape)
+    return Port(port.any_name, np.dtype(port.element_type.to_dtype()).name, shape)

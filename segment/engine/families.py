@@ -1,0 +1,99 @@
+"""Model files by family: which one a file belongs to, and the engine that serves it.
+
+A family is recognised by a file's inputs and outputs and by its metadata, never by its name. Each is one small module
+with two things: `recognise(signature, labels)`, which answers a Family or None, and `EXPECTED`, what it looks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.detections import Detections
+from segment.engine import footprint, mask_rcnn
+from segment.engine.footprint import Footprint
+from segment.engine.openvino import Network
+from segment.engine.signature import Signature
+from segment.errors import ModelError
+from segment.modelfile import Facts, metadata
+
+
+class Family(Protocol):
+    """How files of a family are fed and read; it knows arrays, not the runtime."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each class, by index."""
+
+    @property
+    def stride(self) -> int:
+        """Sizes that are multiples of this are used without padding."""
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """See Engine."""
+
+    def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
+        """The network's inputs by name for an image (H, W, 3) uint8 RGB."""
+
+    def read(
+        self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
+    ) -> Detections:
+        """What the network's outputs say of that image of `size` (width, height). Keeps no view of `outputs`."""
+
+
+class _Module(Protocol):
+    EXPECTED: str
+
+    def recognise(self, signature: Signature, labels: tuple[str, ...]) -> Family | None: ...
+
+
+FAMILIES: tuple[_Module, ...] = (mask_rcnn,)
+
+
+class FileEngine:
+    """A model file, loaded. See Engine for the interface."""
+
+    def __init__(self, network: Network, family: Family, memory: Footprint) -> None:
+        self._network, self._family = network, family
+        self.labels, self.stride = family.labels, family.stride
+        self.fixed_bytes, self.bytes_per_pixel = memory.fixed_bytes, memory.bytes_per_pixel
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return self._family.input_size(size)
+
+    def release(self) -> None:
+        self._network.release()
+
+    def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
+        size = pixels.shape[1], pixels.shape[0]
+        inputs = self._family.prepare(pixels, min_score, max_detections)
+        with self._network.run(inputs) as outputs:
+            return self._family.read(outputs, size, min_score, max_detections)
+
+
+def load(
+    path: Path, *, threads: int, cache: Path | None, labels: tuple[str, ...], memory: Footprint | None
+) -> FileEngine:
+    """The engine of a model file; see segment.engine.load."""
+    properties = metadata(path)
+    facts = Facts.from_metadata(properties)
+    if memory is None and facts:
+        memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel)
+    # Measured before this process has the network too: both at once might not fit.
+    memory = memory or footprint.known(path, threads=threads, cache=cache)
+    network = Network(path, threads, cache)
+    signature = Signature(path.name, network.inputs, network.outputs, properties)
+    return FileEngine(network, recognise(signature, labels), memory)
+
+
+def recognise(signature: Signature, labels: tuple[str, ...]) -> Family:
+    """The family of a file with this signature. Raises ModelError: what was expected and what was found."""
+    for family in FAMILIES:
+        if reader := family.recognise(signature, labels):
+            return reader
+    expected = "; or ".join(family.EXPECTED for family in FAMILIES)
+    raise ModelError(f"{signature.name} is of no known family. Expected: {expected}. Found: {signature}.")

@@ -1,0 +1,164 @@
+"""How much memory a model file takes: loaded, and per pixel of an image. Measured, in a process of its own.
+
+    python -m segment.engine.footprint FILE
+
+The process loads the file and runs it on noise with everything that could be asked for (no lowest score, as many
+instances as allowed), at two areas and three shapes each, while a thread samples its anonymous memory. A line through
+the two peaks gives the fixed bytes and the bytes per pixel. Pages of files do not count: the kernel can take them back.
+
+A first load is slower by that process, some seconds. In the folder of compiled models the result is kept beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segment.errors import ModelError
+
+if TYPE_CHECKING:
+    from segment.engine import Engine
+
+SIDES = (320, 640)
+"""Two square images; each area is also run at about 2:1 and 1:2."""
+MAX_DETECTIONS = 100
+SAMPLE_SECONDS = 0.0005
+TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of a model: `fixed_bytes` loaded, whatever the image, and on top `bytes_per_pixel` of an image's area."""
+
+    fixed_bytes: int
+    bytes_per_pixel: float
+
+
+def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
+    """The footprint of a model file, kept in the folder `cache` if there is one. Raises ModelError."""
+    if not cache:
+        return measure(path, threads)
+    note = cache / f"{_digest(path)}-{threads}.footprint.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Footprint(**json.loads(note.read_text(encoding="ascii")))
+    found = measure(path, threads, cache)
+    with contextlib.suppress(OSError):  # a read-only folder of an image: measure again next time
+        cache.mkdir(parents=True, exist_ok=True)
+        part = note.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(asdict(found)), encoding="ascii")
+        part.replace(note)
+    return found
+
+
+def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detections: int = MAX_DETECTIONS) -> Footprint:
+    """Measure a model file in a process of its own. Raises ModelError, with that process's own reason if it has one."""
+    command = [sys.executable, "-m", __name__, str(path), f"--threads={threads}", f"--instances={max_detections}"]
+    if cache:
+        command.append(f"--cache={cache}")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        answer = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        raise ModelError(
+            f"The memory that {path.name} needs could not be measured; this instance may have too little of it. "
+            "Give SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL, or more memory."
+        ) from None
+    if "error" in answer:
+        raise ModelError(answer["error"])
+    return Footprint(**answer)
+
+
+def main() -> None:
+    """Measure the file of the command line; one JSON object on standard output: a Footprint, or {"error": ...}."""
+    parser = argparse.ArgumentParser(prog="python -m segment.engine.footprint", description="Measure a model's memory.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--instances", type=int, default=MAX_DETECTIONS, help="the most instances per photo")
+    arguments = parser.parse_args()
+    from segment.engine import load
+
+    try:
+        before = _anonymous_bytes()
+        engine = load(arguments.file, threads=arguments.threads, cache=arguments.cache, memory=Footprint(0, 0))
+        print(json.dumps(asdict(_measure(engine, before, arguments.instances))))
+    except ModelError as error:
+        print(json.dumps({"error": str(error)}))
+
+
+def _measure(engine: Engine, before: int, max_detections: int) -> Footprint:
+    noise = np.random.default_rng(0)
+    fixed_size = engine.input_size((SIDES[0], SIDES[0]))
+
+    def peak(*sizes: tuple[int, int]) -> int:
+        with _sampling() as sampled:
+            for width, height in sizes:
+                for _ in range(2):
+                    engine(noise.integers(0, 256, (height, width, 3), np.uint8), 0.0, max_detections)
+        return max(sampled) - before
+
+    if fixed_size:
+        return Footprint(peak(fixed_size), 0.0)
+    (small, low), (large, high) = ((side * side, peak(*_shapes(side, engine.stride))) for side in SIDES)
+    slope = max(0.0, (high - low) / (large - small))
+    return Footprint(int(low - slope * small), slope)
+
+
+def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Sizes of about side x side pixels: a square, a wide and a high rectangle."""
+    long = round(side * 2**0.5 / stride) * stride
+    short = side * side // long // stride * stride
+    yield from ((side, side), (long, short), (short, long))
+
+
+@contextlib.contextmanager
+def _sampling() -> Iterator[list[int]]:
+    """Collects samples of this process's anonymous memory in bytes for as long as the `with` lasts."""
+    samples = [_anonymous_bytes()]
+    over = threading.Event()
+
+    def sample() -> None:
+        while not over.is_set():
+            samples[0] = max(samples[0], _anonymous_bytes())
+            time.sleep(SAMPLE_SECONDS)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+
+
+def _anonymous_bytes() -> int:
+    """Anonymous memory of this process; all of its resident memory where the kernel does not tell them apart."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    fields = dict(re.findall(r"^(RssAnon|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
+    return int(fields.get("RssAnon") or fields["VmRSS"]) << 10
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ModelError(f"The model {path.name} cannot be read: {error.strerror}.") from None
+
+
+if __name__ == "__main__":
+    main()

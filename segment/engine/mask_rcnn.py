@@ -1,0 +1,60 @@
+"""This project's own files: Mask R-CNN of the detectron2 family as segment.convert writes it.
+
+Inputs: `image` uint8 (H, W, 3) RGB, `min_score` float32, `max_detections` int64. Outputs: `boxes` (N, 4) XYXY, `scores`
+(N,), `classes` (N,), `masks` (N, 28, 28) probabilities, each over its own box. All else is inside the file, and what it
+needs is in its metadata (modelfile.Facts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.detections import Detections, from_boxes
+from segment.engine.signature import Signature
+from segment.labels import labels_for
+from segment.modelfile import Facts
+
+EXPECTED = "this project's own (segment.convert): image, min_score, max_detections -> boxes, scores, classes, masks"
+
+INPUTS = ("image", "min_score", "max_detections")
+OUTPUTS = ("boxes", "scores", "classes", "masks")
+
+
+@dataclass(frozen=True)
+class MaskRcnn:
+    """See Family for the interface."""
+
+    labels: tuple[str, ...]
+    stride: int
+
+    def input_size(self, size: tuple[int, int]) -> None:
+        """Any size will do."""
+
+    def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
+        return {
+            "image": np.ascontiguousarray(pixels),
+            "min_score": np.array(min_score, np.float32),
+            "max_detections": np.array(max_detections, np.int64),
+        }
+
+    def read(
+        self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
+    ) -> Detections:
+        boxes, scores, classes, masks = (output.copy() for output in outputs)
+        found = from_boxes(boxes, scores, classes, masks, size)
+        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return found if solid.all() else found.select(np.flatnonzero(solid))
+
+
+def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
+    """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
+    facts = Facts.from_metadata(signature.metadata)
+    names = tuple(port.name for port in signature.inputs), tuple(port.name for port in signature.outputs)
+    if not facts or names != (INPUTS, OUTPUTS):
+        return None
+    return MaskRcnn(labels_for(len(facts.labels), labels, facts.labels), facts.stride)
