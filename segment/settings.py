@@ -105,6 +105,14 @@ class Settings:
     min_score: float = _setting(0.5, _number(float, 0, 1), "Default lowest score of an instance.")
     max_detections: int = _setting(100, _number(int, 1, 1000), "Most instances per photo.")
     memory: int | None = _setting(None, _or_word("auto", _bytes), "Memory limit; auto reads the cgroup's.")
+    fixed_bytes: int | None = _setting(
+        None,
+        _or_word("auto", _bytes),
+        "Memory of the loaded model; auto is what the file says, or measured at loading.",
+    )
+    bytes_per_pixel: float | None = _setting(
+        None, _or_word("auto", _number(float, 0, 1e6)), "Memory of a run per pixel that the network sees; as above."
+    )
     threads: int | None = _setting(
         None, _or_word("auto", _number(int, 1, 64)), "Threads of the network; auto is the container's CPUs."
     )
