@@ -33,16 +33,15 @@ LOG_SECONDS = 30.0
 FAILED = "failed for now"
 
 
-def run(
-    source: str, destination: str, service: Service, *, index: int = 0, count: int = 1, workers: int = WORKERS
-) -> int:
-    """Segment every object below `source` that falls to task `index` of `count`; write results to `destination`.
+def run(source: str, destination: str, service: Service, environment: Mapping[str, str], workers: int = WORKERS) -> int:
+    """Segment every object below `source` that falls to this task; write results to `destination`.
 
-    Each is gs://bucket/prefix or a folder; an empty destination is the output bucket of the settings. Returns 0 when
-    all are done, those refused for good included, and 1 if any failed in a way that may pass later. Raises
-    SettingsError, ModelError, StorageError.
+    Each is gs://bucket/prefix or a folder; an empty destination is the output bucket of the settings. The environment
+    says which task this is. Returns 0 when all are done, those refused for good included, and 1 if any failed in a way
+    that may pass later. Raises SettingsError, ModelError, StorageError.
     """
     settings = service.settings
+    index, count = task(environment)
     photos, photos_prefix = _source(source, settings)
     results, results_prefix = _destination(destination, settings)
     if overlap(f"{photos.address}/{photos_prefix}", f"{results.address}/{results_prefix}"):

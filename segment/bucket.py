@@ -23,7 +23,6 @@ import binascii
 import json
 import logging
 import re
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from flask import Flask
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
+from segment import container
 from segment.errors import Busy, ModelError, RequestError, SettingsError, StorageError
 from segment.options import Format, Options
 from segment.service import Service
@@ -93,7 +93,7 @@ def describe(source: Store, item: Object) -> dict[str, object]:
     return {
         "object": f"{source.address}/{item.name}",
         "generation": str(item.generation),
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+        "peak_memory": container.peak(),
     }
 
 
