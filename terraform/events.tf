@@ -1,0 +1,79 @@
+# A photo in the input bucket -> notification -> topic -> push subscription -> the events service; and, after
+# max_delivery_attempts, -> the dead-letter topic -> its own subscription, where it waits for a person.
+#
+# Not Eventarc: the subscription it makes has an acknowledgement deadline of 10 s and no dead letters, and Terraform cannot change either.
+
+resource "google_pubsub_topic" "photos" {
+  #checkov:skip=CKV_GCP_83:Google's own keys encrypt it; messages hold names of objects, not photos
+  project = var.project_id
+  name    = "${var.name}-photos"
+  labels  = var.labels
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_pubsub_topic" "dead" {
+  #checkov:skip=CKV_GCP_83:Google's own keys encrypt it; messages hold names of objects, not photos
+  project = var.project_id
+  name    = "${var.name}-dead"
+  labels  = var.labels
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_storage_notification" "photos" {
+  bucket             = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+  topic              = google_pubsub_topic.photos.id
+  payload_format     = "JSON_API_V1"
+  event_types        = ["OBJECT_FINALIZE"]
+  object_name_prefix = var.input_prefix != "" ? var.input_prefix : null
+
+  depends_on = [google_pubsub_topic_iam_member.storage_publishes] # Cloud Storage tests it when the notification is made
+}
+
+resource "google_pubsub_subscription" "photos" {
+  project                    = var.project_id
+  name                       = "${var.name}-photos"
+  topic                      = google_pubsub_topic.photos.id
+  labels                     = var.labels
+  ack_deadline_seconds       = var.ack_deadline_seconds
+  message_retention_duration = "604800s" # a week, the longest that costs nothing extra while messages flow
+
+  push_config {
+    push_endpoint = google_cloud_run_v2_service.segment["events"].uri
+    oidc_token {
+      service_account_email = google_service_account.push.email
+      audience              = google_cloud_run_v2_service.segment["events"].uri
+    }
+  }
+
+  retry_policy {
+    minimum_backoff = "10s"
+    maximum_backoff = "600s"
+  }
+
+  dead_letter_policy {
+    dead_letter_topic     = google_pubsub_topic.dead.id
+    max_delivery_attempts = var.max_delivery_attempts
+  }
+
+  expiration_policy {
+    ttl = "" # never: a bucket may be quiet for a month
+  }
+
+  depends_on = [google_cloud_run_v2_service_iam_member.push_invokes]
+}
+
+# Without a subscription the topic would drop what it is given.
+resource "google_pubsub_subscription" "dead" {
+  project                    = var.project_id
+  name                       = "${var.name}-dead"
+  topic                      = google_pubsub_topic.dead.id
+  labels                     = var.labels
+  ack_deadline_seconds       = 60
+  message_retention_duration = "${var.dead_letter_days * 86400}s"
+
+  expiration_policy {
+    ttl = ""
+  }
+}

@@ -1,0 +1,143 @@
+# Three accounts, each with what it needs and no more:
+#   http    serves the page and the API: nothing (a mounted model's bucket, if there is one)
+#   bucket  serves events and the backfill: reads the input bucket, writes the output bucket
+#   push    is who Pub/Sub calls the events service as: may call it
+# Members are added one by one (_iam_member): what others have been granted is left alone.
+
+resource "google_project_service" "used" {
+  for_each = var.enable_apis ? toset(concat(
+    [
+      "artifactregistry.googleapis.com",
+      "cloudresourcemanager.googleapis.com",
+      "iam.googleapis.com",
+      "logging.googleapis.com",
+      "monitoring.googleapis.com",
+      "pubsub.googleapis.com",
+      "run.googleapis.com",
+      "storage.googleapis.com",
+    ],
+    var.budget == null ? [] : ["billingbudgets.googleapis.com"],
+  )) : []
+
+  project            = var.project_id
+  service            = each.value
+  disable_on_destroy = false
+}
+
+data "google_project" "this" {
+  project_id = var.project_id
+
+  depends_on = [google_project_service.used]
+}
+
+# Cloud Storage's own account in this project; reading it makes it.
+data "google_storage_project_service_account" "this" {
+  project = var.project_id
+
+  depends_on = [google_project_service.used]
+}
+
+locals {
+  pubsub_agent  = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-pubsub.iam.gserviceaccount.com"
+  storage_agent = "serviceAccount:${data.google_storage_project_service_account.this.email_address}"
+}
+
+resource "google_service_account" "http" {
+  project      = var.project_id
+  account_id   = "${var.name}-http"
+  display_name = "${var.name}: HTTP service"
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_service_account" "bucket" {
+  project      = var.project_id
+  account_id   = "${var.name}-bucket"
+  display_name = "${var.name}: events service and backfill job"
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_service_account" "push" {
+  project      = var.project_id
+  account_id   = "${var.name}-push"
+  display_name = "${var.name}: Pub/Sub calls the events service as this"
+
+  depends_on = [google_project_service.used]
+}
+
+# Who may call the HTTP service.
+resource "google_cloud_run_v2_service_iam_member" "callers" {
+  for_each = var.public ? toset(["allUsers"]) : var.invokers
+
+  project  = var.project_id
+  location = var.region
+  name     = google_cloud_run_v2_service.segment["http"].name
+  role     = "roles/run.invoker"
+  member   = each.value
+}
+
+# Reading photos, and listing them for the backfill.
+resource "google_storage_bucket_iam_member" "reads_photos" {
+  bucket = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.bucket.member
+}
+
+# Writing results; looking whether one is there already; replacing half of one.
+resource "google_storage_bucket_iam_member" "writes_results" {
+  bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  role   = "roles/storage.objectUser"
+  member = google_service_account.bucket.member
+}
+
+resource "google_storage_bucket_iam_member" "model" {
+  for_each = var.model_bucket == null ? {} : {
+    http   = google_service_account.http.member
+    bucket = google_service_account.bucket.member
+  }
+
+  bucket = var.model_bucket
+  role   = "roles/storage.objectViewer"
+  member = each.value
+}
+
+# Events: Cloud Storage publishes, Pub/Sub calls the service ...
+resource "google_pubsub_topic_iam_member" "storage_publishes" {
+  project = var.project_id
+  topic   = google_pubsub_topic.photos.name
+  role    = "roles/pubsub.publisher"
+  member  = local.storage_agent
+}
+
+resource "google_cloud_run_v2_service_iam_member" "push_invokes" {
+  project  = var.project_id
+  location = var.region
+  name     = google_cloud_run_v2_service.segment["events"].name
+  role     = "roles/run.invoker"
+  member   = google_service_account.push.member
+}
+
+# (in projects made before April 2021 the agent cannot sign as another account by itself)
+resource "google_service_account_iam_member" "pubsub_signs_as_push" {
+  service_account_id = google_service_account.push.name
+  role               = "roles/iam.serviceAccountTokenCreator"
+  member             = local.pubsub_agent
+
+  depends_on = [google_pubsub_topic.photos] # the agent exists once Pub/Sub has been used
+}
+
+# ... and moves what cannot be delivered: it takes it off the subscription and publishes it as a dead letter.
+resource "google_pubsub_subscription_iam_member" "pubsub_takes_off" {
+  project      = var.project_id
+  subscription = google_pubsub_subscription.photos.name
+  role         = "roles/pubsub.subscriber"
+  member       = local.pubsub_agent
+}
+
+resource "google_pubsub_topic_iam_member" "pubsub_publishes_dead" {
+  project = var.project_id
+  topic   = google_pubsub_topic.dead.name
+  role    = "roles/pubsub.publisher"
+  member  = local.pubsub_agent
+}

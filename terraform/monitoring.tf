@@ -1,0 +1,138 @@
+# The two things that must never happen unseen: an instance killed for its memory, and a photo given up on.
+
+resource "google_monitoring_notification_channel" "email" {
+  for_each = var.alert_emails
+
+  project      = var.project_id
+  display_name = "${var.name}: ${each.value}"
+  type         = "email"
+  labels       = { email_address = each.value }
+
+  depends_on = [google_project_service.used]
+}
+
+# Counts Cloud Run's own log line: Memory limit of 512 MiB exceeded with 520 MiB used.
+resource "google_logging_metric" "memory_kills" {
+  project     = var.project_id
+  name        = "${var.name}-memory-kills"
+  description = "Instances of ${var.name} that Cloud Run ended because they used more memory than they have"
+  filter      = <<-EOT
+    (
+      (resource.type="cloud_run_revision" AND resource.labels.service_name=("${var.name}" OR "${var.name}-events"))
+      OR (resource.type="cloud_run_job" AND resource.labels.job_name="${var.name}-backfill")
+    )
+    AND textPayload=~"Memory limit of .* exceeded"
+  EOT
+
+  metric_descriptor {
+    metric_kind = "DELTA"
+    value_type  = "INT64"
+    unit        = "1"
+  }
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_monitoring_alert_policy" "memory_kills" {
+  count = var.alerts ? 1 : 0
+
+  project               = var.project_id
+  display_name          = "${var.name}: out of memory"
+  combiner              = "OR"
+  severity              = "ERROR"
+  user_labels           = var.labels
+  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+
+  # PromQL, because it alone lets a policy be made before its metric has a first value: a threshold on a log metric that is
+  # seconds old is refused, and the first apply would fail.
+  dynamic "conditions" {
+    for_each = { service = "cloud_run_revision", job = "cloud_run_job" }
+    content {
+      display_name = "A ${conditions.key} instance was killed"
+      condition_prometheus_query_language {
+        query                     = "sum(increase(logging_googleapis_com:user_${replace(google_logging_metric.memory_kills.name, "-", "_")}{monitored_resource=\"${conditions.value}\"}[5m])) > 0"
+        duration                  = "0s"
+        evaluation_interval       = "60s"
+        disable_metric_validation = true
+      }
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = <<-EOT
+      Cloud Run ended an instance of ${var.name} because it used more than its ${local.memory}.
+      The memory budget should make that impossible: please report it with the request that did it. Until then give it more
+      (`memory_mib`), fewer requests at once (`concurrency`) or a smaller `render_factor`.
+    EOT
+  }
+}
+
+resource "google_monitoring_alert_policy" "dead_letters" {
+  count = var.alerts ? 1 : 0
+
+  project               = var.project_id
+  display_name          = "${var.name}: dead letters"
+  combiner              = "OR"
+  severity              = "ERROR"
+  user_labels           = var.labels
+  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+
+  conditions {
+    display_name = "Photos were given up on after ${var.max_delivery_attempts} deliveries"
+    condition_threshold {
+      filter          = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${google_pubsub_subscription.dead.name}\" AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = 0
+      duration        = "0s"
+
+      aggregations {
+        alignment_period   = "300s"
+        per_series_aligner = "ALIGN_MAX"
+      }
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = <<-EOT
+      Each message names a photo: `gcloud pubsub subscriptions pull ${var.name}-dead --project ${var.project_id} --limit 10`.
+      Look for its name in the log of `${var.name}-events`, mend the cause, then run the `${var.name}-backfill` job: it segments
+      what has no result yet.
+    EOT
+  }
+}
+
+resource "google_billing_budget" "month" {
+  count = var.budget == null ? 0 : 1
+
+  billing_account = var.budget.billing_account
+  display_name    = "${var.name}: ${var.project_id}"
+
+  budget_filter {
+    projects = ["projects/${data.google_project.this.number}"]
+  }
+
+  amount {
+    specified_amount {
+      units = tostring(var.budget.amount)
+    }
+  }
+
+  dynamic "threshold_rules" {
+    for_each = [0.5, 0.9, 1.0]
+    content {
+      threshold_percent = threshold_rules.value
+    }
+  }
+
+  # Channels on top of the mail to the billing account's administrators; the API refuses an empty list.
+  dynamic "all_updates_rule" {
+    for_each = length(var.alert_emails) > 0 ? [1] : []
+    content {
+      monitoring_notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}

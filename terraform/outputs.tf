@@ -1,0 +1,43 @@
+output "url" {
+  description = "Address of the HTTP service: the page, and POST /segment."
+  value       = google_cloud_run_v2_service.segment["http"].uri
+}
+
+output "input_bucket" {
+  description = "Bucket to drop photos into."
+  value       = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+}
+
+output "output_bucket" {
+  description = "Bucket that results appear in."
+  value       = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+}
+
+output "repository" {
+  description = "Where to push images; null if none was made."
+  value       = var.create_repository ? "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.images[0].repository_id}" : null
+}
+
+output "services" {
+  description = "Names of the two services: http and events."
+  value       = { for key, service in google_cloud_run_v2_service.segment : key => service.name }
+}
+
+output "backfill_job" {
+  description = "Job that segments what was in the bucket before: gcloud run jobs execute NAME."
+  value       = google_cloud_run_v2_job.backfill.name
+}
+
+output "dead_letters" {
+  description = "Subscription that holds the events that were given up on."
+  value       = google_pubsub_subscription.dead.name
+}
+
+output "service_accounts" {
+  description = "Accounts that the HTTP service (http), the events service and the job (bucket), and Pub/Sub's calls (push) run as."
+  value = {
+    http   = google_service_account.http.email
+    bucket = google_service_account.bucket.email
+    push   = google_service_account.push.email
+  }
+}

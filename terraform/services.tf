@@ -1,0 +1,238 @@
+# Two services and a job from one image. They differ in the function they serve, in who may call them, and in what
+# they may touch.
+
+locals {
+  # Cloud Run's table of memory against CPUs, in MiB.
+  most_memory_mib = (
+    var.cpu >= 8 ? 32768 :
+    var.cpu >= 6 ? 24576 :
+    var.cpu >= 4 ? 16384 :
+    var.cpu >= 2 ? 8192 :
+    var.cpu >= 1 ? 4096 :
+    var.cpu >= 0.5 ? 1024 : 512
+  )
+  least_memory_mib = var.cpu >= 6 ? 4096 : var.cpu >= 4 ? 2048 : 128
+
+  # A job always runs on the second generation, with its floors.
+  memory     = "${var.memory_mib}Mi"
+  job_memory = "${max(512, var.memory_mib)}Mi"
+  job_cpu    = max(1, var.cpu)
+
+  # The code's settings; null leaves its own default. Memory and threads are told and not left to be found out: what a
+  # container can see of its limits differs between the two generations.
+  common_settings = {
+    SEGMENT_MODEL          = var.model
+    SEGMENT_RENDER_FACTOR  = var.render_factor
+    SEGMENT_FIT            = var.fit
+    SEGMENT_MIN_SCORE      = var.min_score
+    SEGMENT_MAX_DETECTIONS = var.max_detections
+    SEGMENT_WAIT_SECONDS   = var.wait_seconds
+  }
+  http_settings = {
+    SEGMENT_CORS_ORIGINS = length(var.cors_origins) > 0 ? join(",", var.cors_origins) : null
+  }
+  bucket_settings = {
+    SEGMENT_INPUT_BUCKET   = local.input_bucket
+    SEGMENT_INPUT_PREFIX   = var.input_prefix != "" ? var.input_prefix : null
+    SEGMENT_OUTPUT_BUCKET  = local.output_bucket
+    SEGMENT_OUTPUT_PREFIX  = var.output_prefix != "" ? var.output_prefix : null
+    SEGMENT_OUTPUT_FORMATS = join(",", var.output_formats)
+  }
+  service_size = { SEGMENT_MEMORY = local.memory, SEGMENT_THREADS = ceil(var.cpu) }
+  job_size     = { SEGMENT_MEMORY = local.job_memory, SEGMENT_THREADS = local.job_cpu }
+  own_settings = keys(merge(local.common_settings, local.http_settings, local.bucket_settings, local.service_size))
+
+  # The framework's own. A request that waits for memory holds a thread, and a probe must still find one.
+  framework = { WORKERS = 1, THREADS = var.concurrency + 4 }
+
+  services = {
+    http = {
+      name            = var.name
+      target          = "segment_http"
+      settings        = local.http_settings
+      service_account = google_service_account.http.email
+      ingress = {
+        all           = "INGRESS_TRAFFIC_ALL"
+        internal      = "INGRESS_TRAFFIC_INTERNAL_ONLY"
+        load-balancer = "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER"
+      }[var.ingress]
+      min_instances = var.min_instances
+      max_instances = var.max_instances
+    }
+    events = {
+      name            = "${var.name}-events"
+      target          = "segment_object"
+      settings        = local.bucket_settings
+      service_account = google_service_account.bucket.email
+      ingress         = "INGRESS_TRAFFIC_INTERNAL_ONLY" # Pub/Sub of the same project counts as internal
+      min_instances   = 0
+      max_instances   = var.events_max_instances
+    }
+  }
+}
+
+resource "google_cloud_run_v2_service" "segment" {
+  for_each = local.services
+
+  project             = var.project_id
+  location            = var.region
+  name                = each.value.name
+  labels              = var.labels
+  ingress             = each.value.ingress
+  deletion_protection = var.deletion_protection
+
+  template {
+    labels                           = var.labels
+    service_account                  = each.value.service_account
+    execution_environment            = "EXECUTION_ENVIRONMENT_GEN${var.generation}"
+    max_instance_request_concurrency = var.concurrency
+    timeout                          = "${var.timeout_seconds}s"
+
+    scaling {
+      min_instance_count = each.value.min_instances
+      max_instance_count = each.value.max_instances
+    }
+
+    containers {
+      image = var.image
+
+      ports {
+        container_port = 8080
+      }
+
+      resources {
+        limits            = { cpu = tostring(var.cpu), memory = local.memory }
+        cpu_idle          = true # pay for requests, not for the time between them
+        startup_cpu_boost = true
+      }
+
+      # /ready loads the model and answers 200 once it can serve. The default, a TCP probe, passes as soon as the port is
+      # bound, and the first users would wait for the model.
+      startup_probe {
+        http_get {
+          path = "/ready"
+        }
+        period_seconds    = 1
+        timeout_seconds   = 1
+        failure_threshold = 240 # seconds: Cloud Run's longest
+      }
+
+      liveness_probe {
+        http_get {
+          path = "/health"
+        }
+        period_seconds    = 30
+        timeout_seconds   = 10
+        failure_threshold = 3
+      }
+
+      dynamic "env" {
+        for_each = {
+          for name, value in merge(
+            { FUNCTION_TARGET = each.value.target },
+            local.framework, local.service_size, local.common_settings, each.value.settings, var.environment,
+          ) : name => tostring(value) if value != null
+        }
+        content {
+          name  = env.key
+          value = env.value
+        }
+      }
+
+      dynamic "volume_mounts" {
+        for_each = var.model_bucket == null ? [] : ["/models"]
+        content {
+          name       = "models"
+          mount_path = volume_mounts.value
+        }
+      }
+    }
+
+    dynamic "volumes" {
+      for_each = var.model_bucket == null ? [] : [var.model_bucket]
+      content {
+        name = "models"
+        gcs {
+          bucket    = volumes.value
+          read_only = true
+        }
+      }
+    }
+  }
+
+  lifecycle {
+    ignore_changes = [client, client_version] # what gcloud and the console write
+  }
+
+  depends_on = [
+    google_project_service.used,
+    google_storage_bucket_iam_member.model, # or the first start cannot mount it
+  ]
+}
+
+# Segments what was in the bucket before the events: gcloud run jobs execute NAME-backfill
+resource "google_cloud_run_v2_job" "backfill" {
+  project             = var.project_id
+  location            = var.region
+  name                = "${var.name}-backfill"
+  labels              = var.labels
+  deletion_protection = var.deletion_protection
+
+  template {
+    task_count  = var.backfill_tasks
+    parallelism = var.backfill_tasks
+    labels      = var.labels
+
+    template {
+      service_account = google_service_account.bucket.email
+      timeout         = "${var.backfill_hours * 3600}s"
+      max_retries     = 3
+
+      containers {
+        image   = var.image
+        command = ["python"]
+        args    = ["-m", "segment", "backfill", "gs://${local.input_bucket}/${var.input_prefix}"]
+
+        resources {
+          limits = { cpu = tostring(local.job_cpu), memory = local.job_memory }
+        }
+
+        dynamic "env" {
+          for_each = {
+            for name, value in merge(local.job_size, local.common_settings, local.bucket_settings, var.environment) :
+            name => tostring(value) if value != null
+          }
+          content {
+            name  = env.key
+            value = env.value
+          }
+        }
+
+        dynamic "volume_mounts" {
+          for_each = var.model_bucket == null ? [] : ["/models"]
+          content {
+            name       = "models"
+            mount_path = volume_mounts.value
+          }
+        }
+      }
+
+      dynamic "volumes" {
+        for_each = var.model_bucket == null ? [] : [var.model_bucket]
+        content {
+          name = "models"
+          gcs {
+            bucket    = volumes.value
+            read_only = true
+          }
+        }
+      }
+    }
+  }
+
+  lifecycle {
+    ignore_changes = [client, client_version]
+  }
+
+  depends_on = [google_project_service.used, google_storage_bucket_iam_member.model]
+}

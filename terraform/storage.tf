@@ -1,0 +1,118 @@
+# Where photos come from, where results go, and where the image is kept.
+
+locals {
+  default_output_bucket = "${var.project_id}-${var.name}-output"
+
+  input_bucket  = coalesce(var.input_bucket, "${var.project_id}-${var.name}-input")
+  output_bucket = coalesce(var.output_bucket, local.default_output_bucket)
+}
+
+resource "google_storage_bucket" "input" {
+  #checkov:skip=CKV_GCP_62:access logs cost more than they tell here; audit logs are the project's own choice
+  #checkov:skip=CKV_GCP_78:soft delete, on by default, brings back what was deleted or overwritten within a week
+  count = var.create_input_bucket ? 1 : 0
+
+  project                     = var.project_id
+  location                    = var.region
+  name                        = local.input_bucket
+  labels                      = var.labels
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = var.force_destroy
+
+  lifecycle_rule {
+    condition {
+      age = 1
+    }
+    action {
+      type = "AbortIncompleteMultipartUpload"
+    }
+  }
+
+  dynamic "lifecycle_rule" {
+    for_each = var.input_retention_days == null ? [] : [var.input_retention_days]
+    content {
+      condition {
+        age = lifecycle_rule.value
+      }
+      action {
+        type = "Delete"
+      }
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_storage_bucket" "output" {
+  #checkov:skip=CKV_GCP_62:access logs cost more than they tell here; audit logs are the project's own choice
+  #checkov:skip=CKV_GCP_78:results can be made again from the photos
+  count = var.create_output_bucket ? 1 : 0
+
+  project                     = var.project_id
+  location                    = var.region
+  name                        = local.output_bucket
+  labels                      = var.labels
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = var.force_destroy
+
+  # Results can be made again from the photos: do not pay a week for each that is deleted.
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  lifecycle_rule {
+    condition {
+      age = 1
+    }
+    action {
+      type = "AbortIncompleteMultipartUpload"
+    }
+  }
+
+  dynamic "lifecycle_rule" {
+    for_each = var.output_retention_days == null ? [] : [var.output_retention_days]
+    content {
+      condition {
+        age = lifecycle_rule.value
+      }
+      action {
+        type = "Delete"
+      }
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}
+
+resource "google_artifact_registry_repository" "images" {
+  #checkov:skip=CKV_GCP_84:Google's own keys encrypt it; the image holds no secret
+  count = var.create_repository ? 1 : 0
+
+  project                = var.project_id
+  location               = var.region
+  repository_id          = var.name
+  description            = "Images of ${var.name}"
+  format                 = "DOCKER"
+  labels                 = var.labels
+  cleanup_policy_dry_run = false
+
+  # A version is kept when any policy keeps it, and deleted when one deletes it and none keeps it.
+  cleanup_policies {
+    id     = "keep-latest"
+    action = "KEEP"
+    most_recent_versions {
+      keep_count = var.keep_images
+    }
+  }
+  cleanup_policies {
+    id     = "delete-the-rest"
+    action = "DELETE"
+    condition {
+      older_than = "86400s"
+    }
+  }
+
+  depends_on = [google_project_service.used]
+}

@@ -1,0 +1,226 @@
+# What is not the default: each option arrives where it belongs.
+
+mock_provider "google" {
+  mock_data "google_project" {
+    defaults = { number = "123456789012" }
+  }
+  mock_data "google_storage_project_service_account" {
+    defaults = { email_address = "service-123456789012@gs-project-accounts.iam.gserviceaccount.com" }
+  }
+}
+
+variables {
+  project_id      = "my-project"
+  image           = "us-central1-docker.pkg.dev/my-project/segment/segment:1.0.0"
+  billing_account = "012345-6789AB-CDEF01"
+}
+
+run "public" {
+  variables { public = true }
+  assert {
+    condition     = [for caller in google_cloud_run_v2_service_iam_member.callers : [caller.name, caller.role, caller.member]] == [["segment", "roles/run.invoker", "allUsers"]]
+    error_message = "public opens the HTTP service to everyone, and nothing else."
+  }
+}
+
+run "invokers" {
+  variables { invokers = ["user:me@example.com"] }
+  assert {
+    condition     = [for caller in google_cloud_run_v2_service_iam_member.callers : [caller.name, caller.role, caller.member]] == [["segment", "roles/run.invoker", "user:me@example.com"]]
+    error_message = "invokers may call the HTTP service."
+  }
+}
+
+run "settings" {
+  variables {
+    model                = "mask_rcnn_R_50_FPN_3x"
+    render_factor        = "auto"
+    fit                  = "square"
+    min_score            = 0.25
+    max_detections       = 20
+    wait_seconds         = 5
+    cors_origins         = ["https://a.example", "https://b.example"]
+    input_prefix         = "photos/"
+    output_prefix        = "results/"
+    output_formats       = ["jpeg", "ids"]
+    environment          = { SEGMENT_QUEUE = "4", SEGMENT_FETCH_SECONDS = "3" }
+    cpu                  = 4
+    memory_mib           = 2048
+    concurrency          = 12
+    min_instances        = 2
+    max_instances        = 3
+    events_max_instances = 4
+    ingress              = "load-balancer"
+    labels               = { team = "vision" }
+  }
+  assert {
+    condition = {
+      for key, service in google_cloud_run_v2_service.segment :
+      key => { for env in service.template[0].containers[0].env : env.name => env.value if startswith(env.name, "SEGMENT_") || env.name == "THREADS" }
+      } == {
+      http = {
+        SEGMENT_CORS_ORIGINS   = "https://a.example,https://b.example"
+        SEGMENT_FETCH_SECONDS  = "3"
+        SEGMENT_FIT            = "square"
+        SEGMENT_MAX_DETECTIONS = "20"
+        SEGMENT_MEMORY         = "2048Mi"
+        SEGMENT_MIN_SCORE      = "0.25"
+        SEGMENT_MODEL          = "mask_rcnn_R_50_FPN_3x"
+        SEGMENT_QUEUE          = "4"
+        SEGMENT_RENDER_FACTOR  = "auto"
+        SEGMENT_THREADS        = "4"
+        SEGMENT_WAIT_SECONDS   = "5"
+        THREADS                = "16"
+      }
+      events = {
+        SEGMENT_FETCH_SECONDS  = "3"
+        SEGMENT_FIT            = "square"
+        SEGMENT_INPUT_BUCKET   = "my-project-segment-input"
+        SEGMENT_INPUT_PREFIX   = "photos/"
+        SEGMENT_MAX_DETECTIONS = "20"
+        SEGMENT_MEMORY         = "2048Mi"
+        SEGMENT_MIN_SCORE      = "0.25"
+        SEGMENT_MODEL          = "mask_rcnn_R_50_FPN_3x"
+        SEGMENT_OUTPUT_BUCKET  = "my-project-segment-output"
+        SEGMENT_OUTPUT_FORMATS = "jpeg,ids"
+        SEGMENT_OUTPUT_PREFIX  = "results/"
+        SEGMENT_QUEUE          = "4"
+        SEGMENT_RENDER_FACTOR  = "auto"
+        SEGMENT_THREADS        = "4"
+        SEGMENT_WAIT_SECONDS   = "5"
+        THREADS                = "16"
+      }
+    }
+    error_message = "Both services get the common settings and each its own."
+  }
+  assert {
+    condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].scaling[0].max_instance_count } == { http = 3, events = 4 }
+    error_message = "Each service has its own bound."
+  }
+  assert {
+    condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].scaling[0].min_instance_count } == { http = 2, events = 0 }
+    error_message = "Only the HTTP service is kept warm."
+  }
+  assert {
+    condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.ingress } == { http = "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER", events = "INGRESS_TRAFFIC_INTERNAL_ONLY" }
+    error_message = "ingress is the HTTP service's."
+  }
+  assert {
+    condition     = google_storage_notification.photos.object_name_prefix == "photos/" && google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].args[3] == "gs://my-project-segment-input/photos/"
+    error_message = "Events and the backfill begin at the prefix."
+  }
+  assert {
+    condition     = google_storage_bucket.input[0].labels == tomap({ team = "vision" }) && google_pubsub_topic.photos.labels == tomap({ team = "vision" })
+    error_message = "Labels are put on what carries them."
+  }
+}
+
+run "mounted_model" {
+  variables {
+    model_bucket = "models"
+    model        = "/models/mine.onnx"
+  }
+  assert {
+    condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].volumes[0].gcs[0].bucket == "models" && service.template[0].volumes[0].gcs[0].read_only && service.template[0].containers[0].volume_mounts[0].mount_path == "/models"])
+    error_message = "The bucket is mounted, read only, in both services."
+  }
+  assert {
+    condition     = google_cloud_run_v2_job.backfill.template[0].template[0].volumes[0].gcs[0].bucket == "models" && google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].volume_mounts[0].mount_path == "/models"
+    error_message = "And in the job."
+  }
+  assert {
+    condition     = { for key, grant in google_storage_bucket_iam_member.model : key => [grant.bucket, grant.role] } == { http = ["models", "roles/storage.objectViewer"], bucket = ["models", "roles/storage.objectViewer"] }
+    error_message = "Both accounts may read it."
+  }
+}
+
+run "first_generation" {
+  variables {
+    generation  = 1
+    cpu         = 0.5
+    memory_mib  = 256
+    concurrency = 1
+  }
+  assert {
+    condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].execution_environment == "EXECUTION_ENVIRONMENT_GEN1" && service.template[0].containers[0].resources[0].limits == tomap({ cpu = "0.5", memory = "256Mi" })])
+    error_message = "The services get less than the second generation would allow."
+  }
+  assert {
+    condition     = { for env in google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].env : env.name => env.value if contains(["SEGMENT_MEMORY", "SEGMENT_THREADS"], env.name) } == { SEGMENT_MEMORY = "512Mi", SEGMENT_THREADS = "1" }
+    error_message = "The job, always second generation, is told what it really has."
+  }
+}
+
+run "existing_buckets" {
+  variables {
+    input_bucket         = "photos"
+    create_input_bucket  = false
+    output_bucket        = "results"
+    create_output_bucket = false
+    create_repository    = false
+    enable_apis          = false
+    alerts               = false
+  }
+  assert {
+    condition     = length(google_storage_bucket.input) + length(google_storage_bucket.output) + length(google_artifact_registry_repository.images) + length(google_project_service.used) + length(google_monitoring_alert_policy.memory_kills) + length(google_monitoring_alert_policy.dead_letters) == 0
+    error_message = "Nothing is made that is there already or not wanted."
+  }
+  assert {
+    condition     = [google_storage_notification.photos.bucket, google_storage_bucket_iam_member.reads_photos.bucket, google_storage_bucket_iam_member.writes_results.bucket] == ["photos", "photos", "results"]
+    error_message = "The existing buckets are watched, read and written."
+  }
+  assert {
+    condition     = output.input_bucket == "photos" && output.output_bucket == "results" && output.repository == null
+    error_message = "Outputs name what is used."
+  }
+}
+
+run "retention_and_mails" {
+  variables {
+    input_retention_days  = 30
+    output_retention_days = 90
+    force_destroy         = true
+    deletion_protection   = true
+    alert_emails          = ["me@example.com"]
+    budget                = { billing_account = "012345-6789AB-CDEF01", amount = 20 }
+  }
+  assert {
+    condition     = [for bucket in [google_storage_bucket.input[0], google_storage_bucket.output[0]] : [one(bucket.lifecycle_rule[1].action).type, one(bucket.lifecycle_rule[1].condition).age]] == [["Delete", 30], ["Delete", 90]]
+    error_message = "Photos and results are deleted after their days."
+  }
+  assert {
+    condition     = google_storage_bucket.input[0].force_destroy && google_storage_bucket.output[0].force_destroy && google_cloud_run_v2_job.backfill.deletion_protection
+    error_message = "Both can be set."
+  }
+  assert {
+    condition     = google_monitoring_notification_channel.email["me@example.com"].labels == tomap({ email_address = "me@example.com" }) && length(google_monitoring_alert_policy.memory_kills[0].notification_channels) == 1 && length(google_monitoring_alert_policy.dead_letters[0].notification_channels) == 1
+    error_message = "Alerts are mailed."
+  }
+  assert {
+    condition     = google_billing_budget.month[0].amount[0].specified_amount[0].units == "20" && google_billing_budget.month[0].budget_filter[0].projects == toset(["projects/123456789012"]) && [for rule in google_billing_budget.month[0].threshold_rules : rule.threshold_percent] == [0.5, 0.9, 1]
+    error_message = "The budget watches this project and says so at 50, 90 and 100 %."
+  }
+}
+
+run "outputs" {
+  assert {
+    condition     = output.url == google_cloud_run_v2_service.segment["http"].uri && output.repository == "us-central1-docker.pkg.dev/my-project/segment" && output.services == { http = "segment", events = "segment-events" } && output.backfill_job == "segment-backfill" && output.dead_letters == "segment-dead"
+    error_message = "Outputs name what was made."
+  }
+}
+
+run "minimal_example" {
+  module { source = "./examples/minimal" }
+  assert {
+    condition     = output.input_bucket == "my-project-segment-input"
+    error_message = "The minimal example makes the default deployment."
+  }
+}
+
+run "full_example" {
+  module { source = "./examples/full" }
+  assert {
+    condition     = output.segment.input_bucket == "shop-photos" && output.segment.output_bucket == "my-project-shop-output"
+    error_message = "The full example uses its own names."
+  }
+}

@@ -1,0 +1,538 @@
+# The two that must be given.
+
+variable "project_id" {
+  description = "Google Cloud project that everything is made in."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project_id))
+    error_message = "project_id must be a project's id (6 to 30 lower-case letters, digits and hyphens), not its name or number."
+  }
+}
+
+variable "image" {
+  description = "Container image both services and the job run, with a tag or a digest: the deployed version is then written down, and the previous one is the way back."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z0-9.-]+(/[a-z0-9._-]+)+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.image)) && !endswith(var.image, ":latest")
+    error_message = "image must name a registry, a repository and a tag other than latest, or a digest: us-central1-docker.pkg.dev/PROJECT/segment/segment:1.0.0."
+  }
+}
+
+# Where and under what name.
+
+variable "region" {
+  description = "Region of everything. Those of Cloud Run's price tier 1 are the cheapest, us-central1 and europe-west1 among them."
+  type        = string
+  default     = "us-central1"
+
+  validation {
+    condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
+    error_message = "region must be a region such as us-central1, not a zone or a multi-region."
+  }
+}
+
+variable "name" {
+  description = "What every resource's name starts with; another name makes a second, independent deployment."
+  type        = string
+  default     = "segment"
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{0,18}[a-z0-9]$", var.name))
+    error_message = "name must have 2 to 20 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen."
+  }
+}
+
+variable "labels" {
+  description = "Labels of everything that can carry them."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for key, value in var.labels : can(regex("^[a-z][a-z0-9_-]{0,62}$", key)) && can(regex("^[a-z0-9_-]{0,63}$", value))])
+    error_message = "labels must be of lower-case letters, digits, hyphens and underscores, at most 63, keys starting with a letter."
+  }
+}
+
+variable "enable_apis" {
+  description = "Switch on the project's APIs that are used here. They stay on when everything else is destroyed."
+  type        = bool
+  default     = true
+}
+
+variable "create_repository" {
+  description = "Make an Artifact Registry repository for the image; false if the image lives elsewhere."
+  type        = bool
+  default     = true
+}
+
+variable "keep_images" {
+  description = "How many images the repository keeps; each is a version to roll back to."
+  type        = number
+  default     = 10
+
+  validation {
+    condition     = var.keep_images >= 1 && var.keep_images <= 1000 && floor(var.keep_images) == var.keep_images
+    error_message = "keep_images must be a whole number from 1 to 1000."
+  }
+}
+
+# The size of an instance. The rules are Cloud Run's:
+# https://cloud.google.com/run/docs/configuring/services/memory-limits and .../cpu
+
+variable "memory_mib" {
+  description = "Memory of an instance in MiB. 512 holds an int8 Mask R-CNN R50-FPN at the default render factor, whatever the photo."
+  type        = number
+  default     = 512
+
+  validation {
+    condition     = var.memory_mib >= 128 && var.memory_mib <= 32768 && floor(var.memory_mib) == var.memory_mib
+    error_message = "memory_mib must be a whole number from 128 to 32768."
+  }
+  validation {
+    condition     = var.memory_mib >= 512 || var.generation == 1
+    error_message = "memory_mib must be at least 512 on the second generation; generation = 1 allows 128."
+  }
+  validation {
+    condition     = var.memory_mib <= local.most_memory_mib
+    error_message = "memory_mib is more than this cpu may have: 512 below 0.5 CPU, 1024 below 1, 4096 with 1, 8192 with 2, 16384 with 4, 24576 with 6, 32768 with 8."
+  }
+  validation {
+    condition     = var.memory_mib >= local.least_memory_mib
+    error_message = "memory_mib is less than this cpu must have: 2048 with 4 CPUs, 4096 with 6 or 8."
+  }
+}
+
+variable "cpu" {
+  description = "CPUs of an instance; the network runs on as many threads."
+  type        = number
+  default     = 1
+
+  validation {
+    condition     = contains([1, 2, 4, 6, 8], var.cpu) || (var.cpu >= 0.08 && var.cpu < 1)
+    error_message = "cpu must be 1, 2, 4, 6 or 8, or a fraction from 0.08."
+  }
+  validation {
+    condition     = var.cpu >= 1 || (var.generation == 1 && var.concurrency == 1)
+    error_message = "cpu below 1 needs generation = 1 and concurrency = 1."
+  }
+}
+
+variable "generation" {
+  description = "Execution environment of the services: 2 runs a whole Linux, 1 (gVisor) starts sooner and may have less than 512Mi."
+  type        = number
+  default     = 2
+
+  validation {
+    condition     = contains([1, 2], var.generation)
+    error_message = "generation must be 1 or 2."
+  }
+}
+
+variable "concurrency" {
+  description = "Requests an instance is given at once. They share its memory budget: what does not fit now waits."
+  type        = number
+  default     = 4
+
+  validation {
+    condition     = var.concurrency >= 1 && var.concurrency <= 80 && floor(var.concurrency) == var.concurrency
+    error_message = "concurrency must be a whole number from 1 to 80; more would only wait."
+  }
+}
+
+variable "timeout_seconds" {
+  description = "Longest a request may take, waiting for memory included."
+  type        = number
+  default     = 60
+
+  validation {
+    condition     = var.timeout_seconds >= 10 && var.timeout_seconds <= 600 && floor(var.timeout_seconds) == var.timeout_seconds
+    error_message = "timeout_seconds must be a whole number from 10 to 600, which is the longest that Pub/Sub waits for the events service."
+  }
+}
+
+variable "min_instances" {
+  description = "HTTP instances that are kept warm, and paid for, without requests."
+  type        = number
+  default     = 0
+
+  validation {
+    condition     = var.min_instances >= 0 && var.min_instances <= var.max_instances && floor(var.min_instances) == var.min_instances
+    error_message = "min_instances must be a whole number from 0 to max_instances."
+  }
+}
+
+variable "max_instances" {
+  description = "Most HTTP instances: a bound on what a flood of requests can cost."
+  type        = number
+  default     = 10
+
+  validation {
+    condition     = var.max_instances >= 1 && var.max_instances <= 1000 && floor(var.max_instances) == var.max_instances
+    error_message = "max_instances must be a whole number from 1 to 1000."
+  }
+}
+
+variable "events_max_instances" {
+  description = "Most instances for photos dropped into the bucket; more photos wait in the subscription."
+  type        = number
+  default     = 10
+
+  validation {
+    condition     = var.events_max_instances >= 1 && var.events_max_instances <= 1000 && floor(var.events_max_instances) == var.events_max_instances
+    error_message = "events_max_instances must be a whole number from 1 to 1000."
+  }
+}
+
+variable "deletion_protection" {
+  description = "Refuse to destroy the services and the job. They hold no data, hence the default."
+  type        = bool
+  default     = false
+}
+
+# Who may call.
+
+variable "public" {
+  description = "Let anyone call the HTTP service without credentials."
+  type        = bool
+  default     = false
+}
+
+variable "invokers" {
+  description = "Who may call the HTTP service while it is private: user:..., group:..., serviceAccount:..., domain:..."
+  type        = set(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for member in var.invokers : can(regex("^(user|group|serviceAccount|domain):.+$", member))])
+    error_message = "invokers must be of the form user:NAME@DOMAIN, group:..., serviceAccount:... or domain:...; for everyone set public = true."
+  }
+}
+
+variable "ingress" {
+  description = "Where requests to the HTTP service may come from: all, internal (this project's networks), or load-balancer (internal and through one)."
+  type        = string
+  default     = "all"
+
+  validation {
+    condition     = contains(["all", "internal", "load-balancer"], var.ingress)
+    error_message = "ingress must be all, internal or load-balancer."
+  }
+}
+
+variable "cors_origins" {
+  description = "Origins whose pages may call from a browser, such as https://example.com, or * for any."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for origin in var.cors_origins : origin == "*" || can(regex("^https?://[^/,[:space:]]+$", origin))])
+    error_message = "cors_origins must be scheme and host without a path, such as https://example.com, or *."
+  }
+}
+
+# What the code is told. Null leaves the code's own default; the code's README lists what each means.
+
+variable "model" {
+  description = "Model file inside the image or under /models, or a zoo name the image holds; null is what the image was built with."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.model == null ? true : trimspace(var.model) != ""
+    error_message = "model must name a model; null is what the image was built with."
+  }
+}
+
+variable "model_bucket" {
+  description = "Existing bucket that is mounted, read only, at /models, for a model that is not in the image."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.model_bucket == null || var.generation == 2
+    error_message = "model_bucket needs generation = 2: the first generation cannot mount a bucket."
+  }
+}
+
+variable "render_factor" {
+  description = "Default render factor: a number from 4 to 256, or auto for the largest that fits the memory."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.render_factor == null || var.render_factor == "auto" || try(tonumber(var.render_factor) >= 4 && tonumber(var.render_factor) <= 256 && floor(tonumber(var.render_factor)) == tonumber(var.render_factor), false)
+    error_message = "render_factor must be auto or a whole number from 4 to 256."
+  }
+}
+
+variable "fit" {
+  description = "Default fit: aspect keeps the photo's proportions, square stretches it as the original app did."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.fit == null ? true : contains(["aspect", "square"], var.fit)
+    error_message = "fit must be aspect or square."
+  }
+}
+
+variable "min_score" {
+  description = "Default lowest score of an instance."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.min_score == null ? true : var.min_score >= 0 && var.min_score <= 1
+    error_message = "min_score must be a number from 0 to 1."
+  }
+}
+
+variable "max_detections" {
+  description = "Most instances per photo."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.max_detections == null ? true : var.max_detections >= 1 && var.max_detections <= 1000 && floor(var.max_detections) == var.max_detections
+    error_message = "max_detections must be a whole number from 1 to 1000."
+  }
+}
+
+variable "wait_seconds" {
+  description = "How long a request waits for memory before it is told to come back."
+  type        = number
+  default     = 30
+
+  validation {
+    condition     = var.wait_seconds >= 0 && var.wait_seconds <= var.timeout_seconds - 5
+    error_message = "wait_seconds must be at least 5 below timeout_seconds, so that what has waited can still be done."
+  }
+}
+
+variable "environment" {
+  description = "Any further settings of the code, SEGMENT_..., for both services and the job."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for name in keys(var.environment) : can(regex("^SEGMENT_[A-Z_]+$", name))])
+    error_message = "environment must name settings of the code, all of which start with SEGMENT_."
+  }
+  validation {
+    condition     = length(setintersection(keys(var.environment), local.own_settings)) == 0
+    error_message = "environment must not name a setting that has a variable of its own here, or that follows from one: ${join(", ", setintersection(keys(var.environment), local.own_settings))}."
+  }
+}
+
+# The buckets.
+
+variable "input_bucket" {
+  description = "Bucket that photos are dropped into; null is PROJECT-NAME-input."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.input_bucket == null ? true : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.input_bucket))
+    error_message = "input_bucket must be a bucket's name: 3 to 63 lower-case letters, digits, hyphens, underscores and dots; no gs://."
+  }
+}
+
+variable "create_input_bucket" {
+  description = "Make the input bucket; false watches one that exists already."
+  type        = bool
+  default     = true
+
+  validation {
+    condition     = var.create_input_bucket || var.input_bucket != null
+    error_message = "create_input_bucket = false needs input_bucket, the name of the existing one."
+  }
+}
+
+variable "input_prefix" {
+  description = "Only objects whose name starts so are segmented, such as photos/."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = !startswith(var.input_prefix, "/") && trimspace(var.input_prefix) == var.input_prefix
+    error_message = "input_prefix must not start with a slash or have spaces around it: objects' names do not."
+  }
+}
+
+variable "input_retention_days" {
+  description = "Delete photos after so many days; null keeps them."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.input_retention_days == null ? true : var.input_retention_days >= 1 && floor(var.input_retention_days) == var.input_retention_days
+    error_message = "input_retention_days must be a whole number of at least 1."
+  }
+}
+
+variable "output_bucket" {
+  description = "Bucket that results are written to, never the input bucket; null is PROJECT-NAME-output."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.output_bucket == null ? true : can(regex("^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", var.output_bucket))
+    error_message = "output_bucket must be a bucket's name: 3 to 63 lower-case letters, digits, hyphens, underscores and dots; no gs://."
+  }
+  validation {
+    condition     = coalesce(var.output_bucket, local.default_output_bucket) != local.input_bucket
+    error_message = "output_bucket must not be the input bucket: each result would be an event again."
+  }
+}
+
+variable "create_output_bucket" {
+  description = "Make the output bucket; false writes to one that exists already."
+  type        = bool
+  default     = true
+
+  validation {
+    condition     = var.create_output_bucket || var.output_bucket != null
+    error_message = "create_output_bucket = false needs output_bucket, the name of the existing one."
+  }
+}
+
+variable "output_prefix" {
+  description = "What every result's name starts with, such as segmented/."
+  type        = string
+  default     = ""
+
+  validation {
+    condition     = !startswith(var.output_prefix, "/") && trimspace(var.output_prefix) == var.output_prefix
+    error_message = "output_prefix must not start with a slash or have spaces around it."
+  }
+}
+
+variable "output_formats" {
+  description = "What is written for each photo: png, jpeg or webp (the drawn photo), json (COCO), ids (an instance-id map), cutouts (a zip)."
+  type        = list(string)
+  default     = ["png", "json"]
+
+  validation {
+    condition     = length(var.output_formats) > 0 && length(setsubtract(var.output_formats, ["png", "jpeg", "webp", "json", "ids", "cutouts"])) == 0
+    error_message = "output_formats must be one or more of png, jpeg, webp, json, ids, cutouts."
+  }
+}
+
+variable "output_retention_days" {
+  description = "Delete results after so many days; null keeps them."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.output_retention_days == null ? true : var.output_retention_days >= 1 && floor(var.output_retention_days) == var.output_retention_days
+    error_message = "output_retention_days must be a whole number of at least 1."
+  }
+}
+
+variable "force_destroy" {
+  description = "Let `terraform destroy` delete the buckets made here with what is in them."
+  type        = bool
+  default     = false
+}
+
+# Delivery of events.
+
+variable "ack_deadline_seconds" {
+  description = "How long Pub/Sub waits for one photo before it delivers it again; at least timeout_seconds, or work that is going well is done twice."
+  type        = number
+  default     = 120
+
+  validation {
+    condition     = var.ack_deadline_seconds >= 10 && var.ack_deadline_seconds <= 600 && floor(var.ack_deadline_seconds) == var.ack_deadline_seconds
+    error_message = "ack_deadline_seconds must be a whole number from 10 to 600."
+  }
+  validation {
+    condition     = var.ack_deadline_seconds >= var.timeout_seconds
+    error_message = "ack_deadline_seconds must be at least timeout_seconds, or a photo is delivered again while it is being segmented."
+  }
+}
+
+variable "max_delivery_attempts" {
+  description = "Deliveries of one photo before it becomes a dead letter. A busy service counts as one too; with the backoff of 10 s to 10 min, 20 take about two and a half hours."
+  type        = number
+  default     = 20
+
+  validation {
+    condition     = var.max_delivery_attempts >= 5 && var.max_delivery_attempts <= 100 && floor(var.max_delivery_attempts) == var.max_delivery_attempts
+    error_message = "max_delivery_attempts must be a whole number from 5 to 100."
+  }
+}
+
+variable "dead_letter_days" {
+  description = "How long dead letters are kept."
+  type        = number
+  default     = 14
+
+  validation {
+    condition     = var.dead_letter_days >= 1 && var.dead_letter_days <= 31 && floor(var.dead_letter_days) == var.dead_letter_days
+    error_message = "dead_letter_days must be a whole number from 1 to 31."
+  }
+}
+
+# The job that segments what was in the bucket before.
+
+variable "backfill_tasks" {
+  description = "Tasks of the backfill job; they share the bucket's objects among them and run at once."
+  type        = number
+  default     = 4
+
+  validation {
+    condition     = var.backfill_tasks >= 1 && var.backfill_tasks <= 100 && floor(var.backfill_tasks) == var.backfill_tasks
+    error_message = "backfill_tasks must be a whole number from 1 to 100."
+  }
+}
+
+variable "backfill_hours" {
+  description = "How long one task may run. A task that is cut off is tried again and goes on where it was."
+  type        = number
+  default     = 24
+
+  validation {
+    condition     = var.backfill_hours >= 1 && var.backfill_hours <= 168 && floor(var.backfill_hours) == var.backfill_hours
+    error_message = "backfill_hours must be a whole number from 1 to 168."
+  }
+}
+
+# What is watched.
+
+variable "alerts" {
+  description = "Make alert policies for memory kills and dead letters."
+  type        = bool
+  default     = true
+}
+
+variable "alert_emails" {
+  description = "Who gets a mail when an alert or the budget fires; without any, alerts show in the console."
+  type        = set(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for email in var.alert_emails : can(regex("^[^@[:space:]]+@[^@[:space:]]+\\.[^@[:space:]]+$", email))])
+    error_message = "alert_emails must be mail addresses."
+  }
+}
+
+variable "budget" {
+  description = "Monthly budget of the project, in whole units of the billing account's currency: a mail at 50, 90 and 100 %. Needs the right to make budgets on the billing account."
+  type = object({
+    billing_account = string
+    amount          = number
+  })
+  default = null
+
+  validation {
+    condition     = var.budget == null ? true : can(regex("^[0-9A-F]{6}-[0-9A-F]{6}-[0-9A-F]{6}$", var.budget.billing_account))
+    error_message = "budget.billing_account must be an account's id, such as 012345-6789AB-CDEF01."
+  }
+  validation {
+    condition     = var.budget == null ? true : var.budget.amount >= 1 && floor(var.budget.amount) == var.budget.amount
+    error_message = "budget.amount must be a whole number of at least 1."
+  }
+}

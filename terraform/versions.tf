@@ -1,0 +1,10 @@
+terraform {
+  required_version = ">= 1.9" # validations that compare one variable with another
+
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = ">= 6.50, < 8"
+    }
+  }
+}

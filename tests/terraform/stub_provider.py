@@ -1,0 +1,98 @@
+"""A Terraform provider that knows what the google provider accepts, and can do nothing.
+
+`terraform validate` and `terraform test` with `mock_provider` ask a provider only for its schema. This serves the one
+in google.schema.json over Terraform's plugin protocol 6
+(https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin6.0.proto; the PyPI package `tf` has the
+generated messages). Terraform talks to a provider that runs already, instead of installing and starting one, when
+TF_REATTACH_PROVIDERS says where (https://developer.hashicorp.com/terraform/plugin/debugging). So, by hand:
+
+    python tests/terraform/stub_provider.py SOCKET &    prints the value for TF_REATTACH_PROVIDERS; ends with its stdin
+    cd terraform && terraform init -backend=false && terraform validate && terraform test
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped, unused-ignore]
+from tf.gen import tfplugin_pb2 as pb  # type: ignore[import-not-found, unused-ignore]
+from tf.gen import tfplugin_pb2_grpc as rpc  # type: ignore[import-not-found, unused-ignore]
+
+SCHEMA = Path(__file__).with_name("google.schema.json")
+NESTING = {
+    "list": pb.Schema.NestedBlock.LIST,
+    "set": pb.Schema.NestedBlock.SET,
+    "single": pb.Schema.NestedBlock.SINGLE,
+}
+
+
+def block_message(block: dict[str, Any]) -> Any:
+    """A block of `terraform providers schema -json` as the protocol's message."""
+    message = pb.Schema.Block()
+    for name, attribute in block["attributes"].items():
+        flags = {flag: attribute.get(flag, False) for flag in ("required", "optional", "computed")}
+        message.attributes.append(pb.Schema.Attribute(name=name, type=json.dumps(attribute["type"]).encode(), **flags))
+    for name, nested in block.get("block_types", {}).items():
+        limits = {limit: nested.get(limit, 0) for limit in ("min_items", "max_items")}
+        message.block_types.append(
+            pb.Schema.NestedBlock(
+                type_name=name,
+                block=block_message(nested["block"]),
+                nesting=NESTING[nested["nesting_mode"]],
+                **limits,
+            )
+        )
+    return message
+
+
+def schema_message(schema: dict[str, Any]) -> Any:
+    return pb.Schema(version=schema["version"], block=block_message(schema["block"]))
+
+
+class StubProvider(rpc.ProviderServicer):  # type: ignore[misc, unused-ignore]
+    """Answers what is asked before anything is done; every other call is the base class's UNIMPLEMENTED."""
+
+    def __init__(self, tables: dict[str, Any]) -> None:
+        self.schemas = pb.GetProviderSchema.Response(provider=schema_message(tables["provider"]))
+        for name, schema in tables["resource_schemas"].items():
+            self.schemas.resource_schemas[name].CopyFrom(schema_message(schema))
+        for name, schema in tables["data_source_schemas"].items():
+            self.schemas.data_source_schemas[name].CopyFrom(schema_message(schema))
+
+    def GetProviderSchema(self, request: Any, context: Any) -> Any:  # noqa: N802 (the protocol's names)
+        return self.schemas
+
+    def ValidateProviderConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ValidateProviderConfig.Response()
+
+    def ValidateResourceConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ValidateResourceConfig.Response()
+
+    def ValidateDataResourceConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.ValidateDataResourceConfig.Response()
+
+    def StopProvider(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.StopProvider.Response()
+
+
+def serve(socket: Path) -> None:
+    """Serve on a Unix socket, say so on one line of stdout, and go on until stdin is closed."""
+    ((name, tables),) = json.loads(SCHEMA.read_text())["provider_schemas"].items()
+    server = grpc.server(ThreadPoolExecutor(max_workers=4))
+    rpc.add_ProviderServicer_to_server(StubProvider(tables), server)
+    server.add_insecure_port(f"unix://{socket}")
+    server.start()
+    address = {"Network": "unix", "String": str(socket)}
+    reattach = {"Protocol": "grpc", "ProtocolVersion": 6, "Pid": os.getpid(), "Test": True, "Addr": address}
+    print(json.dumps({name: reattach}), flush=True)
+    sys.stdin.read()
+    server.stop(grace=0)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]).absolute())
