@@ -1,0 +1,69 @@
+# Who runs as whom, and who is allowed what. Every grant is asserted here: a missing one would show only when a photo is lost.
+
+mock_provider "google" {
+  mock_data "google_project" {
+    defaults = { number = "123456789012" }
+  }
+  mock_data "google_storage_project_service_account" {
+    defaults = { email_address = "service-123456789012@gs-project-accounts.iam.gserviceaccount.com" }
+  }
+}
+
+variables {
+  project_id = "my-project"
+  image      = "us-central1-docker.pkg.dev/my-project/segment/segment:1.0.0"
+
+  public       = true
+  model_bucket = "models"
+}
+
+run "accounts_and_grants" {
+  assert {
+    condition     = google_cloud_run_v2_service.segment["http"].template[0].service_account == google_service_account.http.email
+    error_message = "The HTTP service runs as an account that may do nothing."
+  }
+  assert {
+    condition     = google_cloud_run_v2_service.segment["events"].template[0].service_account == google_service_account.bucket.email && google_cloud_run_v2_job.backfill.template[0].template[0].service_account == google_service_account.bucket.email
+    error_message = "The events service and the job run as the account that may use the buckets."
+  }
+  assert {
+    condition     = [google_service_account.http.account_id, google_service_account.bucket.account_id, google_service_account.push.account_id] == ["segment-http", "segment-bucket", "segment-push"]
+    error_message = "Accounts carry the deployment's name."
+  }
+  assert {
+    condition     = google_storage_bucket_iam_member.reads_photos.role == "roles/storage.objectViewer" && google_storage_bucket_iam_member.reads_photos.bucket == google_storage_bucket.input[0].name && google_storage_bucket_iam_member.reads_photos.member == google_service_account.bucket.member
+    error_message = "Photos are read, not written."
+  }
+  assert {
+    condition     = google_storage_bucket_iam_member.writes_results.role == "roles/storage.objectUser" && google_storage_bucket_iam_member.writes_results.bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.writes_results.member == google_service_account.bucket.member
+    error_message = "Results are read and written."
+  }
+  assert {
+    condition     = google_pubsub_topic_iam_member.storage_publishes.role == "roles/pubsub.publisher" && google_pubsub_topic_iam_member.storage_publishes.topic == google_pubsub_topic.photos.name && google_pubsub_topic_iam_member.storage_publishes.member == "serviceAccount:service-123456789012@gs-project-accounts.iam.gserviceaccount.com"
+    error_message = "Cloud Storage may publish to the topic."
+  }
+  assert {
+    condition     = google_cloud_run_v2_service_iam_member.push_invokes.role == "roles/run.invoker" && google_cloud_run_v2_service_iam_member.push_invokes.name == "segment-events" && google_cloud_run_v2_service_iam_member.push_invokes.member == google_service_account.push.member
+    error_message = "The push account may call the events service."
+  }
+  assert {
+    condition     = google_service_account_iam_member.pubsub_signs_as_push.role == "roles/iam.serviceAccountTokenCreator" && google_service_account_iam_member.pubsub_signs_as_push.service_account_id == google_service_account.push.name && google_service_account_iam_member.pubsub_signs_as_push.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
+    error_message = "Pub/Sub may sign as the push account."
+  }
+  assert {
+    condition     = google_pubsub_subscription_iam_member.pubsub_takes_off.role == "roles/pubsub.subscriber" && google_pubsub_subscription_iam_member.pubsub_takes_off.subscription == google_pubsub_subscription.photos.name && google_pubsub_subscription_iam_member.pubsub_takes_off.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
+    error_message = "Pub/Sub may take what it cannot deliver off the subscription."
+  }
+  assert {
+    condition     = google_pubsub_topic_iam_member.pubsub_publishes_dead.role == "roles/pubsub.publisher" && google_pubsub_topic_iam_member.pubsub_publishes_dead.topic == google_pubsub_topic.dead.name && google_pubsub_topic_iam_member.pubsub_publishes_dead.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
+    error_message = "Pub/Sub may publish dead letters."
+  }
+  assert {
+    condition     = google_cloud_run_v2_service_iam_member.callers["allUsers"].role == "roles/run.invoker" && google_cloud_run_v2_service_iam_member.callers["allUsers"].name == "segment"
+    error_message = "Callers may call the HTTP service."
+  }
+  assert {
+    condition     = { for key, grant in google_storage_bucket_iam_member.model : key => [grant.bucket, grant.role, grant.member] } == { http = ["models", "roles/storage.objectViewer", google_service_account.http.member], bucket = ["models", "roles/storage.objectViewer", google_service_account.bucket.member] }
+    error_message = "Both accounts may read the mounted model."
+  }
+}

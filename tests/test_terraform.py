@@ -1,0 +1,334 @@
+"""terraform/ is checked without a cloud: format, schema, rules, defaults, policies; and the checks are checked.
+
+Terraform's own tests are in terraform/tests. They run here against the google provider's argument schema (see
+stub_provider.py beside this) and mocks. Names, nesting, types, the module's own rules and every grant are proven; what
+the API would say is not.
+
+The tools for this, beside terraform itself, live in .cache/terraform, apart from the service's environment; `make test`
+makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segment.errors import SettingsError
+from segment.options import Format
+from segment.resize import Fit
+from segment.settings import PREFIX, Settings, choices
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = ROOT / "terraform"
+TOOLS = ROOT / ".cache" / "terraform" / "bin"
+STUB = ROOT / "tests" / "terraform" / "stub_provider.py"
+SCHEMA = ROOT / "tests" / "terraform" / "google.schema.json"
+
+needs_terraform = pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not installed")
+needs_tools = pytest.mark.skipif(not (TOOLS / "python").exists(), reason=".cache/terraform is missing: run `make test`")
+
+Terraform = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def terraform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terraform]:
+    """A function (folder, *arguments) that runs terraform there, with the stub for its google provider."""
+    socket = tmp_path_factory.mktemp("provider") / "socket"
+    with subprocess.Popen(
+        [TOOLS / "python", STUB, socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as provider:
+        assert provider.stdout
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("TF_")},
+            "TF_REATTACH_PROVIDERS": provider.stdout.readline(),
+            "TF_IN_AUTOMATION": "1",
+            "CHECKPOINT_DISABLE": "1",  # do not ask for newer versions
+        }
+
+        def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                ["terraform", *arguments],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+
+        yield run
+        provider.communicate()
+
+
+@pytest.fixture(scope="session")
+def initialised(terraform: Terraform, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the module after `terraform init`; for reading."""
+    folder = tmp_path_factory.mktemp("module") / "terraform"
+    shutil.copytree(MODULE, folder, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars"))
+    for root in (folder, *(folder / "examples").iterdir()):
+        done = terraform(root, "init", "-backend=false", "-no-color")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def module(initialised: Path, tmp_path: Path) -> Path:
+    """A copy of the module to break."""
+    return Path(shutil.copytree(initialised, tmp_path / "terraform"))
+
+
+@pytest.fixture(scope="session")
+def tested(terraform: Terraform, initialised: Path) -> tuple[int, list[dict[str, Any]]]:
+    """`terraform test` of everything: its exit status, and the events it reports, states and plans among them."""
+    done = terraform(initialised, "test", "-json", "-verbose")
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+# The module as it is.
+
+
+@needs_terraform
+def test_files_are_formatted() -> None:
+    done = subprocess.run(
+        ["terraform", "fmt", "-check", "-diff", "-recursive", MODULE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@needs_terraform
+@needs_tools
+@pytest.mark.parametrize("root", [".", "examples/minimal", "examples/full"])
+def test_configuration_is_valid(terraform: Terraform, initialised: Path, root: str) -> None:
+    done = terraform(initialised / root, "validate", "-no-color")
+    assert done.returncode == 0, done.stderr
+
+
+@needs_terraform
+@needs_tools
+def test_terraforms_own_tests_pass(tested: tuple[int, list[dict[str, Any]]]) -> None:
+    status, events = tested
+    problems = [event["diagnostic"] for event in events if event["type"] == "diagnostic"]
+    assert not problems
+    (summary,) = (event["test_summary"] for event in events if event["type"] == "test_summary")
+    assert summary["status"] == "pass"
+    assert summary["passed"] > 60
+    assert status == 0
+
+
+def test_schema_is_of_what_the_module_uses() -> None:
+    (tables,) = json.loads(SCHEMA.read_text())["provider_schemas"].values()
+    text = "\n".join(path.read_text() for path in MODULE.glob("*.tf"))
+    assert set(re.findall(r'^resource "(\w+)"', text, re.M)) == set(tables["resource_schemas"])
+    assert set(re.findall(r'^data "(\w+)"', text, re.M)) == set(tables["data_source_schemas"])
+
+
+def test_every_variable_and_output_is_described() -> None:
+    text = (MODULE / "variables.tf").read_text() + (MODULE / "outputs.tf").read_text()
+    blocks = re.findall(r'^(variable|output) "(\w+)" \{\n(.*?)^\}', text, re.M | re.S)
+    assert len(blocks) > 40
+    for kind, name, body in blocks:
+        assert re.search(r'^  description = ".+\."$|^  description = ".+[^"]"$', body, re.M), f"{kind} {name}"
+        assert kind == "output" or re.search(r"^  type +=", body, re.M), f"{kind} {name} has no type"
+
+
+@needs_tools
+def test_checkov_finds_nothing_that_is_not_explained() -> None:
+    done = subprocess.run(
+        [TOOLS / "checkov", "-d", MODULE, "--framework", "terraform", "--skip-download", "--output", "json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "LOG_LEVEL": "ERROR"},
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert not [(found["check_id"], found["resource"]) for found in report["results"]["failed_checks"]]
+    assert report["summary"]["passed"] > 0
+    for skipped in report["results"]["skipped_checks"]:
+        assert len(skipped["check_result"]["suppress_comment"].split()) >= 5, skipped["check_id"]
+    assert done.returncode == 0
+
+
+# What Terraform tells the code, the code understands.
+
+
+def containers(module: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every container of the services and jobs of a module, and of the modules in it, in a state or a plan."""
+    for resource in module.get("resources", []):
+        (template,) = resource["values"].get("template") or [{}]
+        (template,) = template.get("template") or [template]  # a job's tasks have a template within the job's
+        yield from template.get("containers", [])
+    for child in module.get("child_modules", []):
+        yield from containers(child)
+
+
+@needs_terraform
+@needs_tools
+def test_code_understands_every_setting(tested: tuple[int, list[dict[str, Any]]]) -> None:
+    told: set[str] = set()
+    for event in tested[1]:
+        values = event.get("test_state") or event.get("test_plan", {}).get("planned_values") or {}
+        for container in containers(values.get("root_module", {})):
+            environment = {variable["name"]: variable["value"] for variable in container["env"]}
+            settings = Settings.from_environment(environment)
+            limit = container["resources"][0]["limits"]["memory"]
+            assert settings.memory == int(limit.removesuffix("Mi")) << 20
+            assert settings.wait_seconds <= 595
+            told |= {name for name in environment if name.startswith(PREFIX)}
+    named = set(re.findall(r"SEGMENT_[A-Z_]+[A-Z]", (MODULE / "services.tf").read_text()))
+    assert named <= told, "some run of terraform/tests should set these too"
+
+
+def run_variables(run: str) -> dict[str, str]:
+    """The variables of one run of variables.tftest.hcl, as written there."""
+    text = (MODULE / "tests" / "variables.tftest.hcl").read_text()
+    found = re.search(rf'^run "{run}" \{{.*?^  variables \{{\n(.*?)^  \}}', text, re.M | re.S)
+    assert found
+    return {name: value.strip('"') for name, value in re.findall(r"^    (\w+) += (.+)$", found[1], re.M)}
+
+
+@pytest.mark.parametrize("name", ["render_factor", "min_score", "max_detections"])
+def test_bounds_are_those_of_the_code(name: str) -> None:
+    for run in ("accepts_the_least", "accepts_the_most"):
+        Settings.from_environment({PREFIX + name.upper(): run_variables(run)[name]})
+    for run in ("refuses_too_little", "refuses_too_much"):
+        with pytest.raises(SettingsError):
+            Settings.from_environment({PREFIX + name.upper(): run_variables(run)[name]})
+
+
+@pytest.mark.parametrize(("name", "words"), [("fit", choices(Fit)), ("output_formats", choices(Format))])
+def test_words_are_those_of_the_code(name: str, words: tuple[str, ...]) -> None:
+    text = (MODULE / "variables.tf").read_text()
+    found = re.search(rf'variable "{name}" \{{.*?condition[^\n]*?(\["[^\n]*?\])', text, re.S)
+    assert found
+    assert sorted(json.loads(found[1])) == sorted(words)
+
+
+# The checks find what is broken.
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@needs_terraform
+@needs_tools
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("events.tf", "ack_deadline_seconds  ", "ack_deadline_second  ", "Unsupported argument"),
+        ("events.tf", "retry_policy {", "retry {", "Unsupported block type"),
+        ("events.tf", "push_endpoint =", "#", "Missing required argument"),
+        ("events.tf", 'ttl = ""', "ttl = []", "Incorrect attribute value type"),
+        ("storage.tf", "soft_delete_policy {", "soft_delete_policy {}\n  soft_delete_policy {", "Too many"),
+        ("monitoring.tf", "condition_threshold {", "condition_treshold {", "Unsupported block type"),
+        ("outputs.tf", "google_pubsub_subscription.dead.name", "google_pubsub_subscription.dead.nam", "no argument"),
+        ("iam.tf", '"google_service_account" "push"', '"google_servce_account" "push"', "Invalid resource type"),
+    ],
+)
+def test_schema_check_finds(terraform: Terraform, module: Path, file: str, old: str, new: str, message: str) -> None:
+    change(module / file, old, new)
+    done = terraform(module, "validate", "-no-color")
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+GRANTS = re.findall(r'^resource "\w+_iam_member" "(\w+)"', (MODULE / "iam.tf").read_text(), re.M)
+
+
+@needs_terraform
+@needs_tools
+@pytest.mark.parametrize("grant", GRANTS)
+def test_missing_grant_is_found(terraform: Terraform, module: Path, grant: str) -> None:
+    text = (module / "iam.tf").read_text()
+    without = re.sub(rf'^resource "\w+_iam_member" "{grant}" \{{\n.*?^\}}\n', "", text, flags=re.M | re.S)
+    assert without != text
+    (module / "iam.tf").write_text(without)
+    done = terraform(module, "test", "-no-color", "-filter=tests/grants.tftest.hcl")
+    assert done.returncode != 0
+    assert f'{grant}" has not been declared' in " ".join(done.stderr.split())
+
+
+@needs_terraform
+@needs_tools
+@pytest.mark.parametrize(
+    ("test", "file", "old", "new", "message"),
+    [
+        (
+            "grants",
+            "iam.tf",
+            "roles/storage.objectViewer",
+            "roles/storage.objectAdmin",
+            "Photos are read, not written.",
+        ),
+        ("grants", "iam.tf", "roles/storage.objectUser", "roles/storage.objectViewer", "Results are read and written."),
+        ("grants", "iam.tf", "roles/pubsub.subscriber", "roles/pubsub.viewer", "take what it cannot deliver"),
+        ("grants", "iam.tf", "gcp-sa-pubsub", "gcp-sa-pubsubs", "Pub/Sub may publish dead letters."),
+        ("events", "events.tf", "= var.ack_deadline_seconds", "= 10", "The deadline is no shorter"),
+        ("events", "events.tf", "google_pubsub_topic.dead.id", "google_pubsub_topic.photos.id", "is a dead letter"),
+        ("events", "variables.tf", "default     = 512\n", "default     = 256\n", "must be at least 512 on the second"),
+        (
+            "events",
+            "variables.tf",
+            "default     = 120\n",
+            "default     = 30\n",
+            "ack_deadline_seconds must be at least",
+        ),
+        ("events", "storage.tf", "${var.name}-output", "${var.name}-input", "output_bucket must not be the input"),
+    ],
+)
+def test_own_tests_find(
+    terraform: Terraform, module: Path, test: str, file: str, old: str, new: str, message: str
+) -> None:
+    change(module / file, old, new)
+    done = terraform(module, "test", "-no-color", f"-filter=tests/{test}.tftest.hcl")
+    assert done.returncode != 0
+    assert message in " ".join((done.stdout + done.stderr).split())
+
+
+@needs_terraform
+@needs_tools
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (["memory_mib=256"], "memory_mib must be at least 512 on the second generation"),
+        (["ack_deadline_seconds=30"], "ack_deadline_seconds must be at least timeout_seconds"),
+        (["input_bucket=photos", "output_bucket=photos"], "output_bucket must not be the input bucket"),
+    ],
+)
+def test_refusal_says_what_would_do(
+    terraform: Terraform, initialised: Path, variables: list[str], message: str
+) -> None:
+    arguments = [f"-var={variable}" for variable in variables]
+    done = terraform(initialised, "test", "-no-color", "-filter=tests/events.tftest.hcl", *arguments)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+
+
+@needs_terraform
+@needs_tools
+@pytest.mark.slow
+def test_every_rule_has_a_refusal(terraform: Terraform, module: Path) -> None:
+    """Without any one `validation` block, terraform/tests/variables.tftest.hcl fails."""
+    path = module / "variables.tf"
+    whole = path.read_text()
+    rules = list(re.finditer(r"^  validation \{\n.*?^  \}\n", whole, re.M | re.S))
+    assert len(rules) > 50
+    for rule in rules:
+        path.write_text(whole[: rule.start()] + whole[rule.end() :])
+        done = terraform(module, "test", "-no-color", "-filter=tests/variables.tftest.hcl")
+        assert done.returncode != 0, rule[0]
