@@ -1,0 +1,54 @@
+# make run    serve on http://localhost:8080
+# make test   prove it
+PYTHON ?= python3
+PORT ?= 8080
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help run test lint test-slow bench bucket image-test clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+run: $(VENV)/serving
+	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
+	@SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
+	  $(BIN)/functions-framework --target segment_http --port $(PORT)
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# test-slow   the tests that take minutes or root
+test-slow: $(VENV)/dev
+	$(BIN)/pytest -m slow
+
+# bench       measure, and write benchmarks/results
+bench: $(VENV)/dev
+	$(BIN)/python -m benchmarks
+
+# bucket      a bucket to develop against: drop a photo into a folder
+bucket: $(VENV)/dev
+	$(BIN)/python -m tests.develop
+
+# image-test  build the image and run it under a memory limit (root, Debian)
+image-test: $(VENV)/dev
+	$(BIN)/pytest tests/test_image_build.py
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serving: requirements.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/dev: requirements.txt requirements-convert.txt requirements-dev.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,92 @@
+"""The command line: `python -m segment COMMAND`.
+
+image     segment photos into a folder
+convert   a detectron2 config and checkpoint into a model file
+quantise  a converted model file into int8
+info      what a model file is
+models    the models that can be had by name
+fetch     download and convert one of them
+backfill  segment what is in a bucket or folder already
+warm      load the model once, so that its compiled form is in the cache
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segment import commands
+from segment.errors import SegmentError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 is success, 1 a failure that was explained, 2 a wrong command line."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except SegmentError as error:
+        print(f"segment: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="segment", description="Low-memory instance segmentation.")
+    commands_of = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    image = commands_of.add_parser("image", help="segment photos into a folder")
+    image.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photo files, or folders of them")
+    image.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    image.add_argument(
+        "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
+    )
+    image.add_argument("-f", "--format", default="png", help="one or more of png, jpeg, webp, json, ids, cutouts")
+    image.set_defaults(run=commands.image)
+
+    convert = commands_of.add_parser("convert", help="a detectron2 config and checkpoint into a model file")
+    convert.add_argument("config", type=Path, metavar="CONFIG", help="detectron2 config, full, YAML")
+    convert.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
+    convert.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
+    convert.add_argument("--labels", type=Path, help="class names: one per line, or detectron2's metadata.json")
+    convert.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
+    convert.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos like those that will be segmented")
+    convert.set_defaults(run=commands.convert)
+
+    quantise = commands_of.add_parser("quantise", help="a converted model file into int8")
+    quantise.add_argument("model", type=Path, metavar="MODEL", help="a file that `convert` wrote")
+    quantise.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
+    quantise.add_argument("--calibrate", type=Path, required=True, metavar="FOLDER")
+    quantise.set_defaults(run=commands.quantise)
+
+    info = commands_of.add_parser("info", help="what a model file is")
+    info.add_argument("model", nargs="?", default="", help="a file or a name; without it the embedded demo")
+    info.set_defaults(run=commands.info)
+
+    commands_of.add_parser("models", help="the models that can be had by name").set_defaults(run=commands.models)
+
+    fetch = commands_of.add_parser("fetch", help="download a model by name and convert it")
+    fetch.add_argument("name")
+    fetch.add_argument("-o", "--output", type=Path, help="the model file to write; without it the cache folder")
+    fetch.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
+    fetch.add_argument("--calibrate", type=Path, metavar="FOLDER")
+    fetch.set_defaults(run=commands.fetch)
+
+    backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
+    backfill.add_argument("source", help="gs://bucket/prefix, or a folder")
+    backfill.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
+    backfill.set_defaults(run=commands.backfill)
+
+    commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What each command of the command line does. Each takes its parsed arguments and returns an exit code.
+
+Converting needs `onnx`, and so it is imported only by the commands that convert: serving and `image` do without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from segment import container
+from segment.errors import ConversionError, OptionError, SegmentError
+from segment.model import locate
+from segment.modelfile import Facts, metadata
+from segment.options import Options
+from segment.service import Service
+from segment.settings import MIB, Settings
+
+PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+
+
+def image(arguments: argparse.Namespace) -> int:
+    """Segment photos; one that fails is reported and the rest go on."""
+    settings = Settings.from_environment(os.environ)
+    service = Service(settings)
+    words = dict(_pair(text) for text in arguments.set)
+    formats = [Options.parse({"format": name}, settings).format for name in arguments.format.split(",")]
+    options = Options.parse(words, settings)
+    photos = list(_photos(arguments.photos))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    for photo in tqdm(photos, unit="photo", disable=len(photos) < 2 or not sys.stderr.isatty()):
+        try:
+            result = service.segment(photo.read_bytes(), options, formats)
+        except (SegmentError, OSError) as error:
+            failures += 1
+            tqdm.write(f"{photo}: {error}", file=sys.stderr)
+            continue
+        for file in result.files:
+            (arguments.output / f"{photo.stem}.{file.name}").write_bytes(file.body)
+        tqdm.write(f"{photo}: {result.instances} instances in {sum(result.timings.values()):.0f} ms")
+    return 1 if failures else 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """A config and a checkpoint into a model file."""
+    from segment import convert as converter
+
+    labels = converter.read_labels(arguments.labels) if arguments.labels else ()
+    config = converter.config.read(arguments.config)
+    tensors = converter.checkpoint.read(arguments.weights)
+    model = converter.convert(config, tensors, labels, arguments.weights.name)
+    return _finish(model, arguments)
+
+
+def quantise(arguments: argparse.Namespace) -> int:
+    """A converted model file into int8."""
+    from segment import convert as converter
+
+    return _finish(converter.load(arguments.model), argparse.Namespace(**vars(arguments), int8=True))
+
+
+def _finish(model: object, arguments: argparse.Namespace) -> int:
+    """Quantise if asked, measure the memory it needs, write it."""
+    from segment import convert as converter
+
+    if arguments.int8:
+        if not arguments.calibrate:
+            raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
+        model = converter.quantise(model, list(_photos([arguments.calibrate])))
+    facts = converter.finish(model, arguments.output)
+    print(f"{arguments.output}: {len(facts.labels)} classes, {facts.precision}, {_size(arguments.output)}")
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """What a model file is, and what it can do on this machine."""
+    settings = Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model})
+    path = locate(settings)
+    facts = Facts.from_metadata(metadata(path))
+    service = Service(settings)
+    about = service.describe()
+    rows = {
+        "file": f"{path} ({_size(path)})",
+        "family": about["family"],
+        "source": facts.source if facts else "not converted here",
+        "precision": about["precision"],
+        "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}{', ...' if len(service.labels) > 10 else ''}",
+        "input": about["input"],
+        "memory": f"{int(str(about['fixed_bytes'])) / MIB:.0f} MiB, and {about['bytes_per_pixel']:.0f} bytes per pixel",
+        "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
+        "largest render factor": about["largest_render_factor"],
+    }
+    for name, value in rows.items():
+        print(f"{name:22} {value}")
+    return 0
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """The models that can be had by name."""
+    from segment import zoo
+
+    print(zoo.table())
+    return 0
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Download a model by name, once, and convert it."""
+    from segment import convert as converter
+    from segment import zoo
+
+    entry = zoo.entry(arguments.name)
+    checkpoint = zoo.fetch(arguments.name)
+    config = converter.config.parse(zoo.config(entry))
+    model = converter.convert(config, converter.checkpoint.read(checkpoint), zoo.labels(entry), arguments.name)
+    arguments.output = arguments.output or zoo.model_path(arguments.name)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    return _finish(model, arguments)
+
+
+def backfill(arguments: argparse.Namespace) -> int:
+    """Segment what is in a bucket or a folder already."""
+    from segment import backfill as filling
+
+    settings = Settings.from_environment(os.environ)
+    return filling.run(arguments.source, arguments.destination, Service(settings), os.environ)
+
+
+def warm(arguments: argparse.Namespace) -> int:
+    """Load the model once, so that its compiled form is in the cache."""
+    service = Service(Settings.from_environment(os.environ))
+    service.load()
+    print(f"{service.model_name}: {len(service.labels)} classes, ready")
+    return 0
+
+
+def _photos(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files among `paths`, and the photos in the folders among them."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTOS)
+        else:
+            yield path
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(name, f"{text!r} is no option; write it as OPTION=VALUE, such as render_factor=40.")
+    return name, value
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"

@@ -1,0 +1,126 @@
+"""The model: a photo in, detections at the photo's size out.
+
+A service loads it on first use and not at import: functions-framework imports the function in gunicorn's master and
+then forks, and a network compiled before the fork would hang and run on one core.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segment import container, image
+from segment import engine as engines
+from segment.detections import Detections
+from segment.engine import Engine
+from segment.engine.footprint import Footprint
+from segment.errors import ModelError
+from segment.resize import Fit, fitted_size
+from segment.settings import Settings
+
+EMBEDDED = Path(__file__).parent / "models" / "shapes.onnx"
+
+
+class Model:
+    """A loaded model. `name` is its file's, without the extension; `labels` are the class names by index."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name, self.engine = name, engine
+        self.labels = engine.labels
+        self.milliseconds_per_megapixel = 0.0
+        self._run(np.zeros((64, 64, 3), np.uint8), 1.0, 1)  # the first run lays out the weights for this CPU
+        self.release()
+
+    def __call__(
+        self,
+        photo: Image.Image | NDArray[np.uint8],
+        render_factor: int = 25,
+        fit: Fit = "aspect",
+        min_score: float = 0.5,
+        max_detections: int = 100,
+    ) -> Detections:
+        """The instances in `photo`, a Pillow image or (H, W, 3) uint8 RGB, in its pixels, best score first.
+
+        A Pillow image is taken as it is: apply `PIL.ImageOps.exif_transpose` to one that a camera turned.
+        """
+        rgb = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo.convert("RGB")
+        size = self.network_size(rgb.size, render_factor, fit)
+        return self.detect(rgb, size, min_score, max_detections)
+
+    def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
+        """The (width, height) at which the network sees a photo of `size`."""
+        return self.engine.input_size(size) or fitted_size(size, render_factor, fit, self.engine.stride)
+
+    def detect(
+        self, photo: Image.Image, network_size: tuple[int, int], min_score: float, max_detections: int
+    ) -> Detections:
+        """The instances in `photo`, an RGB image seen at `network_size` (width, height), in the photo's pixels."""
+        seen = photo if photo.size == network_size else image.resize(photo, network_size)
+        return self._run(np.asarray(seen), min_score, max_detections).at(photo.size)
+
+    def release(self) -> None:
+        """Give up what is kept between runs."""
+        self.engine.release()
+        container.give_back()
+
+    def _run(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
+        start = time.perf_counter()
+        found = self.engine(pixels, min_score, max_detections)
+        elapsed = time.perf_counter() - start
+        self.milliseconds_per_megapixel = elapsed * 1e9 / (pixels.shape[0] * pixels.shape[1])
+        return found
+
+
+def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = "", threads: int | None = None) -> Model:
+    """Load a model for use as a library: a file, a name from `segment models`, or by default the embedded demo.
+
+    `labels`: a file of class names, one per line, instead of the model's own. `cache`: a folder for compiled models,
+    which makes the next load faster and smaller. Raises ModelError.
+    """
+    return from_settings(Settings(model=str(model), labels=str(labels), cache=str(cache), threads=threads))
+
+
+def from_settings(settings: Settings) -> Model:
+    """Load the model that the settings name. Raises ModelError."""
+    if settings.engine == "detectron2":
+        from segment.engine.detectron2 import Detectron2
+
+        return Model(Path(settings.model).name, Detectron2(Path(settings.model)))
+    path = locate(settings)
+    memory = None
+    if settings.bytes_per_pixel is not None:
+        memory = Footprint(settings.fixed_bytes or 0, settings.bytes_per_pixel)
+    engine = engines.load(
+        path,
+        threads=settings.threads or container.cpus(),
+        cache=Path(settings.cache) if settings.cache else None,
+        labels=_labels(settings.labels),
+        memory=memory,
+    )
+    return Model(path.stem, engine)
+
+
+def locate(settings: Settings) -> Path:
+    """The model file that the settings name: a path, the name of a model of the zoo, or the embedded demo."""
+    if not settings.model:
+        return EMBEDDED
+    path = Path(settings.model)
+    if path.suffix == ".onnx" or path.exists():
+        return path
+    from segment import zoo
+
+    return zoo.model_file(settings.model)
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    if not name:
+        return ()
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ModelError(f"The labels {name} cannot be read: give a text file, one name per line.") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

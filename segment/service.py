@@ -1,0 +1,221 @@
+"""Bytes and options in, results out: the one path that HTTP, bucket events and the command line share.
+
+The order is what keeps the memory promise: the header is read, the whole request's need is added up and reserved, and
+only then is anything decoded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from segment import container, draw, image, output
+from segment.detections import Detections
+from segment.errors import ModelError, OptionError
+from segment.memory import Budget, capacity
+from segment.model import Model, from_settings
+from segment.options import Format, Options
+from segment.output import File
+from segment.plan import PICTURES, Figures, Plan, Size, plan
+from segment.settings import OverlayFormat, Settings
+
+OVERLAYS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a photo.
+
+    `files`: one per format asked for. Sizes are (width, height) in pixels; `picture_size` is less than `photo_size`
+    when the budget allowed only less. `timings`: milliseconds by stage, in the order of the stages.
+    """
+
+    files: tuple[File, ...]
+    instances: int
+    photo_size: Size
+    network_size: Size
+    picture_size: Size
+    render_factor: int
+    timings: Mapping[str, float]
+
+
+@dataclass
+class _Stopwatch:
+    """Milliseconds by stage."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + (time.perf_counter() - start) * 1000
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model and the memory there is beside it."""
+
+    model: Model
+    budget: Budget
+    figures: Figures
+
+
+class Service:
+    """The pipeline with one lazily loaded model. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._loaded is not None
+
+    def load(self) -> None:
+        """Load the model now, if it is not. Raises ModelError."""
+        self._load()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names by index; loads the model."""
+        return self._load().model.labels
+
+    @property
+    def model_name(self) -> str:
+        """The model file's name without its extension; loads the model."""
+        return self._load().model.name
+
+    def describe(self) -> dict[str, object]:
+        """What the page and an operator want to know of the model and its memory, in bytes; loads the model."""
+        loaded = self._load()
+        model, figures = loaded.model, loaded.figures
+        return {
+            "name": model.name,
+            "labels": list(model.labels),
+            "fixed_bytes": model.engine.fixed_bytes,
+            "bytes_per_pixel": model.engine.bytes_per_pixel,
+            "memory_limit": container.memory_limit(self.settings.memory),
+            "memory_free": figures.capacity,
+            "largest_render_factor": figures.largest_render_factor(),
+            "milliseconds_per_megapixel": round(model.milliseconds_per_megapixel, 1),
+        }
+
+    def segment(self, data: bytes, options: Options, formats: Sequence[Format] | None = None) -> Result:
+        """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).
+
+        Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError.
+        """
+        formats = tuple(formats or (options.format,))
+        loaded = self._load()
+        classes = _classes(options.classes, loaded.model.labels)
+        header = image.read_header(data)
+        planned = plan(header, options, formats, len(data), loaded.figures)
+        watch = _Stopwatch()
+        asked = time.perf_counter()
+        with loaded.budget.reserve(planned.own_bytes, planned.network_bytes):
+            watch.timings["wait"] = (time.perf_counter() - asked) * 1000
+            with watch("decode"):
+                photo = image.decode(data, header, planned.decode_size)
+            with watch("network"):
+                found = self._detect(photo, planned, options, classes)
+            files = self._write(photo, found, header.size, planned, options, formats, watch)
+        return Result(
+            files=files,
+            instances=len(found),
+            photo_size=header.size,
+            network_size=planned.network_size,
+            picture_size=planned.picture_size,
+            render_factor=planned.render_factor,
+            timings=watch.timings,
+        )
+
+    def _load(self) -> _Loaded:
+        if self._loaded is None:
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = _load(self.settings)
+        return self._loaded
+
+    def _detect(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> Detections:
+        model = self._load().model
+        most = self.settings.max_detections if classes else options.max_detections
+        found = model.detect(photo, planned.network_size, options.min_score, most)
+        if not classes:
+            return found
+        chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
+        return found.select(chosen[: options.max_detections])
+
+    def _write(
+        self,
+        photo: Image.Image,
+        found: Detections,
+        photo_size: Size,
+        planned: Plan,
+        options: Options,
+        formats: Sequence[Format],
+        watch: _Stopwatch,
+    ) -> tuple[File, ...]:
+        """The results. `found` is in the pixels of `photo`, which may have been decoded smaller than `photo_size`."""
+        labels, files = self.labels, dict[Format, File]()
+        full = found.at(photo_size)
+        with watch("encode"):
+            if "json" in formats:
+                about = {"model": self.model_name, "render_factor": planned.render_factor, "fit": options.fit}
+                files["json"] = output.coco(full, labels, options.segmentation, about)
+            if "ids" in formats:
+                files["ids"] = output.ids(full)
+        if PICTURES.isdisjoint(formats):
+            return tuple(files[kind] for kind in formats)
+        with watch("draw"):
+            picture = photo if photo.size == planned.picture_size else image.resize(photo, planned.picture_size)
+        found = found.at(planned.picture_size)
+        if "cutouts" in formats:
+            with watch("encode"):
+                files["cutouts"] = output.cutouts(picture, found, labels)
+        if overlays := [kind for kind in OVERLAYS if kind in formats]:
+            with watch("draw"):
+                shown = {"masks": options.masks, "boxes": options.boxes, "text": options.labels}
+                draw.draw(picture, found, labels, colours=options.colours, **shown)
+            for kind in overlays:
+                with watch("encode"):
+                    files[kind] = output.picture(picture, kind)
+        return tuple(files[kind] for kind in formats)
+
+
+def _load(settings: Settings) -> _Loaded:
+    start = time.perf_counter()
+    model = from_settings(settings)
+    limit = container.memory_limit(settings.memory)
+    room = capacity(limit, container.held())
+    budget = Budget(room, settings.queue, settings.wait_seconds, model.release)
+    figures = Figures(room, model.engine.bytes_per_pixel, model.network_size)
+    if not figures.largest_render_factor():
+        raise ModelError(
+            f"The model {model.name} leaves {room >> 20} MiB of this instance's {limit >> 20} MiB: too little for the "
+            "smallest render factor. Give the instance more memory, or a smaller or int8 model."
+        )
+    seconds = round(time.perf_counter() - start, 3)
+    log.info("Loaded the model %s", model.name, extra={"seconds": seconds, "memory_limit": limit, "memory_free": room})
+    return _Loaded(model, budget, figures)
+
+
+def _classes(names: tuple[str, ...], labels: tuple[str, ...]) -> set[int]:
+    """The indices of these class names; empty is all. Raises OptionError."""
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+        raise OptionError("classes", f"This model has no class {unknown[0]!r}. It has: {shown}.")
+    return {index for index, label in enumerate(labels) if label in names}
