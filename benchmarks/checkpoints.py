@@ -1,0 +1,183 @@
+"""A checkpoint of a zoo model's exact names and shapes, with random values: what memory and speed are measured on.
+
+    python -m benchmarks.checkpoints mask_rcnn_R_50_FPN_3x OUT.pkl [--seed 0]
+
+Speed and memory depend on the shapes and on how much is found, not on what the weights mean, and a file from a seed can
+be made anywhere. The values keep activations at a spread of about 1 through every layer (He et al., "Delving Deep into
+Rectifiers", 2015) and let scores, classes and masks differ from place to place: the weights into each channel sum to
+zero, so that what all places have in common does not drown what they differ in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment import zoo
+from segment.convert import config as configs
+from segment.convert.config import BATCH_NORMS, Config
+
+Array = NDArray[np.float32]
+
+RECTIFIED = 0.25
+"""Variance of what a convolution reads after a rectifier. It would be 1/2 - 1/(2 pi) = 0.34 if neighbours were
+independent; at 0.25 activations neither grow nor fade over 152 layers."""
+LINEAR = 0.5
+"""Variance of the feature pyramid's maps."""
+PIXELS = 60.0
+"""Spread of a photo's values around the mean."""
+LOGIT = {"objectness": 1.5, "class": 1.5, "mask": 1.2}
+"""Spread of the logits that decide; probabilities are then neither all alike nor all 0 or 1."""
+DELTA = {"rpn": 0.25, "box": 1.0}
+"""Spread of the box deltas, in the units of BBOX_REG_WEIGHTS."""
+BACKGROUND = 7.0
+"""Logit by which "no object" leads the mean class: some 15 of 100 detections then score above 0.5 (R50-FPN)."""
+
+
+def checkpoint(config: Config, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    """Every tensor that detectron2's own state_dict holds for `config`, by name."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, NDArray[np.generic]] = {}
+    for part in (_resnet, _pyramid, _proposals, _box_heads, _mask_head):
+        tensors.update(part(config, rng))
+    return tensors
+
+
+Named = Iterator[tuple[str, NDArray[np.generic]]]
+
+
+def _resnet(config: Config, rng: np.random.Generator) -> Named:
+    net, prefix = config.resnet, "backbone.bottom_up."
+    spread = PIXELS / float(np.mean(config.std))
+    yield from _conv(rng, prefix + "stem.conv1", net.stem_channels, 3, 7, net.norm, given=spread**2)
+    into, out, width = net.stem_channels, net.res2_channels, net.groups * net.width_per_group
+    for level, blocks in enumerate(net.blocks, start=2):
+        for block in range(blocks):
+            name = f"{prefix}res{level}.{block}"
+            if into != out:
+                yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED)
+            yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED)
+            yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm)
+            # Each block adds a little, so that the sum of all stays within the spread.
+            yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5)
+            into = out
+        out, width = out * 2, width * 2
+
+
+def _pyramid(config: Config, rng: np.random.Generator) -> Named:
+    channels, norm = config.pyramid.channels, config.pyramid.norm
+    for level in config.pyramid.levels:
+        into = config.resnet.res2_channels * 2 ** (level - 2)
+        yield from _conv(rng, f"backbone.fpn_lateral{level}", channels, into, 1, norm, given=2 * RECTIFIED)
+        merged = 1.0 + config.pyramid.levels[-1] - level  # each finer level adds the coarser ones
+        yield from _conv(rng, f"backbone.fpn_output{level}", channels, channels, 3, norm, given=merged)
+
+
+def _proposals(config: Config, rng: np.random.Generator) -> Named:
+    rpn, prefix, into, given = config.proposals, "proposal_generator.rpn_head.", config.pyramid.channels, LINEAR
+    for i, dim in enumerate(rpn.conv_dims):
+        name = "conv" if len(rpn.conv_dims) == 1 else f"conv.conv{i}"
+        out = into if dim == -1 else dim
+        yield from _conv(rng, prefix + name, out, into, 3, "", given=given)
+        into, given = out, RECTIFIED
+    anchors = len(rpn.anchors.sizes[0]) * len(rpn.anchors.ratios[0])
+    yield from _conv(rng, prefix + "objectness_logits", anchors, into, 1, "", scale=LOGIT["objectness"])
+    yield from _conv(rng, prefix + "anchor_deltas", 4 * anchors, into, 1, "", scale=DELTA["rpn"])
+
+
+def _box_heads(config: Config, rng: np.random.Generator) -> Named:
+    head, boxes = config.box, 1 if config.box.agnostic else config.classes
+    for stage in range(len(head.box_weights)):
+        suffix = f".{stage}" if head.cascade else ""
+        name, into, given = f"roi_heads.box_head{suffix}", config.pyramid.channels, LINEAR
+        for i in range(1, head.convs + 1):
+            yield from _conv(rng, f"{name}.conv{i}", head.conv_channels, into, 3, head.norm, given=given)
+            into, given = head.conv_channels, RECTIFIED
+        into *= head.pooler.resolution**2
+        for i in range(1, head.fcs + 1):
+            yield from _linear(rng, f"{name}.fc{i}", head.fc_channels, into, given=given)
+            into, given = head.fc_channels, RECTIFIED
+        name = f"roi_heads.box_predictor{suffix}"
+        for key, tensor in _linear(rng, name + ".cls_score", config.classes + 1, into, scale=LOGIT["class"]):
+            if key.endswith("bias"):
+                tensor[-1] += BACKGROUND
+            yield key, tensor
+        yield from _linear(rng, name + ".bbox_pred", 4 * boxes, into, scale=DELTA["box"])
+
+
+def _mask_head(config: Config, rng: np.random.Generator) -> Named:
+    head, prefix, into, given = config.mask, "roi_heads.mask_head.", config.pyramid.channels, LINEAR
+    for i in range(1, head.convs + 1):
+        yield from _conv(rng, f"{prefix}mask_fcn{i}", head.channels, into, 3, head.norm, given=given)
+        into, given = head.channels, RECTIFIED
+    # A transposed convolution of stride 2 reaches each output from one place of its input.
+    weight = _values(rng, (into, head.channels, 2, 2), into, given, axis=0)
+    yield prefix + "deconv.weight", weight
+    yield prefix + "deconv.bias", np.zeros(head.channels, np.float32)
+    classes = 1 if head.agnostic else config.classes
+    yield from _conv(rng, prefix + "predictor", classes, head.channels, 1, "", scale=LOGIT["mask"])
+
+
+def _conv(
+    rng: np.random.Generator,
+    name: str,
+    out: int,
+    into: int,
+    kernel: int,
+    norm: str,
+    *,
+    given: float = RECTIFIED,
+    scale: float = 1.0,
+) -> Named:
+    """A convolution whose input has the variance `given` and whose output has the spread `scale`."""
+    weight = _values(rng, (out, into, kernel, kernel), into * kernel**2, given)
+    if not norm:
+        yield name + ".weight", weight * np.float32(scale)
+        yield name + ".bias", np.zeros(out, np.float32)
+        return
+    yield name + ".weight", weight
+    yield name + ".norm.weight", (scale * rng.uniform(0.8, 1.2, out)).astype(np.float32)
+    yield name + ".norm.bias", (scale * rng.normal(0, 0.1, out)).astype(np.float32)
+    if norm in BATCH_NORMS:
+        yield name + ".norm.running_mean", rng.normal(0, 0.1, out).astype(np.float32)
+        yield name + ".norm.running_var", rng.uniform(0.8, 1.2, out).astype(np.float32)
+        if norm != "FrozenBN":
+            yield name + ".norm.num_batches_tracked", np.array(0, np.int64)
+
+
+def _linear(
+    rng: np.random.Generator, name: str, out: int, into: int, *, given: float = RECTIFIED, scale: float = 1.0
+) -> Named:
+    """As `_conv`, for a fully connected layer."""
+    yield name + ".weight", _values(rng, (out, into), into, given) * np.float32(scale)
+    yield name + ".bias", (scale * rng.normal(0, 0.1, out)).astype(np.float32)
+
+
+def _values(
+    rng: np.random.Generator, shape: tuple[int, ...], reach: int, given: float, axis: int | None = None
+) -> Array:
+    """Normal weights, each output's summing to zero, that turn `reach` inputs of variance `given` into spread 1."""
+    values = rng.standard_normal(shape, np.float32)
+    values -= values.mean(axis=axis if axis is not None else tuple(range(1, len(shape))), keepdims=True)
+    values *= np.float32((reach * given) ** -0.5)
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a zoo model's checkpoint with random values.")
+    parser.add_argument("name", help="a name of `python -m segment models`")
+    parser.add_argument("out", type=Path, help="the .pkl to write")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    tensors = checkpoint(configs.parse(zoo.find(arguments.name).config), arguments.seed)
+    with arguments.out.open("wb") as file:
+        pickle.dump({"model": tensors, "__author__": f"random values from seed {arguments.seed}"}, file)
+
+
+if __name__ == "__main__":
+    main()
