@@ -58,6 +58,8 @@ MAX_NAME_BYTES = 1024
 """Of an object in Cloud Storage."""
 FINALIZED = "google.cloud.storage.object.v1.finalized"
 PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+"""A bucket's name (https://cloud.google.com/storage/docs/buckets#naming)."""
 
 
 # One object
@@ -107,7 +109,8 @@ def _segment_object(service: Service, source: Store, item: Object, destination: 
     there = {found.name for found in destination.objects(folder)}
     if there.issuperset(names.values()) or folder + ERROR_NAME in there:
         return Outcome("done before")
-    metadata = {SOURCE_KEY: f"{source.address}/{item.name}", "segment-generation": str(item.generation)}
+    address, generation = f"{source.address}/{item.name}", str(item.generation)
+    metadata = {SOURCE_KEY: address, "segment-generation": generation}
     options = Options.defaults(settings)
     try:
         data = source.read(item, settings.max_upload)
@@ -116,7 +119,8 @@ def _segment_object(service: Service, source: Store, item: Object, destination: 
         # All formats, though some may be there: what is missing then agrees with them.
         result = service.segment(data, options, formats)
     except RequestError as error:
-        problem = {"title": _words(type(error).__name__), "detail": str(error)} | metadata
+        title = _words(type(error).__name__)
+        problem = {"title": title, "detail": str(error), "source": address, "generation": generation}
         body = json.dumps(problem, ensure_ascii=False).encode()
         destination.write(folder + ERROR_NAME, body, "application/problem+json", metadata)
         return Outcome("refused", reason=str(error))
@@ -205,6 +209,8 @@ def _payload(message: Mapping[str, Any]) -> object:
 def _new_object(data: object) -> tuple[str, Object]:
     resource = _mapping(data, "data")
     bucket, name = (_string(resource, key) for key in ("bucket", "name"))
+    if not _BUCKET.fullmatch(bucket):
+        raise NotUnderstood(f"{bucket[:100]!r} cannot be a bucket's name.")
     metadata = resource.get("metadata") or {}
     size, crc32c = resource.get("size"), resource.get("crc32c")
     item = Object(
@@ -270,7 +276,7 @@ def check(settings: Settings) -> None:
         raise SettingsError("SEGMENT_OUTPUT_BUCKET is empty; it must name the bucket that results are written to.")
     for name in ("input_bucket", "output_bucket"):
         value = getattr(settings, name)
-        if "/" in value:
+        if value and not _BUCKET.fullmatch(value):
             raise SettingsError(f"SEGMENT_{name.upper()} is {value!r}; it must be a bucket's name alone.")
     source = f"gs://{settings.input_bucket}/{settings.input_prefix}"
     destination = f"gs://{settings.output_bucket}/{settings.output_prefix}"

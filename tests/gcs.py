@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.parser import BytesParser
@@ -124,6 +124,9 @@ class Faults:
         with self._lock:
             self._faults.append(fault)
         return fault
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self._faults)
 
     def clear(self) -> None:
         """Lift all faults, and let go what they hold."""
@@ -312,10 +315,17 @@ class Cloud:
             self._buckets.setdefault(name, {})
 
     def put(
-        self, bucket: str, name: str, content: bytes, content_type: str = "", metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        name: str,
+        content: bytes,
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+        content_encoding: str = "",
     ) -> Object:
         """Write an object, whatever is there."""
-        return self._write(bucket, {"name": name, "contentType": content_type, "metadata": metadata or {}}, content, {})
+        about = {"contentType": content_type, "contentEncoding": content_encoding, "metadata": metadata}
+        return self._write(bucket, {"name": name, **about}, content, {})
 
     def delete(self, bucket: str, name: str) -> None:
         """Delete an object. Raises Refused if it is not there."""
