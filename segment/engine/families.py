@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-from segment.engine import footprint, mask_rcnn
+from segment.engine import footprint, mask_rcnn, yolo
 from segment.engine.footprint import Footprint
 from segment.engine.openvino import Network
 from segment.engine.signature import Signature
@@ -51,7 +51,7 @@ class _Module(Protocol):
     def recognise(self, signature: Signature, labels: tuple[str, ...]) -> Family | None: ...
 
 
-FAMILIES: tuple[_Module, ...] = (mask_rcnn,)
+FAMILIES: tuple[_Module, ...] = (mask_rcnn, yolo)
 
 
 class FileEngine:
@@ -72,7 +72,13 @@ class FileEngine:
         size = pixels.shape[1], pixels.shape[0]
         inputs = self._family.prepare(pixels, min_score, max_detections)
         with self._network.run(inputs) as outputs:
-            return self._family.read(outputs, size, min_score, max_detections)
+            found = self._family.read(outputs, size, min_score, max_detections)
+        if len(found) and found.classes.max() >= len(self.labels):
+            raise ModelError(
+                f"The model answers class {found.classes.max()}, and there are labels for {len(self.labels)}: "
+                "give SEGMENT_LABELS a file with a name for every class."
+            )
+        return found
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +74,41 @@ class Signature:
 
     def __str__(self) -> str:
         return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An input that takes one image. `size`: the (width, height) in pixels that it insists on; None is any.
+
+    `axes`: N batch of one, C channels, H rows, W columns.
+    """
+
+    port: Port
+    axes: Literal["NCHW", "NHWC", "CHW"]
+    size: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, port: Port) -> ImageInput | None:
+        """`port` as an image's, or None if it cannot be one."""
+        shape = port.shape
+        axes: Literal["NCHW", "NHWC", "CHW"]
+        if port.fits(1, 3, None, None):
+            axes = "NCHW"
+        elif port.fits(1, None, None, 3):
+            axes = "NHWC"
+        elif port.fits(3, None, None):
+            axes = "CHW"
+        else:
+            return None
+        width, height = shape[axes.index("W")], shape[axes.index("H")]
+        if (width is None) != (height is None) or not (port.is_real or port.type == "uint8"):
+            return None
+        return cls(port, axes, None if width is None or height is None else (width, height))
+
+    def feed(self, image: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The input by name for `image` (3, H, W) float32 RGB. Bytes that stand for themselves are taken as 0-255."""
+        if self.port.type == "uint8" and self.port.scale is None:
+            image = np.rint(image * np.float32(255))
+        if self.axes == "NHWC":
+            image = image.transpose(1, 2, 0)
+        return {self.port.name: self.port.from_real(image if self.axes == "CHW" else image[None])}

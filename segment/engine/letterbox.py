@@ -1,0 +1,74 @@
+"""Letterbox: an image scaled into a canvas of another shape, centred, the rest filled with grey.
+
+The rounding is that of Ultralytics' LetterBox (ultralytics/data/augment.py): each side to the nearest pixel, and of an
+odd margin the smaller half goes left or above.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segment.image import resize
+
+Size = tuple[int, int]
+GREY = 114
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image lies in a canvas. Sizes are (width, height) in pixels.
+
+    `image`: the image's own size. `inner`: what it is scaled to. `offset`: its left and top in the canvas.
+    """
+
+    image: Size
+    inner: Size
+    offset: Size
+    canvas: Size
+
+    @classmethod
+    def fit(cls, image: Size, canvas: Size) -> Letterbox:
+        """As large as it can be in `canvas`."""
+        gain = min(canvas[0] / image[0], canvas[1] / image[1])
+        inner = max(round(image[0] * gain), 1), max(round(image[1] * gain), 1)
+        return cls(image, inner, _centred(inner, canvas), canvas)
+
+    @classmethod
+    def pad(cls, image: Size, stride: int) -> Letterbox:
+        """As it is, in the smallest canvas whose sides are multiples of `stride`."""
+        canvas = math.ceil(image[0] / stride) * stride, math.ceil(image[1] / stride) * stride
+        return cls(image, image, _centred(image, canvas), canvas)
+
+    def paint(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The canvas with the image (H, W, 3) uint8 on it, as (3, height, width) float32 in 0-1."""
+        if self.inner != self.image:
+            pixels = np.asarray(resize(Image.fromarray(pixels), self.inner))
+        (left, top), (width, height) = self.offset, self.inner
+        canvas = np.full((3, self.canvas[1], self.canvas[0]), GREY / 255, np.float32)
+        np.divide(pixels.transpose(2, 0, 1), np.float32(255), out=canvas[:, top : top + height, left : left + width])
+        return canvas
+
+    def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (..., 4) XYXY in pixels of the canvas -> in pixels of the image."""
+        return (boxes - self._offsets) / self._gains
+
+    def to_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (..., 4) XYXY in pixels of the image -> in pixels of the canvas."""
+        return boxes * self._gains + self._offsets
+
+    @property
+    def _gains(self) -> NDArray[np.float32]:
+        return np.array([self.inner[0] / self.image[0], self.inner[1] / self.image[1]] * 2, np.float32)
+
+    @property
+    def _offsets(self) -> NDArray[np.float32]:
+        return np.array(self.offset * 2, np.float32)
+
+
+def _centred(inner: Size, canvas: Size) -> Size:
+    return round((canvas[0] - inner[0]) / 2 - 0.1), round((canvas[1] - inner[1]) / 2 - 0.1)

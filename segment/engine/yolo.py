@@ -1,0 +1,206 @@
+"""YOLO-seg: the one-stage family of Ultralytics (v5, v8, 11, 26 and their relatives).
+
+One input, a batch of one image in 0-1. Two outputs: P *prototypes* (1, P, h, w), mask images that all instances share,
+and rows that each end in P coefficients; an instance's mask is sigmoid(coefficients . prototypes) inside its box. There
+are three kinds of rows:
+
+    raw         4 + C + P       box (centre, size), C scores; 1 x channels x anchors             v8, 11, 26
+    objectness  4 + 1 + C + P   the scores are to be multiplied; 1 x anchors x channels          v5
+    final       4 + 2 + P       box (corners), score, class; nothing left to suppress            26 end to end, nms=True
+
+Boxes are in pixels of the input. The number of names in the metadata tells them apart, and without names how many
+anchors the input has. Written from the formats' description (docs.ultralytics.com; Bolya et al., YOLACT,
+arXiv:1904.02689, for prototypes and coefficients), not from Ultralytics' code, which is AGPL-3.0.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.detections import Detections
+from segment.engine.letterbox import Letterbox
+from segment.engine.logits import Window, to_grid
+from segment.engine.nms import suppress
+from segment.engine.signature import ImageInput, Port, Signature
+from segment.labels import COCO, labels_for
+from segment.mask import Box, Mask
+
+EXPECTED = (
+    "YOLO-seg: an image 1 x 3 x height x width -> rows, 1 x (4 + classes + P) x anchors or "
+    "1 x anchors x (5 + classes + P) or 1 x rows x (6 + P), and prototypes 1 x P x h x w"
+)
+
+MOST_OVERLAP = 0.7
+"""Boxes of a class that overlap more are one object; the family's own value in validation and prediction."""
+MOST_CANDIDATES = 30000
+"""Of more, only the best are looked at; the family's own value too."""
+STRIDE = 32
+
+Kind = Literal["final", "raw", "objectness"]
+_LAYOUTS: tuple[tuple[Kind, bool], ...] = (
+    ("final", False),
+    ("raw", True),
+    ("objectness", False),
+    ("raw", False),
+    ("objectness", True),
+)
+"""What is tried, the usual first; `True` is channels x anchors."""
+_HEAD: Mapping[Kind, int] = {"final": 6, "raw": 4, "objectness": 5}
+"""Channels of a row before the scores of its classes; a final row has no such scores."""
+_ANCHORS: Mapping[Kind, int] = {"raw": 1, "objectness": 3}
+"""Anchors at each place of each scale."""
+_SCALES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
+"""Pixels between places at each scale of a head: the usual ones, and those of the P6 and P2 variants."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How an output's rows are laid out. `across`: channels x anchors, not anchors x channels."""
+
+    kind: Kind
+    across: bool
+    classes: int
+
+
+@dataclass(frozen=True)
+class Yolo:
+    """See Family for the interface. `row_port`, `prototype_port`: which of the outputs, and the port itself."""
+
+    labels: tuple[str, ...]
+    stride: int
+    image: ImageInput
+    rows: Rows
+    row_port: tuple[int, Port]
+    prototype_port: tuple[int, Port]
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return Letterbox.fit(size, self.image.size).inner if self.image.size else None
+
+    def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
+        return self.image.feed(self._letterbox((pixels.shape[1], pixels.shape[0])).paint(pixels))
+
+    def read(
+        self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
+    ) -> Detections:
+        table, prototypes = (port.to_real(outputs[at][0]) for at, port in (self.row_port, self.prototype_port))
+        letterbox = self._letterbox(size)
+        best = _best(table if self.rows.across else table.T, self.rows, min_score, max_detections)
+        boxes = np.clip(letterbox.to_image(best.boxes), 0, np.array(size * 2, np.float32))
+        solid = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
+        masks = tuple(_mask(prototypes, best.coefficients[i], boxes[i], letterbox) for i in solid)
+        return Detections(boxes[solid], best.scores[solid], best.classes[solid], masks, size)
+
+    def _letterbox(self, size: tuple[int, int]) -> Letterbox:
+        return Letterbox.fit(size, self.image.size) if self.image.size else Letterbox.pad(size, self.stride)
+
+
+def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
+    """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
+    image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
+    row_ports = [(at, port) for at, port in enumerate(signature.outputs) if port.fits(1, None, None)]
+    prototype_ports = [(at, port) for at, port in enumerate(signature.outputs) if port.fits(1, None, None, None)]
+    if image is None or len(row_ports) != 1 or len(prototype_ports) != 1:
+        return None
+    (row_port,), (prototype_port,) = row_ports, prototype_ports
+    prototypes = prototype_port[1].shape[1]
+    if not prototypes or not (row_port[1].is_real and prototype_port[1].is_real):
+        return None
+    names = _names(signature.metadata)
+    rows = _layout(row_port[1], prototypes, image.size, len(names or labels), _says_final(signature.metadata))
+    if not rows:
+        return None
+    labels = labels_for(rows.classes or len(names or labels or COCO), labels, names)
+    return Yolo(labels, _stride(signature.metadata), image, rows, row_port, prototype_port)
+
+
+def _layout(port: Port, prototypes: int, image: tuple[int, int] | None, names: int, says_final: bool) -> Rows | None:
+    """How the rows of this output are laid out; None if they are none. `names`: how many classes, 0 if unknown."""
+    on_grid = {sum((image[0] // s) * (image[1] // s) for s in scales) for scales in _SCALES} if image else set()
+    for kind, across in _LAYOUTS:
+        channels, anchors = (port.shape[1], port.shape[2]) if across else (port.shape[2], port.shape[1])
+        if channels is None:
+            continue
+        classes = channels - _HEAD[kind] - prototypes
+        if kind == "final":
+            counted = anchors is not None and not any(anchors in (n, 3 * n) for n in on_grid)
+            fits = classes == 0 and (says_final or counted)
+        elif names:
+            fits = classes == names
+        else:
+            fits = classes > 0 and (anchors is None or anchors in {n * _ANCHORS[kind] for n in on_grid})
+        if fits:
+            return Rows(kind, across, classes)
+    return None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """`boxes`: (N, 4) XYXY on the canvas; `scores`: (N,); `classes`: (N,) int64; `coefficients`: (N, P). Best first."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    coefficients: NDArray[np.float32]
+
+
+def _best(table: NDArray[np.float32], rows: Rows, min_score: float, limit: int) -> _Found:
+    """At most `limit` instances in `table` (channels, anchors); an anchor counts once for each class it scores in."""
+    if rows.kind == "final":
+        anchors = np.flatnonzero(table[4] > min_score)
+        chosen = table[:, anchors[np.argsort(-table[4, anchors], kind="stable")[:limit]]]
+        return _Found(chosen[:4].T, chosen[4], chosen[5].astype(np.int64), chosen[6:].T)
+    first, last = _HEAD[rows.kind], _HEAD[rows.kind] + rows.classes
+    every = table[first:last]
+    if rows.kind == "objectness":
+        every = every * table[4]
+    classes, anchors = np.nonzero(every > min_score)
+    scores = every[classes, anchors]
+    if scores.size > MOST_CANDIDATES:
+        best = np.argpartition(-scores, MOST_CANDIDATES)[:MOST_CANDIDATES]
+        classes, anchors, scores = classes[best], anchors[best], scores[best]
+    centres, halves = table[:2, anchors].T, table[2:4, anchors].T / 2
+    boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+    kept = suppress(boxes, scores, classes, MOST_OVERLAP, limit)
+    return _Found(boxes[kept], scores[kept], classes[kept], table[last:, anchors[kept]].T)
+
+
+def _mask(
+    prototypes: NDArray[np.float32], coefficients: NDArray[np.float32], box: NDArray[np.float32], letterbox: Letterbox
+) -> Mask:
+    """The mask of an instance with this box, XYXY in pixels of the image. `prototypes`: (P, h, w) over the canvas."""
+    _, height, width = prototypes.shape
+    cell = letterbox.canvas[0] / width, letterbox.canvas[1] / height
+    window = Window.around(letterbox.to_canvas(box), cell)
+    logits = np.tensordot(coefficients, window.cut(prototypes), 1)
+    return Mask(to_grid(logits), _box(letterbox.to_image(window.place(cell))), _box(box))
+
+
+def _box(corners: NDArray[np.float32]) -> Box:
+    x0, y0, x1, y1 = corners.tolist()
+    return x0, y0, x1, y1
+
+
+def _names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes by index, from `names`: a Python dict from index to name, or a list, as text."""
+    try:
+        names = ast.literal_eval(metadata.get("names", "()"))
+        if isinstance(names, dict):
+            names = [names[index] for index in range(len(names))]
+        return tuple(str(name) for name in names)
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+        return ()
+
+
+def _stride(metadata: Mapping[str, str]) -> int:
+    stride = metadata.get("stride", "")
+    return int(stride) if stride in ("8", "16", "32", "64", "128") else STRIDE
+
+
+def _says_final(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("end2end") == "True" or "'nms': True" in metadata.get("args", "")
