@@ -115,7 +115,7 @@ def fetch(arguments: argparse.Namespace) -> int:
     from segment import zoo
 
     entry = zoo.entry(arguments.name)
-    checkpoint = zoo.fetch(arguments.name)
+    checkpoint = zoo.fetch(arguments.name, Settings.from_environment(os.environ).zoo_url)
     config = converter.config.parse(zoo.config(entry))
     model = converter.convert(config, converter.checkpoint.read(checkpoint), zoo.labels(entry), arguments.name)
     arguments.output = arguments.output or zoo.model_path(arguments.name)
@@ -126,8 +126,10 @@ def fetch(arguments: argparse.Namespace) -> int:
 def backfill(arguments: argparse.Namespace) -> int:
     """Segment what is in a bucket or a folder already."""
     from segment import backfill as filling
+    from segment import log
 
     settings = Settings.from_environment(os.environ)
+    log.configure(settings.project)
     return filling.run(arguments.source, arguments.destination, Service(settings), os.environ)
 
 
