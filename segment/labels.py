@@ -6,24 +6,24 @@ those 80 in order, or the numbers themselves.
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 from segment.errors import ModelError
 
-_COCO = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,"
-    "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,"
-    "suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
-    "tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
-    "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,"
-    "cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-)
-COCO = tuple(_COCO.split(","))
-"""The 80 categories, in order."""
+_FILE = Path(__file__).parent / "zoo" / "coco.txt"
 _UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+
+
+@functools.cache
+def coco() -> tuple[str, ...]:
+    """The 80 categories, in order."""
+    return tuple(_FILE.read_text(encoding="utf-8").splitlines())
 
 
 def coco_by_number() -> tuple[str, ...]:
     """91 names, so that COCO's category n is the n-th; a number that it does not use is called by itself."""
-    names = iter(COCO)
+    names = iter(coco())
     return tuple(str(number) if number in _UNUSED else next(names) for number in range(91))
 
 
@@ -36,7 +36,7 @@ def labels_for(count: int, given: tuple[str, ...] = (), own: tuple[str, ...] = (
         raise ModelError(f"There are {len(given)} labels for the {count} classes of the model; give one for each.")
     if not given and len(own) == count:
         return own
-    for names in (given, COCO, coco_by_number()):
+    for names in (given, coco(), coco_by_number()):
         if len(names) == count:
             return names
     return given + tuple(str(number) for number in range(len(given), count))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-from segment.engine import footprint, mask_rcnn, yolo
+from segment.engine import footprint, mask_rcnn, rfdetr, torchvision, yolo
 from segment.engine.footprint import Footprint
 from segment.engine.openvino import Network
 from segment.engine.signature import Signature
@@ -51,7 +51,7 @@ class _Module(Protocol):
     def recognise(self, signature: Signature, labels: tuple[str, ...]) -> Family | None: ...
 
 
-FAMILIES: tuple[_Module, ...] = (mask_rcnn, yolo)
+FAMILIES: tuple[_Module, ...] = (mask_rcnn, yolo, rfdetr, torchvision)
 
 
 class FileEngine:

@@ -44,6 +44,11 @@ class Letterbox:
         canvas = math.ceil(image[0] / stride) * stride, math.ceil(image[1] / stride) * stride
         return cls(image, image, _centred(image, canvas), canvas)
 
+    @classmethod
+    def stretch(cls, image: Size, canvas: Size) -> Letterbox:
+        """All over `canvas`, whatever its shape."""
+        return cls(image, canvas, (0, 0), canvas)
+
     def paint(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The canvas with the image (H, W, 3) uint8 on it, as (3, height, width) float32 in 0-1."""
         if self.inner != self.image:

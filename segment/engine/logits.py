@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.mask import THRESHOLD
+from segment.mask import THRESHOLD, Box
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,9 @@ def to_grid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits as the grid of a Mask."""
     grid: NDArray[np.float32] = logits * np.float32(0.25) + np.float32(THRESHOLD)
     return grid
+
+
+def as_box(corners: NDArray[np.float32]) -> Box:
+    """(4,) XYXY as a Mask's rectangle."""
+    x0, y0, x1, y1 = corners.tolist()
+    return x0, y0, x1, y1

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from segment.detections import Detections
 from segment.engine.letterbox import Letterbox
-from segment.engine.logits import Window, to_grid
+from segment.engine.logits import Window, as_box, to_grid
 from segment.engine.nms import suppress
 from segment.engine.signature import ImageInput, Port, Signature
-from segment.labels import COCO, labels_for
-from segment.mask import Box, Mask
+from segment.labels import coco, labels_for
+from segment.mask import Mask
 
 EXPECTED = (
     "YOLO-seg: an image 1 x 3 x height x width -> rows, 1 x (4 + classes + P) x anchors or "
@@ -115,7 +115,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
     rows = _layout(row_port[1], prototypes, image.size, len(names or labels), _says_final(signature.metadata))
     if not rows:
         return None
-    labels = labels_for(rows.classes or len(names or labels or COCO), labels, names)
+    labels = labels_for(rows.classes or len(names or labels or coco()), labels, names)
     return Yolo(labels, _stride(signature.metadata), image, rows, row_port, prototype_port)
 
 
@@ -178,12 +178,7 @@ def _mask(
     cell = letterbox.canvas[0] / width, letterbox.canvas[1] / height
     window = Window.around(letterbox.to_canvas(box), cell)
     logits = np.tensordot(coefficients, window.cut(prototypes), 1)
-    return Mask(to_grid(logits), _box(letterbox.to_image(window.place(cell))), _box(box))
-
-
-def _box(corners: NDArray[np.float32]) -> Box:
-    x0, y0, x1, y1 = corners.tolist()
-    return x0, y0, x1, y1
+    return Mask(to_grid(logits), as_box(letterbox.to_image(window.place(cell))), as_box(box))
 
 
 def _names(metadata: Mapping[str, str]) -> tuple[str, ...]:

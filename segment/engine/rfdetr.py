@@ -1,0 +1,115 @@
+"""RF-DETR-seg: Roboflow's transformer, whose queries each answer a box, class logits and a mask.
+
+Input: a batch of one image, normalised by ImageNet's mean and deviation, stretched to the file's own size. Outputs, as
+`model.export()` names them: `dets` (1, Q, 4) centre and size in 0-1, `labels` (1, Q, C) logits, `masks` (1, Q, h, w)
+logits over the whole image. A score is the sigmoid of a class's logit; the best pairs of query and class are the
+answer, and nothing needs suppressing. As rfdetr/models/postprocess.py (Apache-2.0) does it.
+
+The published weights number their classes as COCO does, 1-90 (labels.coco_by_number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.detections import Detections
+from segment.engine.letterbox import Letterbox
+from segment.engine.logits import Window, as_box, to_grid
+from segment.engine.signature import ImageInput, Port, Signature
+from segment.labels import labels_for
+from segment.mask import Mask
+
+EXPECTED = (
+    "RF-DETR-seg: an image 1 x 3 x height x width of a fixed size -> dets 1 x Q x 4, labels 1 x Q x classes, "
+    "masks 1 x Q x h x w"
+)
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+STRIDE = 32
+MOST = 300
+"""Pairs of query and class that are looked at: the family's own value."""
+
+
+@dataclass(frozen=True)
+class RfDetr:
+    """See Family for the interface. `boxes`, `logits`, `masks`: which of the outputs, and the port itself."""
+
+    labels: tuple[str, ...]
+    image: ImageInput
+    size: tuple[int, int]
+    boxes: tuple[int, Port]
+    logits: tuple[int, Port]
+    masks: tuple[int, Port]
+    stride: int = STRIDE
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.size
+
+    def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
+        image = Letterbox.stretch((pixels.shape[1], pixels.shape[0]), self.size).paint(pixels)
+        image -= MEAN[:, None, None]
+        image /= DEVIATION[:, None, None]
+        return self.image.feed(image)
+
+    def read(
+        self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
+    ) -> Detections:
+        boxes, logits, masks = (port.to_real(outputs[at][0]) for at, port in (self.boxes, self.logits, self.masks))
+        with np.errstate(over="ignore"):
+            scores = (1 / (1 + np.exp(-logits))).ravel()
+        best = np.argsort(-scores, kind="stable")[: min(MOST, max_detections)]
+        best = best[scores[best] > min_score]
+        queries, classes = np.divmod(best, logits.shape[1])
+        centres, halves = boxes[queries, :2], boxes[queries, 2:] / 2
+        frame = np.array(size * 2, np.float32)
+        unit = np.concatenate([centres - halves, centres + halves], axis=1, dtype=np.float32)
+        corners: NDArray[np.float32] = np.clip(unit * frame, 0, frame)
+        found = Detections(corners, scores[best], classes, tuple(_mask(masks[query], size) for query in queries), size)
+        return found.select(np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])))
+
+
+def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:
+    """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
+    image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
+    ports = _ports(signature) if len(signature.outputs) == 3 else None
+    if image is None or image.size is None or ports is None:
+        return None
+    classes = ports[1][1].shape[2]
+    return RfDetr(labels_for(classes, labels), image, image.size, *ports) if classes else None
+
+
+_Numbered = tuple[int, Port]
+
+
+def _ports(signature: Signature) -> tuple[_Numbered, _Numbered, _Numbered] | None:
+    """Boxes, logits and masks among the outputs: by their names, else by their shapes."""
+    numbered = list(enumerate(signature.outputs))
+    named = {port.name: (at, port) for at, port in numbered}
+    if {"dets", "labels", "masks"} <= named.keys():
+        boxes, logits, masks = named["dets"], named["labels"], named["masks"]
+    else:
+        rows = [(at, port) for at, port in numbered if len(port.shape) == 3]
+        grids = [(at, port) for at, port in numbered if len(port.shape) == 4]
+        if len(rows) != 2 or len(grids) != 1:
+            return None
+        rows.sort(key=lambda row: row[1].shape[2] != 4)  # four classes: boxes come first, as exported
+        (boxes, logits), (masks,) = rows, grids
+    queries = boxes[1].shape[1] if len(boxes[1].shape) == 3 else None
+    fit = boxes[1].fits(1, queries, 4) and logits[1].fits(1, queries, None) and masks[1].fits(1, queries, None, None)
+    return (boxes, logits, masks) if fit and all(port.is_real for _, port in (boxes, logits, masks)) else None
+
+
+def _mask(logits: NDArray[np.float32], size: tuple[int, int]) -> Mask:
+    """The mask of a query from its logits (h, w) over an image of `size`, cut down to where they are above 0."""
+    rows, columns = np.flatnonzero((logits > 0).any(axis=1)), np.flatnonzero((logits > 0).any(axis=0))
+    if not rows.size:
+        return Mask(np.zeros((1, 1), np.float32), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0))
+    window = Window(int(columns[0]) - 1, int(rows[0]) - 1, int(columns[-1]) + 2, int(rows[-1]) + 2)
+    place = as_box(window.place((size[0] / logits.shape[1], size[1] / logits.shape[0])))
+    return Mask(to_grid(window.cut(logits)), place, place)

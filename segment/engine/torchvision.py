@@ -1,0 +1,106 @@
+"""torchvision's Mask R-CNN: exports of `maskrcnn_resnet50_fpn` and `_v2`.
+
+Input: an image (3, H, W), or a batch of one, in 0-1; the file scales and normalises it itself. Outputs, in any order:
+boxes (N, 4) XYXY in pixels of the input, labels (N,) whole numbers, scores (N,), masks of probabilities: either
+(N, 1, m, m), each over its own box, as the mask head gives them, or (N, 1, H, W), pasted into the image, as
+torchvision's own postprocessing does it (torchvision/models/detection/roi_heads.py, paste_masks_in_image).
+
+Labels are the numbers that the network was trained with: COCO's 1-90 for the published weights, 0 the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.detections import Detections
+from segment.engine.letterbox import Letterbox
+from segment.engine.logits import Window, as_box
+from segment.engine.signature import ImageInput, Signature
+from segment.labels import coco_by_number
+from segment.mask import Mask
+
+EXPECTED = (
+    "torchvision's Mask R-CNN: an image 3 x height x width -> boxes N x 4, labels N, scores N, "
+    "masks N x 1 x 28 x 28 or N x 1 x height x width"
+)
+
+STRIDE = 32
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """See Family for the interface. `boxes`, `classes`, `scores`, `masks`: which of the outputs."""
+
+    labels: tuple[str, ...]
+    image: ImageInput
+    boxes: int
+    classes: int
+    scores: int
+    masks: int
+    stride: int = STRIDE
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return Letterbox.fit(size, self.image.size).inner if self.image.size else None
+
+    def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
+        return self.image.feed(self._letterbox((pixels.shape[1], pixels.shape[0])).paint(pixels))
+
+    def read(
+        self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
+    ) -> Detections:
+        letterbox = self._letterbox(size)
+        all_scores = outputs[self.scores].astype(np.float32, copy=False)
+        best = np.argsort(-all_scores, kind="stable")[:max_detections]
+        best = best[all_scores[best] > min_score]
+        boxes = outputs[self.boxes][best].astype(np.float32, copy=False)
+        corners = np.clip(letterbox.to_image(boxes), 0, np.array(size * 2, np.float32))
+        solid = np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1]))
+        masks = outputs[self.masks]
+        pasted = masks.shape[2:] == letterbox.canvas[::-1]
+        cut = _pasted_mask if pasted else _box_mask
+        return Detections(
+            boxes=corners[solid],
+            scores=all_scores[best[solid]],
+            classes=outputs[self.classes][best[solid]].astype(np.int64, copy=False),
+            masks=tuple(cut(masks[best[i], 0], boxes[i], letterbox) for i in solid),
+            size=size,
+        )
+
+    def _letterbox(self, size: tuple[int, int]) -> Letterbox:
+        return Letterbox.fit(size, self.image.size) if self.image.size else Letterbox.pad(size, 1)
+
+
+def recognise(signature: Signature, labels: tuple[str, ...]) -> Torchvision | None:
+    """What reads a file with this signature, or None. `labels` go before the file's own."""
+    image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
+    outputs = [(at, port) for at, port in enumerate(signature.outputs)]
+    found = (
+        [at for at, port in outputs if port.fits(None, 4) and port.is_float],
+        [at for at, port in outputs if port.fits(None) and port.type in ("int64", "int32")],
+        [at for at, port in outputs if port.fits(None) and port.is_float],
+        [at for at, port in outputs if port.fits(None, 1, None, None) and port.is_float],
+    )
+    if image is None or len(outputs) != 4 or any(len(ports) != 1 for ports in found):
+        return None
+    (boxes,), (classes,), (scores,), (masks,) = found
+    return Torchvision(labels or coco_by_number(), image, boxes, classes, scores, masks)
+
+
+def _box_mask(grid: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
+    """A mask over its own box, XYXY in pixels of the canvas."""
+    place = as_box(letterbox.to_image(box))
+    return Mask(grid.astype(np.float32), place, place)
+
+
+def _pasted_mask(frame: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
+    """A mask that was pasted into the canvas, cut out around its box, XYXY in pixels of the canvas."""
+    width, height = letterbox.canvas
+    inside = np.clip(box, 0, [width, height, width, height])
+    window = Window.around(inside, (1.0, 1.0))
+    place = as_box(letterbox.to_image(window.place((1.0, 1.0))))
+    return Mask(window.cut(frame).astype(np.float32), place, place)
