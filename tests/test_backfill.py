@@ -1,0 +1,379 @@
+"""A bucket, or a folder, that is full already: the real command, the real storage client, folders on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from functools import cache
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segment import backfill
+from segment.errors import SettingsError, StorageError
+from segment.options import Options
+from segment.output import File
+from segment.service import Service
+from segment.settings import Settings
+from segment.store import Object, google
+from segment.store.folder import Folder
+from tests.gcs import Cloud, Fault
+from tests.server import ROOT
+from training.shapes import scene
+
+SETTINGS = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "2"}
+FILES = {"overlay.png", "detections.json"}
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """Buckets `photos` and `results`; the client of this process is pointed at them."""
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        cloud.create_bucket("results")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of photos, one of which is none."""
+    folder = tmp_path / "photos"
+    (folder / "2026" / "May").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(photo(1))
+    (folder / "2026" / "May" / "ünï code.jpg").write_bytes(photo(2))
+    (folder / "notes.txt").write_text("no photo")
+    (folder / ".DS_Store").write_text("not seen")
+    return folder
+
+
+@cache
+def photo(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene(seed, (96, 64))[0]).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@cache
+def service() -> Service:
+    """The pipeline in this process."""
+    return Service(Settings.from_environment(SETTINGS))
+
+
+@cache
+def expected(content: bytes) -> dict[str, bytes]:
+    """The files that a photo's results must be."""
+    files: tuple[File, ...] = service().segment(content, Options.defaults(service().settings), ("png", "json")).files
+    return {file.name: file.body for file in files}
+
+
+def run(source: object, destination: object = "gs://results", task: int = 0, tasks: int = 1) -> int:
+    environment = {"CLOUD_RUN_TASK_INDEX": str(task), "CLOUD_RUN_TASK_COUNT": str(tasks)}
+    return backfill.run(str(source), str(destination), service(), environment)
+
+
+def command(*arguments: object, **environment: str) -> list[object]:
+    """Arguments of Popen that start the command line with these settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEGMENT_")}
+    return [
+        [sys.executable, "-m", "segment", "backfill", *map(str, arguments)],
+        {"env": inherited | SETTINGS | environment, "cwd": ROOT},
+    ]
+
+
+def finish(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    words, rest = command(*arguments, **environment)
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **rest)  # type: ignore
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Every result in a folder: PHOTO/FILE -> content, whatever the generation."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {f"{path.parent.parent.relative_to(folder).as_posix()}/{path.name}": path.read_bytes() for path in files}
+
+
+# Buckets
+
+
+def test_command_fills_the_output_bucket(cloud: Cloud) -> None:
+    items = [cloud.put("photos", f"old/{n}.jpg", photo(n)) for n in range(3)]
+    cloud.put("photos", "old/", b"")
+    cloud.put("photos", "new/1.jpg", photo(1))
+    done = finish("gs://photos/old/", SEGMENT_OUTPUT_BUCKET="results", SEGMENT_OUTPUT_PREFIX="out/")
+    assert done.returncode == 0, done.stderr
+    names = {f"out/{item.name}/{item.generation}/{name}": item for item in items for name in FILES}
+    found = cloud.objects("results")
+    assert set(found) == set(names)
+    for name, item in names.items():
+        assert found[name].content == expected(item.content)[name.rpartition("/")[2]]
+        assert found[name].metadata["segment-source"] == f"gs://photos/{item.name}"
+    entries = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {entry["object"] for entry in entries if "object" in entry} == {f"gs://photos/{item.name}" for item in items}
+    assert entries[-1]["counts"] == {"segmented": 3}
+
+
+def test_tasks_share_the_objects(cloud: Cloud) -> None:
+    for n in range(20):
+        cloud.put("photos", f"{n}.jpg", photo(n % 3))
+    shares = []
+    for task in range(3):
+        before = len(cloud.writes)
+        assert run("gs://photos", task=task, tasks=3) == 0
+        shares.append({write.name for write in cloud.writes[before:]})
+    assert all(shares)
+    assert len(set().union(*shares)) == sum(map(len, shares)) == 40
+
+
+def test_share_of_a_name_never_changes() -> None:
+    """Else a task that is restarted would not take up its own work."""
+    names = ["a.jpg", "ünï.jpg", "2026/May/1.jpg", "b"]
+    assert [next(n for n in range(5) if backfill.falls_to(Object(name, 1), n, 5)) for name in names] == [2, 2, 4, 1]
+
+
+def test_killed_run_is_taken_up_again(cloud: Cloud) -> None:
+    items = [cloud.put("photos", f"{n}.jpg", photo(n)) for n in range(6)]
+    hold = cloud.faults.add(Fault("hold", "after", path="^/upload/", skip=5))
+    words, rest = command("gs://photos", "gs://results/x", STORAGE_EMULATOR_HOST=cloud.url)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, **rest) as process:  # type: ignore
+        assert hold.reached.wait(60)
+        process.kill()
+    cloud.faults.clear()
+    there = len(cloud.objects("results"))
+    assert 5 <= there < 12
+    assert run("gs://photos", "gs://results/x") == 0
+    found = cloud.objects("results")
+    assert {name: result.content for name, result in found.items()} == {
+        f"x/{item.name}/{item.generation}/{name}": body
+        for item in items
+        for name, body in expected(item.content).items()
+    }
+    assert set(Counter(write.name for write in cloud.writes if write.bucket == "results").values()) == {1}
+
+
+def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud) -> None:
+    for n in range(4):
+        cloud.put("photos", f"{n}.jpg", photo(n))
+    cloud.put("photos", "notes.txt", b"no photo")
+    fault = cloud.faults.add(Fault(503, path="photos/o/2.jpg"))
+    assert run("gs://photos") == 1
+    assert fault.hits > 1
+    assert len(cloud.objects("results")) == 3 * 2 + 1
+    cloud.faults.clear()
+    assert run("gs://photos") == 0
+    assert len(cloud.objects("results")) == 4 * 2 + 1
+
+
+def test_what_failed_for_good_is_not_tried_again(cloud: Cloud) -> None:
+    cloud.put("photos", "notes.txt", b"no photo")
+    assert run("gs://photos") == 0
+    (name,) = cloud.objects("results")
+    assert name.endswith("/error.json")
+    before = len(cloud.requests)
+    assert run("gs://photos") == 0
+    assert not any("alt=media" in target for _, target in cloud.requests[before:])
+
+
+def test_results_are_not_read_as_photos(cloud: Cloud) -> None:
+    item = cloud.put("photos", "in/a.jpg", photo(1))
+    assert run("gs://photos/in/", "gs://photos/out/") == 0
+    result = cloud.objects("photos")[f"out/in/a.jpg/{item.generation}/overlay.png"]
+    cloud.put("photos", "in/copied back.png", result.content, metadata=result.metadata)
+    before = len(cloud.writes)
+    assert run("gs://photos/in/", "gs://photos/out/") == 0
+    assert len(cloud.writes) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        ("gs://photos", "gs://photos"),
+        ("gs://photos", "gs://photos/out"),
+        ("gs://photos/in/", "gs://photos"),
+        ("gs://photos/in/", "gs://photos/in/out/"),
+        ("here", "here"),
+        ("here", "here/out"),
+        ("here/in", "here"),
+    ],
+)
+def test_same_place_is_refused(tmp_path: Path, source: str, destination: str) -> None:
+    (tmp_path / "here" / "in").mkdir(parents=True)
+    source, destination = (
+        place if place.startswith("gs://") else str(tmp_path / place) for place in (source, destination)
+    )
+    with pytest.raises(SettingsError, match="one is inside the other"):
+        run(source, destination)
+
+
+def test_bucket_that_cannot_be_listed_is_explained(cloud: Cloud) -> None:
+    done = finish("gs://nowhere", "gs://results")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "gs://nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere", "out"), "'nowhere' is no folder"),
+        (("gs://", "out"), "names no bucket"),
+        (("gs://photos", ""), "SEGMENT_OUTPUT_BUCKET"),
+    ],
+)
+def test_bad_place_is_explained(arguments: tuple[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        run(*arguments)
+
+
+@pytest.mark.parametrize(("index", "count"), [("1", "1"), ("-1", "2"), ("x", "2"), ("0", "0"), ("0", "")])
+def test_task_that_cannot_be_is_refused(index: str, count: str) -> None:
+    with pytest.raises(SettingsError, match="CLOUD_RUN_TASK_INDEX"):
+        backfill.task({"CLOUD_RUN_TASK_INDEX": index, "CLOUD_RUN_TASK_COUNT": count})
+
+
+def test_without_cloud_run_there_is_one_task() -> None:
+    assert backfill.task({}) == (0, 1)
+
+
+# Folders
+
+
+def test_folder_to_folder_is_the_same(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos, out) == 0
+    found = written(out)
+    error = json.loads(found.pop("notes.txt/error.json"))
+    assert error["title"] == "Unsupported image"
+    assert found == {
+        f"{name}/{file}": body
+        for name, content in {"a.jpg": photo(1), "2026/May/ünï code.jpg": photo(2)}.items()
+        for file, body in expected(content).items()
+    }
+
+
+def test_second_run_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos, out) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert run(photos, out) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_changed_photo_is_another_generation(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos, out) == 0
+    (photos / "a.jpg").write_bytes(photo(3))
+    assert run(photos, out) == 0
+    generations = sorted((out / "a.jpg").iterdir())
+    assert [(generation / "overlay.png").read_bytes() for generation in generations] == [
+        expected(photo(seed))["overlay.png"] for seed in (1, 3)
+    ]
+
+
+def test_half_a_result_is_completed(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos, out) == 0
+    before = written(out)
+    (overlay,) = out.glob("a.jpg/*/overlay.png")
+    overlay.unlink()
+    (overlay.parent / ".overlay.png.part").write_bytes(b"a run that was killed left this")
+    assert run(photos, out) == 0
+    assert written(out) == before | {"a.jpg/.overlay.png.part": b"a run that was killed left this"}
+
+
+def test_terminal_shows_a_bar(photos: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    words, rest = command(photos, tmp_path / "out")
+    with subprocess.Popen(words, stdout=theirs, stderr=theirs, **rest) as process:  # type: ignore
+        os.close(theirs)
+        shown = b"".join(iter(lambda: read(ours), b"")).decode()
+    assert process.returncode == 0
+    assert "3 objects" in shown
+    assert "1 refused" in shown
+    assert "notes.txt" in shown
+    assert "a.jpg" not in shown
+
+
+def read(terminal: int) -> bytes:
+    """What was shown; empty at the end, which Linux tells by an error."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
+
+
+def test_log_shows_progress_elsewhere(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backfill, "LOG_SECONDS", 0)
+    with caplog.at_level(logging.INFO):
+        assert run(photos, tmp_path / "out") == 0
+    lines = [record.getMessage() for record in caplog.records if record.name == "segment.backfill"]
+    assert len(lines) == 4
+    assert lines[-1].startswith("Backfill done: ")
+
+
+# The folder as a store
+
+
+def test_folder_never_writes_over_a_file(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "new")
+    assert folder.write("a/b", b"1", "text/plain", {})
+    assert not folder.write("a/b", b"2", "text/plain", {})
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
+    assert (tmp_path / "new" / "a" / "b").read_bytes() == b"1"
+
+
+def test_folder_without_hard_links_works_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_folder_never_writes_over_a_file(tmp_path)
+
+
+def test_folder_lists_by_prefix_without_following_links(photos: Path) -> None:
+    (photos / "2026" / "loop").symlink_to(photos)
+    (photos / "linked.jpg").symlink_to(photos / "a.jpg")
+    folder = Folder(photos)
+    names = {item.name for item in folder.objects()}
+    assert names == {"a.jpg", "linked.jpg", "notes.txt", "2026/May/ünï code.jpg"}
+    assert [item.name for item in folder.objects("2026/M")] == ["2026/May/ünï code.jpg"]
+    assert list(folder.objects("nowhere/")) == []
+
+
+def test_folder_reads_that_very_generation(photos: Path) -> None:
+    folder = Folder(photos)
+    (item,) = folder.objects("a.jpg")
+    assert folder.read(item, 1 << 20) == photo(1)
+    os.utime(photos / "a.jpg", (1, 1))
+    assert folder.read(item, 1 << 20) is None
+    (photos / "a.jpg").unlink()
+    assert folder.read(item, 1 << 20) is None
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda folder: folder.write("../outside", b"", "", {}),
+        lambda folder: folder.write("/outside", b"", "", {}),
+        lambda folder: folder.read(Object("a/../../outside", 1), 10),
+        lambda folder: folder.write("a.jpg/b", b"", "", {}),
+    ],
+)
+def test_folder_stays_inside_itself(photos: Path, attempt: Callable[[Folder], object]) -> None:
+    with pytest.raises(StorageError):
+        attempt(Folder(photos))
+    assert not (photos.parent / "outside").exists()
