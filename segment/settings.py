@@ -70,6 +70,13 @@ def _bytes(value: str) -> int:
     return int(float(match[1]) * unit)
 
 
+def _url(value: str) -> str:
+    """an http or https URL"""
+    if not re.match(r"https?://[^/]", value):
+        raise ValueError
+    return value
+
+
 def _words(value: str) -> tuple[str, ...]:
     """words separated by commas"""
     return tuple(word.strip() for word in value.split(",") if word.strip())
@@ -133,8 +140,9 @@ class Settings:
         "What is written for each photo in a bucket.",
     )
     storage_seconds: float = _setting(
-        60.0, _number(float, 1, 300), "How long one call to Cloud Storage may take, its repetitions included."
+        20.0, _number(float, 1, 300), "How long one call to Cloud Storage is tried for before an event is put off."
     )
+    zoo_url: str = _setting("", _url, "Mirror to fetch models with names from; empty is detectron2's own.")
     input_bucket: str = _setting("", _text, "If given, events from any other bucket are ignored.")
     input_prefix: str = _setting("", _text, "Only objects whose name starts so are segmented.")
 

@@ -1,19 +1,22 @@
 """Models by name: what detectron2's model zoo offers of the family that converts.
 
-`models.yaml` holds the facts, one text file per data set the names of its classes. detectron2 is not needed.
+`models.toml` holds the facts, one text file per data set the names of its classes: detectron2 is not needed. What was
+downloaded and what was converted from it lie in the user's cache folder, where the platform wants it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
+import platformdirs
 
 from segment.errors import ModelError
+from segment.zoo.download import download, matches
 
 FOLDER = Path(__file__).parent
 
@@ -22,66 +25,120 @@ FOLDER = Path(__file__).parent
 class Entry:
     """A model of the zoo.
 
-    `file`: its checkpoint, below the zoo's URL. `box_ap`, `mask_ap`: COCO's average precision in percent on the data
-    set's validation images, as detectron2 measured it; None where it did not. `labels_name`: whose classes it knows.
-    `config`: its detectron2 config as nested mappings; what is absent has detectron2's default.
+    `url`: its checkpoint. `megabytes`: about how much that is. `box_ap`, `mask_ap`: average precision in percent on the
+    data set's validation images, as detectron2 measured it; None where it says none. `dataset`: whose classes it knows.
+    `config`: its detectron2 config as nested mappings; a key that is absent has detectron2's default.
     """
 
     name: str
-    url: str
+    base: str
     file: str
+    megabytes: int
     license: str
-    labels_name: str
-    box_ap: float | None
-    mask_ap: float | None
+    dataset: str
     config: Mapping[str, Any]
+    mask_ap: float
+    box_ap: float | None = None
 
     @property
-    def md5_prefix(self) -> str:
-        """The first digits of the checkpoint's MD5, which its file name ends in (MODEL_ZOO.md)."""
+    def digest(self) -> str:
+        """The first six digits of the checkpoint's MD5, which end its file's name (MODEL_ZOO.md)."""
         return PurePosixPath(self.file).stem.rpartition("_")[2]
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The name of each class, by index."""
-        return tuple((FOLDER / f"{self.labels_name}.txt").read_text(encoding="utf-8").splitlines())
+    def zoo_path(self) -> str:
+        """The model's config in detectron2's `configs` folder, without the extension."""
+        return str(PurePosixPath(self.file).parent.parent)
 
 
-@cache
+@functools.cache
 def entries() -> Mapping[str, Entry]:
     """Every model of the zoo by name."""
-    table = yaml.safe_load((FOLDER / "models.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Entry(
-            name=name,
-            url=table["url"],
-            file=row["file"],
-            license=table["license"],
-            labels_name=row["labels"],
-            box_ap=row["box_ap"],
-            mask_ap=row["mask_ap"],
-            config=_nested({**table["base"], **row.get("config", {})}),
+    facts = tomllib.loads((FOLDER / "models.toml").read_text(encoding="utf-8"))
+
+    def entry(name: str, file: str, parts: Sequence[str] = (), **rest: Any) -> Entry:
+        config = functools.reduce(merged, [facts["parts"][part] for part in parts], facts["base"])
+        return Entry(name=name, file=file, base=facts["url"], license=facts["license"], config=config, **rest)
+
+    return {name: entry(name, **row) for name, row in facts["models"].items()}
+
+
+def entry(name: str) -> Entry:
+    """The model called `name`, here or, as the path of its config, in detectron2. Raises ModelError."""
+    for found in entries().values():
+        if name in (found.name, found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py"):
+            return found
+    raise ModelError(f"There is no model called {name!r}. `segment models` lists those there are.")
+
+
+def labels(entry: Entry) -> tuple[str, ...]:
+    """The name of each class, by index."""
+    return tuple((FOLDER / f"{entry.dataset}.txt").read_text(encoding="utf-8").splitlines())
+
+
+def config(entry: Entry) -> Mapping[str, Any]:
+    """The model's detectron2 config as nested mappings."""
+    return entry.config
+
+
+def model_path(name: str) -> Path:
+    """Where the converted model is kept, or will be. Raises ModelError for a name that is none."""
+    return _cache() / f"{entry(name).name}.onnx"
+
+
+def model_file(name: str) -> Path:
+    """The converted model. Raises ModelError when it has not been fetched."""
+    path = model_path(name)
+    if not path.exists():
+        raise ModelError(
+            f"The model {name} is not on this machine yet: `python -m segment fetch {name}` downloads and converts it. "
+            "Without SEGMENT_MODEL the embedded demo runs."
         )
-        for name, row in table["models"].items()
-    }
+    return path
 
 
-def find(name: str) -> Entry:
-    """The model called `name`: ours, or the path of its config in detectron2's zoo. Raises ModelError."""
-    for entry in entries().values():
-        path = str(PurePosixPath(entry.file).parent.parent)
-        if name in (entry.name, path, path + ".yaml", path + ".py"):
-            return entry
-    raise ModelError(f"There is no model called {name!r}. There are: {', '.join(entries())}.")
+def fetch(name: str, url: str = "") -> Path:
+    """The checkpoint of a model, downloaded unless it is here already. `url`: a mirror's, instead of the zoo's own.
+
+    Raises ModelError for a name that is none and for a file that is not what it should be, FetchError when it cannot be
+    had.
+    """
+    found = entry(name)
+    path = _cache() / f"{found.name}.pkl"
+    if not (path.exists() and matches(path, found.digest)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = (url or found.base).rstrip("/") + "/" + found.file
+        download(source, path, digest=found.digest, limit=2_000_000 * found.megabytes)
+    return path
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"A.B": 1} -> {"A": {"B": 1}}."""
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        place = nested
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return nested
+def table() -> str:
+    """Every model with what it is good for, as text."""
+    headings = ("NAME", "DATA SET", "CLASSES", "BOX AP", "MASK AP", "DOWNLOAD", "FETCHED", "IN DETECTRON2'S ZOO")
+    rows = [headings, *(_row(found) for found in entries().values())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(headings))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    first = next(iter(entries().values()))
+    return "\n".join(
+        [*lines, "", f"All are from detectron2's model zoo ({first.base}), licensed under {first.license}."]
+    )
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    box_ap, mask_ap = ("-" if ap is None else f"{ap:.1f}" for ap in (entry.box_ap, entry.mask_ap))
+    fetched = "yes" if model_path(entry.name).exists() else ""
+    classes, size = str(len(labels(entry))), f"{entry.megabytes} MB"
+    return entry.name, entry.dataset, classes, box_ap, mask_ap, size, fetched, entry.zoo_path
+
+
+def _cache() -> Path:
+    return platformdirs.user_cache_path("segment", appauthor=False) / "zoo"
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings, `above` over `below`."""
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and key in below
+        result[key] = merged(below[key], value) if both else value
+    return result

@@ -1,0 +1,297 @@
+"""Models by name: the table, the download, and a model fetched, converted and served by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import segment.__main__
+from benchmarks import checkpoints
+from segment import model, zoo
+from segment.convert import config as configs
+from segment.errors import FetchError, ModelError
+from segment.zoo.download import download
+from tests.server import ROOT, free_port
+
+BODY = bytes(range(256)) * 1200
+FILE = BODY + (4250449).to_bytes(4, "little")
+"""Its MD5 begins with f10217, as that of the zoo's R50-FPN 3x."""
+
+
+@dataclass
+class Mirror:
+    """A server of files that can break connections.
+
+    `cuts`: bytes after which each of the next responses breaks off. `ranges`: what was asked for, "" being all.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    takes_ranges: bool = True
+    url: str = ""
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    state = Mirror()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.ranges.append(asked := self.headers.get("Range", ""))
+            body = state.files.get(self.path)
+            if state.statuses:
+                self.send_error(state.statuses.pop(0))
+                return
+            if body is None:
+                self.send_error(404)
+                return
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and state.takes_ranges else 0
+            if start and start >= len(body):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:][: state.cuts.pop(0) if state.cuts else None])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        state.url = f"http://127.0.0.1:{server.server_port}/"
+        yield state
+        server.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "segment" / "zoo"
+
+
+# The table
+
+
+def test_each_entry_is_complete() -> None:
+    for name, entry in zoo.entries().items():
+        assert entry.name == name
+        assert re.fullmatch(r"[0-9a-f]{6}", entry.digest)
+        assert 20 < entry.mask_ap < (entry.box_ap or 100) + 1
+        config = configs.parse(zoo.config(entry))
+        labels = zoo.labels(entry)
+        assert len(set(labels)) == config.classes
+        assert all(label == label.strip() and label for label in labels)
+
+
+def test_the_rows_that_are_promised_are_there() -> None:
+    names = set(zoo.entries())
+    assert {f"mask_rcnn_R_{d}_FPN_{n}ep_LSJ" for d in (50, 101) for n in (100, 200, 400)} <= names
+    assert {"mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_101_FPN_3x"} <= names
+    assert {"mask_rcnn_X_101_32x8d_FPN_3x", "cascade_mask_rcnn_R_50_FPN_1x", "cascade_mask_rcnn_R_50_FPN_3x"} <= names
+    assert {"lvis_mask_rcnn_R_50_FPN_1x", "lvis_mask_rcnn_R_101_FPN_1x", "lvis_mask_rcnn_X_101_32x8d_FPN_1x"} <= names
+    assert "cityscapes_mask_rcnn_R_50_FPN" in names
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "some"),
+    [
+        ("mask_rcnn_R_50_FPN_3x", 80, {0: "person", 16: "dog", 79: "toothbrush"}),
+        ("lvis_mask_rcnn_R_50_FPN_1x", 1230, {0: "acorn", 1229: "zucchini"}),
+        ("cityscapes_mask_rcnn_R_50_FPN", 8, {0: "person", 2: "car", 7: "bicycle"}),
+    ],
+)
+def test_labels(name: str, count: int, some: Mapping[int, str]) -> None:
+    labels = zoo.labels(zoo.entry(name))
+    assert len(labels) == count
+    assert {index: labels[index] for index in some} == some
+
+
+def test_a_part_of_a_config_does_not_change_another_model() -> None:
+    assert configs.parse(zoo.config(zoo.entry("mask_rcnn_R_101_FPN_400ep_LSJ"))).proposals.conv_dims == (-1, -1)
+    assert configs.parse(zoo.config(zoo.entry("mask_rcnn_R_101_FPN_3x"))).proposals.conv_dims == (-1,)
+
+
+def test_detectron2s_own_names_do_too() -> None:
+    path = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
+    for name in (path, path + ".yaml"):
+        assert zoo.entry(name).name == "mask_rcnn_R_50_FPN_3x"
+
+
+def test_the_table_shows_every_model(cache: Path) -> None:
+    table = zoo.table()
+    assert all(name in table for name in zoo.entries())
+    assert "CC BY-SA 3.0" in table
+    row = next(line for line in table.splitlines() if line.startswith("mask_rcnn_R_50_FPN_3x "))
+    assert re.search(r"coco +80 +41\.0 +37\.2 +178 MB", row)
+
+
+def test_a_model_that_was_not_fetched(cache: Path) -> None:
+    with pytest.raises(ModelError, match=r"segment fetch mask_rcnn_R_50_FPN_3x"):
+        zoo.model_file("mask_rcnn_R_50_FPN_3x")
+    with pytest.raises(ModelError, match="no model called 'mask_rcnn'"):
+        zoo.model_file("mask_rcnn")
+
+
+# The download
+
+
+def fetch_file(
+    mirror: Mirror, path: Path, digest: str = hashlib.sha256(FILE).hexdigest(), limit: int = 1 << 20
+) -> None:
+    download(mirror.url + "file", path, digest=digest, limit=limit, pause=0)
+
+
+def test_downloads_once(mirror: Mirror, cache: Path) -> None:
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    mirror.files["/" + entry.file] = FILE
+    for _ in range(2):
+        assert zoo.fetch(entry.name, mirror.url).read_bytes() == FILE
+    assert mirror.ranges == [""]
+    assert [path.name for path in cache.iterdir()] == ["mask_rcnn_R_50_FPN_3x.pkl"]
+
+
+def test_a_file_damaged_since_is_downloaded_again(mirror: Mirror, cache: Path) -> None:
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    mirror.files["/" + entry.file] = FILE
+    path = zoo.fetch(entry.name, mirror.url)
+    path.write_bytes(FILE[:1000])
+    assert zoo.fetch(entry.name, mirror.url).read_bytes() == FILE
+
+
+def test_goes_on_after_broken_connections(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"], mirror.cuts = FILE, [100_000, 1, 50_000]
+    fetch_file(mirror, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == FILE
+    assert mirror.ranges == ["", "bytes=100000-", "bytes=100001-", "bytes=150001-"]
+
+
+def test_goes_on_after_an_interrupted_command(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"] = FILE
+    (tmp_path / "file.part").write_bytes(FILE[:1234])
+    fetch_file(mirror, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == FILE
+    assert mirror.ranges == ["bytes=1234-"]
+
+
+def test_a_part_that_is_whole_is_only_checked(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"] = FILE
+    (tmp_path / "file.part").write_bytes(FILE)
+    fetch_file(mirror, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == FILE
+
+
+def test_a_server_without_ranges_begins_again(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"], mirror.cuts, mirror.takes_ranges = FILE, [1000], False
+    fetch_file(mirror, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == FILE
+
+
+def test_a_server_that_fails_for_a_moment(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"], mirror.statuses = FILE, [503, 500]
+    fetch_file(mirror, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == FILE
+
+
+def test_a_wrong_file_is_deleted(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"] = FILE[:-1]
+    with pytest.raises(ModelError, match="does not begin with f10217"):
+        fetch_file(mirror, tmp_path / "file", "f10217")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_without_end_is_refused(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"] = FILE
+    with pytest.raises(ModelError, match="larger than"):
+        fetch_file(mirror, tmp_path / "file", limit=100_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_there(mirror: Mirror, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"127\.0\.0\.1:\d+: it answered 404 Not Found"):
+        fetch_file(mirror, tmp_path / "file")
+    assert mirror.ranges == [""]
+
+
+def test_connections_that_bring_nothing(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/file"], mirror.cuts = FILE, [5000, 0, 0, 0, 0]
+    with pytest.raises(FetchError, match="it goes on where it stopped"):
+        fetch_file(mirror, tmp_path / "file")
+    assert (tmp_path / "file.part").read_bytes() == FILE[:5000]
+
+
+def segment_command(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SEGMENT_")}
+    command = [sys.executable, "-m", "segment", *arguments]
+    return subprocess.run(
+        command, env=inherited | settings, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_without_a_network(cache: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}/"
+    done = segment_command("fetch", "mask_rcnn_R_50_FPN_3x", SEGMENT_ZOO_URL=nobody)
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
+    assert "Without SEGMENT_MODEL the embedded demo runs." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mirror_that_is_no_url() -> None:
+    done = segment_command("fetch", "mask_rcnn_R_50_FPN_3x", SEGMENT_ZOO_URL="mirror")
+    assert "SEGMENT_ZOO_URL is 'mirror'; it must be an http or https URL." in done.stderr
+
+
+# From a name to detections
+
+
+NARROW = {
+    "MODEL": {
+        "RESNETS": {"STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4},
+        "FPN": {"OUT_CHANNELS": 16},
+        "ROI_BOX_HEAD": {"FC_DIM": 32},
+        "ROI_MASK_HEAD": {"CONV_DIM": 16},
+    }
+}
+
+
+@pytest.fixture
+def narrow(mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a small model in the zoo, whose checkpoint the mirror has."""
+    cityscapes = zoo.entry("cityscapes_mask_rcnn_R_50_FPN")
+    config = zoo.merged(zoo.config(cityscapes), NARROW)
+    body = pickle.dumps({"model": checkpoints.checkpoint(configs.parse(config)), "__author__": "a test"})
+    file = f"Cityscapes/narrow/1/model_final_{hashlib.md5(body).hexdigest()[:6]}.pkl"
+    entry = dataclasses.replace(cityscapes, name="narrow", file=file, config=config)
+    monkeypatch.setattr(zoo, "entries", lambda: {"narrow": entry})
+    mirror.files["/" + file] = body
+    monkeypatch.setenv("SEGMENT_ZOO_URL", mirror.url)
+    return "narrow"
+
+
+def test_fetch_converts_and_the_name_serves(narrow: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment.__main__.main(["fetch", narrow]) == 0
+    assert "8 classes" in capsys.readouterr().out
+    loaded = model.load(narrow)
+    assert loaded.labels == zoo.labels(zoo.entry(narrow))
+    photo: Any = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    found = loaded(photo, min_score=0.0)
+    assert 0 < len(found) <= 100
+    assert found.size == (160, 120)
