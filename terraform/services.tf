@@ -27,6 +27,7 @@ locals {
     SEGMENT_MIN_SCORE      = var.min_score
     SEGMENT_MAX_DETECTIONS = var.max_detections
     SEGMENT_WAIT_SECONDS   = var.wait_seconds
+    SEGMENT_PROJECT        = var.project_id
   }
   http_settings = {
     SEGMENT_CORS_ORIGINS = length(var.cors_origins) > 0 ? join(",", var.cors_origins) : null

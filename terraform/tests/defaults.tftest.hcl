@@ -59,6 +59,7 @@ run "services" {
       http = {
         FUNCTION_TARGET      = "segment_http"
         SEGMENT_MEMORY       = "512Mi"
+        SEGMENT_PROJECT      = "my-project"
         SEGMENT_THREADS      = "1"
         SEGMENT_WAIT_SECONDS = "30"
         THREADS              = "8"
@@ -70,6 +71,7 @@ run "services" {
         SEGMENT_MEMORY         = "512Mi"
         SEGMENT_OUTPUT_BUCKET  = "my-project-segment-output"
         SEGMENT_OUTPUT_FORMATS = "png,json"
+        SEGMENT_PROJECT        = "my-project"
         SEGMENT_THREADS        = "1"
         SEGMENT_WAIT_SECONDS   = "30"
         THREADS                = "8"
@@ -114,6 +116,7 @@ run "job" {
       SEGMENT_MEMORY         = "512Mi"
       SEGMENT_OUTPUT_BUCKET  = "my-project-segment-output"
       SEGMENT_OUTPUT_FORMATS = "png,json"
+      SEGMENT_PROJECT        = "my-project"
       SEGMENT_THREADS        = "1"
       SEGMENT_WAIT_SECONDS   = "30"
     }
