@@ -1,0 +1,124 @@
+# The image behind both Cloud Run services and the backfill job.
+#
+#   docker build -t segment .                                            with the embedded demo model
+#   docker build -t segment --build-arg MODEL=mask_rcnn_R_50_FPN_3x .    with a model of the zoo (segment models)
+#   docker build -t segment --build-arg MODEL=mine.onnx .                with a converted model from this folder
+#   ... --build-arg CALIBRATE=photos                                     a zoo model in int8, calibrated on photos/
+#   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for what does not convert
+#
+# What is in it is pinned: the base by its version, packages by constraints.txt, weights by the zoo's checksums. For the same
+# bytes on every build, fix the timestamps too: docker buildx build --build-arg SOURCE_DATE_EPOCH=0 with
+# --output type=image,rewrite-timestamp=true, or buildah build --timestamp 0.
+
+ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+
+
+# Every stage: Python's and pip's manners.
+FROM ${BASE} AS base
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_NO_COMPILE=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_ROOT_USER_ACTION=ignore \
+    PATH=/venv/bin:$PATH
+
+
+# What serving imports.
+FROM base AS packages
+WORKDIR /build
+COPY requirements.txt constraints.txt ./
+RUN python -m venv --without-pip /venv && \
+    pip --python /venv/bin/python install -r requirements.txt -c constraints.txt
+
+
+# The same without what a CPU never needs: OpenVINO's plugins for other devices and for combining devices, its readers of other
+# frameworks' models, its converter; NumPy's tests. Then everything is compiled to bytecode, because a container that must
+# not write starts with nothing cached: by content, not by time, so that the files are the same in every build.
+FROM packages AS serving-packages
+RUN cd /venv/lib/python3*/site-packages && \
+    cd openvino/libs && \
+    rm -f cache.json \
+          libopenvino_intel_gpu_plugin.so* libopenvino_intel_npu*.so* \
+          libopenvino_auto_plugin.so* libopenvino_auto_batch_plugin.so* libopenvino_hetero_plugin.so* \
+          libopenvino_tensorflow*_frontend.so* libopenvino_pytorch_frontend.so* libopenvino_paddle_frontend.so* \
+          libopenvino_jax_frontend.so* libopenvino_gguf_frontend.so* libopenvino_c.so* && \
+    cd .. && \
+    rm -rf tools torch frontend/pytorch frontend/tensorflow frontend/paddle frontend/jax && \
+    cd .. && \
+    find numpy -type d -name tests -prune -exec rm -rf {} + && \
+    rm -rf numpy/_core/include numpy/f2py && \
+    python -m compileall -q --invalidation-mode unchecked-hash .
+
+
+# The model, baked in: an instance downloads nothing when it starts.
+FROM packages AS model
+ARG MODEL=""
+ARG CALIBRATE=""
+COPY . .
+RUN mkdir /model && \
+    case "$MODEL" in \
+      "") ;; \
+      *.onnx) cp "$MODEL" /model/model.onnx ;; \
+      *) pip --python /venv/bin/python install -r requirements-convert.txt && \
+         python -m segment fetch "$MODEL" --output /model/model.onnx ${CALIBRATE:+--int8 --calibrate "$CALIBRATE"} ;; \
+    esac
+
+
+# The code and how it runs.
+#   WORKERS=1            one process: a second would hold the model a second time
+#   THREADS=8            requests wait for the memory budget, not for a thread; Terraform sets it by the concurrency
+#   MALLOC_*             glibc keeps few arenas and gives large blocks back at once, or memory that a large photo needed
+#                        would be held for ever
+#   OPENBLAS_NUM_THREADS NumPy multiplies only small matrices here, and a pool of threads costs memory for each
+#   HOME                 libraries that want one find a place that exists
+FROM base AS app
+WORKDIR /app
+ENV PORT=8080 \
+    WORKERS=1 \
+    THREADS=8 \
+    FUNCTION_TARGET=segment_http \
+    MALLOC_ARENA_MAX=2 \
+    MALLOC_TRIM_THRESHOLD_=131072 \
+    MALLOC_MMAP_THRESHOLD_=131072 \
+    OPENBLAS_NUM_THREADS=1 \
+    HOME=/tmp
+COPY deploy/gunicorn.conf.py ./deploy/
+COPY main.py ./
+COPY segment ./segment
+RUN python -m compileall -q --invalidation-mode unchecked-hash main.py segment
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://localhost:{os.environ[\"PORT\"]}/health', timeout=8)"]
+CMD ["gunicorn", "--config", "deploy/gunicorn.conf.py", "functions_framework:create_app()"]
+
+
+# For detectron2 configs that do not convert (docker build --target detectron2). PyTorch first: detectron2 is built against it.
+FROM base AS detectron2-packages
+WORKDIR /build
+RUN apt-get update && \
+    apt-get install --yes --no-install-recommends g++ git && \
+    rm -rf /var/lib/apt/lists/*
+COPY requirements.txt requirements-detectron2.txt constraints.txt ./
+RUN python -m venv --without-pip /venv && \
+    pip --python /venv/bin/python install -r requirements.txt -c constraints.txt && \
+    pip --python /venv/bin/python install --no-build-isolation -r requirements-detectron2.txt
+
+FROM app AS detectron2
+COPY --from=detectron2-packages /venv /venv
+ENV SEGMENT_ENGINE=detectron2
+USER 10001
+
+
+# The default.
+FROM app AS serving
+ARG MODEL=""
+COPY --from=serving-packages /venv /venv
+COPY --from=model /model ./model
+ENV SEGMENT_MODEL=${MODEL:+/app/model/model.onnx} \
+    SEGMENT_CACHE=/app/cache
+# The model as OpenVINO compiles it, so that a start only reads it. It is of the building machine's kind of CPU: on one with other
+# instructions OpenVINO compiles anew, in memory, and a start takes about a second longer.
+RUN python -m segment warm && chmod -R a+rX cache
+USER 10001
