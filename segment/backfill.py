@@ -26,8 +26,8 @@ from segment.store import Object, Store, open_store, overlap
 
 log = logging.getLogger(__name__)
 
-WORKERS = 4
-"""Objects in hand at once: while some are read or written, one is in the network."""
+WORKERS = 2
+"""Objects in hand at once: while one is read or written, the other is in the network. More would only fill memory."""
 LOG_SECONDS = 30.0
 """How often progress is logged where nobody watches a bar."""
 FAILED = "failed for now"

@@ -163,7 +163,8 @@ def handle(service: Service, event: CloudEvent) -> None:
     bucket, item = found
     source, destination = (Bucket(name, settings.storage_seconds) for name in (bucket, settings.output_bucket))
     if reason := why_ignored(settings, bucket, item):
-        log.info("%s: ignored: %s", item.name, reason, extra=describe(source, item))
+        level = logging.WARNING if reason is AMONG_RESULTS else logging.INFO
+        log.log(level, "%s: ignored: %s", item.name, reason, extra=describe(source, item))
         return
     try:
         segment_object(service, source, item, destination, settings.output_prefix)
@@ -247,6 +248,10 @@ def _get(event: CloudEvent, attribute: str) -> Any:
     return event.get_attributes().get(attribute)
 
 
+AMONG_RESULTS = "it is where results are written, and is none. Photos need another bucket or another prefix."
+"""An object ignored for this may be a photo that somebody waits for."""
+
+
 def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
     """Why an object is not for us; empty if it is."""
     if settings.input_bucket and bucket != settings.input_bucket:
@@ -258,7 +263,7 @@ def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
     if is_result(item):
         return "it is a result."
     if bucket == settings.output_bucket and item.name.startswith(settings.output_prefix):
-        return "it is where results are written."
+        return AMONG_RESULTS
     return ""
 
 

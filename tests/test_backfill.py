@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fcntl import ioctl
 from functools import cache
 from pathlib import Path
@@ -21,13 +21,12 @@ import pytest
 from PIL import Image
 
 from segment import backfill
-from segment.errors import SettingsError, StorageError
+from segment.errors import SettingsError
 from segment.options import Options
 from segment.output import File
 from segment.service import Service
 from segment.settings import Settings
 from segment.store import Object, google
-from segment.store.folder import Folder
 from tests.gcs import Cloud, Fault
 from tests.server import ROOT
 from training.shapes import scene
@@ -323,57 +322,3 @@ def test_log_shows_progress_elsewhere(
     lines = [record.getMessage() for record in caplog.records if record.name == "segment.backfill"]
     assert len(lines) == 4
     assert lines[-1].startswith("Backfill done: ")
-
-
-# The folder as a store
-
-
-def test_folder_never_writes_over_a_file(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "new")
-    assert folder.write("a/b", b"1", "text/plain", {})
-    assert not folder.write("a/b", b"2", "text/plain", {})
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
-    assert (tmp_path / "new" / "a" / "b").read_bytes() == b"1"
-
-
-def test_folder_without_hard_links_works_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "link", refuse)
-    test_folder_never_writes_over_a_file(tmp_path)
-
-
-def test_folder_lists_by_prefix_without_following_links(photos: Path) -> None:
-    (photos / "2026" / "loop").symlink_to(photos)
-    (photos / "linked.jpg").symlink_to(photos / "a.jpg")
-    folder = Folder(photos)
-    names = {item.name for item in folder.objects()}
-    assert names == {"a.jpg", "linked.jpg", "notes.txt", "2026/May/ünï code.jpg"}
-    assert [item.name for item in folder.objects("2026/M")] == ["2026/May/ünï code.jpg"]
-    assert list(folder.objects("nowhere/")) == []
-
-
-def test_folder_reads_that_very_generation(photos: Path) -> None:
-    folder = Folder(photos)
-    (item,) = folder.objects("a.jpg")
-    assert folder.read(item, 1 << 20) == photo(1)
-    os.utime(photos / "a.jpg", (1, 1))
-    assert folder.read(item, 1 << 20) is None
-    (photos / "a.jpg").unlink()
-    assert folder.read(item, 1 << 20) is None
-
-
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        lambda folder: folder.write("../outside", b"", "", {}),
-        lambda folder: folder.write("/outside", b"", "", {}),
-        lambda folder: folder.read(Object("a/../../outside", 1), 10),
-        lambda folder: folder.write("a.jpg/b", b"", "", {}),
-    ],
-)
-def test_folder_stays_inside_itself(photos: Path, attempt: Callable[[Folder], object]) -> None:
-    with pytest.raises(StorageError):
-        attempt(Folder(photos))
-    assert not (photos.parent / "outside").exists()

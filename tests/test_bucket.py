@@ -546,6 +546,7 @@ def test_results_in_the_photos_bucket_are_not_read_again(cloud: Cloud) -> None:
         for result in [*written.values(), copied, unmarked]:
             assert pubsub(handler.url, result).ok
             assert "ignored" in last_entry(handler)["message"]
+            assert last_entry(handler)["severity"] == ("WARNING" if result is unmarked else "INFO")
         assert len(cloud.objects("photos", "out/")) == len(written) + 1
 
 

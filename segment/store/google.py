@@ -28,8 +28,10 @@ from segment.errors import StorageError, TooLarge
 from segment.store import Object
 
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 20.0
+READ_SECONDS = 10.0
 """How long a connection may be silent before the request is tried again."""
+CHUNK_BYTES = 8 << 20
+"""Larger results are sent in pieces, each of which is copied."""
 LISTED = "items(name,generation,size,crc32c,metadata),nextPageToken"
 """The fields of an object that are asked for in a list."""
 
@@ -43,9 +45,13 @@ def client() -> Client:
 
 
 class Bucket:
-    """A Store that is a bucket. `seconds` bounds each call, its repetitions included."""
+    """A Store that is a bucket.
 
-    def __init__(self, name: str, seconds: float = 60.0) -> None:
+    A call that fails is tried again for `seconds`, so it takes READ_SECONDS more at most. With the three or four calls
+    of a delivery that is well below Pub/Sub's longest acknowledgement deadline, 600 s.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
         self.name = name
         self.seconds = seconds
         self._call: dict[str, Any] = {
@@ -68,9 +74,9 @@ class Bucket:
         """That very generation, checked against its checksum; None if it was deleted or overwritten."""
         if item.size is not None and item.size > limit:
             raise TooLarge(_too_large(limit, item.size))
-        blob = client().bucket(self.name).blob(item.name, generation=item.generation)
         sink = _Sink(limit, self.seconds)
         with self._as_storage_error("read"):
+            blob = client().bucket(self.name).blob(item.name, generation=item.generation)
             try:
                 blob.download_to_file(sink, **self._call)
             except NotFound:
@@ -89,9 +95,9 @@ class Bucket:
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Write an object where none is; False if there is one."""
-        blob = client().bucket(self.name).blob(name)
-        blob.metadata = dict(metadata)
         with self._as_storage_error("write"):
+            blob = client().bucket(self.name).blob(name, chunk_size=CHUNK_BYTES)
+            blob.metadata = dict(metadata)
             try:
                 blob.upload_from_string(body, content_type, if_generation_match=0, **self._call)
             except PreconditionFailed:

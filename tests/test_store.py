@@ -1,0 +1,192 @@
+"""Buckets and folders as stores: what holds of one holds of the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from segment.errors import StorageError, TooLarge
+from segment.store import Object, Store, google, open_store
+from segment.store.folder import Folder
+from segment.store.google import Bucket
+from tests.gcs import Cloud, Fault
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
+
+
+@pytest.fixture(params=["bucket", "folder"])
+def store(request: pytest.FixtureRequest, cloud: Cloud, tmp_path: Path) -> Store:
+    address = "gs://photos" if request.param == "bucket" else str(tmp_path / "photos")
+    return open_store(address, 2)[0]
+
+
+def put(store: Store, *names: str) -> None:
+    for name in names:
+        assert store.write(name, name.encode(), "text/plain", {})
+
+
+# Both
+
+
+def test_what_is_written_is_listed_and_read(store: Store) -> None:
+    put(store, "b/ünï code", "a", "b/c/d", "c")
+    assert sorted(item.name for item in store.objects()) == ["a", "b/c/d", "b/ünï code", "c"]
+    assert [item.name for item in store.objects("b/c")] == ["b/c/d"]
+    assert list(store.objects("nowhere/")) == []
+    for item in store.objects():
+        assert item.size == len(item.name.encode())
+        assert store.read(item, 100) == item.name.encode()
+
+
+def test_nothing_is_written_over(store: Store) -> None:
+    assert store.write("a/b", b"1", "text/plain", {})
+    assert not store.write("a/b", b"2", "text/plain", {})
+    (item,) = store.objects()
+    assert store.read(item, 10) == b"1"
+
+
+def test_another_generation_is_not_read(store: Store) -> None:
+    put(store, "a")
+    (item,) = store.objects()
+    assert store.read(Object("a", item.generation + 1), 10) is None
+    assert store.read(Object("b", item.generation), 10) is None
+
+
+def test_too_large_is_not_read(store: Store) -> None:
+    put(store, "four")
+    (item,) = store.objects()
+    assert store.read(item, 4) == b"four"
+    with pytest.raises(TooLarge, match="4 bytes; the most is 3"):
+        store.read(item, 3)
+
+
+# A bucket
+
+
+def test_every_page_is_listed(cloud: Cloud) -> None:
+    for n in range(2100):
+        cloud.put("photos", f"{n:04}", b"")
+    assert [item.name for item in Bucket("photos", 5).objects()] == [f"{n:04}" for n in range(2100)]
+
+
+def test_bucket_keeps_type_and_metadata(cloud: Cloud) -> None:
+    bucket = Bucket("photos", 2)
+    assert bucket.write("a", b"{}", "application/json", {"segment-source": "gs://x/ünï"})
+    assert cloud.objects("photos")["a"].content_type == "application/json"
+    (item,) = bucket.objects()
+    assert item.metadata == {"segment-source": "gs://x/ünï"}
+
+
+@pytest.mark.parametrize("size", [100, 20 * MIB])
+@pytest.mark.parametrize("when", ["before", "half", "after"])
+def test_cut_write_is_completed_once(cloud: Cloud, when: str, size: int) -> None:
+    body = os.urandom(size)
+    cloud.faults.add(Fault("cut", when, method="PUT|POST", skip=size // (10 * MIB), times=1))  # type: ignore[arg-type]
+    lost = size < MIB and when == "after"
+    assert Bucket("photos", 5).write("a", body, "image/png", {}) is not lost
+    assert cloud.objects("photos")["a"].content == body
+    assert len(cloud.writes) == 1
+
+
+def test_cut_read_is_taken_up_again_and_checked(cloud: Cloud) -> None:
+    content = os.urandom(MIB)
+    item = cloud.put("photos", "a", content)
+    fault = cloud.faults.add(Fault("cut", "half", path="alt=media", times=2))
+    assert Bucket("photos", 5).read(Object("a", item.generation, MIB, item.crc32c), MIB) == content
+    assert fault.hits == 2
+    cloud.faults.add(Fault("cut", "half", path="alt=media", times=1))
+    with pytest.raises(StorageError, match="damaged"):
+        Bucket("photos", 5).read(Object("a", item.generation, MIB, "AAAAAA=="), MIB)
+
+
+def test_slow_bucket_is_given_up(cloud: Cloud) -> None:
+    item = cloud.put("photos", "a", b"1")
+    cloud.faults.add(Fault("stall", path="alt=media", seconds=30))
+    with pytest.raises(StorageError, match="Could not read in gs://photos"):
+        Bucket("photos", 1).read(Object("a", item.generation), 10)
+
+
+def test_bucket_that_is_not_there_is_an_error_but_for_reading(cloud: Cloud) -> None:
+    bucket = Bucket("nowhere", 1)
+    with pytest.raises(StorageError, match="Could not list in gs://nowhere"):
+        list(bucket.objects())
+    with pytest.raises(StorageError, match="Could not write in gs://nowhere"):
+        bucket.write("a", b"", "", {})
+    assert bucket.read(Object("a", 1), 10) is None
+
+
+def test_missing_credentials_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    google.client.cache_clear()
+    with pytest.raises(StorageError, match=r"none\.json"):
+        list(Bucket("photos", 1).objects())
+
+
+# A folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "2026" / "May").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"a photo")
+    (folder / "2026" / "May" / "b.jpg").write_bytes(b"another")
+    (folder / ".DS_Store").write_text("not seen")
+    return folder
+
+
+def test_folder_without_hard_links_works_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_nothing_is_written_over(Folder(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
+
+
+def test_folder_lists_by_prefix_without_following_links(photos: Path) -> None:
+    (photos / "2026" / "loop").symlink_to(photos)
+    (photos / "linked.jpg").symlink_to(photos / "a.jpg")
+    folder = Folder(photos)
+    names = {item.name for item in folder.objects()}
+    assert names == {"a.jpg", "linked.jpg", "2026/May/b.jpg"}
+    assert [item.name for item in folder.objects("2026/M")] == ["2026/May/b.jpg"]
+
+
+def test_folder_reads_that_very_generation(photos: Path) -> None:
+    folder = Folder(photos)
+    (item,) = folder.objects("a.jpg")
+    assert folder.read(item, 1 << 20) == b"a photo"
+    os.utime(photos / "a.jpg", (1, 1))
+    assert folder.read(item, 1 << 20) is None
+    (photos / "a.jpg").unlink()
+    assert folder.read(item, 1 << 20) is None
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda folder: folder.write("../outside", b"", "", {}),
+        lambda folder: folder.write("/outside", b"", "", {}),
+        lambda folder: folder.read(Object("a/../../outside", 1), 10),
+        lambda folder: folder.write("a.jpg/b", b"", "", {}),
+    ],
+)
+def test_folder_stays_inside_itself(photos: Path, attempt: Callable[[Folder], object]) -> None:
+    with pytest.raises(StorageError):
+        attempt(Folder(photos))
+    assert not (photos.parent / "outside").exists()
