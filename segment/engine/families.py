@@ -91,7 +91,7 @@ def load(
         memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel)
     # Measured before this process has the network too: both at once might not fit.
     memory = memory or footprint.known(path, threads=threads, cache=cache)
-    network = Network(path, threads, cache)
+    network = Network(path, threads, cache, read_scales=facts is None)
     signature = Signature(path.name, network.inputs, network.outputs, properties)
     return FileEngine(network, recognise(signature, labels), memory)
 

@@ -10,12 +10,14 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segment.engine import openvino_graph
 from segment.engine.signature import Port
 from segment.errors import ModelError
 
@@ -23,15 +25,19 @@ from segment.errors import ModelError
 class Network:
     """An ONNX file, compiled. Raises ModelError.
 
-    `inputs` and `outputs` are in the file's order.
+    `inputs` and `outputs` are in the file's order. `read_scales`: find what whole numbers in them stand for.
     """
 
-    def __init__(self, path: Path, threads: int, cache: Path | None = None) -> None:
+    def __init__(self, path: Path, threads: int, cache: Path | None = None, read_scales: bool = False) -> None:
         self._compiled = compile_network(path, threads, cache)
         self._request = self._compiled.create_infer_request()
         self._lock = threading.Lock()
-        self.inputs = tuple(_port(port) for port in self._compiled.inputs)
-        self.outputs = tuple(_port(port) for port in self._compiled.outputs)
+        ports = [_port(port) for port in (*self._compiled.inputs, *self._compiled.outputs)]
+        if read_scales and any(port.type in ("int8", "uint8") for port in ports):
+            scales = openvino_graph.scales(_read(path))
+            ports = [replace(port, scale=scale) for port, scale in zip(ports, scales, strict=True)]
+        self.inputs = tuple(ports[: len(self._compiled.inputs)])
+        self.outputs = tuple(ports[len(self.inputs) :])
 
     @contextmanager
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[NDArray[Any], ...]]:
@@ -59,11 +65,24 @@ def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
     }
     if cache:
         properties["CACHE_DIR"] = str(cache)
+    core = openvino.Core()
     try:
-        return openvino.Core().compile_model(str(path), "CPU", properties)
+        return core.compile_model(str(path), "CPU", properties)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        first = error
+    try:
+        model = _read(path)
+        openvino_graph.mend(model)
+        return core.compile_model(model, "CPU", properties)
+    except RuntimeError:
+        reason = str(first).strip().splitlines()[-1]
         raise ModelError(f"The model {path.name} cannot be compiled: {reason}") from None
+
+
+def _read(path: Path) -> Any:
+    import openvino
+
+    return openvino.Core().read_model(str(path))
 
 
 def _port(port: Any) -> Port:

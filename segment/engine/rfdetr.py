@@ -62,13 +62,13 @@ class RfDetr:
     ) -> Detections:
         boxes, logits, masks = (port.to_real(outputs[at][0]) for at, port in (self.boxes, self.logits, self.masks))
         with np.errstate(over="ignore"):
-            scores = (1 / (1 + np.exp(-logits))).ravel()
+            scores = np.divide(1, 1 + np.exp(-logits.ravel()), dtype=np.float32)
         best = np.argsort(-scores, kind="stable")[: min(MOST, max_detections)]
         best = best[scores[best] > min_score]
         queries, classes = np.divmod(best, logits.shape[1])
         centres, halves = boxes[queries, :2], boxes[queries, 2:] / 2
         frame = np.array(size * 2, np.float32)
-        unit = np.concatenate([centres - halves, centres + halves], axis=1, dtype=np.float32)
+        unit: NDArray[np.float32] = np.concatenate([centres - halves, centres + halves], axis=1)
         corners: NDArray[np.float32] = np.clip(unit * frame, 0, frame)
         found = Detections(corners, scores[best], classes, tuple(_mask(masks[query], size) for query in queries), size)
         return found.select(np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])))
@@ -78,7 +78,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:
     """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
     image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
     ports = _ports(signature) if len(signature.outputs) == 3 else None
-    if image is None or image.size is None or ports is None:
+    if image is None or not image.port.is_real or image.size is None or ports is None:
         return None
     classes = ports[1][1].shape[2]
     return RfDetr(labels_for(classes, labels), image, image.size, *ports) if classes else None
