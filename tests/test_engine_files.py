@@ -1,0 +1,155 @@
+"""Which files are admitted, which refused, and what memory they are said to take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from segment.engine import footprint, load
+from segment.engine.families import recognise
+from segment.engine.footprint import Footprint
+from segment.engine.letterbox import Letterbox
+from segment.engine.nms import suppress
+from segment.engine.signature import Port, Signature
+from segment.errors import ModelError
+from segment.labels import coco, coco_by_number, labels_for
+from tests import onnxfiles, reference
+from tests.onnxfiles import FLOAT, Graph
+
+EMBEDDED = Path(__file__).parents[1] / "segment" / "models" / "shapes.onnx"
+
+
+def unknown(path: Path) -> Path:
+    graph = Graph()
+    image = graph.input("pixels", FLOAT, [1, 3, 32, 32])
+    graph.output("probabilities", graph.node("GlobalAveragePool", image), FLOAT, [1, 3, 1, 1])
+    return graph.save(path)
+
+
+def test_an_unknown_file_is_refused_with_what_was_expected_and_found(tmp_path: Path) -> None:
+    path = unknown(tmp_path / "yolov8n-seg.onnx")
+    with pytest.raises(ModelError) as refusal:
+        load(path, threads=1, memory=Footprint(0, 0.0))
+    for part in ("YOLO-seg", "RF-DETR-seg", "torchvision", "segment.convert", "pixels float32 1 x 3 x 32 x 32"):
+        assert part in str(refusal.value)
+
+
+def test_an_unknown_file_is_refused_by_its_measurement_too(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="of no known family"):
+        load(unknown(tmp_path / "m.onnx"), threads=1)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (
+            [Port("i", "float32", (2, 3, 64, 64))],
+            [Port("a", "float32", (2, 116, 84)), Port("b", "float32", (2, 32, 16, 16))],
+        ),
+        (
+            [Port("i", "int8", (1, 3, 64, 64))],
+            [Port("a", "float32", (1, 116, 84)), Port("b", "float32", (1, 32, 16, 16))],
+        ),
+        ([Port("i", "float32", (1, 3, 64, 64))], [Port("a", "int8", (1, 116, 84)), Port("b", "int8", (1, 32, 16, 16))]),
+        (
+            [Port("i", "float32", (1, 3, 64, 64))],
+            [Port("a", "float32", (1, 36, 84)), Port("b", "float32", (1, 32, 16, 16))],
+        ),
+        (
+            [Port("i", "float32", (1, 1, 64, 64))],
+            [Port("a", "float32", (1, 116, 84)), Port("b", "float32", (1, 32, 16, 16))],
+        ),
+    ],
+    ids=["a batch of two", "int8 without a scale", "int8 outputs without", "no classes", "grey"],
+)
+def test_what_looks_alike_is_refused(inputs: list[Port], outputs: list[Port]) -> None:
+    with pytest.raises(ModelError, match="of no known family"):
+        recognise(Signature("m.onnx", tuple(inputs), tuple(outputs)), ())
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"no model at all")
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        load(path, threads=1)
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(tmp_path / "absent.onnx", threads=1)
+
+
+def test_a_foreign_file_is_measured_once_where_there_is_a_cache(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).uniform(0, 1, (15, 84)).astype(np.float32)
+    path = onnxfiles.yolo(
+        tmp_path / "m.onnx", rows, np.ones((8, 3), np.float32), np.zeros(8, np.float32), size=None,
+        metadata={"names": "['a', 'b', 'c']"},
+    )  # fmt: skip
+    engine = load(path, threads=1, cache=tmp_path / "cache")
+    assert 1 << 20 < engine.fixed_bytes < 200 << 20
+    assert 12 < engine.bytes_per_pixel < 300  # at least the float32 input
+    (note,) = (tmp_path / "cache").glob("*.footprint.json")
+    note.write_text(json.dumps({"fixed_bytes": 7, "bytes_per_pixel": 2.5}))
+    again = load(path, threads=1, cache=tmp_path / "cache")
+    assert (again.fixed_bytes, again.bytes_per_pixel) == (7, 2.5)
+    note.write_text("{")
+    assert load(path, threads=1, cache=tmp_path / "cache").fixed_bytes > 1 << 20
+
+
+def test_a_fixed_size_takes_fixed_memory(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).uniform(0, 1, (15, 84)).astype(np.float32)
+    weights, bias = np.ones((8, 3), np.float32), np.zeros(8, np.float32)
+    path = onnxfiles.yolo(
+        tmp_path / "m.onnx", rows, weights, bias, size=(64, 64), metadata={"names": "['a', 'b', 'c']"}
+    )
+    found = footprint.measure(path)
+    assert found.fixed_bytes > 1 << 20
+    assert found.bytes_per_pixel == 0
+
+
+def test_our_own_files_need_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "measure", None)
+    engine = load(EMBEDDED, threads=1)
+    assert engine.labels == ("circle", "square", "triangle", "star", "ring")
+    assert engine.input_size((100, 100)) is None
+
+
+def test_labels() -> None:
+    assert len(coco()) == 80
+    assert len(coco_by_number()) == 91
+    assert labels_for(80) == coco()
+    assert labels_for(91) == coco_by_number()
+    assert labels_for(2) == ("0", "1")
+    assert labels_for(2, own=("a", "b")) == ("a", "b")
+    assert labels_for(2, ("x", "y"), ("a", "b")) == ("x", "y")
+    assert labels_for(3, ("x", "y")) == ("x", "y", "2")
+    with pytest.raises(ModelError, match="3 labels for the 2 classes"):
+        labels_for(2, ("x", "y", "z"))
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(0, 40), st.just(4)), elements=st.integers(0, 20).map(float)),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_suppression_is_that_of_plain_loops(boxes: reference.Floats, classes: int, random: object) -> None:
+    boxes[:, 2:] += boxes[:, :2]
+    rng = np.random.default_rng(len(boxes))
+    scores, kinds = rng.permutation(len(boxes)).astype(np.float32), rng.integers(0, classes, len(boxes))
+    expected = reference.nms(boxes, scores, kinds, 0.5)
+    assert suppress(boxes, scores, kinds, 0.5, 100).tolist() == expected
+    assert suppress(boxes, scores, kinds, 0.5, 3).tolist() == expected[:3]
+
+
+@given(*[st.tuples(st.integers(1, 3000), st.integers(1, 3000))] * 2)
+def test_a_letterbox_holds_the_image_and_brings_boxes_back(image: tuple[int, int], canvas: tuple[int, int]) -> None:
+    box = Letterbox.fit(image, canvas)
+    for i in (0, 1):
+        assert 0 <= box.offset[i] <= canvas[i] - box.inner[i] - box.offset[i]
+        assert canvas[i] - box.inner[i] - 2 * box.offset[i] in (0, 1)
+    assert max(box.inner[0] / canvas[0], box.inner[1] / canvas[1]) == 1
+    whole = np.array([[0, 0, *image]], np.float32)
+    np.testing.assert_allclose(box.to_image(box.to_canvas(whole)), whole, rtol=1e-3, atol=1e-2)
