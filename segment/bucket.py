@@ -23,8 +23,10 @@ import binascii
 import json
 import logging
 import re
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -112,23 +114,42 @@ def _segment_object(service: Service, source: Store, item: Object, destination: 
     address, generation = f"{source.address}/{item.name}", str(item.generation)
     metadata = {SOURCE_KEY: address, "segment-generation": generation}
     options = Options.defaults(settings)
-    try:
-        data = source.read(item, settings.max_upload)
-        if data is None:
-            return Outcome("gone")
-        # All formats, though some may be there: what is missing then agrees with them.
-        result = service.segment(data, options, formats)
-    except RequestError as error:
-        title = _words(type(error).__name__)
-        problem = {"title": title, "detail": str(error), "source": address, "generation": generation}
-        body = json.dumps(problem, ensure_ascii=False).encode()
-        destination.write(folder + ERROR_NAME, body, "application/problem+json", metadata)
-        return Outcome("refused", reason=str(error))
-    metadata |= {"segment-model": service.model_name, "segment-settings": _settings(options)}
-    for file in result.files:
-        if names[file.name] not in there:
-            destination.write(names[file.name], file.body, file.content_type, metadata)
+    with _in_hand(settings.wait_seconds):
+        try:
+            data = source.read(item, settings.max_upload)
+            if data is None:
+                return Outcome("gone")
+            # All formats, though some may be there: what is missing then agrees with them.
+            result = service.segment(data, options, formats)
+        except RequestError as error:
+            title = _words(type(error).__name__)
+            problem = {"title": title, "detail": str(error), "source": address, "generation": generation}
+            body = json.dumps(problem, ensure_ascii=False).encode()
+            destination.write(folder + ERROR_NAME, body, "application/problem+json", metadata)
+            return Outcome("refused", reason=str(error))
+        del data
+        metadata |= {"segment-model": service.model_name, "segment-settings": _settings(options)}
+        for file in result.files:
+            if names[file.name] not in there:
+                destination.write(names[file.name], file.body, file.content_type, metadata)
     return Outcome("segmented", result.instances)
+
+
+_hand = threading.Lock()
+
+
+@contextmanager
+def _in_hand(wait_seconds: float) -> Iterator[None]:
+    """One object's bytes at a time in this process: photos that wait and results on their way are in no budget.
+
+    Raises Busy.
+    """
+    if not _hand.acquire(timeout=wait_seconds):
+        raise Busy(f"Other objects were in hand for {wait_seconds:g} s.", 5)
+    try:
+        yield
+    finally:
+        _hand.release()
 
 
 def _words(name: str) -> str:

@@ -247,6 +247,20 @@ _STORM = [
 ]
 
 
+def test_many_at_once_take_no_more_memory_than_one(cloud: Cloud) -> None:
+    """As the image sets glibc's allocator; with its defaults each thread keeps what it once had."""
+    settings = SETTINGS | {"SEGMENT_MEMORY": "512Mi", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    noise = random.Random(1).randbytes(1500 * 2000 * 3)
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (1500, 2000), noise).save(buffer, "JPEG", quality=95)
+    items = [cloud.put("photos", f"heavy/{n}.jpg", buffer.getvalue()) for n in range(7)]
+    with serve("segment_object", STORAGE_EMULATOR_HOST=cloud.url, **settings) as handler, ThreadPoolExecutor(6) as six:
+        assert pubsub(handler.url, items[0]).ok
+        one = last_entry(handler)["peak_memory"]
+        assert all(answer.ok for answer in six.map(pubsub, [handler.url] * 6, items[1:]))
+        assert last_entry(handler)["peak_memory"] - one < 2 * len(buffer.getvalue())
+
+
 # Killed
 
 
