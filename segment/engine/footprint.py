@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -33,6 +34,10 @@ from segment.errors import ModelError
 if TYPE_CHECKING:
     from segment.engine import Engine
 
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+"""Where Python finds this package."""
 SIDES = (320, 640)
 """Two square images; each area is also run at about 2:1 and 1:2."""
 MAX_DETECTIONS = 100
@@ -68,17 +73,23 @@ def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
 
 def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detections: int = MAX_DETECTIONS) -> Footprint:
     """Measure a model file in a process of its own. Raises ModelError, with that process's own reason if it has one."""
-    command = [sys.executable, "-m", __name__, str(path), f"--threads={threads}", f"--instances={max_detections}"]
+    command = [sys.executable, "-m", __spec__.name, str(path.resolve())]
+    command += [f"--threads={threads}", f"--instances={max_detections}"]
     if cache:
-        command.append(f"--cache={cache}")
+        command.append(f"--cache={cache.resolve()}")
+    refusal = ModelError(
+        f"The memory that {path.name} needs could not be measured; this instance may have too little of it. "
+        "Give SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL, or more memory."
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise refusal from None
+    try:
         answer = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        raise ModelError(
-            f"The memory that {path.name} needs could not be measured; this instance may have too little of it. "
-            "Give SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL, or more memory."
-        ) from None
+    except ValueError:
+        log.warning("Measuring %s ended with %d: %s", path.name, done.returncode, done.stderr[-1000:])
+        raise refusal from None
     if "error" in answer:
         raise ModelError(answer["error"])
     return Footprint(**answer)
@@ -95,14 +106,15 @@ def main() -> None:
     from segment.engine import load
 
     try:
-        before = _anonymous_bytes()
+        before = anonymous_bytes()
         engine = load(arguments.file, threads=arguments.threads, cache=arguments.cache, memory=Footprint(0, 0))
-        print(json.dumps(asdict(_measure(engine, before, arguments.instances))))
+        print(json.dumps(asdict(measure_engine(engine, before, arguments.instances))))
     except ModelError as error:
         print(json.dumps({"error": str(error)}))
 
 
-def _measure(engine: Engine, before: int, max_detections: int) -> Footprint:
+def measure_engine(engine: Engine, before: int, max_detections: int = MAX_DETECTIONS) -> Footprint:
+    """Measure a loaded engine in this process, which held `before` bytes of anonymous memory before it was loaded."""
     noise = np.random.default_rng(0)
     fixed_size = engine.input_size((SIDES[0], SIDES[0]))
 
@@ -130,12 +142,12 @@ def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
 @contextlib.contextmanager
 def _sampling() -> Iterator[list[int]]:
     """Collects samples of this process's anonymous memory in bytes for as long as the `with` lasts."""
-    samples = [_anonymous_bytes()]
+    samples = [anonymous_bytes()]
     over = threading.Event()
 
     def sample() -> None:
         while not over.is_set():
-            samples[0] = max(samples[0], _anonymous_bytes())
+            samples[0] = max(samples[0], anonymous_bytes())
             time.sleep(SAMPLE_SECONDS)
 
     thread = threading.Thread(target=sample, daemon=True)
@@ -147,7 +159,7 @@ def _sampling() -> Iterator[list[int]]:
         thread.join()
 
 
-def _anonymous_bytes() -> int:
+def anonymous_bytes() -> int:
     """Anonymous memory of this process; all of its resident memory where the kernel does not tell them apart."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     fields = dict(re.findall(r"^(RssAnon|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
