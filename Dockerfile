@@ -102,8 +102,9 @@ RUN apt-get update && \
     rm -rf /var/lib/apt/lists/*
 COPY requirements.txt requirements-detectron2.txt constraints.txt ./
 RUN python -m venv --without-pip /venv && \
-    pip --python /venv/bin/python install -r requirements.txt -c constraints.txt && \
-    pip --python /venv/bin/python install --no-build-isolation -r requirements-detectron2.txt
+    pip --python /venv/bin/python install -r requirements.txt -r requirements-detectron2.txt -c constraints.txt && \
+    pip --python /venv/bin/python install --no-build-isolation --no-deps \
+        git+https://github.com/facebookresearch/detectron2@02b5c4e295e990042a714712c21dc79b731e8833
 
 FROM app AS detectron2
 COPY --from=detectron2-packages /venv /venv

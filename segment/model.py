@@ -86,22 +86,18 @@ def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = ""
 
 def from_settings(settings: Settings) -> Model:
     """Load the model that the settings name. Raises ModelError."""
-    if settings.engine == "detectron2":
-        from segment.engine.detectron2 import Detectron2
-
-        return Model(Path(settings.model).name, Detectron2(Path(settings.model)))
-    path = locate(settings)
+    threads, labels = settings.threads or container.cpus(), _labels(settings.labels)
     memory = None
     if settings.bytes_per_pixel is not None:
         memory = Footprint(settings.fixed_bytes or 0, settings.bytes_per_pixel)
-    engine = engines.load(
-        path,
-        threads=settings.threads or container.cpus(),
-        cache=Path(settings.cache) if settings.cache else None,
-        labels=_labels(settings.labels),
-        memory=memory,
-    )
-    return Model(path.stem, engine)
+    if settings.engine == "detectron2":
+        from segment.engine.detectron2 import Detectron2
+
+        folder = Path(settings.model)
+        return Model(folder.name, Detectron2(folder, threads=threads, labels=labels, memory=memory))
+    path = locate(settings)
+    cache = Path(settings.cache) if settings.cache else None
+    return Model(path.stem, engines.load(path, threads=threads, cache=cache, labels=labels, memory=memory))
 
 
 def locate(settings: Settings) -> Path:

@@ -1,0 +1,212 @@
+"""detectron2 itself, in this process: for configs that do not convert (C4, DC5, deformable, PointRend, RegNet ...).
+
+A model is a folder as a training run leaves it: `config.yaml`, `model_final.pth` or `.pkl`, and if there is one
+`labels.txt` or `metadata.json` with the names of the classes. Both kinds of config are read: those of yacs, which have
+`MODEL` in them, and lazy ones, which have `model`, as LazyConfig.save writes them.
+
+The image goes into the network as it is: detectron2's DefaultPredictor would enlarge it to 800 pixels first, and undo
+the render factor. PyTorch takes about 400 MB before the first weight, so this engine wants an instance of 2 GiB.
+
+A config of the lazy kind and a checkpoint can hold code, which detectron2 runs: load only those you trust.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.detections import Detections, from_boxes
+from segment.engine import footprint
+from segment.engine.footprint import Footprint
+from segment.errors import ModelError
+
+WEIGHTS = ("model_final.pth", "model_final.pkl")
+
+
+class Detectron2:
+    """A folder with a detectron2 model, loaded. See Engine for the interface. Raises ModelError.
+
+    `labels`: class names by index, instead of the model's own. `memory`: what it takes; measured if it is not given,
+    which takes some seconds.
+    """
+
+    def __init__(
+        self, folder: Path, *, threads: int, labels: tuple[str, ...] = (), memory: Footprint | None = None
+    ) -> None:
+        before = footprint.anonymous_bytes()
+        try:
+            import torch
+            from detectron2.modeling import GeneralizedRCNN
+        except ImportError as error:
+            raise ModelError(
+                f"SEGMENT_ENGINE=detectron2 needs detectron2 ({error}): see requirements-detectron2.txt."
+            ) from None
+        torch.set_num_threads(threads)
+        self._torch, self._infer, self._lock = torch, GeneralizedRCNN.inference, threading.Lock()
+        config = _config(folder)
+        self._model = _model(config)
+        if not isinstance(self._model, GeneralizedRCNN) or not getattr(self._model.roi_heads, "mask_on", False):
+            raise ModelError(f"The model in {folder.name} finds no masks: it must be a GeneralizedRCNN with MASK_ON.")
+        _load(self._model, _weights(folder))
+        self.labels = labels or _labels(folder, config, self._model.roi_heads.num_classes)
+        self.stride = self._model.backbone.size_divisibility or 1
+        memory = memory or footprint.measure_engine(self, before)
+        self.fixed_bytes, self.bytes_per_pixel = max(0, memory.fixed_bytes), memory.bytes_per_pixel
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Any size will do."""
+        return None
+
+    def release(self) -> None:
+        """PyTorch keeps nothing between runs on a CPU."""
+
+    def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
+        height, width = pixels.shape[:2]
+        ordered = pixels if self._model.input_format == "RGB" else pixels[:, :, ::-1]
+        image = self._torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
+        with self._lock, self._torch.inference_mode():
+            # Of the class and not of the model: a panoptic model's own would also segment the background.
+            (found,) = self._infer(
+                self._model, [{"image": image, "height": height, "width": width}], do_postprocess=False
+            )
+            found = found[found.pred_boxes.nonempty() & (found.scores > min_score)]
+            found = found[found.scores.argsort(descending=True)[:max_detections]]
+        return from_boxes(
+            found.pred_boxes.tensor.numpy(),
+            found.scores.numpy(),
+            found.pred_classes.numpy(),
+            found.pred_masks[:, 0].numpy(),
+            (width, height),
+        )
+
+
+def _config(folder: Path) -> Any:
+    """The folder's config: a CfgNode, or a DictConfig if it is a lazy one. Raises ModelError."""
+    import yaml
+
+    path = folder / "config.yaml"
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    except OSError as error:
+        raise ModelError(
+            f"{folder.name} is no model for this engine: config.yaml cannot be read ({error.strerror}). It wants a "
+            f"folder with config.yaml and {' or '.join(WEIGHTS)}."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"{folder.name}/config.yaml is not a YAML file: {error}.") from None
+    if isinstance(document, dict) and "MODEL" in document:
+        return _yacs_config(path, "POINT_HEAD" in document["MODEL"])
+    if isinstance(document, dict) and "model" in document:
+        return _lazy_config(path)
+    raise ModelError(f"{folder.name}/config.yaml is no detectron2 config: it has neither MODEL nor model.")
+
+
+def _yacs_config(path: Path, point_rend: bool) -> Any:
+    from detectron2.config import get_cfg
+
+    config = get_cfg()
+    try:
+        if point_rend:
+            from detectron2.projects.point_rend import add_pointrend_config
+
+            add_pointrend_config(config)
+        config.merge_from_file(str(path))
+    except ImportError as error:
+        raise ModelError(f"This config is PointRend's, and its project cannot be imported ({error}).") from None
+    except (KeyError, ValueError, AssertionError, OSError) as error:
+        raise ModelError(f"detectron2 refuses {path.name}: {error}") from None
+    config.MODEL.DEVICE = "cpu"
+    config.MODEL.WEIGHTS = ""
+    return config
+
+
+def _lazy_config(path: Path) -> Any:
+    from detectron2.config import LazyConfig
+
+    try:
+        return LazyConfig.load(str(path))
+    except Exception as error:  # it imports what the config names
+        raise ModelError(f"detectron2 refuses {path.name}: {type(error).__name__}: {error}") from None
+
+
+def _model(config: Any) -> Any:
+    """The network of a config, without weights. Raises ModelError."""
+    from detectron2.config import instantiate
+    from detectron2.modeling import build_model
+
+    try:
+        model = build_model(config) if hasattr(config, "MODEL") else instantiate(config.model)
+    except Exception as error:  # a config can be wrong in any way
+        raise ModelError(f"detectron2 cannot build this config: {type(error).__name__}: {error}") from None
+    return model.eval()
+
+
+def _weights(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelError(f"{folder.name} has no {' or '.join(WEIGHTS)} beside its config.yaml.")
+
+
+def _load(model: Any, path: Path) -> None:
+    """Load a checkpoint, every tensor of it. Raises ModelError, which names what does not fit."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
+        """Keeps what detectron2 would only warn of."""
+
+        problem: str | None = None
+
+        def _load_model(self, checkpoint: Any) -> Any:
+            found = super()._load_model(checkpoint)
+            if found.incorrect_shapes:
+                name, theirs, ours = found.incorrect_shapes[0]
+                self.problem = f"the tensor {name} has the shape {tuple(theirs)}; the config needs {tuple(ours)}"
+            elif found.missing_keys:
+                self.problem = f"it has no tensor {found.missing_keys[0]}, which the config needs"
+            elif found.unexpected_keys:
+                self.problem = f"it holds {found.unexpected_keys[0]}, which the config has no place for"
+            return found
+
+    checkpointer = Checkpointer(model)
+    try:
+        checkpointer.load(str(path), checkpointables=[])
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ModelError(f"The checkpoint {path.name} cannot be read: {type(error).__name__}: {error}") from None
+    if checkpointer.problem:
+        raise ModelError(f"The checkpoint {path.name} does not fit its config.yaml: {checkpointer.problem}.")
+
+
+def _labels(folder: Path, config: Any, classes: int) -> tuple[str, ...]:
+    """Class names from the folder, else those of a data set that detectron2 knows, else numbers. Raises ModelError."""
+    labels = _labels_beside(folder)
+    if labels and len(labels) != classes:
+        raise ModelError(f"There are {len(labels)} labels in {folder.name} and the model has {classes} classes.")
+    if labels:
+        return labels
+    from detectron2.data import MetadataCatalog
+    from omegaconf import OmegaConf
+
+    lazy = not hasattr(config, "MODEL")
+    dataset = (
+        OmegaConf.select(config, "dataloader.test.dataset.names") if lazy else next(iter(config.DATASETS.TEST), "")
+    )
+    known = tuple(MetadataCatalog.get(dataset).get("thing_classes", ())) if isinstance(dataset, str) and dataset else ()
+    return known if len(known) == classes else tuple(str(index) for index in range(classes))
+
+
+def _labels_beside(folder: Path) -> tuple[str, ...]:
+    text, meta = folder / "labels.txt", folder / "metadata.json"
+    try:
+        if text.is_file():
+            return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
+        if meta.is_file():
+            return tuple(str(name) for name in json.loads(meta.read_text(encoding="utf-8")).get("thing_classes", ()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"The labels in {folder.name} cannot be read: {error}.") from None
+    return ()
