@@ -10,6 +10,7 @@ bind = f":{os.environ.get('PORT', '8080')}"
 workers = int(os.environ.get("WORKERS", "1"))
 threads = int(os.environ.get("THREADS", "8"))
 worker_class = "gthread"
+preload_app = True  # main.py is imported once, before the fork, as the framework does: a bad setting stops the start
 timeout = 0  # Cloud Run bounds a request
 graceful_timeout = 8  # what is running at SIGTERM is answered, unless it takes longer
 limit_request_line = 0

@@ -1,0 +1,422 @@
+"""The image is built from the Dockerfile and run under Cloud Run's limits, without a container engine.
+
+buildah builds it in a chroot, over a Debian made by mmdebstrap in place of the base image, which no test should need a
+registry for. It is then run as an engine would, with its environment, its user and its command, in a memory control
+group of the 512 MiB that terraform/ gives it. The model is a Mask R-CNN R50-FPN in int8 of the zoo's exact shape, with
+random weights; the demo model is in the image too, and shows that the answers are right.
+
+`make image-test` runs this: root, on Debian 12, with buildah and mmdebstrap; about four minutes.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from tests.server import free_port
+from training.shapes import CLASSES, scene
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 1 << 20
+LIMIT = 512 * MIB
+LARGEST_MIB = 500
+BASE_MIB = 130
+"""python:3.11-slim-bookworm, unpacked; the stand-in for it is larger, because Debian's Python comes with more."""
+STAND_IN = "localhost/stand-in"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def missing() -> str:
+    """Why the image cannot be built here; empty if it can."""
+    if os.geteuid() != 0:
+        return "needs root: chroot and control groups"
+    with contextlib.suppress(OSError):
+        if "VERSION_CODENAME=bookworm" in Path("/etc/os-release").read_text():
+            tools = [tool for tool in ("buildah", "mmdebstrap", "unshare") if not shutil.which(tool)]
+            return f"needs {' and '.join(tools)}: apt-get install buildah mmdebstrap" if tools else ""
+    return "needs Debian 12, whose Python is the base image's"
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+
+
+# Build.
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image's files, its configuration, and how much of the files is its base's, in MiB."""
+
+    root: Path
+    config: Mapping[str, Any]
+    base_mib: float
+
+    def environment(self) -> dict[str, str]:
+        return dict(variable.split("=", 1) for variable in self.config["Env"])
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Run a command; its standard output. A failure shows what it said."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mask R-CNN R50-FPN in int8, 80 classes, with random weights."""
+    from benchmarks import checkpoints
+    from segment import convert, zoo
+    from segment.convert import config as configs
+
+    folder = tmp_path_factory.mktemp("model")
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    config = configs.parse(zoo.config(entry))
+    network = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random weights")
+    convert.save(network, folder / "fp32.onnx")
+    photos = folder / "photos"
+    photos.mkdir()
+    for seed in range(4):
+        (photos / f"{seed}.jpg").write_bytes(photo(seed))
+    segment = [sys.executable, "-m", "segment", "quantise"]
+    run(*segment, folder / "fp32.onnx", "-o", folder / "int8.onnx", "--calibrate", photos)
+    return folder / "int8.onnx"
+
+
+@pytest.fixture(scope="session")
+def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The image of this repository with `model` in it, mounted."""
+    folder = tmp_path_factory.mktemp("image")
+    store = [
+        "--root",
+        str(folder / "store"),
+        "--runroot",
+        str(folder / "run"),
+        "--storage-driver",
+        storage_driver(folder),
+    ]
+
+    def buildah(*arguments: str | Path) -> str:
+        return run("buildah", *store, *arguments).strip()
+
+    stand_in(folder / "base.tar")
+    base = buildah("from", "scratch")
+    buildah("add", "--quiet", base, folder / "base.tar", "/")
+    buildah("commit", "--quiet", base, STAND_IN)
+    base_mib = mib(Path(buildah("mount", base)))
+    buildah("rm", base)
+
+    context = folder / "context"
+    shutil.copytree(ROOT, context, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
+    shutil.copy(ROOT / ".dockerignore", context)
+    shutil.copy(model, context / "r50.onnx")
+    (folder / "pip.conf").write_text(pip_configuration())
+    buildah(
+        *("build", "--isolation", "chroot", "--pull-never", "--format", "docker", "--target", "serving"),
+        *("--build-arg", f"BASE={STAND_IN}", "--build-arg", "MODEL=r50.onnx"),
+        *("--volume", f"{folder / 'pip.conf'}:/etc/pip.conf:ro", "--volume", f"{certificates()}:{CERTIFICATES}:ro"),
+        *("--tag", "segment", context),
+    )
+    container = buildah("from", "segment")
+    config = json.loads(buildah("inspect", container))["Docker"]["config"]
+    try:
+        yield Built(Path(buildah("mount", container)), config, base_mib)
+    finally:
+        buildah("umount", container)
+        shutil.rmtree(folder)
+
+
+def storage_driver(folder: Path) -> str:
+    """overlay where the kernel lets us, which shares files between layers; vfs, which copies them, elsewhere."""
+    probe = [
+        "buildah",
+        "--root",
+        folder / "probe",
+        "--runroot",
+        folder / "probe-run",
+        "--storage-driver",
+        "overlay",
+        "info",
+    ]
+    done = subprocess.run(probe, capture_output=True, timeout=60, check=False)
+    return "overlay" if done.returncode == 0 else "vfs"
+
+
+def stand_in(archive: Path) -> None:
+    """A Debian with what the base image has: Python as `python`, pip, certificates."""
+    packages = "python3,python3-pip,ca-certificates"
+    link = 'ln -s /usr/bin/python3 "$1/usr/local/bin/python"'
+    run(
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={packages}",
+        f"--customize-hook={link}",
+        "bookworm",
+        archive,
+    )
+
+
+def certificates() -> Path:
+    """The certificates that this machine trusts: what is built may have to come through a proxy of its own."""
+    for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        if Path(os.environ.get(name, "/nowhere")).is_file():
+            return Path(os.environ[name]).resolve()
+    return Path(CERTIFICATES).resolve()
+
+
+def pip_configuration() -> str:
+    """This machine's pip settings as one file, from wherever they are: other files, or the environment."""
+    settings = {}
+    for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
+        name, _, value = line.partition("=")
+        settings[name.rpartition(".")[2]] = "\n    ".join(ast.literal_eval(value).split())
+    settings["cert"] = CERTIFICATES
+    return "[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
+
+
+def mib(root: Path) -> float:
+    """What a tree takes on disk, in MiB, each file counted once."""
+    return int(run("du", "--summarize", "--one-file-system", "--block-size=1K", root).split()[0]) / 1024
+
+
+# Run.
+
+
+class MemoryGroup:
+    """A memory control group of version 2 or 1 with a limit; processes of it are killed above that."""
+
+    def __init__(self, limit: int) -> None:
+        name = f"segment-{uuid.uuid4().hex[:8]}"
+        root = Path("/sys/fs/cgroup")
+        self.unified = (root / "cgroup.controllers").exists()
+        self.path = root / name if self.unified else root / "memory" / name
+        if self.unified:
+            (root / "cgroup.subtree_control").write_text("+memory")
+        self.path.mkdir()
+        (self.path / ("memory.max" if self.unified else "memory.limit_in_bytes")).write_text(str(limit))
+
+    def kills(self) -> int:
+        """How many processes the kernel has killed for memory here."""
+        text = (self.path / ("memory.events" if self.unified else "memory.oom_control")).read_text()
+        return int(dict(line.split() for line in text.splitlines())["oom_kill"])
+
+    def held(self) -> int:
+        """Bytes that the kernel cannot take back: anonymous and shared."""
+        text = (self.path / "memory.stat").read_text()
+        stat = {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+        return stat["anon"] + stat["shmem"] if self.unified else stat["rss"] + stat["shmem"]
+
+    def remove(self) -> None:
+        for _ in range(50):
+            try:
+                return self.path.rmdir()
+            except OSError:
+                time.sleep(0.1)
+
+
+@dataclass
+class Container:
+    """The image, running."""
+
+    url: str
+    process: subprocess.Popen[str]
+    group: MemoryGroup
+    ready_seconds: float
+
+    def segment(self, body: bytes, **options: str) -> requests.Response:
+        return requests.post(
+            f"{self.url}/segment", params=options, data=body, headers={"content-type": "image/jpeg"}, timeout=120
+        )
+
+
+START = """
+set -e
+root=$1 user=$2 group=$3; shift 3
+echo $$ > "$group/cgroup.procs"
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+exec chroot --userspec="$user:$user" "$root" env -i "$@"
+"""
+"""Become a process of the group that sees the image's files alone, as an unprivileged user, then the image's command.
+The mounts are in a namespace of their own and end with it."""
+
+
+@contextlib.contextmanager
+def started(image: Built, **environment: str) -> Iterator[Container]:
+    """Run the image's command as an engine would, until it answers /ready."""
+    port = free_port()
+    variables = {**image.environment(), "SEGMENT_MEMORY": str(LIMIT), **environment, "PORT": str(port)}
+    group = MemoryGroup(LIMIT)
+    command = ["sh", "-c", f'cd {image.config["WorkingDir"]} && exec "$@"', "sh", *image.config["Cmd"]]
+    assigned = [f"{name}={value}" for name, value in variables.items()]
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            START,
+            "sh",
+            image.root,
+            image.config["User"],
+            group.path,
+            *assigned,
+            *command,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while not answers(f"{url}/ready"):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() - begun < 60, "not ready after a minute"
+            time.sleep(0.05)
+        yield Container(url, process, group, time.monotonic() - begun)
+    finally:
+        process.kill()
+        process.communicate()
+        group.remove()
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(requests.RequestException):
+        return requests.get(url, timeout=30).status_code == 200
+    return False
+
+
+def photo(seed: int, size: tuple[int, int] | None = None) -> bytes:
+    """A JPEG of the demo's scenes, resized if `size` is given."""
+    picture = Image.fromarray(scene(seed)[0])
+    body = io.BytesIO()
+    (picture.resize(size) if size else picture).save(body, "JPEG", quality=90)
+    return body.getvalue()
+
+
+# What must hold.
+
+
+def test_image_is_small(image: Built) -> None:
+    """At most 500 MiB with the R50 int8 model and its compiled form, over the real base."""
+    added = mib(image.root) - image.base_mib
+    print(f"{added:.0f} MiB over the base")
+    assert BASE_MIB + added <= LARGEST_MIB
+
+
+def test_image_holds_no_more_than_serving_needs(image: Built) -> None:
+    (packages,) = image.root.glob("venv/lib/python3*/site-packages")
+    assert not [
+        name
+        for name in ("torch", "onnx", "onnxruntime", "detectron2", "pip", "setuptools")
+        if (packages / name).exists()
+    ]
+    assert not [path.name for path in packages.glob("openvino/libs/*") if "gpu" in path.name or "npu" in path.name]
+    for name in ("gcc", "cc", "g++", "git"):
+        assert not (image.root / "usr/bin" / name).exists()
+    assert not (image.root / "root/.cache").exists()
+    assert not [path.name for path in (image.root / "app").iterdir() if path.name in {"tests", "terraform", ".git"}]
+
+
+def test_image_says_how_it_runs(image: Built) -> None:
+    environment = image.environment()
+    assert image.config["User"] == "10001"
+    assert image.config["Healthcheck"]["Test"][:2] == ["CMD", "python"]
+    assert (environment["WORKERS"], environment["THREADS"]) == ("1", "8")
+    assert environment["SEGMENT_MODEL"] == "/app/model/model.onnx"
+
+
+def test_compiled_model_is_in_the_image_and_readable(image: Built) -> None:
+    blobs = list((image.root / "app/cache").iterdir())
+    assert blobs
+    assert all(blob.stat().st_mode & 0o004 for blob in blobs)
+    assert not list(image.root.glob("app/**/*.pkl"))
+
+
+def test_photo_is_segmented_under_the_limit(image: Built) -> None:
+    """The demo model finds the shapes of a scene; and nothing was compiled or written to do so."""
+    with started(image, SEGMENT_MODEL="", SEGMENT_CACHE="") as container:
+        answer = container.segment(photo(0), format="json")
+        assert answer.status_code == 200, answer.text
+        names = {found["category_name"] for found in answer.json()["annotations"]}
+        assert names == {CLASSES[number] for number in scene(0)[2]}
+        assert container.group.kills() == 0
+
+
+def test_full_size_model_serves_under_the_limit(image: Built) -> None:
+    before = sorted((image.root / "app/cache").iterdir())
+    with started(image) as container:
+        print(f"ready after {container.ready_seconds:.1f} s")
+        for size in ((1280, 960), (4000, 3000)):
+            answer = container.segment(photo(1, size))
+            assert answer.status_code == 200, answer.text
+            assert Image.open(io.BytesIO(answer.content)).size == size
+        print(f"{container.group.held() / MIB:.0f} MiB held")
+        assert container.group.kills() == 0
+        assert container.group.held() < LIMIT
+    assert sorted((image.root / "app/cache").iterdir()) == before, "the compiled model was there already"
+
+
+def test_request_at_sigterm_is_answered(image: Built) -> None:
+    """SIGTERM during a request: it is answered, nothing new is taken, and the process ends within Cloud Run's 10 s."""
+    with started(image) as container:
+        answers_: list[requests.Response] = []
+        request = threading.Thread(target=lambda: answers_.append(container.segment(photo(2, (4000, 3000)))))
+        request.start()
+        time.sleep(0.4)
+        assert not answers_, "the request should still be running"
+        container.process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert container.process.wait(timeout=15) == 0
+        took = time.monotonic() - begun
+        request.join(timeout=5)
+        print(f"ended {took:.1f} s after SIGTERM")
+        assert [answer.status_code for answer in answers_] == [200]
+        assert took < 10
+
+
+def test_user_cannot_change_the_image(image: Built) -> None:
+    program = "import pathlib; pathlib.Path('/app/main.py').write_text('')"
+    done = subprocess.run(
+        ["chroot", "--userspec={0}:{0}".format(image.config["User"]), image.root, "/venv/bin/python", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "PermissionError" in done.stderr
+
+
+def test_a_bad_setting_stops_the_start_with_its_name(image: Built) -> None:
+    environment = {**os.environ, **image.environment(), "SEGMENT_FIT": "stretch"}
+    done = subprocess.run(
+        ["chroot", image.root, "sh", "-c", 'cd /app && exec "$@"', "sh", *image.config["Cmd"]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "SEGMENT_FIT is 'stretch'" in done.stdout + done.stderr
