@@ -94,8 +94,10 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
 CMD ["gunicorn", "--config", "deploy/gunicorn.conf.py", "functions_framework:create_app()"]
 
 
-# For detectron2 configs that do not convert (docker build --target detectron2). PyTorch first: detectron2 is built against it.
+# For detectron2 configs that do not convert (docker build --target detectron2), with a model mounted or copied in, and 2 GiB.
+# detectron2 has no wheels: it is compiled against the PyTorch that is installed.
 FROM base AS detectron2-packages
+ARG DETECTRON2=02b5c4e295e990042a714712c21dc79b731e8833
 WORKDIR /build
 RUN apt-get update && \
     apt-get install --yes --no-install-recommends g++ git && \
@@ -104,7 +106,8 @@ COPY requirements.txt requirements-detectron2.txt constraints.txt ./
 RUN python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install -r requirements.txt -r requirements-detectron2.txt -c constraints.txt && \
     pip --python /venv/bin/python install --no-build-isolation --no-deps \
-        git+https://github.com/facebookresearch/detectron2@02b5c4e295e990042a714712c21dc79b731e8833
+        git+https://github.com/facebookresearch/detectron2@${DETECTRON2} && \
+    pip --python /venv/bin/python uninstall --yes ninja setuptools wheel
 
 FROM app AS detectron2
 COPY --from=detectron2-packages /venv /venv

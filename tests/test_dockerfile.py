@@ -1,0 +1,76 @@
+"""The Dockerfile agrees with the files it is built from; what it builds is tested in test_image_build.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from segment.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKERFILE = re.sub(r"\\\n *", "", (ROOT / "Dockerfile").read_text())
+STAGES = dict(
+    re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.M), re.M | re.S)
+)
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package -> version of a requirements file, names as PyPI compares them."""
+    found = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.M)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
+
+
+def test_serving_is_what_is_built_by_default() -> None:
+    assert list(STAGES)[-1] == "serving"
+    assert "detectron2" in STAGES
+
+
+@pytest.mark.parametrize("stage", ["serving", "detectron2"])
+def test_served_stages_run_as_nobody(stage: str) -> None:
+    assert STAGES[stage].strip().splitlines()[-1] == "USER 10001"
+
+
+def test_base_and_packages_are_pinned() -> None:
+    assert re.search(r"^ARG BASE=\S+/python:\d+\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.M)
+    for name in ("requirements.txt", "requirements-convert.txt", "requirements-detectron2.txt", "constraints.txt"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] not in "#-"]
+        assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in lines), name
+
+
+def test_constraints_hold_what_the_image_needs() -> None:
+    constraints = pins("constraints.txt")
+    for package, version in pins("requirements.txt").items():
+        assert constraints.get(package) == version, f"renew constraints.txt: {package} is {version}"
+
+
+def test_what_is_copied_is_there_and_not_ignored() -> None:
+    ignored = [
+        line.lstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
+    ]
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.M):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+            assert source not in ignored
+
+
+def test_code_understands_the_images_settings() -> None:
+    for stage in ("serving", "detectron2"):
+        found = re.findall(rf"({PREFIX}[A-Z_]+)=(\S+)", STAGES["app"] + STAGES[stage])
+        assert found
+        Settings.from_environment(dict(found))
+
+
+def test_detectron2_is_the_documented_commit() -> None:
+    found = re.search(r"ARG DETECTRON2=([0-9a-f]{40})", DOCKERFILE)
+    assert found
+    assert found[1] in (ROOT / "requirements-detectron2.txt").read_text()
+
+
+def test_gunicorn_is_drained_within_cloud_runs_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, object] = {}
+    monkeypatch.setenv("THREADS", "12")
+    exec((ROOT / "deploy" / "gunicorn.conf.py").read_text(), values)
+    assert values["graceful_timeout"] == 8
+    assert values["threads"] == 12
