@@ -33,8 +33,9 @@ STRIP_PIXELS = 1 << 18
 class Mask:
     """One instance's mask.
 
-    `grid`: (h, w) float32 probabilities. `place`: the rectangle of the image that the whole grid covers, in pixels;
-    it may reach beyond the image. `bounds`: the mask is zero outside this rectangle.
+    `grid`: (h, w) float32 probabilities, or what crosses THRESHOLD where they do. `place`: the rectangle of the image
+    that the whole grid covers, in pixels; it may reach beyond the image. `bounds`: the mask is zero outside this
+    rectangle.
     """
 
     grid: NDArray[np.float32]

@@ -6,6 +6,7 @@ with two things: `recognise(signature, labels)`, which answers a Family or None,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,10 +56,13 @@ FAMILIES: tuple[_Module, ...] = (mask_rcnn, yolo, rfdetr, torchvision)
 
 
 class FileEngine:
-    """A model file, loaded. See Engine for the interface."""
+    """A model file, loaded. See Engine for the interface.
+
+    One run at a time: a run already uses every core it is given, and each further one would need its own memory.
+    """
 
     def __init__(self, network: Network, family: Family, memory: Footprint) -> None:
-        self._network, self._family = network, family
+        self._network, self._family, self._turn = network, family, threading.Lock()
         self.labels, self.stride = family.labels, family.stride
         self.fixed_bytes, self.bytes_per_pixel = memory.fixed_bytes, memory.bytes_per_pixel
 
@@ -66,12 +70,13 @@ class FileEngine:
         return self._family.input_size(size)
 
     def release(self) -> None:
-        self._network.release()
+        with self._turn:
+            self._network.release()
 
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         size = pixels.shape[1], pixels.shape[0]
-        inputs = self._family.prepare(pixels, min_score, max_detections)
-        with self._network.run(inputs) as outputs:
+        with self._turn:
+            outputs = self._network.run(self._family.prepare(pixels, min_score, max_detections))
             found = self._family.read(outputs, size, min_score, max_detections)
         if len(found) and found.classes.max() >= len(self.labels):
             raise ModelError(

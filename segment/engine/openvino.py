@@ -1,15 +1,9 @@
-"""OpenVINO: compiles an ONNX file for this machine's CPU and runs it. The one place that knows the runtime.
-
-One compiled network, one run at a time: a run already uses every core it is given, and each further one would need its
-own memory.
-"""
+"""OpenVINO: compiles an ONNX file for this machine's CPU and runs it. The one place that knows the runtime."""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +19,13 @@ from segment.errors import ModelError
 class Network:
     """An ONNX file, compiled. Raises ModelError.
 
-    `inputs` and `outputs` are in the file's order. `read_scales`: find what whole numbers in them stand for.
+    Not thread-safe. `inputs` and `outputs` are in the file's order. `read_scales`: find what whole numbers in them
+    stand for.
     """
 
     def __init__(self, path: Path, threads: int, cache: Path | None = None, read_scales: bool = False) -> None:
         self._compiled = compile_network(path, threads, cache)
         self._request = self._compiled.create_infer_request()
-        self._lock = threading.Lock()
         ports = [_port(port) for port in (*self._compiled.inputs, *self._compiled.outputs)]
         if read_scales and any(port.type in ("int8", "uint8") for port in ports):
             scales = openvino_graph.scales(_read(path))
@@ -39,17 +33,14 @@ class Network:
         self.inputs = tuple(ports[: len(self._compiled.inputs)])
         self.outputs = tuple(ports[len(self.inputs) :])
 
-    @contextmanager
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Iterator[tuple[NDArray[Any], ...]]:
-        """Run once; the outputs are the runtime's own memory and hold only inside the `with`."""
-        with self._lock:
-            result = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
-            yield tuple(result[index] for index in range(len(self.outputs)))
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Run once; the outputs are the runtime's own memory and hold until the next run."""
+        result = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        return tuple(result[index] for index in range(len(self.outputs)))
 
     def release(self) -> None:
         """Give up what is kept between runs to make the next one faster."""
-        with self._lock:
-            self._compiled.release_memory()
+        self._compiled.release_memory()
 
 
 def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
