@@ -1,0 +1,118 @@
+"""What 1,000 photos cost on Cloud Run, from the CPU seconds of one and the published prices.
+
+    python -m benchmarks.cost                              the table, measured rows from benchmarks/results first
+    python -m benchmarks.cost --write deploy/README.md     put it between that file's markers
+
+A request is billed for the time it takes, not for the CPU it uses. On the default instance (1 vCPU, 512 MiB) the two
+are the same as long as requests come one after another; requests that share an instance are billed once for the time
+they share, and time spent on the network (a slow upload, Cloud Storage) is billed without using CPU. So this is what the
+work itself costs; a photo in a bucket adds the operations below it.
+
+A result is measured if a file of benchmarks/results holds an object with `cpu_seconds` and a `name`, at any depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MARKERS = ("<!-- cost: python -m benchmarks.cost --write deploy/README.md -->", "<!-- /cost -->")
+
+# US dollars, tier 1 regions, request-based billing: https://cloud.google.com/run/pricing
+VCPU_SECOND = 0.000024
+GIB_SECOND = 0.0000025
+REQUEST = 0.40 / 1e6
+FREE_VCPU_SECONDS, FREE_GIB_SECONDS, FREE_REQUESTS = 180_000, 360_000, 2_000_000  # a month, per billing account
+GRAIN = 0.1
+"""Seconds; a request alone on its instance is billed in steps of this."""
+# Standard storage in one region, per operation: https://cloud.google.com/storage/pricing
+WRITE, READ = 0.005 / 1000, 0.0004 / 1000
+
+VCPUS, GIB = 1, 0.5
+
+
+def billed_seconds(cpu_seconds: float) -> float:
+    """The time that one photo is billed for, alone on an instance of 1 vCPU."""
+    return math.ceil(round(cpu_seconds / GRAIN, 6)) * GRAIN
+
+
+def request_dollars(photos: int, cpu_seconds: float) -> float:
+    """What Cloud Run charges for that many photos, the free tier not counted."""
+    seconds = photos * billed_seconds(cpu_seconds)
+    return seconds * (VCPUS * VCPU_SECOND + GIB * GIB_SECOND) + photos * REQUEST
+
+
+def bucket_dollars(photos: int) -> float:
+    """What Cloud Storage adds for a photo dropped into a bucket: it and two results are written, it is read once."""
+    return photos * (3 * WRITE + READ)
+
+
+def free_photos(cpu_seconds: float) -> int:
+    """How many photos a month the free tier covers."""
+    seconds = billed_seconds(cpu_seconds)
+    most = min(FREE_VCPU_SECONDS / (seconds * VCPUS), FREE_GIB_SECONDS / (seconds * GIB), FREE_REQUESTS)
+    return int(round(most, 6))
+
+
+def measured() -> dict[str, float]:
+    """Name -> CPU seconds of one photo, from the benchmark's results."""
+
+    def found(value: Any) -> Iterator[tuple[str, float]]:
+        if isinstance(value, dict):
+            if "cpu_seconds" in value and "name" in value:
+                yield str(value["name"]), float(value["cpu_seconds"])
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                yield from found(item)
+
+    return dict(pair for path in sorted(RESULTS.glob("*.json")) for pair in found(json.loads(path.read_text())))
+
+
+def table() -> str:
+    """The arithmetic for the first row, then a row for each measured result and for round numbers."""
+    rows = measured() | {f"if it were {seconds:g} s": seconds for seconds in (0.1, 0.25, 0.5, 1.0)}
+    name, cpu_seconds = next(iter(rows.items()))
+    billed = billed_seconds(cpu_seconds)
+    vcpu, memory = billed * VCPUS * VCPU_SECOND, billed * GIB * GIB_SECOND
+    lines = [
+        f"For one photo of {cpu_seconds:.3g} CPU seconds ({name}), billed as {billed:.1f} s, 1,000 photos are:",
+        "",
+        "```text",
+        f"vCPU      1,000 x {billed:.1f} s x {VCPUS} vCPU  x ${VCPU_SECOND:.6f}  = ${1000 * vcpu:.4f}",
+        f"memory    1,000 x {billed:.1f} s x {GIB} GiB x ${GIB_SECOND:.7f} = ${1000 * memory:.4f}",
+        f"requests  1,000 x $0.40 / 1,000,000          = ${1000 * REQUEST:.4f}",
+        f"together                                     = ${request_dollars(1000, cpu_seconds):.4f}",
+        f"in a bucket: 3,000 writes and 1,000 reads    + ${bucket_dollars(1000):.4f}",
+        "```",
+        "",
+        "| one photo | CPU seconds | 1,000 over HTTP | 1,000 in a bucket | free each month |",
+        "|---|---|---|---|---|",
+    ]
+    for name, cpu_seconds in rows.items():
+        http = request_dollars(1000, cpu_seconds)
+        both = http + bucket_dollars(1000)
+        lines.append(f"| {name} | {cpu_seconds:.3g} | ${http:.4f} | ${both:.4f} | {free_photos(cpu_seconds):,} |")
+    return "\n".join(lines)
+
+
+def write(path: Path) -> None:
+    """Replace what stands between the markers of a Markdown file by the table."""
+    before, _, rest = path.read_text().partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    path.write_text(f"{before}{MARKERS[0]}\n{table()}\n{MARKERS[1]}{after}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="What 1,000 photos cost on Cloud Run.")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the markers")
+    given = parser.parse_args()
+    if given.write:
+        write(given.write)
+    else:
+        print(table())
