@@ -20,11 +20,17 @@ IR_VERSION = 8
 
 
 class Graph:
-    """An ONNX graph under construction. Tensors are known by name."""
+    """An ONNX graph under construction. Tensors are known by name.
+
+    It grows inside the model that it ends in: onnx.helper would copy every weight twice on the way there.
+    """
 
     def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="segment")
+        self._model.opset_import.append(helper.make_opsetid("", OPSET))
+        self._graph = self._model.graph
+        self._graph.name = "segment"
+        self._constants: set[str] = set()
         self._count = 0
 
     def op(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any) -> str:
@@ -36,7 +42,7 @@ class Graph:
         self._count += 1
         base = name or f"{kind.lower()}_{self._count}"
         names = [base] + [f"{base}_{i}" for i in range(1, outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, name=base, **attributes))
+        self._graph.node.append(helper.make_node(kind, list(inputs), names, name=base, **attributes))
         return names
 
     def constant(self, value: Any, dtype: Any = None, name: str = "") -> str:
@@ -45,8 +51,9 @@ class Graph:
         if not name:
             shape = "x".join(map(str, array.shape)) or "scalar"
             name = f"{array.dtype.name}_{shape}_{hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(array, name)
+        if name not in self._constants:
+            self._constants.add(name)
+            self._graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
     def ints(self, *values: int) -> str:
@@ -116,13 +123,10 @@ class Graph:
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
         """The finished model."""
-        graph = helper.make_graph(
-            self.nodes, "segment", list(inputs), list(outputs), initializer=list(self.initializers.values())
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="segment")
-        model.ir_version = IR_VERSION
-        helper.set_model_props(model, metadata)
-        return model
+        self._graph.input.extend(inputs)
+        self._graph.output.extend(outputs)
+        helper.set_model_props(self._model, metadata)
+        return self._model
 
 
 def tensor(name: str, dtype: int, *shape: int | str) -> onnx.ValueInfoProto:
