@@ -94,8 +94,8 @@ def _config(folder: Path) -> Any:
         document = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise ModelError(
-            f"{folder.name} is no model for this engine: config.yaml cannot be read ({error.strerror}). It wants a "
-            f"folder with config.yaml and {' or '.join(WEIGHTS)}."
+            f"{folder.name or 'SEGMENT_MODEL'} is no model for this engine: config.yaml cannot be read "
+            f"({error.strerror}). It wants a folder with config.yaml and {' or '.join(WEIGHTS)}."
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder.name}/config.yaml is not a YAML file: {error}.") from None
