@@ -1,19 +1,25 @@
-"""The HTTP interface as an OpenAPI 3.1 document, derived from what the code admits.
+"""The HTTP interface as an OpenAPI 3.1 document, and as a page to read.
 
-Options and their ranges come from options.py, media types and problems from web.py's tables (handed in, since web.py
-stands above this module), so the document cannot say anything else than the service does.
+Options and their ranges come from options.py, media types and problems from web.py, which stands above and hands them
+in: the document cannot say anything else than the service does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from segment.options import Options, describe
 from segment.settings import Settings
 
 Json = dict[str, Any]
+Problems = Sequence[tuple[int, str]]
+"""Status and title of each problem."""
 
+TEMPLATE = Path(__file__).parent / "page" / "docs.html"
 PHOTO_TYPES = (
     "image/jpeg",
     "image/png",
@@ -50,12 +56,8 @@ def options(settings: Settings) -> dict[str, Json]:
     return found
 
 
-def document(settings: Settings, media_types: Mapping[str, str], problems: Mapping[int, str]) -> Json:
-    """The OpenAPI document. `media_types`: what a result may be; `problems`: status -> what it means."""
-    parameters = [
-        {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
-        for name, schema in options(settings).items()
-    ]
+def document(settings: Settings, media_types: Sequence[str], problems: Problems) -> Json:
+    """The OpenAPI document. `media_types`: what a result may be; `problems`: what may go wrong with a photo."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -66,104 +68,173 @@ def document(settings: Settings, media_types: Mapping[str, str], problems: Mappi
         },
         "servers": [{"url": "/"}],
         "paths": {
-            "/segment": _segment(parameters, options(settings), media_types, problems),
-            "/model": _plain("model", "What is served: labels, cost in memory, options", "Model"),
-            "/health": _plain("health", "Alive", "Status"),
-            "/ready": _plain(
-                "ready", "Model loaded; loads it", "Status", {"503": _problem("The model cannot be loaded.")}
-            ),
+            "/segment": _segment(options(settings), media_types, problems),
+            "/model": _plain("model", "What is served: labels, cost in memory and time, options", "Model"),
+            "/health": _plain("health", "Whether the process lives", "Status"),
+            "/ready": _plain("ready", "Whether the model is loaded; loads it", "Status"),
         },
         "components": {"schemas": SCHEMAS},
     }
 
 
-ABOUT = """\
-Send a photo, get it back with every object drawn as a mask with its label and score, or get the same as data.
+def page(document: Json, problems: Problems) -> str:
+    """The document as HTML."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    parameters = document["paths"]["/segment"]["post"]["parameters"]
+    rows = [
+        {
+            "name": parameter["name"],
+            "values": _values(parameter["schema"]),
+            "default": _plainly(parameter["schema"].get("default", "")),
+            "about": parameter["description"],
+        }
+        for parameter in parameters
+    ]
+    errors = [(status, title, anchor(title)) for status, title in sorted(problems)]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        document=document, options=rows, headers=RESULT_HEADERS, problems=errors
+    )
 
-An option stands in the query, or beside the photo in a form or in JSON. What is answered is set by `format`, or else
-by the `Accept` header. Every error is a problem document (RFC 9457) whose `detail` says what was wrong and what would
-work.
+
+def anchor(title: str) -> str:
+    """Where the page speaks of the problem of this title."""
+    return title.lower().replace(" ", "-")
+
+
+def _values(schema: Json) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_values(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
+    if "minimum" in schema:
+        return f"{schema['minimum']:g} to {schema['maximum']:g}"
+    return "true, false" if schema["type"] == "boolean" else "names"
+
+
+def _plainly(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+ABOUT = """\
+Send a photo to /segment and get it back with every object drawn as a mask with its label and score, or get the same as
+data. /detect answers the same, for clients of the original application.
+
+A photo is the body itself, `file` in a form, or in JSON `image` (base64, or a data URL) or `url`. An option stands in
+the query, or beside the photo in the form or the JSON. What is answered is set by `format`, or else by the Accept
+header.
 """
 
 
-def _segment(
-    parameters: list[Json], schemas: dict[str, Json], media: Mapping[str, str], problems: Mapping[int, str]
-) -> Json:
-    binary = {"type": "string", "format": "binary"}
+def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Problems) -> Json:
+    titles: dict[int, list[str]] = {}
+    for status, title in problems:
+        titles.setdefault(status, []).append(title)
+    failures = {str(status): _problem(", or ".join(titles[status]) + ".") for status in sorted(titles)}
+    detections: Json = {"schema": {"$ref": "#/components/schemas/Detections"}}
     result = {
         "description": "The segmented photo, in the format asked for.",
-        "headers": {
-            name: {"description": about, "schema": {"type": "string"}} for name, about in RESULT_HEADERS.items()
-        },
-        "content": {
-            kind: {"schema": {"$ref": "#/components/schemas/Detections"} if kind == "application/json" else {}}
-            for kind in media
-        },
+        "headers": {n: {"description": about, "schema": {"type": "string"}} for n, about in RESULT_HEADERS.items()},
+        "content": {kind: detections if kind == "application/json" else {} for kind in media_types},
     }
-    responses = {"200": result} | {str(status): _problem(about) for status, about in problems.items()}
-    url = {"type": "string", "format": "uri", "description": "Where the photo is: a public http or https URL."}
+    responses = {"200": result, **failures}
+    parameters = [
+        {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
+        for name, schema in schemas.items()
+    ]
+    binary = {"type": "string", "format": "binary"}
+    url = {"type": "string", "format": "uri", "minLength": 1}
+    about_url = "Where the photo is: a public http or https URL."
     image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
     form = {"type": "object", "properties": {"file": binary, **schemas}, "required": ["file"]}
     body = {
         "type": "object",
-        "properties": {"url": url, "image": image, **schemas},
+        "properties": {"url": {**url, "description": about_url}, "image": image, **schemas},
         "oneOf": [{"required": ["url"]}, {"required": ["image"]}],
         "additionalProperties": False,
     }
+    content = {"multipart/form-data": form, "application/json": body, **dict.fromkeys(PHOTO_TYPES, binary)}
     return {
         "get": {
             "operationId": "segmentUrl",
             "summary": "Segment the photo at a URL",
-            "parameters": [{"name": "url", "in": "query", "required": True, "schema": url}, *parameters],
+            "parameters": [
+                {"name": "url", "in": "query", "required": True, "schema": url, "description": about_url},
+                *parameters,
+            ],
             "responses": responses,
         },
         "post": {
             "operationId": "segment",
             "summary": "Segment a photo",
             "parameters": parameters,
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "multipart/form-data": {"schema": form},
-                    "application/json": {"schema": body},
-                    **{kind: {"schema": binary} for kind in PHOTO_TYPES},
-                },
-            },
+            "requestBody": {"required": True, "content": {kind: {"schema": s} for kind, s in content.items()}},
             "responses": responses,
         },
     }
 
 
-def _plain(operation: str, summary: str, schema: str, more: Mapping[str, Json] | None = None) -> Json:
+def _plain(operation: str, summary: str, schema: str) -> Json:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    responses = {"200": {"description": summary, "content": content}, **(more or {})}
+    responses = {"200": {"description": summary + ".", "content": content}}
+    if operation != "health":
+        responses["503"] = _problem("The model cannot be loaded.")
     return {"get": {"operationId": operation, "summary": summary, "responses": responses}}
 
 
 def _problem(about: str) -> Json:
-    return {
-        "description": about,
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": about, "content": {"application/problem+json": {"schema": schema}}}
 
 
+def _object(required: str, **properties: Json) -> Json:
+    return {"type": "object", "required": required.split(), "properties": properties}
+
+
+_TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+_LIST_OF_TEXT = {"type": "array", "items": _TEXT}
+_BOX = {
+    "type": "array",
+    "items": _NUMBER,
+    "minItems": 4,
+    "maxItems": 4,
+    "description": "x, y, width, height in pixels.",
+}
+_MASK = {
+    "description": "COCO's compressed run lengths, or with segmentation=polygons a list of polygons.",
+    "anyOf": [
+        _object("size counts", size={"type": "array", "items": _WHOLE}, counts=_TEXT),
+        {"type": "array", "items": {"type": "array", "items": _NUMBER}},
+    ],
+}
 SCHEMAS: Json = {
-    "Problem": {
-        "type": "object",
-        "required": ["type", "title", "status", "detail"],
-        "properties": {
-            "type": {"type": "string", "format": "uri-reference"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string", "description": "What was wrong, which value, what would work."},
-            "option": {"type": "string", "description": "The option that was wrong, for a 400 about one."},
+    "Problem": _object(
+        "type title status detail",
+        type={"type": "string", "format": "uri-reference"},
+        title=_TEXT,
+        status=_WHOLE,
+        detail={"type": "string", "description": "What was wrong, which value, what would work."},
+        option={"type": "string", "description": "The option that was wrong, if one was."},
+    ),
+    "Status": _object("status", status=_TEXT, model=_TEXT),
+    "Model": _object("name labels options max_upload", name=_TEXT, labels=_LIST_OF_TEXT, max_upload=_WHOLE),
+    "Detections": _object(
+        "image categories annotations",
+        image=_object("width height", width=_WHOLE, height=_WHOLE),
+        categories={"type": "array", "items": _object("id name", id=_WHOLE, name=_TEXT)},
+        annotations={
+            "type": "array",
+            "items": _object(
+                "id category_id category_name score bbox area segmentation",
+                id=_WHOLE,
+                category_id=_WHOLE,
+                category_name=_TEXT,
+                score=_NUMBER,
+                bbox=_BOX,
+                area=_WHOLE,
+                segmentation=_MASK,
+            ),
         },
-    },
-    "Status": {
-        "type": "object",
-        "required": ["status"],
-        "properties": {"status": {"type": "string"}, "model": {"type": "string"}},
-    },
-    "Model": {"type": "object", "required": ["name", "labels", "options"]},
-    "Detections": {"type": "object"},
+    ),
 }

@@ -29,6 +29,7 @@ from werkzeug.exceptions import (
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
+    UnsupportedMediaType,
 )
 
 from segment import errors, openapi
@@ -64,14 +65,6 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
 }
 """Error -> status and title; an error not listed has those of its nearest ancestor."""
 
-RESULT_HEADERS = (
-    "Segment-Instances",
-    "Segment-Network-Size",
-    "Segment-Photo-Size",
-    "Segment-Picture-Size",
-    "Segment-Render-Factor",
-    "Server-Timing",
-)
 STREAM_BYTES = 24 << 20
 """Larger bodies are streamed: Cloud Run takes no more than 32 MiB in one piece."""
 CHUNK = 1 << 16
@@ -119,7 +112,7 @@ def add_probes(app: Flask, service: Service) -> None:
 def _route(service: Service, request: Request) -> Response:
     handlers = ROUTES.get(request.path)
     if handlers is None:
-        raise NotFound(f"There is nothing at {request.path[:200]}. There are: {', '.join(ROUTES)}.")
+        raise NotFound(f"There is nothing at {request.path[:200]}. The interface is described at /docs.")
     allowed = [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
     if request.method == "OPTIONS":
         return Response(status=204, headers={"Allow": ", ".join(allowed)})
@@ -193,26 +186,24 @@ def _ready(service: Service, _request: Request) -> Response:
 
 
 def _model(service: Service, request: Request) -> Response:
-    about = {
-        **service.describe(),
-        "max_upload": service.settings.max_upload,
-        "options": openapi.options(service.settings),
-    }
+    settings = service.settings
+    about = {**service.describe(), "max_upload": settings.max_upload, "options": openapi.options(settings)}
     return _cacheable(json.dumps(about).encode(), "application/json", request)
 
 
 def _openapi(service: Service, request: Request) -> Response:
-    return _cacheable(
-        json.dumps(openapi.document(service.settings, MEDIA_TYPES, _meanings())).encode(), "application/json", request
-    )
+    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _titles())
+    return _cacheable(json.dumps(document).encode(), "application/json", request)
 
 
-def _meanings() -> dict[int, str]:
-    """Status -> what it means, of every problem that segmenting can answer."""
-    titles: dict[int, list[str]] = {}
-    for status, title in [*PROBLEMS.values(), (NotAcceptable.code, NotAcceptable().name)]:
-        titles.setdefault(status, []).append(title)
-    return {status: "; ".join(titles[status]) for status in sorted(titles)}
+def _docs(service: Service, request: Request) -> Response:
+    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _titles())
+    return _cacheable(openapi.page(document, _titles()).encode(), "text/html; charset=utf-8", request)
+
+
+def _titles() -> list[tuple[int, str]]:
+    """Status and title of every problem that a photo can meet."""
+    return [*PROBLEMS.values(), *((error.code or 500, error().name) for error in (NotAcceptable, UnsupportedMediaType))]
 
 
 def _asset(name: str, content_type: str) -> Handler:
@@ -260,14 +251,13 @@ def _http_problem(error: HTTPException) -> Response:
 
 
 def _problem(status: int, title: str, detail: str, **extra: str) -> Response:
-    kind = "/docs#" + title.lower().replace(" ", "-")
-    document = {"type": kind, "title": title, "status": status, "detail": detail, **extra}
+    document = {"type": f"/docs#{openapi.anchor(title)}", "title": title, "status": status, "detail": detail, **extra}
     headers = {"Cache-Control": "no-store"}
     return Response(json.dumps(document), status, headers, content_type="application/problem+json")
 
 
 def _allow_origin(request: Request, response: Response, settings: Settings) -> None:
-    """CORS: let the pages of the origins in the settings read the response (https://fetch.spec.whatwg.org/#http-cors-protocol)."""
+    """Let the pages of the origins in the settings read the response (CORS, https://fetch.spec.whatwg.org)."""
     allowed = settings.cors_origins
     if not allowed:
         return
@@ -278,7 +268,7 @@ def _allow_origin(request: Request, response: Response, settings: Settings) -> N
             return
     headers = response.headers
     headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else str(origin)
-    headers["Access-Control-Expose-Headers"] = ", ".join(RESULT_HEADERS)
+    headers["Access-Control-Expose-Headers"] = ", ".join(openapi.RESULT_HEADERS)
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
         headers["Access-Control-Allow-Headers"] = "Content-Type"
@@ -311,14 +301,20 @@ def _after_the_body(request: Request, response: Response) -> Response:
     return response
 
 
+_ASSETS = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    **{f"/scene-{number}.jpg": (f"scene-{number}.jpg", "image/jpeg") for number in (1, 2, 3)},
+}
 ROUTES: dict[str, dict[str, Handler]] = {
-    "/": {"GET": _asset("index.html", "text/html; charset=utf-8")},
+    **{path: {"GET": _asset(name, content_type)} for path, (name, content_type) in _ASSETS.items()},
     "/segment": {"GET": _segment, "POST": _segment},
     "/detect": {"GET": _segment, "POST": _segment},
     "/model": {"GET": _model},
-    "/page.css": {"GET": _asset("page.css", "text/css; charset=utf-8")},
-    "/page.js": {"GET": _asset("page.js", "text/javascript; charset=utf-8")},
     "/openapi.json": {"GET": _openapi},
+    "/docs": {"GET": _docs},
     "/health": {"GET": _health},
     "/ready": {"GET": _ready},
 }
