@@ -10,6 +10,7 @@
 # bytes on every build, fix the timestamps too: docker buildx build --build-arg SOURCE_DATE_EPOCH=0 with
 # --output type=image,rewrite-timestamp=true, or buildah build --timestamp 0.
 
+#checkov:skip=CKV_DOCKER_7:the base has a version, it is the default of BASE
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 
 

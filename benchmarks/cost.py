@@ -4,8 +4,8 @@
     python -m benchmarks.cost --write deploy/README.md     put it between that file's markers
 
 A request is billed for the time it takes, not for the CPU it uses. On the default instance (1 vCPU, 512 MiB) the two
-are the same as long as requests come one after another; requests that share an instance are billed once for the time
-they share, and time spent on the network (a slow upload, Cloud Storage) is billed without using CPU. So this is what the
+are the same as long as requests come one after another. Requests that share an instance are billed once for the time
+they share; time spent on the network (a slow upload, Cloud Storage) is billed without using CPU. So this is what the
 work itself costs; a photo in a bucket adds the operations below it.
 
 A result is measured if a file of benchmarks/results holds an object with `cpu_seconds` and a `name`, at any depth.

@@ -146,16 +146,8 @@ def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bui
 
 def storage_driver(folder: Path) -> str:
     """overlay where the kernel lets us, which shares files between layers; vfs, which copies them, elsewhere."""
-    probe = [
-        "buildah",
-        "--root",
-        folder / "probe",
-        "--runroot",
-        folder / "probe-run",
-        "--storage-driver",
-        "overlay",
-        "info",
-    ]
+    places = [f"--root={folder / 'probe'}", f"--runroot={folder / 'probe-run'}"]
+    probe = ["buildah", *places, "--storage-driver=overlay", "info"]
     done = subprocess.run(probe, capture_output=True, timeout=60, check=False)
     return "overlay" if done.returncode == 0 else "vfs"
 
@@ -240,6 +232,7 @@ class Container:
     url: str
     process: subprocess.Popen[str]
     group: MemoryGroup
+    variables: list[str]
     ready_seconds: float
 
     def segment(self, body: bytes, **options: str) -> requests.Response:
@@ -294,7 +287,7 @@ def started(image: Built, **environment: str) -> Iterator[Container]:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() - begun < 60, "not ready after a minute"
             time.sleep(0.05)
-        yield Container(url, process, group, time.monotonic() - begun)
+        yield Container(url, process, group, assigned, time.monotonic() - begun)
     finally:
         process.kill()
         process.communicate()
@@ -372,6 +365,8 @@ def test_full_size_model_serves_under_the_limit(image: Built) -> None:
             answer = container.segment(photo(1, size))
             assert answer.status_code == 200, answer.text
             assert Image.open(io.BytesIO(answer.content)).size == size
+        check = ["chroot", image.root, "env", *container.variables, *image.config["Healthcheck"]["Test"][1:]]
+        assert subprocess.run(check, timeout=30, check=False).returncode == 0
         print(f"{container.group.held() / MIB:.0f} MiB held")
         assert container.group.kills() == 0
         assert container.group.held() < LIMIT
