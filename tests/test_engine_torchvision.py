@@ -53,7 +53,7 @@ def test_masks_that_were_pasted_are_cut_out_again(tmp_path: Path, size: tuple[in
         inside = reference.inside(np.array([x0, y0, x1, y1], np.float32), size)
         got = reference.pixels(found, i)
         np.testing.assert_array_equal(got & inside, red & inside)
-        near = reference.inside(np.array([x0 - 1, y0 - 1, x1 + 1, y1 + 1], np.float32), size)
+        near = reference.inside(np.array([x0 - 5, y0 - 5, x1 + 5, y1 + 5], np.float32), size)
         assert not (got & ~near).any()
 
 

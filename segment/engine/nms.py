@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK = 512
+"""Boxes that are looked at together; most calls end within the first few blocks."""
+
 
 def suppress(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[Any], most: float, limit: int
@@ -16,16 +19,31 @@ def suppress(
     `boxes`: (N, 4) XYXY. A box goes if its intersection over union with a better one of its class is above `most`.
     Greedy, as torchvision.ops.batched_nms; it ends as soon as enough are found.
     """
-    remaining = np.argsort(-scores, kind="stable")
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    kept: list[int] = []
-    while remaining.size and len(kept) < limit:
-        best, others = remaining[0], remaining[1:]
-        kept.append(int(best))
-        low = np.maximum(boxes[best, :2], boxes[others, :2])
-        high = np.minimum(boxes[best, 2:], boxes[others, 2:])
-        shared = np.prod(np.maximum(high - low, 0), axis=1)
-        # shared / union > most, without dividing by an empty union
-        same = shared > most * (areas[best] + areas[others] - shared)
-        remaining = others[~(same & (classes[others] == classes[best]))]
-    return np.array(kept, np.int64)
+    order = np.argsort(-scores, kind="stable")
+    kept = np.empty(0, np.int64)
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        block = block[~_rivals(boxes, classes, kept, block, most).any(axis=0)]
+        while block.size and len(kept) < limit:
+            kept = np.append(kept, block[0])
+            block = block[1:][~_rivals(boxes, classes, block[:1], block[1:], most)[0]]
+        if len(kept) == limit:
+            break
+    return kept
+
+
+def _rivals(
+    boxes: NDArray[np.float32], classes: NDArray[Any], these: NDArray[np.int64], those: NDArray[np.int64], most: float
+) -> NDArray[np.bool_]:
+    """Which of `these` and `those` indices are of one class and overlap too much, (these, those)."""
+    a, b = boxes[these][:, None], boxes[those]
+    shared = np.maximum(np.minimum(a[..., 2], b[:, 2]) - np.maximum(a[..., 0], b[:, 0]), 0)
+    shared *= np.maximum(np.minimum(a[..., 3], b[:, 3]) - np.maximum(a[..., 1], b[:, 1]), 0)
+    union = _area(a) + _area(b) - shared
+    rivals: NDArray[np.bool_] = (shared > most * union) & (classes[these][:, None] == classes[those])
+    return rivals
+
+
+def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    area: NDArray[np.float32] = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return area

@@ -98,9 +98,13 @@ def _box_mask(grid: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox
 
 
 def _pasted_mask(frame: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
-    """A mask that was pasted into the canvas, cut out around its box, XYXY in pixels of the canvas."""
+    """A mask that was pasted into the canvas, cut out around its box, XYXY in pixels of the canvas.
+
+    Pasting rounds the box, and reaches beyond it by a cell of the mask (expand_masks, expand_boxes).
+    """
     width, height = letterbox.canvas
-    inside = np.clip(box, 0, [width, height, width, height])
+    beyond = (box[2:] - box[:2]) / 28 + 1
+    inside = np.clip(np.concatenate([box[:2] - beyond, box[2:] + beyond]), 0, [width, height, width, height])
     window = Window.around(inside, (1.0, 1.0))
     place = as_box(letterbox.to_image(window.place((1.0, 1.0))))
     return Mask(window.cut(frame).astype(np.float32), place, place)
