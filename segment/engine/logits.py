@@ -36,12 +36,25 @@ class Window:
         x0, y0, x1, y1 = (box / np.array(cell * 2)).tolist()
         return cls(math.floor(x0) - 1, math.floor(y0) - 1, math.ceil(x1) + 1, math.ceil(y1) + 1)
 
-    def cut(self, grids: NDArray[np.float32]) -> NDArray[np.float32]:
-        """These cells (..., bottom - top, right - left) of `grids` (..., rows, columns); a copy."""
-        rows = np.clip(np.arange(self.top, self.bottom), 0, grids.shape[-2] - 1)
-        columns = np.clip(np.arange(self.left, self.right), 0, grids.shape[-1] - 1)
-        cut: NDArray[np.float32] = grids[..., rows[:, None], columns]
-        return cut
+    def cut(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
+        """These cells (bottom - top, right - left) of `grid` (rows, columns); a copy."""
+        rows, columns = self.slices(grid.shape)
+        return self.repeat(grid[rows, columns], grid.shape)
+
+    def slices(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Rows and columns of those cells that are on a grid of this shape (..., rows, columns)."""
+        return slice(max(self.top, 0), min(self.bottom, shape[-2])), slice(
+            max(self.left, 0), min(self.right, shape[-1])
+        )
+
+    def repeat(self, cells: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """All these cells, from those on a grid of this shape: the outermost are repeated beyond it."""
+        rows, columns = self.slices(shape)
+        beyond = (
+            (rows.start - self.top, self.bottom - rows.stop),
+            (columns.start - self.left, self.right - columns.stop),
+        )
+        return np.pad(cells, beyond, mode="edge")
 
     def place(self, cell: tuple[float, float]) -> NDArray[np.float32]:
         """The rectangle (4,) XYXY that these cells cover, when a cell is `cell` (width, height) large."""

@@ -177,7 +177,8 @@ def _mask(
     _, height, width = prototypes.shape
     cell = letterbox.canvas[0] / width, letterbox.canvas[1] / height
     window = Window.around(letterbox.to_canvas(box), cell)
-    logits = np.tensordot(coefficients, window.cut(prototypes), 1)
+    rows, columns = window.slices(prototypes.shape)
+    logits = window.repeat(np.tensordot(coefficients, prototypes[:, rows, columns], 1), prototypes.shape)
     return Mask(to_grid(logits), as_box(letterbox.to_image(window.place(cell))), as_box(box))
 
 
