@@ -79,12 +79,12 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
 
 def page(document: Json, problems: Problems) -> str:
     """The document as HTML."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     parameters = document["paths"]["/segment"]["post"]["parameters"]
     rows = [
         {
             "name": parameter["name"],
-            "values": _values(parameter["schema"]),
+            "admits": _admitted(parameter["schema"]),
             "default": _plainly(parameter["schema"].get("default", "")),
             "about": parameter["description"],
         }
@@ -101,9 +101,9 @@ def anchor(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
-def _values(schema: Json) -> str:
+def _admitted(schema: Json) -> str:
     if "anyOf" in schema:
-        return " or ".join(_values(one) for one in schema["anyOf"])
+        return " or ".join(_admitted(one) for one in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(schema["enum"])
     if "const" in schema:
@@ -121,8 +121,8 @@ ABOUT = """\
 Send a photo to /segment and get it back with every object drawn as a mask with its label and score, or get the same as
 data. /detect answers the same, for clients of the original application.
 
-A photo is the body itself, `file` in a form, or in JSON `image` (base64, or a data URL) or `url`. An option stands in
-the query, or beside the photo in the form or the JSON. What is answered is set by `format`, or else by the Accept
+A photo is the body itself, file in a form, or in JSON image (base64, or a data URL) or url. An option stands in
+the query, or beside the photo in the form or the JSON. What is answered is set by format, or else by the Accept
 header.
 """
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,8 +44,8 @@ class Server:
 def serve(target: str = "segment_http", **settings: str) -> Iterator[Server]:
     """Serve `target` with these environment variables until the context ends; wait for /health before it begins."""
     port = free_port()
-    with Path(os.devnull).open("rb") as nothing, _unnamed_file() as output:
-        process = start(target, port, settings, stdin=nothing, stdout=output, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryFile() as output:
+        process = start(target, port, settings, stdout=output, stderr=subprocess.STDOUT)
         server = Server(f"http://127.0.0.1:{port}", process, output)
         try:
             _wait(server)
@@ -66,12 +67,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _unnamed_file() -> IO[bytes]:
-    import tempfile
-
-    return tempfile.TemporaryFile()
 
 
 def _wait(server: Server) -> None:

@@ -78,7 +78,7 @@ function showCost() {
   $("cost").textContent = parts.join(" · ");
 }
 
-const seconds = (ms) => ms < 950 ? `${Math.max(0.01, ms / 1000).toFixed(2)} s` : `${(ms / 1000).toFixed(1)} s`;
+const seconds = (ms) => ms < 950 ? `${Math.max(0.01, ms / 1000).toFixed(2)}\u00a0s` : `${(ms / 1000).toFixed(1)}\u00a0s`;
 
 // Asking
 
@@ -447,12 +447,12 @@ function draw(objects) {
 
 function drawBox(context, { bbox, colour }, scale) {
   context.strokeStyle = colour;
-  context.lineWidth = LONGEST / 500;
+  context.lineWidth = 2 * cssPixel();
   context.strokeRect(...bbox.map((value) => value * scale));
 }
 
 function drawLabel(context, { bbox: [x, y], category_name: name, score, colour }, scale) {
-  const size = LONGEST / 56, text = `${name} ${Math.round(score * 100)} %`;
+  const size = 13 * cssPixel(), text = `${name} ${Math.round(score * 100)} %`;
   context.font = `600 ${size}px system-ui, sans-serif`;
   const width = context.measureText(text).width + size * 0.7, height = size * 1.4;
   const left = Math.max(0, Math.min(x * scale, context.canvas.width - width)), top = Math.max(0, y * scale - height);
@@ -462,6 +462,9 @@ function drawLabel(context, { bbox: [x, y], category_name: name, score, colour }
   context.textBaseline = "middle";
   context.fillText(text, left + size * 0.35, top + height / 2);
 }
+
+/** How many of the canvas's pixels one pixel of the page is, so that lines and letters have the same size on any screen. */
+const cssPixel = () => $("layer").width / ($("frame").clientWidth || LONGEST);
 
 function luminance(colour) {
   const [red, green, blue] = [1, 3, 5].map((i) => (parseInt(colour.slice(i, i + 2), 16) / 255) ** 2.2);
@@ -625,6 +628,7 @@ $("frame").addEventListener("click", (event) => {
   const object = objectAt(event);
   if (object) pin(object); else if (state.pinned) pin(state.pinned);
 });
+new ResizeObserver(() => { if (state.objects.length) draw(shown()); }).observe($("frame"));
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && alone() && !$("camera-dialog").open) { state.pinned = state.lit = null; showAlone(); }
 });

@@ -1,0 +1,342 @@
+"""Fetching, from a real server that misbehaves in every way it can."""
+
+from __future__ import annotations
+
+import datetime
+import http.server
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from segment.errors import FetchError, RefusedURL, TooLarge
+from segment.fetch import fetch, is_public, parse
+
+PHOTO = bytes(range(256)) * 400
+
+
+class Faulty(http.server.BaseHTTPRequestHandler):
+    """Answers each path with its own fault."""
+
+    def do_GET(self) -> None:
+        name = self.path.split("?", maxsplit=1)[0].strip("/").replace("-", "_")
+        getattr(self, "answer_" + name, self.answer_missing)()
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for header, value in headers.items():
+            self.send_header(header.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer_missing(self) -> None:
+        self.answer(404)
+
+    def answer_photo(self) -> None:
+        self.answer(200, PHOTO, Content_Length=str(len(PHOTO)))
+
+    def answer_unannounced(self) -> None:
+        self.answer(200, PHOTO)
+
+    def answer_echo(self) -> None:
+        self.answer(200, f"{self.headers['Host']} {self.headers['Accept-Encoding']} {self.path}".encode())
+
+    def answer_hop(self) -> None:
+        self.answer(302, Location="/photo")
+
+    def answer_loop(self) -> None:
+        self.answer(301, Location="/loop")
+
+    def answer_metadata(self) -> None:
+        self.answer(307, Location="http://169.254.169.254/computeMetadata/v1/")
+
+    def answer_file(self) -> None:
+        self.answer(302, Location="file:///etc/passwd")
+
+    def answer_endless(self) -> None:
+        self.answer(200)
+        try:
+            while True:
+                self.wfile.write(PHOTO)
+        except OSError:
+            pass
+
+    def answer_liar(self) -> None:
+        self.answer(200, PHOTO, Content_Length=str(10**12))
+
+    def answer_short(self) -> None:
+        self.answer(200, PHOTO[:100], Content_Length="200")
+
+    def answer_gzip(self) -> None:
+        self.answer(200, PHOTO, Content_Encoding="gzip")
+
+    def answer_drip(self) -> None:
+        self.answer(200, Content_Length=str(len(PHOTO)))
+        self.drip()
+
+    def answer_drip_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        self.drip()
+
+    def drip(self) -> None:
+        try:
+            for _ in range(100):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.1)
+        except OSError:
+            pass
+
+    def answer_hang_up(self) -> None:
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def get(url: str, limit: int = 1 << 20, seconds: float = 10, private: bool = True) -> bytes:
+    return fetch(url, limit=limit, seconds=seconds, private=private)
+
+
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Make every name resolve to the addresses given, one list per look-up; returns the names looked up."""
+    real = socket.getaddrinfo
+
+    def install(*answers: list[str]) -> list[str]:
+        left, asked = list(answers), list[str]()
+
+        def look_up(host: str, port: int, **arguments: Any) -> list[Any]:
+            asked.append(host)
+            addresses = left.pop(0) if len(left) > 1 else left[0]
+            return [found for address in addresses for found in real(address, port, **arguments)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        return asked
+
+    return install
+
+
+@pytest.mark.parametrize("path", ["/photo", "/unannounced", "/hop"])
+def test_fetches(base: str, path: str) -> None:
+    assert get(base + path) == PHOTO
+
+
+def test_what_is_asked(base: str, resolved: Callable[..., list[str]]) -> None:
+    resolved(["127.0.0.1"])
+    port = base.rpartition(":")[2]
+    answer = get(f"http://müller.example:{port}/echo?a=ü b".replace(" ", "%20")).decode()
+    assert answer == f"xn--mller-kva.example:{port} identity /echo?a=%C3%BC%20b"
+
+
+def test_no_proxy_of_the_environment(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert get(base + "/photo") == PHOTO
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("/missing", FetchError, "404"),
+        ("/loop", FetchError, "more than 5"),
+        ("/file", RefusedURL, "http"),
+        ("/endless", TooLarge, "larger than"),
+        ("/liar", TooLarge, "larger than"),
+        ("/short", FetchError, "broke off"),
+        ("/gzip", FetchError, "gzip"),
+        ("/hang-up", FetchError, "broke off"),
+    ],
+)
+def test_faults(base: str, path: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as raised:
+        get(base + path)
+    assert raised.type is error
+
+
+def test_exactly_the_limit(base: str) -> None:
+    assert get(base + "/photo", limit=len(PHOTO)) == PHOTO
+    with pytest.raises(TooLarge):
+        get(base + "/unannounced", limit=len(PHOTO) - 1)
+
+
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
+def test_a_slow_drip_ends(base: str, path: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(FetchError, match=r"longer than 0\.5 seconds"):
+        get(base + path, seconds=0.5)
+    assert time.monotonic() - start < 1.5
+
+
+def test_a_slow_name_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
+    with pytest.raises(FetchError, match="longer than"):
+        get("http://slow.example/", seconds=0.3)
+
+
+def test_private_addresses_are_refused(base: str) -> None:
+    for url in (
+        base + "/photo",
+        base.replace("127.0.0.1", "localhost"),
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://[::1]/",
+    ):
+        with pytest.raises(RefusedURL, match="not a public address"):
+            get(url, private=False)
+
+
+def test_one_private_address_among_public_ones_is_enough(resolved: Callable[..., list[str]]) -> None:
+    resolved(["93.184.215.14", "10.0.0.1"])
+    with pytest.raises(RefusedURL):
+        get("http://mixed.example/", private=False)
+
+
+def test_a_redirect_to_a_private_address_is_refused(
+    base: str, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segment.fetch.is_public", lambda address: address == "127.0.0.1")
+    with pytest.raises(RefusedURL, match=r"169\.254\.169\.254 is not a public address"):
+        get(base + "/metadata", private=False)
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(
+    base: str, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS rebinding: a second look-up would give another answer, so there must be none."""
+    monkeypatch.setattr("segment.fetch.is_public", lambda address: address == "127.0.0.1")
+    asked = resolved(["127.0.0.1"], ["169.254.169.254"])
+    assert get(f"http://rebinding.example:{base.rpartition(':')[2]}/photo", private=False) == PHOTO
+    assert asked == ["rebinding.example"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "photo.jpg",
+        "//example.com/a",
+        "ftp://example.com/a",
+        "http://",
+        "http:///a",
+        "http://[::1/",
+        "http://example.com:99999/",
+        "http://example.com:22/",
+        "http://user@example.com/",
+        "http://user:password@example.com/",
+        "http://example.com/a b",
+        "http://example.com/\r\nX: y",
+        "http://example.com\\@127.0.0.1/",
+        "http://" + "a" * 64 + ".com/",
+        "http://example.com/" + "a" * 9000,
+    ],
+)
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(RefusedURL):
+        parse(url)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:220:1::1", True),
+        ("64:ff9b::5db8:d70e", True),  # NAT64 of 93.184.215.14
+        ("10.1.2.3", False),
+        ("100.64.0.1", False),
+        ("127.0.0.1", False),
+        ("169.254.169.254", False),
+        ("172.16.0.1", False),
+        ("192.168.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::7f00:1", False),  # IPv4-compatible
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("2002:7f00:1::", False),  # 6to4
+        ("2001:0:7f00:1::", False),  # Teredo
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("fd00:ec2::254", False),
+        ("ff02::1", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for photos.example and its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "photos.example")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("photos.example"), x509.IPAddress(ipaddress.ip_address("::1"))])
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(secret + built.public_bytes(encoding))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tls_port(certificate: Path) -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+class TestTLS:
+    def test_the_certificate_is_checked_against_the_name(
+        self, tls_port: int, certificate: Path, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        resolved(["127.0.0.1"])
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert get(f"https://photos.example:{tls_port}/photo") == PHOTO
+        with pytest.raises(FetchError, match="certificate"):
+            get(f"https://other.example:{tls_port}/photo")
+
+    def test_an_unknown_issuer_is_refused(self, tls_port: int, resolved: Callable[..., list[str]]) -> None:
+        resolved(["127.0.0.1"])
+        with pytest.raises(FetchError, match="certificate"):
+            get(f"https://photos.example:{tls_port}/photo")
+
+    def test_a_slow_drip_ends(
+        self, tls_port: int, certificate: Path, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        resolved(["127.0.0.1"])
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with pytest.raises(FetchError, match="longer than"):
+            get(f"https://photos.example:{tls_port}/drip", seconds=0.6)
