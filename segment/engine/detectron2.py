@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segment import container
 from segment.detections import Detections, from_boxes
 from segment.engine import footprint
 from segment.engine.footprint import Footprint
@@ -76,13 +77,10 @@ class Detectron2:
             )
             found = found[found.pred_boxes.nonempty() & (found.scores > min_score)]
             found = found[found.scores.argsort(descending=True)[:max_detections]]
-        return from_boxes(
-            found.pred_boxes.tensor.numpy(),
-            found.scores.numpy(),
-            found.pred_classes.numpy(),
-            found.pred_masks[:, 0].numpy(),
-            (width, height),
-        )
+            boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+            grids = found.pred_masks[:, 0].numpy()
+            container.give_back()  # or what one run leaves in the C library's heap would add to the next one's peak
+        return from_boxes(boxes, scores, classes, grids, (width, height))
 
 
 def _config(folder: Path) -> Any:
