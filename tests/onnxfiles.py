@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 Shape = list[int | str | None]
 CELL = 4
 """Pixels of the input per cell of the prototypes."""
-FLOAT, FLOAT16, INT8, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.INT64
+FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
+INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
 
 
 class Graph:
@@ -84,7 +85,10 @@ def yolo(
     channels_last: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """YOLO-seg with these rows (channels, anchors) or (anchors, channels); `size` (width, height) None is any."""
+    """YOLO-seg with these rows (channels, anchors) or (anchors, channels); `size` (width, height) None is any.
+
+    `kind`: element type of the image and the outputs; UINT8 is of the image only, 0-255.
+    """
     graph = Graph()
     width, height = size or (None, None)
     shape: Shape = [batch, height, width, 3] if channels_last else [batch, 3, height, width]
@@ -105,14 +109,15 @@ def yolo(
         row_name = graph.node("Add", row_name, nothing)  # a constant alone would be folded
         row_name = graph.node("QuantizeLinear", row_name, *_scale(graph, ROW_STEP, 0))
         mask_name = graph.node("QuantizeLinear", mask_name, *_scale(graph, MASK_STEP, 10))
-    elif kind != FLOAT:
+    elif kind == FLOAT16:
         row_name, mask_name = (graph.node("Cast", name, to=kind) for name in (row_name, mask_name))
     row_shape: Shape = [1, *rows.shape]
     if not known:
         row_shape[anchors] = "anchors"
     mask_shape: Shape = [batch, len(bias), height and height // CELL, width and width // CELL]
-    graph.output("output0", row_name, kind, row_shape)
-    graph.output("output1", mask_name, kind, mask_shape)
+    real = FLOAT if kind == UINT8 else kind
+    graph.output("output0", row_name, real, row_shape)
+    graph.output("output1", mask_name, real, mask_shape)
     return graph.save(path, metadata)
 
 

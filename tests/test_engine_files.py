@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
+from pycocotools import mask as rle
 
 from segment.engine import footprint, load
 from segment.engine.families import recognise
@@ -19,8 +22,12 @@ from segment.engine.nms import suppress
 from segment.engine.signature import Port, Signature
 from segment.errors import ModelError
 from segment.labels import coco, coco_by_number, labels_for
+from segment.options import Options
+from segment.service import Service
+from segment.settings import Settings
 from tests import onnxfiles, reference
 from tests.onnxfiles import FLOAT, Graph
+from tests.test_engine_yolo import Truth, photo
 
 EMBEDDED = Path(__file__).parents[1] / "segment" / "models" / "shapes.onnx"
 
@@ -108,6 +115,28 @@ def test_a_fixed_size_takes_fixed_memory(tmp_path: Path) -> None:
     found = footprint.measure(path)
     assert found.fixed_bytes > 1 << 20
     assert found.bytes_per_pixel == 0
+
+
+@pytest.mark.parametrize("size", [(96, 64), None], ids=["fixed size", "any size"])
+def test_the_service_answers_with_a_foreign_file(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    truth = Truth((96, 64), 126, 3)
+    path = truth.save(tmp_path / "m.onnx", size=size)
+    environment = {"SEGMENT_MODEL": str(path), "SEGMENT_FIXED_BYTES": "64Mi", "SEGMENT_BYTES_PER_PIXEL": "100"}
+    service = Service(Settings.from_environment(environment | {"SEGMENT_RENDER_FACTOR": "4", "SEGMENT_THREADS": "1"}))
+    image = photo((600, 400))
+    upload = io.BytesIO()
+    Image.fromarray(image).save(upload, "PNG")
+    result = service.segment(upload.getvalue(), Options.defaults(service.settings), ("json",))
+    answer = json.loads(result.files[0].body)
+    assert result.network_size == ((96, 64) if size else (64, 64))
+    assert result.instances == len(answer["annotations"]) > 10
+    assert {a["category_name"] for a in answer["annotations"]} == {"cat", "dog", "cat's toy"}
+    if size:
+        found = load(path, threads=1, memory=Footprint(0, 0.0))(image, 0.5, 100)
+        for index, annotation in enumerate(answer["annotations"]):
+            mask = rle.decode(annotation["segmentation"]).astype(bool)
+            expected = reference.pixels(found, index)
+            assert (mask ^ expected).sum() <= 0.02 * max(expected.sum(), 50)
 
 
 def test_our_own_files_need_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,16 @@ def test_quantised_input_and_outputs(tmp_path: Path) -> None:
     assert truth.check(open_file(path)(image, 0.5, 300), image, canvas, 0.5, masks) > 10
 
 
+def test_bytes_that_stand_for_themselves(tmp_path: Path) -> None:
+    truth = Truth((96, 64), GRID, 3)
+    exact = open_file(truth.save(tmp_path / "exact.onnx"))(photo((96, 64)), 0.5, 300)
+    truth.weights /= 255  # the file sees 0-255
+    found = open_file(truth.save(tmp_path / "m.onnx", kind=onnxfiles.UINT8))(photo((96, 64)), 0.5, 300)
+    assert len(found) == len(exact) > 10
+    for mine, other in zip(found.masks, exact.masks, strict=True):
+        np.testing.assert_allclose(mine.grid, other.grid, atol=1e-3)
+
+
 def test_labels_given_go_before_the_files_own(tmp_path: Path) -> None:
     path = Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx")
     assert open_file(path, ("a", "b", "c")).labels == ("a", "b", "c")
