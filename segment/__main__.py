@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--labels", type=Path, help="class names: one per line, or detectron2's metadata.json")
     convert.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
     convert.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos like those that will be segmented")
+    _add_proposals(convert)
     convert.set_defaults(run=commands.convert)
 
     quantise = commands_of.add_parser("quantise", help="a converted model file into int8")
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("-o", "--output", type=Path, help="the model file to write; without it the cache folder")
     fetch.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
     fetch.add_argument("--calibrate", type=Path, metavar="FOLDER")
+    _add_proposals(fetch)
     fetch.set_defaults(run=commands.fetch)
 
     backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
@@ -86,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
 
     commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
     return parser
+
+
+def _add_proposals(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--proposals",
+        type=int,
+        metavar="N",
+        help="look twice at N regions at most, instead of the config's number (1000 in the zoo): less memory and time",
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -20,6 +21,9 @@ from segment.modelfile import Facts, metadata
 from segment.options import Options
 from segment.service import Service
 from segment.settings import MIB, Settings
+
+if TYPE_CHECKING:
+    import onnx
 
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 
@@ -52,7 +56,7 @@ def convert(arguments: argparse.Namespace) -> int:
     from segment import convert as converter
 
     labels = converter.read_labels(arguments.labels) if arguments.labels else ()
-    config = converter.config.read(arguments.config)
+    config = converter.config.read(arguments.config).with_proposals(arguments.proposals)
     tensors = converter.checkpoint.read(arguments.weights)
     model = converter.convert(config, tensors, labels, arguments.weights.name)
     return _finish(model, arguments)
@@ -65,14 +69,14 @@ def quantise(arguments: argparse.Namespace) -> int:
     return _finish(converter.load(arguments.model), argparse.Namespace(**vars(arguments), int8=True))
 
 
-def _finish(model: object, arguments: argparse.Namespace) -> int:
+def _finish(model: onnx.ModelProto, arguments: argparse.Namespace) -> int:
     """Quantise if asked, measure the memory it needs, write it."""
     from segment import convert as converter
 
     if arguments.int8:
         if not arguments.calibrate:
             raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
-        model = converter.quantise(model, list(_photos([arguments.calibrate])))
+        model = converter.quantised(model, list(_photos([arguments.calibrate])))
     facts = converter.finish(model, arguments.output)
     print(f"{arguments.output}: {len(facts.labels)} classes, {facts.precision}, {_size(arguments.output)}")
     return 0
@@ -87,11 +91,9 @@ def info(arguments: argparse.Namespace) -> int:
     about = service.describe()
     rows = {
         "file": f"{path} ({_size(path)})",
-        "family": about["family"],
         "source": facts.source if facts else "not converted here",
-        "precision": about["precision"],
-        "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}{', ...' if len(service.labels) > 10 else ''}",
-        "input": about["input"],
+        "precision": facts.precision if facts else "as exported",
+        "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}" + ", ..." * (len(service.labels) > 10),
         "memory": f"{int(str(about['fixed_bytes'])) / MIB:.0f} MiB, and {about['bytes_per_pixel']:.0f} bytes per pixel",
         "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
         "largest render factor": about["largest_render_factor"],
@@ -116,7 +118,7 @@ def fetch(arguments: argparse.Namespace) -> int:
 
     entry = zoo.entry(arguments.name)
     checkpoint = zoo.fetch(arguments.name, Settings.from_environment(os.environ).zoo_url)
-    config = converter.config.parse(zoo.config(entry))
+    config = converter.config.parse(zoo.config(entry)).with_proposals(arguments.proposals)
     model = converter.convert(config, converter.checkpoint.read(checkpoint), zoo.labels(entry), arguments.name)
     arguments.output = arguments.output or zoo.model_path(arguments.name)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
+from onnx import helper
 
 from segment.convert import checkpoint, config, network
 from segment.convert.config import Config
+from segment.engine import footprint
 from segment.errors import ConversionError
 from segment.modelfile import Facts
 
-__all__ = ["Config", "checkpoint", "config", "convert", "read_labels", "save"]
+__all__ = ["Config", "checkpoint", "config", "convert", "finish", "load", "quantised", "read_labels"]
 
 RENDER_FACTOR = 25
 """What a file is tuned for unless it says otherwise."""
 
 
 def convert(
-    network_config: Config, tensors: checkpoint.Tensors, labels: tuple[str, ...] = (), source: str = ""
+    network_config: Config,
+    tensors: checkpoint.Tensors,
+    labels: tuple[str, ...] = (),
+    source: str = "",
+    render_factor: int = RENDER_FACTOR,
 ) -> onnx.ModelProto:
-    """The network of a config with a checkpoint's tensors, as a model file in fp32. `tensors` is emptied.
+    """The network of a config with a checkpoint's tensors, as a model in fp32. `tensors` is emptied.
 
     `labels`: class names by index; without them classes are numbered. `source`: a note of where the weights come from.
     Raises ConversionError.
@@ -34,13 +42,59 @@ def convert(
     facts = Facts(
         labels=labels,
         precision="fp32",
-        render_factor=RENDER_FACTOR,
+        render_factor=render_factor,
         stride=network_config.stride,
         fixed_bytes=0,
         bytes_per_pixel=0.0,
         source=source,
     )
     return network.build(network_config, tensors, facts.to_metadata())
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """A model file that `finish` wrote. Raises ConversionError."""
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's own errors have no common root
+        raise ConversionError(f"{path.name} cannot be read as an ONNX file: {error}") from None
+    _facts(model)
+    return model
+
+
+def quantised(model: onnx.ModelProto, photos: Sequence[Path]) -> onnx.ModelProto:
+    """The int8 form of an fp32 model, calibrated on `photos`. Raises ConversionError."""
+    from segment.convert.quantise import quantise
+
+    facts = _facts(model)
+    if facts.precision != "fp32":
+        raise ConversionError(f"This model is {facts.precision} already; quantise the fp32 file.")
+    narrow = quantise(model, photos, facts.render_factor, facts.stride)
+    helper.set_model_props(narrow, replace(facts, precision="int8").to_metadata())
+    return narrow
+
+
+def finish(model: onnx.ModelProto, path: Path) -> Facts:
+    """Write a model file with what memory it takes, measured in a child process. Raises ConversionError, ModelError."""
+    _save(model, path)
+    measured = footprint.measure(path)
+    facts = replace(_facts(model), fixed_bytes=measured.fixed_bytes, bytes_per_pixel=round(measured.bytes_per_pixel, 2))
+    helper.set_model_props(model, facts.to_metadata())
+    _save(model, path)
+    return facts
+
+
+def _facts(model: onnx.ModelProto) -> Facts:
+    facts = Facts.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    if facts is None:
+        raise ConversionError("This ONNX file was not made by `segment convert`; only such files can be quantised.")
+    return facts
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(model.SerializeToString())
+    part.replace(path)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -66,10 +120,3 @@ def _json_labels(path: Path, text: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConversionError(f"The labels {path.name} hold neither a list of names nor thing_classes.")
     return tuple(names)
-
-
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model file whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(model.SerializeToString())
-    part.replace(path)

@@ -64,6 +64,12 @@ class Graph:
         """A float32 scalar constant."""
         return self.constant(np.float32(value))
 
+    def rename(self, tensor: str, name: str) -> None:
+        """Give a tensor another name, as the graph's outputs need theirs."""
+        for node in self._graph.node:
+            node.input[:] = [name if given == tensor else given for given in node.input]
+            node.output[:] = [name if given == tensor else given for given in node.output]
+
     # The few composites that every part uses.
 
     def conv(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from segment.convert import boxes as box
 from segment.convert.backbone import convolution
 from segment.convert.config import BoxHead, Config, MaskHead, Pooler
@@ -16,6 +18,9 @@ from segment.convert.weights import Weights
 
 CANONICAL_LEVEL, CANONICAL_SIZE = 4, 224
 """A box of 224 x 224 pixels is pooled from level 4 (FPN paper, equation 1)."""
+MANY_CLASSES = 200
+"""Up to this many, all classes' masks are predicted and one is kept, as upstream does it: one int8 convolution, 0.25 MB
+an instance with 80 classes. Above, as in LVIS, each instance is multiplied with its own class's weights in float."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,11 @@ class Found:
     classes: str
 
 
-def pool(g: Graph, pooler: Pooler, maps: dict[int, str], rois: str) -> str:
-    """Crop each of rois (N, 4) from the level that suits its size: (N, C, r, r).
+def pool(g: Graph, pooler: Pooler, maps: dict[int, str], rois: str) -> tuple[str, str]:
+    """Crop each of rois (N, 4) from the level that suits its size: (crops (N, C, r, r), order (N,) int64).
 
-    The crops come out level by level and are put back into the order of the rois.
+    The crops come out level by level: crop i is of roi order[i]. What follows takes that order, since the crops of
+    1,000 rois are 50 MB, too much to put back in place.
     """
     size = g.op("Sqrt", box.area(g, rois))
     ratio = g.op("Add", g.op("Div", size, g.scalar(CANONICAL_SIZE)), g.scalar(1e-8))
@@ -56,10 +62,7 @@ def pool(g: Graph, pooler: Pooler, maps: dict[int, str], rois: str) -> str:
             )
         )
         places.append(index)
-    place = g.op("Concat", *places, axis=0)
-    # Sorting the places gives, for each roi, where its crop stands.
-    _, order = g.ops("TopK", place, g.op("Shape", place), outputs=2, axis=0, largest=0)
-    return g.gather(g.op("Concat", *crops, axis=0), order)
+    return g.op("Concat", *crops, axis=0), g.op("Concat", *places, axis=0)
 
 
 def box_head(
@@ -73,7 +76,9 @@ def box_head(
     scores: list[str] = []
     for stage, weights in enumerate(head.box_weights):
         suffix = f".{stage}" if head.cascade else ""
-        x = _box_features(g, w, config, pool(g, head.pooler, maps, rois), "roi_heads.box_head" + suffix)
+        crops, order = pool(g, head.pooler, maps, rois)
+        rois, scores = g.gather(rois, order), [g.gather(earlier, order) for earlier in scores]
+        x = _box_features(g, w, config, crops, "roi_heads.box_head" + suffix)
         name = "roi_heads.box_predictor" + suffix
         logits = _linear(g, w, x, name + ".cls_score", head.fc_channels, config.classes + 1)
         scores.append(g.op("Sigmoid", logits) if head.sigmoid else g.op("Softmax", logits, axis=1))
@@ -140,7 +145,7 @@ def select(
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances found, each for its own class."""
     head = config.mask
-    x = pool(g, head.pooler, maps, found.boxes)
+    x, order = pool(g, head.pooler, maps, found.boxes)
     into = config.pyramid.channels
     for i in range(1, head.convs + 1):
         name = f"roi_heads.mask_head.mask_fcn{i}"
@@ -150,21 +155,25 @@ def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Fou
     weight = g.constant(w.take(name + ".weight", into, head.channels, 2, 2), name=name + ".weight")
     bias = g.constant(w.take(name + ".bias", head.channels), name=name + ".bias")
     x = g.op("Relu", g.op("ConvTranspose", x, weight, bias, name=name, kernel_shape=[2, 2], strides=[2, 2]))
-    return g.op("Sigmoid", _predict(g, w, head, config.classes, x, found.classes))
+    probabilities = g.op("Sigmoid", _predict(g, w, head, config.classes, x, g.gather(found.classes, order)))
+    # Sorting the order gives, for each instance, where its mask stands.
+    _, place = g.ops("TopK", order, g.op("Shape", order), outputs=2, axis=0, largest=0)
+    return g.gather(probabilities, place)
 
 
 def _predict(g: Graph, w: Weights, head: MaskHead, classes: int, x: str, label: str) -> str:
-    """x (N, C, s, s) -> logits (N, s, s) of each instance's own class only.
-
-    The 1x1 prediction is a matrix product per instance with its class's row; predicting all 80 classes and keeping one
-    would make 25 MB of 100 instances.
-    """
+    """x (N, C, s, s) -> logits (N, s, s) of each instance's own class only."""
     name, side = "roi_heads.mask_head.predictor", 2 * head.pooler.resolution
     outputs = 1 if head.agnostic else classes
-    weight = w.take(name + ".weight", outputs, head.channels, 1, 1).reshape(outputs, 1, head.channels)
-    bias = w.take(name + ".bias", outputs).reshape(outputs, 1, 1)
-    row, shift = g.constant(weight, name=name + ".weight"), g.constant(bias, name=name + ".bias")
-    if not head.agnostic:
-        row, shift = g.gather(row, label), g.gather(shift, label)
-    logits = g.op("MatMul", row, g.reshape(x, 0, head.channels, side * side))  # (N, 1, s * s)
-    return g.reshape(g.op("Add", logits, shift), -1, side, side)
+    weight, bias = w.conv(name, outputs, head.channels, 1, "")
+    if outputs <= MANY_CLASSES:
+        logits = g.conv(x, weight, bias, name=name)  # (N, outputs, s, s)
+        if outputs > 1:
+            instance = g.op("Range", g.constant(np.int64(0)), g.op("Size", label), g.constant(np.int64(1)))
+            place = [g.op("Unsqueeze", index, g.ints(1)) for index in (instance, label)]
+            logits = g.op("GatherND", logits, g.op("Concat", *place, axis=1))
+        return g.reshape(logits, -1, side, side)
+    column = g.gather(g.constant(weight.reshape(outputs, -1, 1), name=name + ".weight"), label)
+    shift = g.gather(g.constant(np.asarray(bias).reshape(outputs, 1, 1), name=name + ".bias"), label)
+    places = g.reshape(g.op("Transpose", x, perm=[0, 2, 3, 1]), 0, side * side, head.channels)
+    return g.reshape(g.op("Add", g.op("MatMul", places, column), shift), -1, side, side)

@@ -33,7 +33,7 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
     masks = heads.masks(g, w, config, maps, found)
     w.finish()
     for name, value in (("boxes", found.boxes), ("scores", found.scores), ("classes", found.classes), ("masks", masks)):
-        g.op("Identity", value, name=name)
+        g.rename(value, name)
     side = 2 * config.mask.pooler.resolution
     return g.model(
         [
