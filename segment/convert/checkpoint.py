@@ -27,6 +27,9 @@ from segment.errors import ConversionError
 
 Tensors = dict[str, NDArray[np.generic]]
 
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+"""The first object in a file of torch.save before 1.6 (torch/serialization.py)."""
+
 
 def read(path: Path) -> Tensors:
     """The tensors of a .pkl or .pth checkpoint by name. Raises ConversionError."""
@@ -40,6 +43,11 @@ def read(path: Path) -> Tensors:
         raise ConversionError(
             f"The checkpoint {path.name} is damaged or cut off ({type(error).__name__}); fetch or copy it again."
         ) from None
+    if document == _LEGACY_MAGIC:
+        raise ConversionError(
+            f"The checkpoint {path.name} was saved by a PyTorch older than 1.6. Write it again with a newer one: "
+            f"torch.save(torch.load('{path.name}', map_location='cpu'), 'new.pth')."
+        )
     model = document.get("model", document) if isinstance(document, Mapping) else None
     if not isinstance(model, Mapping):
         raise ConversionError(f'The checkpoint {path.name} holds no {{"model": {{name: array}}}}.')
