@@ -22,7 +22,13 @@ from segment.modelfile import Facts
 EXPECTED = "this project's own (segment.convert): image, min_score, max_detections -> boxes, scores, classes, masks"
 
 INPUTS = ("image", "min_score", "max_detections")
-OUTPUTS = ("boxes", "scores", "classes", "masks")
+OUTPUTS: Mapping[str, tuple[int | None, ...]] = {
+    "boxes": (None, 4),
+    "scores": (None,),
+    "classes": (None,),
+    "masks": (None, None, None),
+}
+"""In this order, with these shapes; None is any length."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class MaskRcnn:
 def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
     """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
     facts = Facts.from_metadata(signature.metadata)
-    names = tuple(port.name for port in signature.inputs), tuple(port.name for port in signature.outputs)
-    if not facts or names != (INPUTS, OUTPUTS):
+    ours = tuple(port.name for port in signature.inputs) == INPUTS and len(signature.outputs) == len(OUTPUTS)
+    shapes_fit = all(port.fits(*shape) for port, shape in zip(signature.outputs, OUTPUTS.values(), strict=False))
+    if not (facts and ours and shapes_fit):
         return None
     return MaskRcnn(labels_for(len(facts.labels), labels, facts.labels), facts.stride)

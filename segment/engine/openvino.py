@@ -78,4 +78,7 @@ def _read(path: Path) -> Any:
 
 def _port(port: Any) -> Port:
     shape = tuple(n.get_length() if n.is_static else None for n in port.partial_shape)
-    return Port(port.any_name, np.dtype(port.element_type.to_dtype()).name, shape)
+    # A tensor can have several names; the file's own is the node's, of an output with what OpenVINO appends.
+    name = port.node.friendly_name.removesuffix("/sink_port_0")
+    name = name if name in port.get_names() else port.any_name
+    return Port(name, np.dtype(port.element_type.to_dtype()).name, shape)
