@@ -1,10 +1,15 @@
 """How one photo will be treated, and what that needs, decided from its header before anything is decoded.
 
-    own = upload + working + max(decoding, decoded photo + max(network's input, picture + encoder))
-    network = bytes per pixel x pixels that the network sees
+A photo is looked at in two steps. First it is decoded just large enough for the network (a JPEG decoder can skip most
+of a large photo) and run; then, for formats that show its pixels, it is decoded at the picture's size, drawn on and
+encoded. The two never are in memory together, unless the decoder offers one size for both and there is room:
 
-The render factor is the user's and is never lowered in secret: what cannot fit is refused with what would. Only a
-picture may come back smaller than the photo, and the answer says so.
+    look  = working + max(decoding, decoded + network's input), beside the network's run
+    write = working + max(decoding, decoded + resized + encoder)
+
+So what the network sees, and what it finds, is the same whatever format is asked for. The render factor is the user's
+and is never lowered in secret: what cannot fit is refused with what would. Only a picture may come back smaller than
+the photo, and the answer says so.
 """
 
 from __future__ import annotations
@@ -28,8 +33,8 @@ PIXEL_BYTES = 4
 """Of an RGB image in Pillow."""
 NETWORK_INPUT_BYTES = 7
 """Per pixel that the network sees: the resized image in Pillow and as an array."""
-WORKING_BYTES = 12 << 20
-"""Strips of masks, text, rows of a resize: what a request takes whatever its size."""
+WORKING_BYTES = 8 << 20
+"""Strips of masks, text, rows of a resize: what each step takes whatever its size."""
 SMALLER = 0.9
 """A picture that does not fit is tried this much smaller, again and again, down to SMALLEST pixels a side."""
 SMALLEST = 64
@@ -37,21 +42,24 @@ SMALLEST = 64
 
 @dataclass(frozen=True)
 class Figures:
-    """What a plan has to keep to: the room for requests in bytes, the network's bytes per pixel, its sizes.
+    """What a plan has to keep to.
 
-    `network_size`: (photo's size, render factor, fit) -> the (width, height) that the network sees.
+    `capacity`: bytes for requests. `run_bytes`, `bytes_per_pixel`: what a run of the network takes in bytes, whatever
+    the image, and per pixel of it. `network_size`: (photo's size, render factor, fit) -> the (width, height) that the
+    network sees.
     """
 
     capacity: int
+    run_bytes: int
     bytes_per_pixel: float
     network_size: Callable[[Size, int, Fit], Size]
 
     def network_bytes(self, size: Size) -> int:
         """Memory in bytes of a run on an image of `size`."""
-        return int(self.bytes_per_pixel * prod(size))
+        return self.run_bytes + int(self.bytes_per_pixel * prod(size))
 
     def largest_render_factor(self, own_bytes: int = WORKING_BYTES) -> int:
-        """The largest render factor whose network fits beside `own_bytes`; 0 if none does."""
+        """The largest render factor whose run fits beside `own_bytes`; 0 if none does."""
         factors = range(MAX_RENDER_FACTOR, MIN_RENDER_FACTOR - 1, -1)
         fitting = (f for f in factors if own_bytes + self.network_bytes((pixels(f), 1)) <= self.capacity)
         return next(fitting, 0)
@@ -59,84 +67,103 @@ class Figures:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes are (width, height) in pixels. `decode_size` is what the decoder is asked for at least."""
+    """Sizes are (width, height) in pixels.
+
+    `look_size`, `picture_size`: what the decoder is asked for at least, in the two steps. `look_bytes` and
+    `write_bytes` are a request's own memory in them, `network_bytes` the network's in the first. With `keep` the photo
+    is decoded once and kept between the steps.
+    """
 
     render_factor: int
     network_size: Size
+    look_size: Size
     picture_size: Size
-    decode_size: Size
-    own_bytes: int
+    look_bytes: int
+    write_bytes: int
     network_bytes: int
+    keep: bool
 
     @property
-    def all_bytes(self) -> int:
-        return self.own_bytes + self.network_bytes
+    def kept_bytes(self) -> int:
+        """What the first step's reservation has to hold of the second."""
+        return self.write_bytes if self.keep else 0
 
 
-def plan(header: Header, options: Options, formats: Sequence[Format], upload: int, figures: Figures) -> Plan:
-    """The plan with the largest picture, up to the photo's size, that fits. Raises TooLarge.
-
-    `upload`: bytes of the photo's file, which stay in memory until the answer is sent.
-    """
-    scale = 1.0
-    while True:
-        picture = (max(1, ceil(header.size[0] * scale)), max(1, ceil(header.size[1] * scale)))
-        tried = _plan_at(header, options, formats, upload, figures, picture)
-        if tried.all_bytes <= figures.capacity:
-            return tried
-        if PICTURES.isdisjoint(formats) or max(picture) <= SMALLEST:
-            raise TooLarge(_refusal(header, tried, figures))
-        scale *= SMALLER
-
-
-def _plan_at(
-    header: Header, options: Options, formats: Sequence[Format], upload: int, figures: Figures, picture: Size
-) -> Plan:
-    def decode_size(network: Size) -> Size:
-        needed = network if PICTURES.isdisjoint(formats) else (max(network[0], picture[0]), max(network[1], picture[1]))
-        return min(needed[0], header.size[0]), min(needed[1], header.size[1])
-
-    def own_bytes(network: Size) -> int:
-        decode = decode_size(network)
-        decoded = PIXEL_BYTES * prod(header.decoded_size(decode))
-        needs = [NETWORK_INPUT_BYTES * prod(network)]
-        for kind in formats:
-            if kind in PICTURES:
-                resized = 0 if header.decoded_size(decode) == picture else PIXEL_BYTES
-                needs.append(int((resized + ENCODER_BYTES[kind]) * prod(picture)))
-            else:
-                needs.append(int(ENCODER_BYTES[kind] * prod(header.size)))
-        return upload + WORKING_BYTES + max(header.decode_bytes(decode), decoded + max(needs))
-
-    factor = options.render_factor or _best_factor(header, options, figures, own_bytes)
+def plan(header: Header, options: Options, formats: Sequence[Format], figures: Figures) -> Plan:
+    """The plan with the largest picture, up to the photo's size, that fits. Raises TooLarge."""
+    factor = options.render_factor or _best_factor(header, options, figures)
     network = figures.network_size(header.size, factor, options.fit)
-    return Plan(factor, network, picture, decode_size(network), own_bytes(network), figures.network_bytes(network))
+    look_size = _within(network, header.size)
+    look, run = _look_bytes(header, network), figures.network_bytes(network)
+    if look + run > figures.capacity:
+        raise TooLarge(_cannot_look(header, factor, look, figures))
+    picture = _largest_picture(header, formats, figures)
+    write = _write_bytes(header, formats, picture)
+    shared = not PICTURES.isdisjoint(formats) and header.decoded_size(look_size) == header.decoded_size(picture)
+    keep = shared and max(look, write) + run <= figures.capacity
+    return Plan(factor, network, look_size, picture, look, write, run, keep)
 
 
-def _best_factor(header: Header, options: Options, figures: Figures, own_bytes: Callable[[Size], int]) -> int:
+def _look_bytes(header: Header, network: Size) -> int:
+    size = _within(network, header.size)
+    decoded = PIXEL_BYTES * prod(header.decoded_size(size))
+    return WORKING_BYTES + max(header.decode_bytes(size), decoded + NETWORK_INPUT_BYTES * prod(network))
+
+
+def _write_bytes(header: Header, formats: Sequence[Format], picture: Size) -> int:
+    decode, decoded = 0, 0
+    if not PICTURES.isdisjoint(formats):
+        decode, decoded = header.decode_bytes(picture), PIXEL_BYTES * prod(header.decoded_size(picture))
+        if header.decoded_size(picture) != picture:
+            decoded += PIXEL_BYTES * prod(picture)
+    encode = max(ENCODER_BYTES[kind] * prod(picture if kind in PICTURES else header.size) for kind in formats)
+    return WORKING_BYTES + max(decode, decoded + int(encode))
+
+
+def _largest_picture(header: Header, formats: Sequence[Format], figures: Figures) -> Size:
+    picture, scale = header.size, 1.0
+    while _write_bytes(header, formats, picture) > figures.capacity:
+        if PICTURES.isdisjoint(formats) or max(picture) <= SMALLEST:
+            raise TooLarge(_cannot_decode(header, _write_bytes(header, formats, picture), figures))
+        scale *= SMALLER
+        picture = max(1, round(header.size[0] * scale)), max(1, round(header.size[1] * scale))
+    return picture
+
+
+def _best_factor(header: Header, options: Options, figures: Figures) -> int:
     """The largest render factor that fits, but no more pixels than the photo has."""
-    smallest = figures.network_size(header.size, MIN_RENDER_FACTOR, options.fit)
     enough = ceil(sqrt(prod(header.size)) / BASE)
-    return max(MIN_RENDER_FACTOR, min(enough, figures.largest_render_factor(own_bytes(smallest))))
+    for factor in range(max(MIN_RENDER_FACTOR, min(enough, MAX_RENDER_FACTOR)), MIN_RENDER_FACTOR, -1):
+        network = figures.network_size(header.size, factor, options.fit)
+        if _look_bytes(header, network) + figures.network_bytes(network) <= figures.capacity:
+            return factor
+    return MIN_RENDER_FACTOR
 
 
-def _refusal(header: Header, tried: Plan, figures: Figures) -> str:
-    """Why this does not fit, and the largest render factor or photo that would."""
-    largest = figures.largest_render_factor(tried.own_bytes)
+def _cannot_look(header: Header, factor: int, look: int, figures: Figures) -> str:
+    largest = figures.largest_render_factor(look)
     if largest:
         return (
-            f"Render factor {tried.render_factor} needs more memory than this instance has. "
+            f"Render factor {factor} needs more memory than this instance has. "
             f"The largest that fits this photo is {largest}."
         )
+    return _cannot_decode(header, look + figures.network_bytes((0, 0)), figures)
+
+
+def _cannot_decode(header: Header, needed: int, figures: Figures) -> str:
     width, height = header.size
     kind = "progressive JPEG" if header.progressive else header.format
-    room = figures.capacity - WORKING_BYTES - tried.network_bytes
-    per_pixel = (tried.own_bytes - WORKING_BYTES) / max(prod(header.size), 1)
-    megapixels = max(room, 0) / max(per_pixel, 1) / 1e6
-    advice = (
-        f"A {kind} of up to {megapixels:.1f} megapixels works here" if megapixels >= 0.1 else "More memory is needed"
-    )
+    room = figures.capacity - figures.network_bytes((0, 0)) - WORKING_BYTES
+    per_pixel = max(header.decode_bytes((1, 1)) / prod(header.size), 0.1)
+    megapixels = max(room, 0) / per_pixel / 1e6
+    advice = f"A {kind} of up to about {megapixels:.1f} megapixels works here; so does a larger baseline JPEG."
+    if megapixels < 0.1:
+        advice = "Give the instance more memory."
     return (
-        f"This {kind} of {width} x {height} pixels needs {tried.all_bytes >> 20} MiB of memory; this instance has "
-        f"{figures.capacity >> 20} MiB for it. {advice}; so does a larger baseline JPEG."
+        f"This {kind} of {width} x {height} pixels needs {needed >> 20} MiB of memory; this instance has "
+        f"{figures.capacity >> 20} MiB for it. {advice}"
     )
+
+
+def _within(size: Size, most: Size) -> Size:
+    return min(size[0], most[0]), min(size[1], most[1])

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -25,6 +25,8 @@ from segment.output import File
 from segment.plan import PICTURES, Figures, Plan, Size, plan
 from segment.settings import OverlayFormat, Settings
 
+TRAFFIC_SHARE = 0.15
+"""Of the room for requests, what photos' files take from when they are received until the answer is sent."""
 OVERLAYS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,14 @@ class _Stopwatch:
         finally:
             self.timings[stage] = self.timings.get(stage, 0.0) + (time.perf_counter() - start) * 1000
 
+    @contextmanager
+    def waiting(self, reservation: AbstractContextManager[None]) -> Iterator[None]:
+        """Enter a reservation; the time until it is granted is the stage "wait"."""
+        with ExitStack() as stack:
+            with self("wait"):
+                stack.enter_context(reservation)
+            yield
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -68,6 +78,7 @@ class _Loaded:
 
     model: Model
     budget: Budget
+    traffic: Budget
     figures: Figures
 
 
@@ -113,6 +124,13 @@ class Service:
             "milliseconds_per_megapixel": round(model.milliseconds_per_megapixel, 1),
         }
 
+    def receive(self, count: int) -> AbstractContextManager[None]:
+        """Hold room for a photo's file of `count` bytes, from before it is read until its answer is sent.
+
+        The context manager raises TooLarge or Busy. Loads the model, without which there is no budget.
+        """
+        return self._load().traffic.reserve(count, 0)
+
     def segment(self, data: bytes, options: Options, formats: Sequence[Format] | None = None) -> Result:
         """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).
 
@@ -122,16 +140,23 @@ class Service:
         loaded = self._load()
         classes = _classes(options.classes, loaded.model.labels)
         header = image.read_header(data)
-        planned = plan(header, options, formats, len(data), loaded.figures)
+        planned = plan(header, options, formats, loaded.figures)
         watch = _Stopwatch()
-        asked = time.perf_counter()
-        with loaded.budget.reserve(planned.own_bytes, planned.network_bytes):
-            watch.timings["wait"] = (time.perf_counter() - asked) * 1000
+        with watch.waiting(loaded.budget.reserve(max(planned.look_bytes, planned.kept_bytes), planned.network_bytes)):
             with watch("decode"):
-                photo = image.decode(data, header, planned.decode_size)
+                photo = image.decode(data, header, planned.look_size)
             with watch("network"):
-                found = self._detect(photo, planned, options, classes)
-            files = self._write(photo, found, header.size, planned, options, formats, watch)
+                found = self._detect(photo, planned, options, classes).at(header.size)
+            if planned.keep:
+                files = self._write(photo, found, planned, options, formats, watch)
+        if not planned.keep:
+            del photo
+            with watch.waiting(loaded.budget.reserve(planned.write_bytes, 0)):
+                picture = None
+                if not PICTURES.isdisjoint(formats):
+                    with watch("decode"):
+                        picture = image.decode(data, header, planned.picture_size)
+                files = self._write(picture, found, planned, options, formats, watch)
         return Result(
             files=files,
             instances=len(found),
@@ -160,24 +185,22 @@ class Service:
 
     def _write(
         self,
-        photo: Image.Image,
+        photo: Image.Image | None,
         found: Detections,
-        photo_size: Size,
         planned: Plan,
         options: Options,
         formats: Sequence[Format],
         watch: _Stopwatch,
     ) -> tuple[File, ...]:
-        """The results. `found` is in the pixels of `photo`, which may have been decoded smaller than `photo_size`."""
+        """The results. `found` is in the pixels of the photo's file, `photo` may be smaller and is drawn on."""
         labels, files = self.labels, dict[Format, File]()
-        full = found.at(photo_size)
         with watch("encode"):
             if "json" in formats:
                 about = {"model": self.model_name, "render_factor": planned.render_factor, "fit": options.fit}
-                files["json"] = output.coco(full, labels, options.segmentation, about)
+                files["json"] = output.coco(found, labels, options.segmentation, about)
             if "ids" in formats:
-                files["ids"] = output.ids(full)
-        if PICTURES.isdisjoint(formats):
+                files["ids"] = output.ids(found)
+        if photo is None:
             return tuple(files[kind] for kind in formats)
         with watch("draw"):
             picture = photo if photo.size == planned.picture_size else image.resize(photo, planned.picture_size)
@@ -197,11 +220,19 @@ class Service:
 
 def _load(settings: Settings) -> _Loaded:
     start = time.perf_counter()
+    before = container.held()
     model = from_settings(settings)
-    limit = container.memory_limit(settings.memory)
-    room = capacity(limit, container.held())
-    budget = Budget(room, settings.queue, settings.wait_seconds, model.release)
-    figures = Figures(room, model.engine.bytes_per_pixel, model.network_size)
+    held, limit = container.held(), container.memory_limit(settings.memory)
+    room = capacity(limit, held)
+    traffic = int(room * TRAFFIC_SHARE)
+    figures = Figures(
+        capacity=room - traffic,
+        # What the file says it takes once loaded and run, less what it has taken by now.
+        run_bytes=max(0, model.engine.fixed_bytes - (held - before)),
+        bytes_per_pixel=model.engine.bytes_per_pixel,
+        network_size=model.network_size,
+    )
+    budget = Budget(figures.capacity, settings.queue, settings.wait_seconds, model.release)
     if not figures.largest_render_factor():
         raise ModelError(
             f"The model {model.name} leaves {room >> 20} MiB of this instance's {limit >> 20} MiB: too little for the "
@@ -209,7 +240,7 @@ def _load(settings: Settings) -> _Loaded:
         )
     seconds = round(time.perf_counter() - start, 3)
     log.info("Loaded the model %s", model.name, extra={"seconds": seconds, "memory_limit": limit, "memory_free": room})
-    return _Loaded(model, budget, figures)
+    return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), figures)
 
 
 def _classes(names: tuple[str, ...], labels: tuple[str, ...]) -> set[int]:
