@@ -17,7 +17,7 @@ from PIL import Image
 
 from segment import container, draw, image, output
 from segment.detections import Detections
-from segment.errors import ModelError, OptionError
+from segment.errors import ModelError, OptionError, TooLarge
 from segment.memory import Budget, capacity
 from segment.model import Model, from_settings
 from segment.options import Format, Options
@@ -27,6 +27,8 @@ from segment.settings import OverlayFormat, Settings
 
 TRAFFIC_SHARE = 0.15
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
+BODY_COPIES = 2
+"""A form or JSON is in memory as it came and as the photo in it."""
 OVERLAYS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
 
 log = logging.getLogger(__name__)
@@ -124,12 +126,19 @@ class Service:
             "milliseconds_per_megapixel": round(model.milliseconds_per_megapixel, 1),
         }
 
-    def receive(self, count: int) -> AbstractContextManager[None]:
-        """Hold room for a photo's file of `count` bytes, from before it is read until its answer is sent.
+    @contextmanager
+    def receive(self, announced: int | None) -> Iterator[int]:
+        """Hold room for a request's body from before it is read until its answer is sent; yields its limit in bytes.
 
-        The context manager raises TooLarge or Busy. Loads the model, without which there is no budget.
+        `announced`: its Content-Length, or None if that is not known. Loads the model, without which there is no
+        budget. Raises TooLarge, Busy.
         """
-        return self._load().traffic.reserve(count, 0)
+        traffic = self._load().traffic
+        limit = min(self.settings.max_upload, traffic.capacity // BODY_COPIES)
+        if announced is not None and announced > limit:
+            raise TooLarge(f"The body has {announced:,} bytes; the most that is taken here is {limit:,}.")
+        with traffic.reserve(BODY_COPIES * (limit if announced is None else announced), 0):
+            yield limit
 
     def segment(self, data: bytes, options: Options, formats: Sequence[Format] | None = None) -> Result:
         """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).

@@ -19,6 +19,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,16 @@ def _route(service: Service, request: Request) -> Response:
 
 
 def _segment(service: Service, request: Request) -> Response:
-    upload = read(request, service.settings.max_upload)
+    announced = request.content_length if request.method == "POST" else None
+    with ExitStack() as stack:
+        limit = stack.enter_context(service.receive(announced))
+        response = _answer(service, request, limit)
+        response.call_on_close(stack.pop_all().close)  # the answer takes the body's room until it is sent
+        return response
+
+
+def _answer(service: Service, request: Request, limit: int) -> Response:
+    upload = read(request, limit)
     words = upload.words
     if "format" not in words and request.accept_mimetypes:
         best = request.accept_mimetypes.best_match(MEDIA_TYPES)
@@ -135,13 +145,13 @@ def _segment(service: Service, request: Request) -> Response:
         words = words | {"format": MEDIA_TYPES[best]}
     options = Options.parse(words, service.settings)
     start = time.perf_counter()
-    data = upload.photo if upload.url is None else _fetch(upload.url, service.settings)
+    data = upload.photo if upload.url is None else _fetch(upload.url, limit, service.settings)
     fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}
     return _result(service.segment(data, options), fetched)
 
 
-def _fetch(url: str, settings: Settings) -> bytes:
-    return fetch(url, limit=settings.max_upload, seconds=settings.fetch_seconds, private=settings.fetch_private)
+def _fetch(url: str, limit: int, settings: Settings) -> bytes:
+    return fetch(url, limit=limit, seconds=settings.fetch_seconds, private=settings.fetch_private)
 
 
 def _result(result: Result, fetched: Mapping[str, float]) -> Response:
