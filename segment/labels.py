@@ -30,13 +30,9 @@ def coco_by_number() -> tuple[str, ...]:
 def labels_for(count: int, given: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The names of `count` classes: those `given`, else the file's `own`, else COCO's, else numbers.
 
-    Raises ModelError if names are given for another number of classes; a last class without one is a background's.
+    Raises ModelError if names are given for another number of classes.
     """
-    if given and len(given) not in (count, count - 1):
+    if given and len(given) != count:
         raise ModelError(f"There are {len(given)} labels for the {count} classes of the model; give one for each.")
-    if not given and len(own) == count:
-        return own
-    for names in (given, coco(), coco_by_number()):
-        if len(names) == count:
-            return names
-    return given + tuple(str(number) for number in range(len(given), count))
+    named = (names for names in (given, own, coco(), coco_by_number()) if len(names) == count)
+    return next(named, tuple(str(number) for number in range(count)))

@@ -154,7 +154,7 @@ def test_labels() -> None:
     assert labels_for(2) == ("0", "1")
     assert labels_for(2, own=("a", "b")) == ("a", "b")
     assert labels_for(2, ("x", "y"), ("a", "b")) == ("x", "y")
-    assert labels_for(3, ("x", "y")) == ("x", "y", "2")
+    assert labels_for(3, own=("x", "y")) == ("0", "1", "2")
     with pytest.raises(ModelError, match="3 labels for the 2 classes"):
         labels_for(2, ("x", "y", "z"))
 

@@ -92,3 +92,9 @@ def test_cocos_numbers_name_the_classes(tmp_path: Path) -> None:
     labels = Truth(91).open(tmp_path / "m.onnx").labels
     assert (labels[1], labels[13], labels[90]) == ("person", "stop sign", "toothbrush")
     assert labels[12] == "12"
+
+
+def test_a_background_needs_no_label(tmp_path: Path) -> None:
+    Truth(3).open(tmp_path / "m.onnx")
+    engine = load(tmp_path / "m.onnx", threads=1, labels=("cat", "dog"), memory=Footprint(0, 0.0))
+    assert engine.labels == ("cat", "dog", "background")

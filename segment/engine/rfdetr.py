@@ -81,7 +81,11 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:
     if image is None or not image.port.is_real or image.size is None or ports is None:
         return None
     classes = ports[1][1].shape[2]
-    return RfDetr(labels_for(classes, labels), image, image.size, *ports) if classes else None
+    if classes is None:
+        return None
+    if len(labels) == classes - 1:
+        labels += ("background",)  # trained on one's own data, the last class is none, and never the answer
+    return RfDetr(labels_for(classes, labels), image, image.size, *ports)
 
 
 _Numbered = tuple[int, Port]
