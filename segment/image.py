@@ -16,23 +16,44 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from segment.errors import CorruptImage, SegmentError, TooLarge, UnsupportedImage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-"""What is read; Pillow's many other formats are never tried."""
-READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF and HEIC are read"
+PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+    AvifImagePlugin.AvifImageFile,
+)
+"""What is read of Pillow's formats; its many others are never tried. pi_heif adds HEIF, where it is installed."""
+FORMATS = (*(plugin.format for plugin in PLUGINS), "HEIF")
+NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
+"""What people call a format, where that is not its name in Pillow."""
 
 MAX_SCANS = 100
 """A progressive JPEG has about ten scans; each costs a pass over the whole picture."""
 MAX_TEXT_BYTES = 4 << 20
 """Text in a PNG, unpacked; Pillow's own limit is 64 MiB."""
-STRIP_BYTES = 1 << 20
+STRIP_BYTES = 1 << 18
 """How much is converted at once."""
-FIXED_BYTES = 3 << 20
+FIXED_BYTES = 6 << 20
 """What any decoder needs for itself: tables, rows, read buffers, one strip."""
 
 
@@ -41,8 +62,8 @@ class Header:
     """What a file says of itself, read without decoding it.
 
     `size`: (width, height) in pixels, upright. `mode`: Pillow's name of the stored pixels. `orientation`: EXIF's 1-8,
-    what decoding still has to turn. `decoder_bytes`: memory in bytes that the decoder holds beside the pixels that it
-    writes, whatever the target.
+    what decoding still has to turn. `transparent`: whether some pixels may be. `progressive`: a progressive JPEG.
+    `decoder_bytes`: memory in bytes that the decoder holds beside the pixels that it writes, whatever the target.
     """
 
     format: str
@@ -94,7 +115,7 @@ def read_header(data: bytes) -> Header:
         )
     if not width or not height:
         raise CorruptImage(
-            f"This {header.format} says that it is {width} x {height} pixels; nothing can be seen in it."
+            f"This {header.format} says that it is {width} x {height} pixels; there is nothing to see in it."
         )
     if header.progressive and data.count(b"\xff\xda") > MAX_SCANS:  # start of scan
         raise CorruptImage(f"This progressive JPEG has more than {MAX_SCANS} scans; save it anew.")
@@ -111,10 +132,8 @@ def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
             width, height = target
             image.draft(None, (height, width) if header.orientation >= 5 else (width, height))
         image.load()
-        if header._as_stored:
-            result = image._new(image.im)  # a plain image of the same pixels, without its decoder
-        else:
-            result = _upright_rgb(image, header.orientation)
+        # _new: a plain image over the same pixels, which lets go of the file's decoder
+        result = image._new(image.im) if header._as_stored else _upright_rgb(image, header.orientation)
     if result.size != header.decoded_size(target):
         raise CorruptImage(f"This {header.format} does not have the size that its header says.")
     return result
@@ -133,8 +152,12 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The image behind `data`, its header read, nothing decoded."""
     _prepare_pillow()
-    with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
         yield image
+
+
+def _formats() -> list[str]:
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _prepare_pillow() -> None:
@@ -146,8 +169,7 @@ def _prepare_pillow() -> None:
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     if "HEIF" not in Image.OPEN:
-        Image.init()
-        with contextlib.suppress(ImportError):  # optional: without it HEIC is refused, everything else works
+        with contextlib.suppress(ImportError):
             import pi_heif
 
             pi_heif.register_heif_opener(thumbnails=False)
@@ -158,7 +180,7 @@ def _refusing(data: bytes) -> Iterator[None]:
     """Turn whatever a decoder raises on hostile bytes into the error tree.
 
     Pillow's plugins raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError,
-    KeyError, ... The block holds calls of Pillow only.
+    KeyError, ... The block holds nothing but decoding.
     """
     try:
         yield
@@ -169,17 +191,18 @@ def _refusing(data: bytes) -> Iterator[None]:
     except Exception as error:
         name = _signature(data)
         if name is None:
-            start = ascii(data[:8].decode("latin-1"))
-            raise UnsupportedImage(f"This is no image of a known format (it starts with {start}); {READ}.") from error
-        raise CorruptImage(f"This {name} is cut off or damaged: it cannot be decoded to its end.") from error
+            names = ", ".join(NAMES.get(name, name) for name in _formats())
+            start = f"it starts with {data[:8]!r}" if data else "it is empty"
+            raise UnsupportedImage(f"This is no image of a known format ({start}). What is read: {names}.") from error
+        raise CorruptImage(f"This {name} is cut off or damaged, so it cannot be decoded.") from error
 
 
 def _signature(data: bytes) -> str | None:
-    """The format whose signature `data` starts with."""
-    for name in FORMATS:
-        accept = Image.OPEN[name][1] if name in Image.OPEN else None
-        if accept and accept(data[:16]):
-            return name
+    """What people call the format whose signature `data` starts with; None if it is none that is read."""
+    for name in _formats():
+        accept = Image.OPEN[name][1]
+        if accept and accept(data[:16]) is True:
+            return NAMES.get(name, name)
     return None
 
 
@@ -201,16 +224,21 @@ def _stored_bytes(mode: str) -> int:
 
 
 def _decoder_bytes(image: Image.Image, data: bytes) -> int:
-    """Memory in bytes that the decoder of `image` holds beside the pixels it writes."""
+    """Memory in bytes that the decoder of `image` holds beside the pixels it writes.
+
+    JPEG, PNG, GIF and BMP are decoded row by row, but for JPEGs with several scans. The figures are measured
+    (tests/test_image.py measures them again) and are those of the dearest variant of each format.
+    """
     pixels = math.prod(image.size)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return _coefficient_bytes(image, data)
-    if image.format == "WEBP":
-        return 20 * pixels + 2 * len(data)
-    if image.format in ("AVIF", "HEIF"):
-        return 20 * pixels + 2 * len(data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _tile_bytes(image) + 2 * len(data) + 4 * pixels
+        turning = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0  # Pillow turns TIFF in a copy
+        return _tile_bytes(image) + turning
+    if image.format == "WEBP":  # two canvases of RGBA, the frame as bytes, the decoder's own plane
+        return 14 * pixels + 2 * len(data)
+    if image.format in ("AVIF", "HEIF"):  # up to four planes of 16 bits, twice if tiled; the frame as bytes
+        return 16 * pixels + 2 * len(data)
     return 0
 
 
@@ -233,8 +261,9 @@ def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int
 def _tile_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
     """The size of one unpacked tile or strip of a TIFF, which libtiff holds whole; a tile may exceed the image."""
     tags, (width, height) = image.tag_v2, image.size
-    bits = max(tags.get(258, (1,))) * tags.get(277, 1)
-    across, down = tags.get(322, width), tags.get(323, min(tags.get(278, height), height))
+    bits = max(32, max(tags.get(258, (1,))) * tags.get(277, 1))  # BitsPerSample x SamplesPerPixel; YCbCr as RGBA
+    across = tags.get(322, max(width, height))  # TileWidth; the image may lie on its side
+    down = tags.get(323, min(tags.get(278, height), max(width, height)))  # TileLength, RowsPerStrip
     return int(across * down * bits // 8)
 
 
@@ -292,7 +321,7 @@ def _range(image: Image.Image) -> tuple[float, float]:
     return (0.0, top) if top else (low, max(high, low + 1))
 
 
-def _grey(values: np.ndarray) -> Image.Image:
+def _grey(values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
 
 
