@@ -90,11 +90,11 @@ def test_answers_what_detectron2_answers(name: str, tmp_path: Path) -> None:
 @needs_detectron2
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_the_converted_model(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx")
     from segment import convert, engine
 
     config, tensors = convert.config.read(GOLDEN / f"{name}.yaml"), convert.checkpoint.read(GOLDEN / f"{name}.pkl")
-    convert.save(convert.convert(config, tensors), tmp_path / "model.onnx")
+    onnx.save(convert.convert(config, tensors), tmp_path / "model.onnx")
     converted = engine.load(tmp_path / "model.onnx", threads=1, memory=UNMEASURED)
     original = load(folder_of(name, tmp_path))
     image = np.load(GOLDEN / f"{name}.npz")["image0"]

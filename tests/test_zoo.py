@@ -230,6 +230,13 @@ def test_a_file_that_is_not_there(mirror: Mirror, tmp_path: Path) -> None:
     assert mirror.ranges == [""]
 
 
+def test_a_folder_that_cannot_be_written(mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(ModelError, match="cannot be written to"):
+        fetch_file(mirror, tmp_path / "cache" / "file")
+    assert mirror.ranges == []
+
+
 def test_connections_that_bring_nothing(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"], mirror.cuts = FILE, [5000, 0, 0, 0, 0]
     with pytest.raises(FetchError, match="it goes on where it stopped"):

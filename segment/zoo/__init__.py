@@ -106,7 +106,6 @@ def fetch(name: str, url: str = "") -> Path:
     found = entry(name)
     path = _cache() / f"{found.name}.pkl"
     if not (path.exists() and matches(path, found.digest)):
-        path.parent.mkdir(parents=True, exist_ok=True)
         source = (url or found.base).rstrip("/") + "/" + found.file
         download(source, path, digest=found.digest, limit=2_000_000 * found.megabytes)
     return path

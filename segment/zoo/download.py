@@ -35,6 +35,13 @@ def download(url: str, path: Path, *, digest: str, limit: int, pause: float = PA
     when it cannot be had, ModelError when it is not what it should be.
     """
     part = path.with_suffix(path.suffix + ".part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise ModelError(
+            f"{part.parent} cannot be written to: {error.strerror}. XDG_CACHE_HOME names another."
+        ) from None
     host, silent = urlsplit(url).netloc, 0
     while True:
         before = _size(part)
