@@ -13,6 +13,7 @@ from PIL import Image
 from segment.detections import Detections
 from segment.engine import Engine, load
 from segment.engine.footprint import Footprint
+from segment.errors import ModelError
 from segment.labels import coco
 from tests import onnxfiles, reference
 
@@ -259,6 +260,13 @@ def test_bytes_that_stand_for_themselves(tmp_path: Path) -> None:
 def test_labels_given_go_before_the_files_own(tmp_path: Path) -> None:
     path = Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx")
     assert open_file(path, ("a", "b", "c")).labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("metadata", [NAMES, {}], ids=["names", "no names"])
+def test_labels_must_be_as_many_as_the_classes(tmp_path: Path, metadata: dict[str, str]) -> None:
+    path = Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx", metadata=metadata)
+    with pytest.raises(ModelError, match="2 labels for the 3 classes"):
+        open_file(path, ("a", "b"))
 
 
 @pytest.mark.parametrize("names", ["{0: __import__('os')}", "{1: 'a'}", "(", "7"])

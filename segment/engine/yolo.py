@@ -112,8 +112,11 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
     if not prototypes or not (row_port[1].is_real and prototype_port[1].is_real):
         return None
     names = _names(signature.metadata)
-    rows = _layout(row_port[1], prototypes, image.size, len(names or labels), _says_final(signature.metadata))
-    if not rows:
+    final = _says_final(signature.metadata)
+    known_counts = [len(names)] if names else [len(labels), 0]  # labels that are too many or few are refused below
+    layouts = (_layout(row_port[1], prototypes, image.size, count, final) for count in known_counts)
+    rows = next((layout for layout in layouts if layout), None)
+    if rows is None:
         return None
     labels = labels_for(rows.classes or len(names or labels or coco()), labels, names)
     return Yolo(labels, _stride(signature.metadata), image, rows, row_port, prototype_port)
