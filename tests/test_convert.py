@@ -1,0 +1,338 @@
+"""The converter, held to what detectron2 itself answers for the checkpoints in tests/golden (see its README)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from segment import convert, modelfile
+from segment.convert import checkpoint, config
+from segment.engine import load
+from segment.engine.footprint import Footprint
+from segment.errors import ConversionError
+
+GOLDEN = Path(__file__).parent / "golden"
+TRAINING = Path(__file__).parent.parent / "training"
+FAMILIES = ("r50", "x101", "agnostic", "gn", "cascade")
+BOX, SCORE, MASK, SHARE = 0.05, 1e-3, 5e-3, 0.95
+"""Tolerances: pixels per box coordinate, score, mean absolute difference of a mask, share of detections within them."""
+
+
+def converted(folder: Path, name: str) -> onnx.ModelProto:
+    return convert.convert(config.read(folder / f"{name}.yaml"), checkpoint.read(folder / f"{name}.pkl"))
+
+
+def agreement(model: Path, answers: Any) -> list[float]:
+    """For each image, the share of detectron2's detections that the model file finds too."""
+    engine = load(model, threads=2, memory=Footprint(0, 0.0))
+    shares = []
+    for i in range(sum(name.startswith("image") for name in answers)):
+        found = engine(answers[f"image{i}"], 0.0, 1000)
+        wanted = zip(*(answers[f"{name}{i}"] for name in ("boxes", "scores", "classes", "masks")), strict=True)
+        hits = [any(_same(found, j, *one) for j in range(len(found))) for one in wanted]
+        shares.append(float(np.mean(hits)))
+    return shares
+
+
+def _same(found: Any, j: int, box: Any, score: float, label: int, mask: Any) -> bool:
+    return bool(
+        found.classes[j] == label
+        and abs(found.scores[j] - score) < SCORE
+        and np.abs(found.boxes[j] - box).max() < BOX
+        and np.abs(found.masks[j].grid - mask.astype(np.float32)).mean() < MASK
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_converted_checkpoint_answers_as_detectron2_does(name: str, tmp_path: Path) -> None:
+    onnx.save(converted(GOLDEN, name), tmp_path / "model.onnx")
+    shares = agreement(tmp_path / "model.onnx", np.load(GOLDEN / f"{name}.npz"))
+    assert len(shares) == 3
+    assert min(shares) >= SHARE
+
+
+def test_the_embedded_demo_answers_as_detectron2_does() -> None:
+    shares = agreement(Path("segment/models/shapes.onnx"), np.load(GOLDEN / "shapes.npz"))
+    assert len(shares) == 8
+    assert min(shares) >= SHARE
+
+
+def test_the_embedded_demo_is_what_its_checkpoint_converts_to() -> None:
+    fresh = converted(TRAINING, "shapes").graph
+    shipped = onnx.load("segment/models/shapes.onnx").graph
+    assert [node.op_type for node in fresh.node] == [node.op_type for node in shipped.node]
+    assert {t.name: t.raw_data for t in fresh.initializer} == {t.name: t.raw_data for t in shipped.initializer}
+    assert Path("segment/models/shapes.onnx").stat().st_size < 15e6
+
+
+def test_a_file_keeps_its_contract() -> None:
+    model = converted(GOLDEN, "r50")
+    onnx.checker.check_model(model, full_check=True)
+    assert [i.name for i in model.graph.input] == ["image", "min_score", "max_detections"]
+    assert [o.name for o in model.graph.output] == ["boxes", "scores", "classes", "masks"]
+
+
+def test_limits_narrow_what_is_found(tmp_path: Path) -> None:
+    onnx.save(converted(GOLDEN, "r50"), tmp_path / "model.onnx")
+    engine = load(tmp_path / "model.onnx", threads=1, memory=Footprint(0, 0.0))
+    image = np.load(GOLDEN / "r50.npz")["image0"]
+    every = engine(image, 0.0, 1000)
+    third = float(every.scores[2])
+    assert len(engine(image, 0.0, 1)) == 1
+    assert len(engine(image, (third + float(every.scores[3])) / 2, 1000)) == 3
+    assert len(engine(image, 1.0, 1000)) == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (31, 33), (500, 40)])
+def test_any_size_goes_in(size: tuple[int, int]) -> None:
+    engine = load(Path("segment/models/shapes.onnx"), threads=1, memory=Footprint(0, 0.0))
+    found = engine(np.full((*size, 3), 90, np.uint8), 0.0, 10)
+    assert found.size == (size[1], size[0])
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, 2] <= size[1]).all()
+
+
+def test_fewer_proposals_are_a_choice() -> None:
+    few = config.read(GOLDEN / "r50.yaml").with_proposals(10)
+    assert few.proposals.after_nms == 10
+    assert few.with_proposals(50).proposals.after_nms == 10
+    with pytest.raises(ConversionError, match="at least 1"):
+        few.with_proposals(0)
+
+
+# Configs
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    document: dict[str, Any] = copy.deepcopy(yaml.safe_load((GOLDEN / "r50.yaml").read_text()))
+    *parents, last = key.split(".")
+    at = document
+    for parent in parents:
+        at = at[parent]
+    at[last] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.META_ARCHITECTURE", "RetinaNet"),
+        ("MODEL.META_ARCHITECTURE", "PanopticFPN"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+        ("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
+        ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
+        ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
+        ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
+        ("MODEL.ROI_HEADS.NAME", "PointRendROIHeads"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
+        ("MODEL.RESNETS.RES5_DILATION", 2),
+        ("MODEL.RESNETS.DEPTH", 18),
+        ("MODEL.RESNETS.NORM", "LN"),
+        ("MODEL.KEYPOINT_ON", True),
+        ("MODEL.MASK_ON", False),
+        ("MODEL.LOAD_PROPOSALS", True),
+        ("MODEL.FPN.IN_FEATURES", ["res2", "res4"]),
+        ("MODEL.FPN.FUSE_TYPE", "max"),
+        ("MODEL.RPN.IN_FEATURES", ["p2", "p7"]),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", "many"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64]]),
+        ("MODEL.PIXEL_MEAN", [1.0]),
+        ("INPUT.FORMAT", "YUV-BT.601"),
+    ],
+)
+def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+    with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
+        config.parse(changed(key, value))
+
+
+def test_a_config_that_builds_on_another_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text('_BASE_: "../Base-RCNN-FPN.yaml"\nMODEL:\n  MASK_ON: true\n')
+    with pytest.raises(ConversionError, match="_BASE_"):
+        config.read(path)
+
+
+def test_labels_come_from_lines_or_from_metadata(tmp_path: Path) -> None:
+    lines, metadata = tmp_path / "labels.txt", tmp_path / "metadata.json"
+    lines.write_text("cat\n\n dog \n")
+    metadata.write_text('{"thing_classes": ["cat", "dog"], "name": "pets"}')
+    assert convert.read_labels(lines) == convert.read_labels(metadata) == ("cat", "dog")
+    with pytest.raises(ConversionError, match="2 labels for 7 classes"):
+        convert.convert(config.read(GOLDEN / "r50.yaml"), checkpoint.read(GOLDEN / "r50.pkl"), ("cat", "dog"))
+
+
+# Checkpoints
+
+
+def tensors() -> dict[str, Any]:
+    return checkpoint.read(GOLDEN / "r50.pkl")
+
+
+def test_a_missing_tensor_is_named() -> None:
+    given = tensors()
+    del given["backbone.bottom_up.res4.2.conv2.weight"]
+    with pytest.raises(ConversionError, match=r"backbone\.bottom_up\.res4\.2\.conv2\.weight"):
+        convert.convert(config.read(GOLDEN / "r50.yaml"), given)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
+    given = tensors()
+    given["roi_heads.box_head.fc1.weight"] = given["roi_heads.box_head.fc1.weight"][:, :-1]
+    with pytest.raises(ConversionError, match=r"roi_heads\.box_head\.fc1\.weight .*\(64, 1567\).*\(64, 1568\)"):
+        convert.convert(config.read(GOLDEN / "r50.yaml"), given)
+
+
+def test_a_tensor_without_a_place_is_named() -> None:
+    given = tensors()
+    given["backbone.bottom_up.res4.6.conv1.weight"] = np.zeros((1,), np.float32)  # as a deeper network has it
+    with pytest.raises(ConversionError, match=r"res4\.6\.conv1\.weight"):
+        convert.convert(config.read(GOLDEN / "r50.yaml"), given)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    given = tensors()
+    given["roi_heads.box_head.fc1.bias"] = np.full(64, np.nan, np.float32)
+    with pytest.raises(ConversionError, match=r"fc1\.bias .*finite"):
+        convert.convert(config.read(GOLDEN / "r50.yaml"), given)
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/the-pickle-ran",)
+
+
+def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    path, trace = tmp_path / "evil.pkl", Path("/tmp/the-pickle-ran")
+    trace.unlink(missing_ok=True)
+    path.write_bytes(pickle.dumps({"model": {"weight": Code()}}))
+    with pytest.raises(ConversionError, match=r"asks to run (posix|nt|os)\.system"):
+        checkpoint.read(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["eval", "exec", "getattr", "__import__", "open"])
+def test_builtins_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(b"\x80\x02cbuiltins\n" + name.encode() + b"\n.")
+    with pytest.raises(ConversionError, match=name):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.999])
+def test_a_cut_checkpoint_is_refused(part: float, tmp_path: Path) -> None:
+    whole = (GOLDEN / "r50.pkl").read_bytes()
+    path = tmp_path / "cut.pkl"
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(ConversionError, match=r"cut\.pkl"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": 3}, {"model": {}}, {"model": {"a": np.array(["x"])}}])
+def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ConversionError):
+        checkpoint.read(path)
+
+
+class Storage:
+    """What torch.save writes of a tensor: its storage by persistent id, and how to view it."""
+
+    def __init__(self, kind: str, key: str, array: Any) -> None:
+        self.kind, self.key, self.array = kind, key, array
+
+
+Pickler: Any = pickle._Pickler  # the one written in Python, whose steps can be changed
+
+
+class TorchPickler(Pickler):  # type: ignore[misc]
+    """Writes what torch.save writes, without torch."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, Storage):
+            return ("storage", Global("torch", obj.kind), obj.key, "cpu", obj.array.size)
+        return None
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(obj, Global):
+            self.write(f"c{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, Tensor):
+            self.write(b"ctorch._utils\n_rebuild_tensor_v2\n")
+            stride = tuple(s // obj.array.itemsize for s in obj.array.strides)
+            super().save((obj.storage, 0, obj.array.shape, stride, False, {}))
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+class Global:
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+
+
+class Tensor:
+    def __init__(self, key: str, array: Any) -> None:
+        kind = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}[array.dtype.name]
+        self.storage, self.array = Storage(kind, key, array), array
+
+
+def save_pth(path: Path, document: Any) -> None:
+    """A file as torch.save writes it: a zip of data.pkl and one file per storage."""
+    buffer = io.BytesIO()
+    arrays: list[Tensor] = []
+
+    def wrapped(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays.append(Tensor(str(len(arrays)), value))
+            return arrays[-1]
+        return {k: wrapped(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    TorchPickler(buffer, 2).dump(wrapped(document))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", buffer.getvalue())
+        for tensor in arrays:
+            archive.writestr(f"archive/data/{tensor.storage.key}", tensor.array.tobytes())
+
+
+def test_a_training_runs_pth_is_read_without_torch(tmp_path: Path) -> None:
+    given = tensors()
+    save_pth(tmp_path / "model_final.pth", {"model": given, "iteration": 89999, "optimizer": {"state": {}}})
+    back = checkpoint.read(tmp_path / "model_final.pth")
+    assert back.keys() == given.keys()
+    assert all(np.array_equal(back[name], given[name]) for name in given)
+
+
+def test_a_damaged_pth_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    save_pth(path, {"model": {"weight": np.arange(10, dtype=np.float32)}})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries["archive/data/0"] = entries["archive/data/0"][:8]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    with pytest.raises(ConversionError, match="cut off"):
+        checkpoint.read(path)
+
+
+# Model files
+
+
+def test_a_file_describes_itself() -> None:
+    facts = modelfile.Facts.from_metadata(modelfile.metadata(Path("segment/models/shapes.onnx")))
+    assert facts is not None
+    assert facts.labels == ("circle", "square", "triangle", "star", "ring")
+    assert (facts.precision, facts.stride) == ("fp32", 32)
+    assert facts.bytes_per_pixel > 0
