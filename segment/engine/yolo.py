@@ -113,9 +113,9 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
         return None
     names = _names(signature.metadata)
     final = _says_final(signature.metadata)
-    known_counts = [len(names)] if names else [len(labels), 0]  # labels that are too many or few are refused below
-    layouts = (_layout(row_port[1], prototypes, image.size, count, final) for count in known_counts)
-    rows = next((layout for layout in layouts if layout), None)
+    rows = _layout(row_port[1], prototypes, image.size, len(names), final)
+    if rows is None and labels and not names:
+        rows = _layout(row_port[1], prototypes, image.size, len(labels), final)
     if rows is None:
         return None
     labels = labels_for(rows.classes or len(names or labels or coco()), labels, names)
