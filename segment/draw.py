@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segment.detections import Detections
-from segment.mask import Mask
+from segment.mask import Mask, edge_distance
 from segment.options import Colours
 
 Colour = tuple[int, int, int]
@@ -23,14 +23,12 @@ Tag = tuple[int, int, int, int]
 
 FILL = 0.42
 """Opacity of a mask's inside; its contour is opaque."""
+HIDDEN = 0.2
+"""The part of the photo that labels may hide together: on a thumbnail the best few are named."""
 
-PALETTE: tuple[Colour, ...] = tuple(
-    (code >> 16, code >> 8 & 255, code & 255)
-    for code in (
-        (0xFF3D5A, 0x1E88FF, 0x14C96B, 0xFFB300, 0xA855F7, 0x00C8D7, 0xFF7A1A, 0xE84AD0, 0x8BD31A, 0x5B6BFF)
-        + (0xFF8FA3, 0x00A58E, 0xFFE14D, 0xC77DFF, 0x4DC3FF, 0xD94F1E, 0x6FE3A8, 0xB8860B, 0xFF5FA8, 0x7F8FA9)
-    )
-)
+_BRIGHT = 0xFF3D5A, 0x1E88FF, 0x14C96B, 0xFFB300, 0xA855F7, 0x00C8D7, 0xFF7A1A, 0xE84AD0, 0x8BD31A, 0x5B6BFF
+_SECOND = 0xFF8FA3, 0x00A58E, 0xFFE14D, 0xC77DFF, 0x4DC3FF, 0xD94F1E, 0x6FE3A8, 0xB8860B, 0xFF5FA8, 0x7F8FA9
+PALETTE: tuple[Colour, ...] = tuple((code >> 16, code >> 8 & 255, code & 255) for code in _BRIGHT + _SECOND)
 """Twenty colours that stay apart from their neighbours in the list, on bright and on dark photos."""
 
 
@@ -53,87 +51,89 @@ def draw(
     key = detections.classes if colours == "class" else np.arange(len(detections))
     paint = [PALETTE[int(index) % len(PALETTE)] for index in key]
     line = max(1.0, math.sqrt(math.prod(photo.size)) / 550)
+    corners = [_pixels(box, photo.size) for box in detections.boxes]
     if masks:
         for i in order:
             _draw_mask(photo, detections.masks[i], paint[i], line)
-    pen = ImageDraw.Draw(photo)
-    corners = [_pixels(box, photo.size) for box in detections.boxes]
     if boxes:
+        pen = ImageDraw.Draw(photo)
         for i in order:
-            pen.rectangle(corners[i], outline=paint[i], width=max(1, round(line)))
+            pen.rectangle(corners[i], outline=paint[i], width=round(line))
     if text:
-        names = [f"{labels[c]} {s:.0%}" for c, s in zip(detections.classes, detections.scores, strict=True)]
-        _draw_labels(pen, names, corners, paint, photo.size)
+        found = zip((labels[int(index)] for index in detections.classes), detections.scores, strict=True)
+        _draw_labels(photo, [(f"{label} {score:.0%}", label) for label, score in found], corners, paint)
 
 
 def _draw_mask(photo: Image.Image, mask: Mask, colour: Colour, line: float) -> None:
-    """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge."""
-    for (left, top, right, bottom), probabilities in mask.strips(photo.size):
-        opacity = mask.opacity(probabilities)
-        layer = Image.fromarray((opacity * np.float32(255 * FILL)).astype(np.uint8))
-        photo.paste(colour, (left, top, right, bottom), layer)
+    """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge; both without steps."""
+    for region, probabilities in mask.strips(photo.size):
+        inside = edge_distance(probabilities)
+        covered = np.clip(inside + np.float32(0.5), 0, 1)
+        contour = np.clip(np.float32(line + 0.5) - inside, 0, 1, out=inside)
+        contour *= np.float32(255 * (1 - FILL))
+        contour += np.float32(255 * FILL)
+        covered *= contour
+        photo.paste(colour, region, Image.fromarray(covered.astype(np.uint8)))
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> Tag:
     """The box's outermost pixels inside an image of `size`, both included."""
-    x0, y0, x1, y1 = (float(value) for value in box)
     width, height = size
-    left, top = min(max(round(x0), 0), width - 1), min(max(round(y0), 0), height - 1)
-    return left, top, max(min(round(x1), width) - 1, left), max(min(round(y1), height) - 1, top)
+    x0, y0, x1, y1 = (round(float(value)) for value in box)
+    left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+    return left, top, max(min(x1, width) - 1, left), max(min(y1, height) - 1, top)
 
 
 def _draw_labels(
-    pen: ImageDraw.ImageDraw,
-    names: Sequence[str],
-    corners: Sequence[Tag],
-    paint: Sequence[Colour],
-    size: tuple[int, int],
+    photo: Image.Image, names: Sequence[tuple[str, ...]], corners: Sequence[Tag], paint: Sequence[Colour]
 ) -> None:
-    """Draw each name on a filled tag at its box, best score first, each where it hides least of the tags before."""
-    points = max(9.0, math.sqrt(math.prod(size)) / 62)
+    """Draw names on filled tags at their boxes, best score first.
+
+    `names`: for each instance the texts to choose from; the first that fits is drawn. A name that would lie on
+    another is left out, for of two on one spot none can be read; so is what would hide too much of the photo.
+    """
+    pen = ImageDraw.Draw(photo)
+    points = max(9.0, math.sqrt(math.prod(photo.size)) / 62)
     font = ImageFont.load_default(points)
     assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels hold FreeType
+    ascent, descent = font.getmetrics()
+    pad = max(1, round(points / 4))
     taken: list[Tag] = []
-    for name, corner, colour in zip(names, corners, paint, strict=True):
-        pad = max(1, round(points / 4))
-        left, _, right, _ = pen.textbbox((0, 0), name, font, anchor="ls")
-        ascent, descent = font.getmetrics()
-        width, height = math.ceil(right - left) + 2 * pad, ascent + descent
-        tag = _place(corner, (width, height), size, taken)
-        taken.append(tag)
-        pen.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
-        pen.text((tag[0] + pad - left, tag[1] + ascent), name, _ink(colour), font, anchor="ls")
+    room = HIDDEN * math.prod(photo.size)
+    for texts, corner, colour in zip(names, corners, paint, strict=True):
+        for text in texts:
+            width = math.ceil(font.getlength(text)) + 2 * pad
+            height = ascent + descent
+            tag = _place(corner, (width, height), photo.size, taken) if width * height <= room else None
+            if tag is not None:
+                taken.append(tag)
+                room -= width * height
+                pen.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
+                pen.text((tag[0] + pad, tag[1] + ascent), text, _ink(colour), font, anchor="ls")
+                break
 
 
-def _place(corner: Tag, tag: tuple[int, int], size: tuple[int, int], taken: Sequence[Tag]) -> Tag:
-    """Where a tag of (width, height) goes: of the places around its box, the first that hides least."""
+def _place(corner: Tag, tag: tuple[int, int], size: tuple[int, int], taken: Sequence[Tag]) -> Tag | None:
+    """Where a tag of (width, height) goes: the first place at its box that is free; sideways it may shift."""
     width, height = tag
     left, top, right, bottom = corner
-    places = [
-        (left, top - height),
-        (left, top),
-        (right + 1 - width, top - height),
-        (right + 1 - width, top),
-        (left, bottom + 1),
-        (left, bottom + 1 - height),
-        (right + 1 - width, bottom + 1),
-        (right + 1 - width, bottom + 1 - height),
-    ]
-    inside = [(max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))) for x, y in places]
-    boxes = [(x, y, x + width, y + height) for x, y in inside]
-    costs = [
-        sum(_overlap(box, other) for other in taken) + (place != want)
-        for box, place, want in zip(boxes, inside, places, strict=True)
-    ]
-    return boxes[int(np.argmin(costs))]
+    if width > size[0] or height > size[1]:
+        return None
+    for x in (left, right + 1 - width, (left + right + 1 - width) // 2):
+        for y in (top - height, top, bottom + 1 - height, bottom + 1):
+            x0, y0 = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+            place = x0, y0, x0 + width, y0 + height
+            if y0 == y and not any(_overlap(place, other) for other in taken):
+                return place
+    return None
 
 
-def _overlap(a: Tag, b: Tag) -> int:
-    """The pixels that two tags share."""
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+def _overlap(a: Tag, b: Tag) -> bool:
+    """Whether two tags share a pixel."""
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 def _ink(colour: Colour) -> Colour:
-    """Black or white, whichever reads better on `colour` (relative luminance, ITU-R BT.709)."""
+    """Black or white, whichever has more contrast on `colour` (WCAG 2, relative luminance)."""
     red, green, blue = ((value / 255) ** 2.2 for value in colour)
-    return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.25 else (255, 255, 255)
+    return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else (255, 255, 255)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from segment import polygons, rle
 from segment.detections import Detections
-from segment.mask import THRESHOLD, Mask, Region
+from segment.mask import THRESHOLD, Mask, Region, edge_distance
 from segment.options import Segmentation
 from segment.settings import OverlayFormat
 
@@ -32,10 +32,13 @@ class File:
     body: bytes
 
 
+_PNG: Mapping[str, Any] = {"compress_level": 1, "compress_type": 3}
+"""zlib's run-length strategy. An overlay of 1280 x 960: 85 ms and 1.9 MB; level 1 alone 102 ms and 2.2 MB; level 6
+315 ms and 1.9 MB. PNG's filters have done the rest: what is left of a photo holds no long matches."""
 _SAVE: Mapping[OverlayFormat, Mapping[str, Any]] = {
-    "png": {"compress_level": 1},
-    "jpeg": {"quality": 90},
-    "webp": {"quality": 85, "method": 1},
+    "png": _PNG,
+    "jpeg": {"quality": 90},  # 3 ms, 0.3 MB
+    "webp": {"quality": 85, "method": 1},  # 35 ms, 0.2 MB; method 4 takes three times as long for a sixth less
 }
 
 
@@ -101,7 +104,7 @@ def ids(detections: Detections) -> File:
         for (left, top, right, bottom), probabilities in detections.masks[index].strips(detections.size):
             pixels[top:bottom, left:right][probabilities >= THRESHOLD] = index + 1
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG", **_PNG)
     return File("ids.png", "image/png", buffer.getvalue())
 
 
@@ -120,7 +123,7 @@ def cutouts(photo: Image.Image, detections: Detections, labels: Sequence[str]) -
             label = _plain(labels[int(detections.classes[index])])
             name = f"{index + 1:0{digits}}_{label}_{detections.scores[index]:.2f}.png"
             with archive.open(zipfile.ZipInfo(name), "w") as entry:  # ZipInfo's date is fixed, so bytes are stable
-                cut.save(entry, "PNG", compress_level=1)
+                cut.save(entry, "PNG", **_PNG)
     return File("cutouts.zip", "application/zip", buffer.getvalue())
 
 
@@ -129,8 +132,8 @@ def _cutout(photo: Image.Image, mask: Mask) -> Image.Image | None:
     left, top, right, bottom = mask.region(photo.size)
     alpha = Image.new("L", (right - left, bottom - top))
     for strip, probabilities in mask.strips(photo.size):
-        opacity = (mask.opacity(probabilities) * 255 + 0.5).astype(np.uint8)
-        alpha.paste(Image.fromarray(opacity), (0, strip[1] - top))
+        opacity = np.clip(edge_distance(probabilities) + 0.5, 0, 1)
+        alpha.paste(Image.fromarray((opacity * 255).astype(np.uint8)), (0, strip[1] - top))
     box: Region | None = alpha.getbbox()
     if box is None:
         return None
