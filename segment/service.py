@@ -229,6 +229,7 @@ class Service:
 
 def _load(settings: Settings) -> _Loaded:
     start = time.perf_counter()
+    container.settle_allocator()
     before = container.held()
     model = from_settings(settings)
     held, limit = container.held(), container.memory_limit(settings.memory)
