@@ -1,0 +1,315 @@
+"""Tiles cover the photo, and what a perfect detector sees in them is what is in the photo."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from segment.detections import Detections, from_boxes
+from segment.mask import THRESHOLD, Mask, Region
+from segment.tiles import OVERLAP, magnification, merge, tiles
+
+SIZE = (240, 180)
+WHOLE_PHOTO = (0, 0, *SIZE)
+
+
+# Tiles
+
+
+@given(
+    width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+    detail=st.integers(1, 6),
+    overlap=st.floats(0, 0.5),
+)
+def test_tiles_cover_the_photo_and_overlap(width: int, height: int, detail: int, overlap: float) -> None:
+    found = tiles((width, height), detail, overlap)
+    assert len(found) <= detail**2
+    assert len({(right - left, bottom - top) for left, top, right, bottom in found}) == 1
+    for low, high, length in ((0, 2, width), (1, 3, height)):
+        spans = sorted({(tile[low], tile[high]) for tile in found})
+        assert spans[0][0] == 0
+        assert spans[-1][1] == length
+        if length >= 50 * detail:
+            side = spans[0][1]
+            assert len(spans) == detail
+            assert side == math.ceil(length / magnification(detail, overlap))
+            common = [end - start for (_, end), (start, _) in itertools.pairwise(spans)]
+            assert all(pixels >= overlap * side - 2 for pixels in common)
+
+
+def test_one_tile_is_the_photo() -> None:
+    assert tiles((640, 480), 1) == [(0, 0, 640, 480)]
+    assert magnification(1) == 1
+
+
+def test_a_photo_of_one_pixel_is_one_tile() -> None:
+    assert tiles((1, 1), 4) == [(0, 0, 1, 1)]
+
+
+# A perfect detector
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An ellipse or a rectangle."""
+
+    box: Region
+    label: int
+    round: bool
+
+    @functools.cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        left, top, right, bottom = self.box
+        x, y = np.arange(SIZE[0])[None, :] + 0.5, np.arange(SIZE[1])[:, None] + 0.5
+        if self.round:
+            u, v = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
+            return np.asarray(u * u + v * v <= 1)
+        return np.asarray((x > left) & (x < right) & (y > top) & (y < bottom))
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> list[Thing]:
+    """Things of two classes that do not touch, of any size from a few pixels to the whole photo."""
+    placed: list[Thing] = []
+    for _ in range(draw(st.integers(0, 12))):
+        longest = draw(st.sampled_from([12, 40, 120, 240]))
+        width, height = (draw(st.integers(6, min(longest, side))) for side in SIZE)
+        left, top = draw(st.integers(0, SIZE[0] - width)), draw(st.integers(0, SIZE[1] - height))
+        box = (left, top, left + width, top + height)
+        if all(not _meet(box, other.box) for other in placed):
+            placed.append(Thing(box, draw(st.integers(0, 1)), draw(st.booleans())))
+    return placed
+
+
+def _meet(a: Region, b: Region) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def see(things: Sequence[Thing], view: Region, cells: int | None = None, longer_than: int = 0) -> Detections:
+    """What a perfect detector sees in that part of the photo: each mask's pixels, or `cells` x `cells` means."""
+    left, top, right, bottom = view
+    boxes, masks, classes = [], [], []
+    for thing in things:
+        visible = thing.mask[top:bottom, left:right]
+        rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+        if not len(rows) or max(len(rows), len(columns)) <= longer_than:
+            continue
+        x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        crop = visible[y0:y1, x0:x1].astype(np.float32)
+        box = (float(x0), float(y0), float(x1), float(y1))
+        boxes.append(box)
+        masks.append(Mask(crop if cells is None else _means(crop, cells), box, box))
+        classes.append(thing.label)
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.full(len(boxes), 0.9, np.float32),
+        np.array(classes, np.int64),
+        tuple(masks),
+        (right - left, bottom - top),
+    )
+
+
+def _means(crop: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
+    fine = np.repeat(np.repeat(crop, cells, axis=0), cells, axis=1)
+    rows, columns = crop.shape
+    return np.asarray(fine.reshape(cells, rows, cells, columns).mean((1, 3)), np.float32)
+
+
+def merged(things: Sequence[Thing], detail: int, whole: Detections, cells: int | None = None) -> Detections:
+    return merge(whole, [(tile, see(things, tile, cells)) for tile in tiles(SIZE, detail)])
+
+
+def nothing(size: tuple[int, int] = SIZE) -> Detections:
+    empty = np.zeros((0, 28, 28), np.float32)
+    return from_boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), empty, size)
+
+
+def assert_found(found: Detections, things: Sequence[Thing], iou: float = 0.9) -> None:
+    """Each thing was found once, and nothing else."""
+    pasted = [mask.paste(WHOLE_PHOTO) >= THRESHOLD for mask in found.masks]
+    left = list(range(len(found)))
+    for thing in things:
+        truth = thing.mask
+        scores = {i: _iou(truth, pasted[i]) for i in left if found.classes[i] == thing.label}
+        best = max(scores, key=lambda i: scores[i], default=-1)
+        assert best >= 0, f"{thing} was not found"
+        assert scores[best] > iou, f"{thing} was found with IoU {scores[best]:.3f}"
+        assert found.boxes[best] == pytest.approx(thing.box, abs=1.5)
+        left.remove(best)
+    assert not left, f"{len(left)} more were found than there are"
+
+
+def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return int(np.count_nonzero(a & b)) / max(int(np.count_nonzero(a | b)), 1)
+
+
+@given(things=scenes(), detail=st.integers(2, 4))
+@settings(deadline=None, max_examples=25)
+def test_perfect_detector_in_tiles_and_whole(things: list[Thing], detail: int) -> None:
+    assert_found(merged(things, detail, see(things, WHOLE_PHOTO)), things)
+
+
+@given(things=scenes(), detail=st.integers(2, 4))
+@settings(deadline=None, max_examples=25)
+def test_tiles_alone_are_joined(things: list[Thing], detail: int) -> None:
+    """Even what spans every tile is one, when the whole view sees nothing."""
+    assert_found(merged(things, detail, nothing()), things)
+
+
+@given(things=scenes(), detail=st.integers(2, 4), longer_than=st.integers(10, 100))
+@settings(deadline=None, max_examples=25)
+def test_whole_view_that_misses_small_things(things: list[Thing], detail: int, longer_than: int) -> None:
+    assert_found(merged(things, detail, see(things, WHOLE_PHOTO, longer_than=longer_than)), things)
+
+
+@given(things=scenes(), detail=st.integers(2, 4))
+@settings(deadline=None, max_examples=20)
+def test_coarse_masks(things: list[Thing], detail: int) -> None:
+    """Masks of 28 x 28 cells, as Mask R-CNN answers them; corners lose a little."""
+    solid = [thing for thing in things if min(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) > 8]
+    assert_found(merged(solid, detail, see(solid, WHOLE_PHOTO, 28), 28), solid, iou=0.8)
+
+
+@given(things=scenes(), detail=st.integers(1, 4))
+@settings(deadline=None, max_examples=15)
+def test_empty_tiles_leave_the_whole(things: list[Thing], detail: int) -> None:
+    whole = see(things, WHOLE_PHOTO)
+    empty = [(tile, nothing((tile[2] - tile[0], tile[3] - tile[1]))) for tile in tiles(SIZE, detail)]
+    assert_found(merge(whole, empty), things)
+
+
+def test_no_tiles_is_the_whole() -> None:
+    whole = see([Thing((10, 10, 60, 60), 0, True)], WHOLE_PHOTO)
+    assert merge(whole, []) is whole
+
+
+def test_nothing_anywhere() -> None:
+    found = merged([], 3, nothing())
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.size == SIZE
+
+
+def test_one_tile_seen_twice() -> None:
+    things = [Thing((10, 10, 60, 60), 0, True), Thing((100, 20, 130, 90), 1, False)]
+    assert_found(merged(things, 1, see(things, WHOLE_PHOTO)), things)
+
+
+# Rules
+
+
+def one(box: tuple[float, float, float, float], score: float = 0.9, label: int = 0, fill: float = 1.0) -> Detections:
+    """One rectangle, seen in the whole photo."""
+    grid = np.full((1, 28, 28), fill, np.float32)
+    boxes, scores = np.array([box], np.float32), np.array([score], np.float32)
+    return from_boxes(boxes, scores, np.array([label], np.int64), grid, SIZE)
+
+
+def in_tile(tile: Region, found: Detections) -> tuple[Region, Detections]:
+    """The same, as if it had been seen in that tile."""
+    left, top, right, bottom = tile
+    moved = tuple(mask.moved(-left, -top) for mask in found.masks)
+    boxes = found.boxes - np.array([left, top, left, top], np.float32)
+    return tile, Detections(boxes, found.scores, found.classes, moved, (right - left, bottom - top))
+
+
+def test_joined_across_four_tiles_keeps_the_best_score_and_its_resolution() -> None:
+    thing = Thing((60, 50, 180, 130), 0, True)
+    parts = [(tile, see([thing], tile)) for tile in tiles(SIZE, 2)]
+    scores = (0.6, 0.8, 0.7, 0.5)
+    scored = [
+        (tile, Detections(f.boxes, np.array([s], np.float32), f.classes, f.masks, f.size))
+        for (tile, f), s in zip(parts, scores, strict=True)
+    ]
+    found = merge(nothing(), scored)
+    assert found.scores.tolist() == pytest.approx([0.8])
+    assert found.masks[0].grid.shape == (80, 120)  # its own crop, a cell per pixel as in its parts
+    assert_found(found, [thing], iou=0.99)
+
+
+def test_what_a_tile_shows_complete_is_taken_as_it_is() -> None:
+    thing = Thing((116, 84, 126, 94), 0, True)  # in the strip of all four tiles
+    parts = [(tile, see([thing], tile, 28)) for tile in tiles(SIZE, 2)]
+    found = merge(see([thing], WHOLE_PHOTO, 7), parts)
+    assert [mask.grid.shape for mask in found.masks] == [(28, 28)]
+
+
+def test_large_is_taken_from_the_whole_view() -> None:
+    thing = Thing((10, 10, 230, 170), 0, True)
+    found = merged([thing], 3, see([thing], WHOLE_PHOTO, 28))
+    assert [mask.grid.shape for mask in found.masks] == [(28, 28)]
+    assert_found(found, [thing], iou=0.95)
+
+
+def test_duplicates_are_removed_per_class() -> None:
+    tile = tiles(SIZE, 2)[0]
+    square = (20.0, 20.0, 50.0, 50.0)
+    assert len(merge(one(square, label=0), [in_tile(tile, one(square, label=0))])) == 1
+    assert len(merge(one(square, label=0), [in_tile(tile, one(square, label=1))])) == 2
+
+
+def test_a_part_inside_the_whole_is_a_duplicate() -> None:
+    tile = tiles(SIZE, 2)[0]
+    found = merge(one((10, 10, 110, 90), 0.6), [in_tile(tile, one((20, 20, 40, 40), 0.9))])
+    assert found.boxes.tolist() == [[10, 10, 110, 90]]
+
+
+def test_what_one_view_sees_as_two_stays_two() -> None:
+    tile = tiles(SIZE, 2)[0]
+    outer, inner = one((20, 20, 60, 60), 0.9), one((30, 30, 50, 50), 0.8)
+    both = Detections(
+        np.concatenate([outer.boxes, inner.boxes]),
+        np.concatenate([outer.scores, inner.scores]),
+        np.concatenate([outer.classes, inner.classes]),
+        outer.masks + inner.masks,
+        SIZE,
+    )
+    assert len(merge(nothing(), [in_tile(tile, both)])) == 2
+
+
+def test_neighbours_that_touch_at_the_seam_stay_two() -> None:
+    left, right = (tile for tile in tiles(SIZE, 2) if tile[1] == 0)
+    found = merge(nothing(), [in_tile(left, one((80, 30, 118, 60))), in_tile(right, one((118, 30, 160, 60)))])
+    assert len(found) == 2
+
+
+def test_empty_masks_are_no_trouble() -> None:
+    tile = tiles(SIZE, 2)[0]
+    square = (20.0, 20.0, 50.0, 50.0)
+    assert len(merge(one(square, fill=0), [in_tile(tile, one(square, fill=0))])) >= 1
+
+
+def test_equal_scores_keep_the_order() -> None:
+    things = [Thing((10 * i, 10, 10 * i + 8, 18), 0, False) for i in range(10)]
+    first, again = (merged(things, 2, see(things, WHOLE_PHOTO)) for _ in range(2))
+    assert first.boxes.tolist() == again.boxes.tolist()
+    assert first.scores.tolist() == sorted(first.scores.tolist(), reverse=True)
+
+
+def test_many_instances_take_little_time() -> None:
+    """Time grows with the pairs that meet, not with all pairs."""
+    size = (4000, 3000)
+    grids = np.ones((1000, 28, 28), np.float32)
+    rng = np.random.default_rng(0)
+
+    def crowd(width: int, height: int) -> Detections:
+        corners = rng.uniform(0, 1, (1000, 2)) * (width - 20, height - 20)
+        boxes = np.concatenate([corners, corners + 20], axis=1).astype(np.float32)
+        return from_boxes(boxes, np.full(1000, 0.5, np.float32), np.zeros(1000, np.int64), grids, (width, height))
+
+    parts = [(tile, crowd(tile[2] - tile[0], tile[3] - tile[1])) for tile in tiles(size, 2, OVERLAP)]
+    start = time.perf_counter()
+    found = merge(crowd(*size), parts)
+    assert len(found) > 2000
+    assert time.perf_counter() - start < 10
