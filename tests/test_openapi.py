@@ -62,8 +62,8 @@ def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
 
 
 def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
-    # What a schema cannot say makes a request valid by the document and refused: bytes that are no photo, an option both
-    # in the query and in the body, a class that the model does not know.
+    # What a schema cannot say makes a request valid by the document and yet refused: bytes that are no photo, an option
+    # both in the query and in the body, a class that the model does not know.
     checks = ["--checks=all", "--exclude-checks=positive_data_acceptance"]
     arguments = [*checks, "--phases=examples,coverage,fuzzing", "--max-examples=15", "--seed=1"]
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(SCHEMATHESIS), "run", *arguments]

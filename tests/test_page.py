@@ -116,7 +116,6 @@ class TestPhotos:
     def test_from_the_camera(self, page: Page) -> None:
         page.get_by_role("button", name="Use the camera").click()
         expect(page.locator("#camera-dialog")).to_be_visible()
-        page.wait_for_function("document.getElementById('video').videoWidth > 0")
         page.get_by_role("button", name="Take photo").click()
         expect(page.locator("#status")).to_contain_text("shown", timeout=30_000)
         expect(page.locator("#camera-dialog")).to_be_hidden()
@@ -280,7 +279,8 @@ class TestNetwork:
             held.append(route)
 
         page.route("**/segment?*", hold)
-        page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
+        with page.expect_request("**/segment?*"):
+            page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
         expect(page.locator("#progress")).to_contain_text("the photo")
         held[0].continue_()
         expect(objects(page).first).to_be_visible(timeout=30_000)

@@ -565,9 +565,10 @@ async function openCamera() {
   } catch {
     return showProblem({ title: "No camera", detail: "There is no camera here, or the browser may not use it. Choose a photo instead." });
   }
+  $("shoot").disabled = true;
   $("camera-dialog").showModal();
   $("video").srcObject = stream;
-  await $("video").play();
+  await $("video").play().catch(() => {}); // closed before it began
 }
 
 function shoot() {
@@ -585,6 +586,7 @@ function shoot() {
 
 $("file").addEventListener("change", (event) => takeFile(event.target.files[0]));
 $("camera").addEventListener("click", openCamera);
+$("video").addEventListener("loadeddata", () => { $("shoot").disabled = false; });
 $("shoot").addEventListener("click", shoot);
 $("camera-close").addEventListener("click", () => $("camera-dialog").close());
 $("camera-dialog").addEventListener("close", () => { stream?.getTracks().forEach((track) => track.stop()); stream = null; });
