@@ -1,0 +1,83 @@
+"""The scenes that the demo model was trained on, and what it makes of scenes that it has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segment
+from training import examples
+from training.shapes import CLASSES, scene
+
+SCENES = {
+    0: ((328, 294), [3818, 763, 1671, 3758], "41002db94e4aa2f0"),
+    1: ((268, 274), [7889], "e38fb1ef513fb3da"),
+    2: ((326, 234), [2585, 4470, 490, 995, 4856, 1762, 167, 368, 8933], "b69ae13cb5cce12f"),
+    3: ((322, 205), [722, 3716, 3410, 2684, 1742, 1929, 8151], "3962ed4c3965d701"),
+    4: ((308, 343), [1684, 1678, 250, 7669, 17373, 6255, 10364], "77c712a1e5860d8f"),
+}
+"""Seed -> (width, height), visible pixels of each object, the start of the SHA-256 of image, masks and classes."""
+DRAWN_WITH = {"numpy": "2.4.", "pillow": "13.0."}
+
+
+@pytest.mark.parametrize("seed", SCENES)
+def test_scenes_stay_the_same(seed: int) -> None:
+    """The checkpoint's figures hold for these very scenes."""
+    image, masks, classes = scene(seed)
+    size, visible, _ = SCENES[seed]
+    assert (image.shape[1], image.shape[0]) == size
+    assert masks.shape == (len(classes), *image.shape[:2])
+    assert masks.sum(axis=(1, 2)) == pytest.approx(visible, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", SCENES)
+@pytest.mark.skipif(
+    not all(metadata.version(name).startswith(version) for name, version in DRAWN_WITH.items()),
+    reason=f"the digits hold for {' and '.join(name + ' ' + v + 'x' for name, v in DRAWN_WITH.items())}",
+)
+def test_scenes_stay_the_same_to_the_bit(seed: int) -> None:
+    image, masks, classes = scene(seed)
+    digest = hashlib.sha256(image.tobytes() + masks.tobytes() + classes.tobytes()).hexdigest()
+    assert digest[:16] == SCENES[seed][2]
+
+
+def test_scene_is_what_it_says() -> None:
+    image, masks, classes = scene(7, (200, 160))
+    assert (image.shape, image.dtype.name) == ((160, 200, 3), "uint8")
+    assert (masks.dtype.name, classes.dtype.name) == ("bool", "int64")
+    assert masks.sum(axis=0).max() <= 1, "what is hidden is no part of a mask"
+    assert masks.sum(axis=(1, 2)).min() >= 100, "an object that can hardly be seen is none"
+    assert set(classes) <= set(range(len(CLASSES)))
+
+
+def test_page_shows_scenes_of_this_generator() -> None:
+    for number, seed in enumerate(examples.SEEDS, 1):
+        drawn = scene(seed, (640, 480))[0].astype(int)
+        with Image.open(examples.FOLDER / f"scene-{number}.jpg") as shown:
+            assert np.abs(np.asarray(shown, np.int64) - drawn).mean() < 12
+
+
+def test_demo_model_knows_the_shapes() -> None:
+    """Of what can be seen well it finds nearly all, and calls it by its name."""
+    model = segment.load()
+    assert model.labels == CLASSES
+    found = total = 0
+    for seed in range(12):
+        image, masks, classes = scene(seed)
+        answer = model(image, render_factor=20)
+        height, width = masks.shape[1:]
+        pasted = [mask.paste((0, 0, width, height)) >= 0.5 for mask in answer.masks]
+        for kind, mask in zip(classes, masks, strict=True):
+            if mask.sum() < 1000:
+                continue
+            total += 1
+            found += any(
+                label == kind and (mask & other).sum() > 0.5 * (mask | other).sum()
+                for label, other in zip(answer.classes, pasted, strict=True)
+            )
+    assert total > 20
+    assert found / total > 0.75
