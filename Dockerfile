@@ -91,7 +91,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash main.py segment
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://localhost:{os.environ[\"PORT\"]}/health', timeout=8)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health', timeout=8)"]
 CMD ["gunicorn", "--config", "deploy/gunicorn.conf.py", "functions_framework:create_app()"]
 
 

@@ -85,34 +85,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Mask R-CNN R50-FPN in int8, 80 classes, with random weights."""
     from benchmarks import checkpoints
     from segment import convert, zoo
-    from segment.convert import config as configs
 
     folder = tmp_path_factory.mktemp("model")
-    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
-    config = configs.parse(zoo.config(entry))
-    network = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random weights")
-    convert.save(network, folder / "fp32.onnx")
-    photos = folder / "photos"
-    photos.mkdir()
     for seed in range(4):
-        (photos / f"{seed}.jpg").write_bytes(photo(seed))
-    segment = [sys.executable, "-m", "segment", "quantise"]
-    run(*segment, folder / "fp32.onnx", "-o", folder / "int8.onnx", "--calibrate", photos)
-    return folder / "int8.onnx"
+        (folder / f"{seed}.jpg").write_bytes(photo(seed))
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    config = convert.config.parse(zoo.config(entry))
+    network = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random weights")
+    convert.finish(convert.quantised(network, sorted(folder.iterdir())), folder / "r50.onnx")
+    return folder / "r50.onnx"
 
 
 @pytest.fixture(scope="session")
 def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """The image of this repository with `model` in it, mounted."""
     folder = tmp_path_factory.mktemp("image")
-    store = [
-        "--root",
-        str(folder / "store"),
-        "--runroot",
-        str(folder / "run"),
-        "--storage-driver",
-        storage_driver(folder),
-    ]
+    store = [f"--root={folder / 'store'}", f"--runroot={folder / 'run'}", f"--storage-driver={storage_driver(folder)}"]
 
     def buildah(*arguments: str | Path) -> str:
         return run("buildah", *store, *arguments).strip()
@@ -127,11 +115,11 @@ def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bui
     context = folder / "context"
     shutil.copytree(ROOT, context, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
     shutil.copy(ROOT / ".dockerignore", context)
-    shutil.copy(model, context / "r50.onnx")
+    shutil.copy(model, context)
     (folder / "pip.conf").write_text(pip_configuration())
     buildah(
         *("build", "--isolation", "chroot", "--pull-never", "--format", "docker", "--target", "serving"),
-        *("--build-arg", f"BASE={STAND_IN}", "--build-arg", "MODEL=r50.onnx"),
+        *("--build-arg", f"BASE={STAND_IN}", "--build-arg", f"MODEL={model.name}"),
         *("--volume", f"{folder / 'pip.conf'}:/etc/pip.conf:ro", "--volume", f"{certificates()}:{CERTIFICATES}:ro"),
         *("--tag", "segment", context),
     )
@@ -376,18 +364,19 @@ def test_full_size_model_serves_under_the_limit(image: Built) -> None:
 def test_request_at_sigterm_is_answered(image: Built) -> None:
     """SIGTERM during a request: it is answered, nothing new is taken, and the process ends within Cloud Run's 10 s."""
     with started(image) as container:
-        answers_: list[requests.Response] = []
-        request = threading.Thread(target=lambda: answers_.append(container.segment(photo(2, (4000, 3000)))))
+        body = photo(2, (4000, 3000))
+        got: list[requests.Response] = []
+        request = threading.Thread(target=lambda: got.append(container.segment(body)))
         request.start()
-        time.sleep(0.4)
-        assert not answers_, "the request should still be running"
+        time.sleep(0.3)
+        assert not got, "the request should still be running"
         container.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         assert container.process.wait(timeout=15) == 0
         took = time.monotonic() - begun
         request.join(timeout=5)
         print(f"ended {took:.1f} s after SIGTERM")
-        assert [answer.status_code for answer in answers_] == [200]
+        assert [answer.status_code for answer in got] == [200]
         assert took < 10
 
 
