@@ -1,0 +1,399 @@
+"""Bytes -> upright RGB, for every format that is read; and that nothing but a refusal comes of bytes that are none."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from segment import image
+from segment.errors import CorruptImage, ImageError, TooLarge, UnsupportedImage
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def photo(width: int = 60, height: int = 40) -> Image.Image:
+    """A smooth picture with no symmetry."""
+    corners = np.array([[[250, 30, 20], [20, 200, 40]], [[30, 40, 220], [240, 230, 60]]], np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes, target: tuple[int, int] | None = None) -> Image.Image:
+    header = image.read_header(data)
+    target = target or header.size
+    result = image.decode(data, header, target)
+    assert result.mode == "RGB"
+    assert result.size == header.decoded_size(target)
+    return result
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    assert a.size == b.size
+    return float(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).mean())
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_reads_each_format(format: str) -> None:
+    data = encoded(photo(), format)
+    header = image.read_header(data)
+    assert (header.format, header.size) == (format, (60, 40))
+    assert difference(decoded(data), photo()) < (9 if format == "GIF" else 4)
+
+
+def test_reads_heic_upright() -> None:
+    pytest.importorskip("pi_heif", reason="needs pi-heif: without it HEIC is refused")
+    data = (Path(__file__).parent / "photos" / "turned.heic").read_bytes()
+    header = image.read_header(data)
+    assert (header.format, header.size) == ("HEIF", (40, 60))
+    assert difference(decoded(data), photo().transpose(Image.Transpose.ROTATE_270)) < 4
+    with pytest.raises(CorruptImage, match="HEIC"):
+        decoded(data[:-200])
+
+
+def test_reads_several_pictures_in_one_jpeg() -> None:
+    """MPO: what phones write for a photo with a depth map or a second view."""
+    data = encoded(photo(320, 240), "MPO", save_all=True, append_images=[photo(64, 48)])
+    assert image.read_header(data).format == "JPEG"
+    assert decoded(data, (80, 60)).size == (80, 60)
+
+
+def test_takes_the_first_frame() -> None:
+    frames = [Image.new("RGB", (8, 8), (i % 256, 90, 90)) for i in range(300)]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        data = encoded(photo(8, 8), kind, save_all=True, append_images=frames)
+        assert difference(decoded(data), photo(8, 8)) < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_turns_upright(format: str, orientation: int) -> None:
+    options: dict[str, Any] = {"tiffinfo": {0x0112: orientation}} if format == "TIFF" else {"exif": turned(orientation)}
+    data = encoded(photo(), format, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert image.read_header(data).size == expected.size == ((40, 60) if orientation >= 5 else (60, 40))
+    assert difference(decoded(data), expected) == 0
+
+
+def test_turns_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "STRIP_BYTES", 7 * 4 * 60)
+    for orientation in range(2, 9):
+        data = encoded(photo(), "PNG", exif=turned(orientation))
+        assert difference(decoded(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data)))) == 0
+
+
+def test_passes_over_damaged_exif() -> None:
+    data = encoded(photo(), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
+    assert image.read_header(data).orientation == 1
+    assert image.read_header(encoded(photo(), "JPEG", exif=turned(77))).orientation == 1
+
+
+def test_lays_transparency_on_white() -> None:
+    half = photo().convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize((60, 40)))
+    expected = Image.alpha_composite(Image.new("RGBA", (60, 40), "white"), half).convert("RGB")
+    for kind in ("PNG", "TIFF"):
+        assert difference(decoded(encoded(half, kind)), expected) < 1
+    for kind in ("WEBP", "AVIF"):
+        assert difference(decoded(encoded(half, kind, quality=95)), expected) < 5
+    grey = half.convert("LA")
+    assert difference(decoded(encoded(grey, "PNG")), decoded(encoded(grey.convert("RGBA"), "PNG"))) < 1
+
+
+def test_lays_palettes_and_single_colours_that_are_transparent_on_white() -> None:
+    palette = Image.new("P", (4, 2), 1)
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((0, 0), 0)
+    for kind in ("PNG", "GIF"):
+        result = decoded(encoded(palette, kind, transparency=0))
+        assert result.getpixel((0, 0)) == (255, 255, 255)
+        assert result.getpixel((1, 0)) == (200, 100, 50)
+    for mode, colour in (("RGB", (1, 2, 3)), ("L", 7)):
+        plain = Image.new(mode, (4, 2), colour)
+        assert decoded(encoded(plain, "PNG", transparency=colour)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_converts_cmyk_as_adobe_writes_it() -> None:
+    data = encoded(photo().convert("CMYK"), "JPEG", quality=95)  # Pillow writes Adobe's marker and inverted values
+    assert b"Adobe" in data
+    assert difference(decoded(data), photo()) < 4
+
+
+GREY = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "format"),
+    [
+        (GREY.astype(np.uint16) * 257, "PNG"),
+        (GREY.astype(np.uint16) * 257, "TIFF"),
+        (GREY.astype(np.int32), "TIFF"),
+        (GREY.astype(np.int32) * 257, "TIFF"),
+        (GREY.astype(np.int32) * 5_000_000 - 600_000_000, "TIFF"),
+        (GREY.astype(np.float32) / 255, "TIFF"),
+        (GREY.astype(np.float32), "TIFF"),
+        (GREY.astype(np.float32) * 3.7e5 - 1e7, "TIFF"),
+    ],
+    ids=["u16-png", "u16-tiff", "i32-byte", "i32-u16", "i32-wide", "f32-unit", "f32-byte", "f32-wide"],
+)
+def test_scales_deep_greys_without_clipping(values: NDArray[Any], format: str) -> None:
+    result = np.asarray(decoded(encoded(Image.fromarray(values), format)), np.int16)
+    assert np.abs(result - GREY[..., None]).max() <= 1
+
+
+def test_reads_floats_that_are_no_numbers_as_black() -> None:
+    values = np.full((2, 3), np.nan, np.float32)
+    values[0, 0] = 1
+    assert decoded(encoded(Image.fromarray(values), "TIFF")).getpixel((0, 0)) == (255, 255, 255)
+    assert decoded(encoded(Image.fromarray(values), "TIFF")).getpixel((1, 1)) == (0, 0, 0)
+
+
+def test_reads_deep_colours() -> None:
+    """16 bits per channel, which Pillow cannot write: one PNG by hand."""
+    rows = b"".join(b"\0" + struct.pack(">6H", 0x80FF, 0, 0xFFFF, 0x1234, 0xFFFF, 0) for _ in range(2))
+    assert decoded(png((2, 2), rows, depth=16, colour=2)).getpixel((0, 0)) == (0x80, 0, 0xFF)
+
+
+def test_one_bit() -> None:
+    assert decoded(encoded(Image.new("1", (5, 5), 1), "PNG")).getpixel((2, 2)) == (255, 255, 255)
+
+
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    target=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    orientation=st.sampled_from([1, 6]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_jpeg_is_decoded_no_larger_than_needed(
+    size: tuple[int, int], target: tuple[int, int], orientation: int
+) -> None:
+    header = image.read_header(encoded(photo(*size), "JPEG", exif=turned(orientation)))
+    result = decoded(encoded(photo(*size), "JPEG", exif=turned(orientation)), target)
+    for side, wanted, full in zip(result.size, target, header.size, strict=True):
+        assert min(wanted, full) <= side <= full
+    assert result.width < 2 * target[0] or result.height < 2 * target[1] or result.width <= -(-header.size[0] // 8)
+
+
+def png(size: tuple[int, int], rows: bytes, depth: int = 8, colour: int = 2, extra: bytes = b"") -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
+    end = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + (chunk(b"zTXt", extra) * 100 if extra else b"") + end
+
+
+def test_a_bomb_says_its_size_before_it_is_decoded() -> None:
+    header = image.read_header(png((60_000, 60_000), b""))
+    assert header.size == (60_000, 60_000)
+    assert header.decode_bytes((400, 300)) > 4 * 60_000**2
+
+
+def test_a_tile_larger_than_its_tiff_counts() -> None:
+    tags = {256: 60, 257: 40, 258: 8, 259: 5, 262: 1, 277: 1, 322: 20_000, 323: 20_000, 324: 8, 325: 9}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(16)
+    header = image.read_header(data)
+    assert header.size == (60, 40)
+    assert header.decode_bytes((60, 40)) > 20_000**2
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"%PDF-1.7 ...", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 99])
+def test_refuses_what_is_no_image(data: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="JPEG, PNG, WebP"):
+        image.read_header(data)
+
+
+@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "JPEG2000", "EPS"])
+def test_other_formats_of_pillow_are_never_tried(format: str) -> None:
+    with pytest.raises(UnsupportedImage):
+        image.read_header(encoded(photo(), format))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_refuses_what_is_cut_off(format: str, part: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    data = encoded(noise, format)
+    with pytest.raises(CorruptImage, match="cut off"):
+        decoded(data[: int(part * len(data))])
+
+
+def test_refuses_nothing_to_see() -> None:
+    with pytest.raises(ImageError):
+        decoded(png((0, 5), b""))
+
+
+def test_refuses_bombs_of_text_and_of_scans() -> None:
+    text = b"k\0\0" + zlib.compress(b"x" * 900_000)
+    with pytest.raises(CorruptImage):
+        image.read_header(png((2, 2), b"\0" * 14, extra=text))
+    data = encoded(photo(), "JPEG", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    with pytest.raises(CorruptImage, match="scans"):
+        image.read_header(data[:scan] + data[scan:-2] * 200 + data[-2:])
+
+
+def test_says_too_large_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object) -> None:
+        raise MemoryError
+
+    data = encoded(photo(), "PNG")
+    header = image.read_header(data)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    with pytest.raises(TooLarge):
+        image.decode(data, header, (60, 40))
+
+
+SAMPLES = [
+    encoded(photo(24, 16), "JPEG", exif=turned(6)),
+    encoded(photo(24, 16), "JPEG", progressive=True),
+    encoded(photo(24, 16).convert("CMYK"), "JPEG"),
+    encoded(photo(24, 16), "MPO", save_all=True, append_images=[photo(8, 8)]),
+    encoded(photo(24, 16), "PNG", exif=turned(3)),
+    encoded(photo(24, 16).quantize(8), "PNG", transparency=1),
+    encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"),
+    encoded(photo(24, 16), "WEBP", exif=turned(8)),
+    encoded(photo(24, 16).convert("RGBA"), "WEBP", lossless=True),
+    encoded(photo(24, 16), "GIF", save_all=True, append_images=[photo(24, 16).rotate(90)]),
+    encoded(photo(24, 16), "BMP"),
+    encoded(photo(24, 16).quantize(8), "BMP"),
+    encoded(photo(24, 16), "TIFF"),
+    encoded(photo(24, 16), "TIFF", compression="tiff_lzw"),
+    encoded(photo(24, 16), "TIFF", compression="jpeg"),
+    encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF", compression="tiff_adobe_deflate"),
+    encoded(photo(24, 16), "AVIF", exif=turned(5)),
+]
+
+
+def _damaged(data: bytes, seed: int) -> bytes:
+    """`data` with a few bytes changed, moved, left out or cut off; mostly near the head, where the formats are."""
+    chance = random.Random(seed)
+    damaged = bytearray(data)
+    for _ in range(chance.choice([1, 1, 2, 4, 16])):
+        at = min(int(chance.expovariate(4 / len(damaged))), len(damaged) - 1)
+        damage: Callable[[], None] = chance.choice(
+            [
+                lambda at=at: damaged.__setitem__(at, chance.randrange(256)),
+                lambda at=at: damaged.__setitem__(at, chance.choice([0, 1, 127, 128, 255])),
+                lambda at=at: damaged.__setitem__(slice(at, at + 4), bytes([255] * 4)),
+                lambda at=at: damaged.__delitem__(slice(at, at + chance.randrange(1, 9))),
+                lambda at=at: damaged.__setitem__(slice(at, at), bytes(damaged[at : at + 8])),
+            ]
+        )
+        damage()
+        if not damaged:
+            break
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("sample", range(len(SAMPLES)))
+@pytest.mark.filterwarnings("ignore")
+def test_damage_ends_in_a_picture_or_a_refusal(sample: int) -> None:
+    for seed in range(150):
+        data = _damaged(SAMPLES[sample], seed)
+        try:
+            header = image.read_header(data)
+            if header.decode_bytes((20, 20)) < 64 << 20:  # what the caller does: judge, then decode
+                result = image.decode(data, header, (20, 20))
+                assert (result.mode, result.size) == ("RGB", header.decoded_size((20, 20)))
+        except (ImageError, TooLarge) as error:
+            assert str(error).endswith(".")  # noqa: PT017
+
+
+PEAK = """
+import gc, io, re, sys
+from PIL import Image
+from segment import image
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return int(re.search(name + r":\\s+(\\d+)", file.read())[1]) << 10
+
+small = io.BytesIO()
+Image.new("LA", (8, 8)).save(small, "PNG")
+image.decode(small.getvalue(), image.read_header(small.getvalue()), (8, 8))
+data = sys.stdin.buffer.read()
+gc.collect()
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+target = int(sys.argv[1]), int(sys.argv[2])
+header = image.read_header(data)
+image.decode(data, header, target)
+print(status("VmHWM") - before, header.decode_bytes(target))
+"""
+LARGE = (2000, 1500)
+
+
+def _large(mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(0).integers(-9, 9, (1500, 2000, 1))
+    return Image.fromarray((np.asarray(photo(*LARGE)) + noise).clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def _deep() -> Image.Image:
+    return Image.fromarray(np.asarray(_large("L"), np.uint16) * 257)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize(
+    ("make", "target"),
+    [
+        (lambda: encoded(_large(), "JPEG"), LARGE),
+        (lambda: encoded(_large(), "JPEG"), (400, 300)),
+        (lambda: encoded(_large(), "JPEG", exif=turned(6)), (1500, 2000)),
+        (lambda: encoded(_large(), "JPEG", progressive=True, subsampling=0), (400, 300)),
+        (lambda: encoded(_large("CMYK"), "JPEG"), LARGE),
+        (lambda: encoded(_large("RGBA"), "PNG", compress_level=1), LARGE),
+        (lambda: encoded(_deep(), "PNG", compress_level=1), LARGE),
+        (lambda: encoded(_large().quantize(32), "GIF"), LARGE),
+        (lambda: encoded(_large(), "WEBP", method=0), LARGE),
+        (lambda: encoded(_large("RGBA"), "WEBP", lossless=True, method=0, quality=0), LARGE),
+        (lambda: encoded(_large(), "TIFF", compression="tiff_lzw", tiffinfo={0x0112: 6, 0x0116: 1500}), (1500, 2000)),
+        (lambda: encoded(_large(), "AVIF", speed=10, subsampling="4:4:4"), LARGE),
+    ],
+    ids=str.split(
+        "jpeg jpeg-small jpeg-turned jpeg-progressive jpeg-cmyk png-rgba png-16 gif webp webp-lossless tiff-turned avif"
+    ),
+)
+def test_decoding_takes_no_more_memory_than_was_said(make: Callable[[], bytes], target: tuple[int, int]) -> None:
+    command = [sys.executable, "-c", PEAK, *map(str, target)]
+    root = Path(__file__).resolve().parents[1]
+    ended = subprocess.run(command, input=make(), capture_output=True, check=True, cwd=root, timeout=60)
+    peak, said = map(int, ended.stdout.split())
+    assert peak <= said
+    assert said <= 3 * peak + image.FIXED_BYTES
+
+
+def test_resizes_without_aliasing() -> None:
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (256, 128))).convert("RGB")
+    small = image.resize(stripes, (16, 16))
+    assert small.size == (16, 16)
+    assert np.abs(np.asarray(small, np.int16)[:, :-1] - 127).max() <= 3  # the last sees less than a whole block
+    assert difference(image.resize(photo(400, 300), (60, 40)), photo()) < 3
