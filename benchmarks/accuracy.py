@@ -1,0 +1,137 @@
+"""Average precision of the demo model, by COCO's own evaluation, on scenes that it was not trained on.
+
+The scenes are training.shapes.scene(0) to scene(199). Detections go through the same code as a request's: the photo is
+resized by segment.image, run by segment.model, and the masks are written as output.py writes them. As detectron2
+evaluates: every detection above the config's threshold of 0.05, at most 100 per photo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segment import model, rle
+from segment.detections import Detections
+from segment.resize import Fit
+from training.shapes import CLASSES, scene
+
+SCENES = 200
+MIN_SCORE, MAX_DETECTIONS = 0.05, 100
+DETECTRON2 = {"box": 61.2, "mask": 61.8}
+"""What detectron2 itself reaches with the same weights on the same scenes at native size."""
+FACTORS = (6, 8, 10, 12, 16, 20, 25, 32)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """AP in percent, averaged over IoU 0.50 to 0.95, and the CPU seconds of one photo's run."""
+
+    name: str
+    precision: str
+    fit: str
+    render_factor: int | None
+    box: float
+    mask: float
+    box50: float
+    mask50: float
+    mask_small: float
+    mask_medium: float
+    mask_large: float
+    cpu_seconds_per_run: float
+
+
+def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: int | None = None) -> Accuracy:
+    """Evaluate a model file; without a render factor each scene is seen at its own size."""
+    network = model.load(file)
+    results, spent = [], 0.0
+    for seed in range(SCENES):
+        photo = Image.fromarray(scene(seed)[0])
+        size = network.network_size(photo.size, render_factor, fit) if render_factor and fit else photo.size
+        start = time.process_time()
+        found = network.detect(photo, size, MIN_SCORE, MAX_DETECTIONS)
+        spent += time.process_time() - start
+        results += _results(seed, found)
+    truth = _coco(_truth())
+    box, mask = _evaluate(truth, results, "bbox"), _evaluate(truth, results, "segm")
+    seen = f"{fit}, render factor {render_factor}" if render_factor else "native size"
+    return Accuracy(
+        name=f"demo model {precision}, {seen}",
+        precision=precision,
+        fit=fit or "native",
+        render_factor=render_factor,
+        box=box["all"],
+        mask=mask["all"],
+        box50=box["50"],
+        mask50=mask["50"],
+        mask_small=mask["small"],
+        mask_medium=mask["medium"],
+        mask_large=mask["large"],
+        cpu_seconds_per_run=round(spent / SCENES, 4),
+    )
+
+
+def _results(seed: int, found: Detections) -> list[dict[str, object]]:
+    """Detections as COCO's result records."""
+    return [
+        {
+            "image_id": seed,
+            "category_id": int(found.classes[i]),
+            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+            "segmentation": rle.compress(rle.runs(found.masks[i], found.size), found.size),
+            "score": float(found.scores[i]),
+        }
+        for i, (x0, y0, x1, y1) in enumerate(found.boxes)
+    ]
+
+
+def _truth() -> dict[str, object]:
+    """The scenes' visible masks in COCO's annotation format."""
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for seed in range(SCENES):
+        pixels, visible, classes = scene(seed)
+        images.append({"id": seed, "width": pixels.shape[1], "height": pixels.shape[0]})
+        for kind, mask in zip(classes, visible, strict=True):
+            packed = masks.encode(np.asfortranarray(mask, np.uint8))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": seed,
+                    "category_id": int(kind),
+                    "bbox": masks.toBbox(packed).tolist(),
+                    "segmentation": packed,
+                    "area": int(masks.area(packed)),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _coco(document: Mapping[str, object]) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = dict(document)
+        coco.createIndex()
+    return coco
+
+
+def _evaluate(truth: COCO, results: list[dict[str, object]], kind: str) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = truth.loadRes([dict(result) for result in results])
+        evaluation = COCOeval(truth, found, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ("all", "50", "75", "small", "medium", "large")
+    return {name: round(100 * float(value), 2) for name, value in zip(names, evaluation.stats, strict=False)}

@@ -1,0 +1,82 @@
+"""A memory control group to run processes in, of version 2 or 1: what a container has. Needs root.
+
+docs.kernel.org/admin-guide/cgroup-v2.html, docs.kernel.org/admin-guide/cgroup-v1/memory.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+def missing() -> str:
+    """Why there can be no such group here; empty if there can."""
+    if os.geteuid() != 0:
+        return "needs root: control groups"
+    try:
+        with group(1 << 30):
+            return ""
+    except OSError as error:
+        return f"needs a memory control group that can be written to: {error.strerror}"
+
+
+class Group:
+    """A group with a limit in bytes, above which the kernel kills a process of it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.unified = (ROOT / "cgroup.controllers").exists()
+        self.path = (ROOT if self.unified else ROOT / "memory") / f"segment-{uuid.uuid4().hex[:8]}"
+        if self.unified:
+            (ROOT / "cgroup.subtree_control").write_text("+memory")
+        self.path.mkdir()
+        try:
+            self._write("memory.max" if self.unified else "memory.limit_in_bytes", limit)
+            with contextlib.suppress(OSError):  # no swap, where the kernel accounts for it
+                self._write(*(("memory.swap.max", 0) if self.unified else ("memory.memsw.limit_in_bytes", limit)))
+        except OSError:
+            self.path.rmdir()
+            raise
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """`command`, run as a process of this group."""
+        return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.path), *command]
+
+    def kills(self) -> int:
+        """How many processes the kernel has killed for memory here."""
+        return self._numbers("memory.events" if self.unified else "memory.oom_control")["oom_kill"]
+
+    def held(self) -> int:
+        """Bytes that the kernel cannot take back: anonymous and shared memory, each page counted once."""
+        stat = self._numbers("memory.stat")
+        return stat["anon" if self.unified else "rss"] + stat["shmem"]
+
+    def remove(self) -> None:
+        """Remove the group, whose processes have ended or are about to."""
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                return self.path.rmdir()
+            time.sleep(0.05)
+
+    def _write(self, name: str, value: int) -> None:
+        (self.path / name).write_text(str(value))
+
+    def _numbers(self, name: str) -> dict[str, int]:
+        lines = (self.path / name).read_text().splitlines()
+        return {key: int(value) for key, value in (line.split() for line in lines)}
+
+
+@contextlib.contextmanager
+def group(limit: int) -> Iterator[Group]:
+    """A group for as long as the context lasts. Raises OSError where there can be none."""
+    made = Group(limit)
+    try:
+        yield made
+    finally:
+        made.remove()

@@ -1,0 +1,82 @@
+"""The models and photos that are measured, made from this repository alone.
+
+The demo model is the embedded one. The full-size one is the zoo's Mask R-CNN R50-FPN with 80 classes and random values
+(checkpoints.py): memory and speed depend on shapes and on how much is found, not on what the weights mean. Both in fp32
+and, quantised as the command line does it, in int8.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks import checkpoints
+from benchmarks.serving import ROOT
+from segment import convert, zoo
+from segment.convert import config as configs
+from segment.model import EMBEDDED
+from training.shapes import scene
+
+FULL_SIZE = "mask_rcnn_R_50_FPN_3x"
+CALIBRATION_SEED = 3_000_000
+"""Calibration sees scenes from this seed on: neither trained on nor evaluated."""
+CALIBRATION_PHOTOS = 64
+PRECISIONS = ("fp32", "int8")
+
+
+def demo(precision: str, folder: Path) -> Path:
+    """The demo model's file; `folder` keeps what is made."""
+    if precision == "fp32":
+        return EMBEDDED
+    return _quantised(EMBEDDED, folder / "demo-int8.onnx", _calibration(folder, None))
+
+
+def full_size(precision: str, folder: Path) -> Path:
+    """The full-size model's file; `folder` keeps what is made."""
+    path = folder / "r50-fp32.onnx"
+    if not path.exists():
+        entry = zoo.entry(FULL_SIZE)
+        config = configs.parse(zoo.config(entry))
+        model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random values")
+        convert.finish(model, path)
+    if precision == "fp32":
+        return path
+    return _quantised(path, folder / "r50-int8.onnx", _calibration(folder, (1280, 960)))
+
+
+def photo(size: tuple[int, int], seed: int = 0, quality: int = 90) -> bytes:
+    """A JPEG of `size` (width, height): a scene, enlarged."""
+    image = Image.fromarray(scene(seed, (640, 480))[0]).resize(size, Image.Resampling.BICUBIC)
+    body = io.BytesIO()
+    image.save(body, "JPEG", quality=quality)
+    return body.getvalue()
+
+
+def _calibration(folder: Path, size: tuple[int, int] | None) -> Path:
+    """A folder of scenes, at their own size or enlarged to `size`."""
+    photos = folder / ("scenes" if size is None else "photos")
+    if not photos.exists():
+        photos.mkdir(parents=True)
+        for seed in range(CALIBRATION_SEED, CALIBRATION_SEED + (CALIBRATION_PHOTOS if size is None else 16)):
+            if size is None:
+                Image.fromarray(scene(seed)[0]).save(photos / f"{seed}.png")
+            else:
+                (photos / f"{seed}.jpg").write_bytes(photo(size, seed))
+    return photos
+
+
+def _quantised(model: Path, path: Path, photos: Path) -> Path:
+    if not path.exists():
+        _segment("quantise", str(model), "--output", str(path), "--calibrate", str(photos))
+    return path
+
+
+def _segment(*arguments: str | Path) -> None:
+    """Run a command of the command line; its errors are shown."""
+    command: Sequence[str | Path] = (sys.executable, "-m", "segment", *arguments)
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

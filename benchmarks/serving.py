@@ -1,0 +1,161 @@
+"""The service as the image runs it, in processes of its own that are measured from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from benchmarks.cgroup import Group
+
+ROOT = Path(__file__).parent.parent
+COMMAND = (sys.executable, "-m", "gunicorn", "--config", "deploy/gunicorn.conf.py", "functions_framework:create_app()")
+"""The Dockerfile's, by this Python."""
+START_SECONDS = 120
+SAMPLE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Memory in bytes of all processes together: `held`, which the kernel cannot take back, and resident `rss`.
+
+    A page that two processes share is counted twice, so the sum is never too low.
+    """
+
+    held: int
+    rss: int
+
+
+@dataclass(frozen=True)
+class Server:
+    """A service that runs."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+    def segment(self, photo: bytes, **options: str | int) -> requests.Response:
+        """POST a photo; whatever is answered."""
+        headers = {"Content-Type": "application/octet-stream"}
+        return requests.post(f"{self.url}/segment", data=photo, params=options, headers=headers, timeout=300)
+
+    def log(self) -> str:
+        """Standard output and error so far."""
+        return os.pread(self.output.fileno(), 1 << 24, 0).decode(errors="replace")
+
+    def usage(self) -> Usage:
+        """Memory now."""
+        held = rss = 0
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+                sizes = {name: int(kib) << 10 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE)}
+                held += sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
+                rss += sizes.get("VmRSS", 0)
+        return Usage(held, rss)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all processes so far, in user and kernel mode."""
+        ticks = 0
+        for pid in self._pids():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _pids(self) -> list[int]:
+        """The processes of the service: those of the session that was started for it."""
+        found = []
+        for name in os.listdir("/proc"):
+            with contextlib.suppress(OSError, ValueError):
+                if os.getsid(int(name)) == self.process.pid:
+                    found.append(int(name))
+        return found
+
+
+def environment() -> dict[str, str]:
+    """The variables that the Dockerfile's stage `app` sets."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    stage = lines[lines.index("FROM base AS app") + 1 :]
+    assigned = next(line for line in stage if line.startswith("ENV "))
+    return dict(re.findall(r"(\w+)=(\S+)", assigned))
+
+
+def start(group: Group | None = None, **settings: str) -> Server:
+    """Start the service without waiting. None of this environment's own SEGMENT_ settings reach it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEGMENT_")}
+    variables = inherited | environment() | {"PORT": str(port)} | settings
+    command = group.command(COMMAND) if group else list(COMMAND)
+    output = tempfile.TemporaryFile()
+    streams = {"stdout": output, "stderr": output}
+    process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **streams)
+    return Server(f"http://127.0.0.1:{port}", process, output)
+
+
+@contextlib.contextmanager
+def serving(group: Group | None = None, **settings: str) -> Iterator[Server]:
+    """The service with these environment variables, its model loaded, until the context ends."""
+    server = start(group, **settings)
+    try:
+        wait(server)
+        yield server
+    finally:
+        stop(server)
+
+
+def wait(server: Server, path: str = "/ready") -> None:
+    """Wait until the service answers `path`. Raises RuntimeError if that is no success."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.process.poll() is None:
+        with contextlib.suppress(requests.ConnectionError):
+            answer = requests.get(server.url + path, timeout=START_SECONDS)
+            if answer.ok:
+                return
+            raise RuntimeError(f"{path}: {answer.status_code} {answer.text}")
+        time.sleep(0.005)
+    raise RuntimeError(f"The service did not answer {path} (exit status {server.process.poll()}):\n{server.log()}")
+
+
+def stop(server: Server) -> None:
+    """End the service as Cloud Run does; kill it if it does not end."""
+    if server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+    try:
+        server.process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+
+
+@contextlib.contextmanager
+def peak(measure: Callable[[], int]) -> Iterator[list[int]]:
+    """The highest value of `measure`, sampled while the context lasts, as the list's only entry."""
+    highest, over = [measure()], threading.Event()
+
+    def sample() -> None:
+        while not over.wait(SAMPLE_SECONDS):
+            highest[0] = max(highest[0], measure())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield highest
+    finally:
+        over.set()
+        thread.join()
