@@ -16,8 +16,8 @@ from segment.options import Options, describe
 from segment.settings import Settings
 
 Json = dict[str, Any]
-Problems = Sequence[tuple[int, str]]
-"""Status and title of each problem."""
+Problems = Sequence[tuple[int, str, str]]
+"""Status, title and meaning of each problem."""
 
 TEMPLATE = Path(__file__).parent / "page" / "docs.html"
 PHOTO_TYPES = (
@@ -90,7 +90,7 @@ def page(document: Json, problems: Problems) -> str:
         }
         for parameter in parameters
     ]
-    errors = [(status, title, anchor(title)) for status, title in sorted(problems)]
+    errors = [(status, title, about, anchor(title)) for status, title, about in sorted(problems)]
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         document=document, options=rows, headers=RESULT_HEADERS, problems=errors
     )
@@ -121,15 +121,15 @@ ABOUT = """\
 Send a photo to /segment and get it back with every object drawn as a mask with its label and score, or get the same as
 data. /detect answers the same, for clients of the original application.
 
-A photo is the body itself, file in a form, or in JSON image (base64, or a data URL) or url. An option stands in
-the query, or beside the photo in the form or the JSON. What is answered is set by format, or else by the Accept
-header.
+A photo is the body itself, or "file" in a form, or in JSON "image" (base64, or a data URL) or "url". An option stands
+in the query, or beside the photo in the form or the JSON. What is answered is set by the option "format", or else by
+the Accept header.
 """
 
 
 def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Problems) -> Json:
     titles: dict[int, list[str]] = {}
-    for status, title in problems:
+    for status, title, _ in problems:
         titles.setdefault(status, []).append(title)
     failures = {str(status): _problem(", or ".join(titles[status]) + ".") for status in sorted(titles)}
     detections: Json = {"schema": {"$ref": "#/components/schemas/Detections"}}

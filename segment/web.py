@@ -202,18 +202,26 @@ def _model(service: Service, request: Request) -> Response:
 
 
 def _openapi(service: Service, request: Request) -> Response:
-    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _titles())
+    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _problems())
     return _cacheable(json.dumps(document).encode(), "application/json", request)
 
 
 def _docs(service: Service, request: Request) -> Response:
-    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _titles())
-    return _cacheable(openapi.page(document, _titles()).encode(), "text/html; charset=utf-8", request)
+    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _problems())
+    return _cacheable(openapi.page(document, _problems()).encode(), "text/html; charset=utf-8", request)
 
 
-def _titles() -> list[tuple[int, str]]:
-    """Status and title of every problem that a photo can meet."""
-    return [*PROBLEMS.values(), *((error.code or 500, error().name) for error in (NotAcceptable, UnsupportedMediaType))]
+def _problems() -> list[tuple[int, str, str]]:
+    """Status, title and meaning of every problem that a photo can meet."""
+    own = [(status, title, _first_line(kind)) for kind, (status, title) in PROBLEMS.items()]
+    https = [
+        (error.code or 500, error().name, error.description or "") for error in (NotAcceptable, UnsupportedMediaType)
+    ]
+    return own + https
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
 
 
 def _asset(name: str, content_type: str) -> Handler:

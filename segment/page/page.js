@@ -154,9 +154,13 @@ async function run(source) {
     const { body, header } = await asked;
     if (state.source !== source) return;
     state.size = [body.image.width, body.image.height];
-    const picture = source.bitmap ?? await pictureOf(source);
-    if (state.source !== source) return;
-    showPhoto(picture);
+    if (!source.shown) {
+      const picture = await pictureOf(source);
+      if (state.source !== source) return picture.close();
+      showPhoto(picture);
+      picture.close();
+      source.shown = true;
+    }
     takeObjects(body);
     learnSpeed(header);
     say(header);
@@ -327,11 +331,10 @@ function showPhoto(picture) {
     canvas.width = Math.round(state.size[0] * scale);
     canvas.height = Math.round(state.size[1] * scale);
   }
-  state.source.bitmap = picture;
   const context = $("photo").getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, 0, 0, $("photo").width, $("photo").height);
-  $("frame").style.setProperty("--aspect", state.size[0] / state.size[1]);
+  $("viewer").style.setProperty("--aspect", state.size[0] / state.size[1]);
   $("viewer").hidden = false;
   $("drop").hidden = $("intro").hidden = true;
 }
@@ -442,7 +445,10 @@ function draw(objects) {
   const drawn = one ? [one] : [...objects].reverse();
   if ($("masks").checked && !one) for (const object of drawn) context.drawImage(object.picture, ...place(object));
   if ($("boxes").checked) for (const object of drawn) drawBox(context, object, scale);
-  if ($("labels").checked || one) for (const object of drawn) drawLabel(context, object, scale);
+  if ($("labels").checked || one) {
+    const taken = [];
+    for (const object of one ? drawn : objects) drawLabel(context, object, scale, taken);
+  }
 }
 
 function drawBox(context, { bbox, colour }, scale) {
@@ -451,11 +457,17 @@ function drawBox(context, { bbox, colour }, scale) {
   context.strokeRect(...bbox.map((value) => value * scale));
 }
 
-function drawLabel(context, { bbox: [x, y], category_name: name, score, colour }, scale) {
+/** Write on a tag at the box: above it, in it or below it, wherever no tag of `taken` is yet. */
+function drawLabel(context, { bbox, category_name: name, score, colour }, scale, taken) {
+  const [x, y, , boxHeight] = bbox.map((value) => value * scale);
   const size = 13 * cssPixel(), text = `${name} ${Math.round(score * 100)} %`;
   context.font = `600 ${size}px system-ui, sans-serif`;
   const width = context.measureText(text).width + size * 0.7, height = size * 1.4;
-  const left = Math.max(0, Math.min(x * scale, context.canvas.width - width)), top = Math.max(0, y * scale - height);
+  const left = Math.max(0, Math.min(x, context.canvas.width - width));
+  const tops = [y - height, y, y + boxHeight].map((top) => Math.max(0, Math.min(top, context.canvas.height - height)));
+  const free = (top) => !taken.some((tag) => left < tag.left + tag.width && tag.left < left + width && Math.abs(top - tag.top) < height);
+  const top = tops.find(free) ?? tops[0];
+  taken.push({ left, top, width });
   context.fillStyle = colour;
   context.fillRect(left, top, width, height);
   context.fillStyle = luminance(colour) > 0.25 ? "#000" : "#fff";

@@ -1,0 +1,56 @@
+"""Take the README's pictures of the page: `python -m benchmarks.screenshots` (needs Chromium).
+
+Three states: empty, a result on a wide screen, one object seen alone on a phone in the dark.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+from tests.browser import browser
+from tests.server import serve
+
+FOLDER = Path(__file__).parent.parent / "docs"
+
+
+def main() -> None:
+    """Write docs/page-empty.png, page-result.png and page-phone.png."""
+    FOLDER.mkdir(exist_ok=True)
+    with serve() as server, browser() as running:
+        empty = _open(running, server.url, {"width": 1280, "height": 760}, dark=False)
+        _shoot(empty, "page-empty")
+        _segment(empty, 1)
+        _shoot(empty, "page-result")
+        phone = _open(running, server.url, {"width": 390, "height": 760}, dark=True)
+        _segment(phone, 2)
+        phone.locator("#objects button").first.click()
+        phone.evaluate("scrollTo(0, 0)")
+        _shoot(phone, "page-phone")
+
+
+def _open(running: Browser, url: str, size: ViewportSize, *, dark: bool) -> Page:
+    page = running.new_context(viewport=size, color_scheme="dark" if dark else "light").new_page()
+    page.goto(url)
+    expect(page.locator("#about")).to_be_visible(timeout=60_000)
+    return page
+
+
+def _segment(page: Page, example: int) -> None:
+    page.locator(".example").nth(example).click()
+    expect(page.locator("#objects button").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#progress")).to_be_hidden()
+
+
+def _shoot(page: Page, name: str) -> None:
+    """Save the visible part with 256 colours, dithered: half the bytes."""
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    palette = picture.quantize(256)
+    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(FOLDER / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
