@@ -21,8 +21,10 @@ import pytest
 
 import segment.__main__
 from benchmarks import checkpoints
+from segment import engine as engines
 from segment import model, zoo
 from segment.convert import config as configs
+from segment.engine.footprint import Footprint
 from segment.errors import FetchError, ModelError
 from segment.zoo.download import download
 from tests.server import ROOT, free_port
@@ -148,6 +150,62 @@ def test_a_model_that_was_not_fetched(cache: Path) -> None:
         zoo.model_file("mask_rcnn_R_50_FPN_3x")
     with pytest.raises(ModelError, match="no model called 'mask_rcnn'"):
         zoo.model_file("mask_rcnn")
+
+
+FULL_SIZE = (
+    "mask_rcnn_R_50_FPN_3x",
+    "mask_rcnn_R_101_FPN_3x",
+    "mask_rcnn_X_101_32x8d_FPN_3x",
+    "mask_rcnn_R_50_FPN_400ep_LSJ",
+    "cascade_mask_rcnn_R_50_FPN_3x",
+)
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_the_config_and_the_checkpoint_are_detectron2s(name: str) -> None:
+    """detectron2 builds the network of our config, and its tensors are those of benchmarks.checkpoints."""
+    pytest.importorskip("detectron2", reason="detectron2 is not installed (requirements-detectron2.txt)")
+    from detectron2.config import CfgNode, get_cfg
+    from detectron2.modeling import build_model
+
+    config = get_cfg()
+    config.merge_from_other_cfg(CfgNode(zoo.config(zoo.entry(name))))
+    config.MODEL.DEVICE = "cpu"
+    theirs = {key: tuple(tensor.shape) for key, tensor in build_model(config).state_dict().items()}
+    ours = checkpoints.checkpoint(configs.parse(zoo.config(zoo.entry(name))))
+    shapes = {key: tensor.shape for key, tensor in ours.items()}
+    assert shapes == {key: shape for key, shape in theirs.items() if key not in ("pixel_mean", "pixel_std")}
+    assert round(sum(tensor.nbytes for tensor in ours.values()) / 1e6) == zoo.entry(name).megabytes
+
+
+CONVERT = """
+import resource, sys, time
+from pathlib import Path
+import onnx
+from segment import convert, zoo
+start, entry, folder = time.perf_counter(), zoo.entry(sys.argv[1]), Path(sys.argv[2])
+tensors = convert.checkpoint.read(folder / "checkpoint.pkl")
+model = convert.convert(convert.config.parse(zoo.config(entry)), tensors, zoo.labels(entry))
+onnx.save(model, folder / "model.onnx")
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_full_size_model_converts_and_serves(name: str, tmp_path: Path) -> None:
+    tensors = checkpoints.checkpoint(configs.parse(zoo.config(zoo.entry(name))))
+    (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps({"model": tensors, "__author__": "a test"}))
+    del tensors
+    command = [sys.executable, "-c", CONVERT, name, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    seconds, gibibytes = map(float, done.stdout.split())
+    assert seconds < 60
+    assert gibibytes < 2
+    engine = engines.load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0))
+    found = engine(np.random.default_rng(0).integers(0, 256, (320, 416, 3), np.uint8), 0.05, 100)
+    assert len(found) > 0
+    assert engine.labels == zoo.labels(zoo.entry(name))
 
 
 # The download
