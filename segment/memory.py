@@ -66,7 +66,8 @@ class Budget:
     def _take(self, own: int, network: int) -> None:
         turn = object()
         with self._changed:
-            if len(self._waiting) >= self._queue and not self._admits(own, network):
+            waits = self._waiting or not self._admits(own, network)
+            if waits and len(self._waiting) >= self._queue:
                 raise Busy(f"{len(self._waiting)} requests wait for memory already. Try again in a moment.", 2)
             self._waiting.append(turn)
             try:

@@ -1,0 +1,196 @@
+"""The memory budget: what fits runs, what does not waits its turn, what never can is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segment.errors import Busy, TooLarge
+from segment.memory import MARGIN_BYTES, Budget, capacity
+
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def held(budget: Budget, own: int, network: int = 0) -> Iterator[Callable[[], None]]:
+    """A request that holds its reservation in a thread of its own until the function is called."""
+    inside, done = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with budget.reserve(own, network):
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert inside.wait(5)
+
+    def end() -> None:
+        done.set()
+        thread.join()
+
+    try:
+        yield end
+    finally:
+        end()
+
+
+def waiting(budget: Budget, own: int, order: list[str], name: str) -> threading.Thread:
+    """A thread that waits for a reservation, then notes its name."""
+
+    def run() -> None:
+        with budget.reserve(own, 0):
+            order.append(name)
+            time.sleep(0.005)
+
+    before = len(budget._waiting)
+    thread = threading.Thread(target=run)
+    thread.start()
+    while len(budget._waiting) == before:
+        time.sleep(0.001)
+    return thread
+
+
+def test_capacity_keeps_a_margin() -> None:
+    assert capacity(512 * MIB, 200 * MIB) == (512 - 200) * MIB - MARGIN_BYTES - int(0.03 * 512 * MIB)
+
+
+def test_capacity_is_never_negative() -> None:
+    assert capacity(100 * MIB, 200 * MIB) == 0
+
+
+def test_what_can_never_fit_is_refused_with_both_figures() -> None:
+    budget = Budget(100 * MIB)
+    with (
+        pytest.raises(TooLarge, match="needs 101 MiB of memory at once; this instance has 100 MiB"),
+        budget.reserve(61 * MIB, 40 * MIB),
+    ):
+        pass
+    assert budget.fits(60 * MIB, 40 * MIB)
+
+
+def test_what_fits_runs_at_once() -> None:
+    budget = Budget(100, queue=0)
+    with held(budget, 50), budget.reserve(50, 0):
+        pass
+
+
+def test_runs_of_the_network_share_its_memory() -> None:
+    """They take turns, so the largest of them is all that is needed."""
+    budget = Budget(100, queue=0)
+    with held(budget, 20, 60), budget.reserve(20, 60):
+        pass
+    with held(budget, 20, 50), pytest.raises(Busy), budget.reserve(20, 61):
+        pass
+
+
+def test_what_does_not_fit_now_waits_until_it_does() -> None:
+    budget, order = Budget(100), list[str]()
+    with held(budget, 60) as end:
+        thread = waiting(budget, 60, order, "second")
+        time.sleep(0.05)
+        assert not order
+        end()
+        thread.join()
+    assert order == ["second"]
+
+
+def test_first_come_first_served() -> None:
+    """A small request does not pass a large one that waits, which would else wait for ever."""
+    budget, order = Budget(100), list[str]()
+    with held(budget, 60) as end:
+        threads = [waiting(budget, own, order, name) for name, own in (("large", 90), ("small", 10), ("last", 95))]
+        time.sleep(0.05)
+        assert not order
+        end()
+        for thread in threads:
+            thread.join()
+    assert order == ["large", "small", "last"]
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    budget, order = Budget(100, queue=1), list[str]()
+    with held(budget, 60) as end:
+        thread = waiting(budget, 60, order, "first in the queue")
+        for own in (60, 10):  # the small one would fit, but may not pass the one that waits
+            with pytest.raises(Busy, match="1 requests wait") as refusal, budget.reserve(own, 0):
+                pass
+            assert refusal.value.retry_after >= 1
+        end()
+        thread.join()
+    assert order == ["first in the queue"]
+
+
+def test_nobody_waits_longer_than_allowed() -> None:
+    budget = Budget(100, wait_seconds=0.1)
+    with held(budget, 60):
+        start = time.monotonic()
+        with pytest.raises(Busy, match=r"for 0\.1 s"), budget.reserve(60, 0):
+            pass
+        assert 0.1 <= time.monotonic() - start < 2
+    with budget.reserve(100, 0):  # the one that gave up is not in anybody's way
+        pass
+
+
+def test_a_failure_gives_everything_back() -> None:
+    budget = Budget(100, queue=0)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), budget.reserve(60, 40):
+            raise ZeroDivisionError
+    with budget.reserve(60, 40):
+        pass
+
+
+def test_kept_memory_is_reclaimed_when_the_room_is_needed() -> None:
+    reclaimed = list[bool]()
+    budget = Budget(100, reclaim=lambda: reclaimed.append(True))
+    with budget.reserve(10, 60):
+        pass
+    with budget.reserve(40, 0):  # beside the 60 that the network keeps
+        pass
+    assert not reclaimed
+    with budget.reserve(50, 0):
+        pass
+    assert len(reclaimed) == 1
+    with budget.reserve(50, 0):  # nothing is kept any more
+        pass
+    assert len(reclaimed) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60)), min_size=1, max_size=12), st.randoms())
+@settings(max_examples=25, deadline=None)
+def test_the_sum_never_passes_the_capacity(wishes: list[tuple[int, int]], dice: random.Random) -> None:
+    """Whatever comes at once: the sum of what is held keeps below the capacity, and everything ends."""
+    budget = Budget(100, queue=len(wishes), wait_seconds=20)
+    lock, own, runs, highest, ended = threading.Lock(), list[int](), list[int](), [0], list[str]()
+
+    def request(wish: tuple[int, int], pause: float) -> None:
+        try:
+            with budget.reserve(*wish):
+                with lock:
+                    own.append(wish[0])
+                    runs.append(wish[1])
+                    highest[0] = max(highest[0], sum(own) + max(runs))
+                time.sleep(pause)
+                with lock:
+                    own.remove(wish[0])
+                    runs.remove(wish[1])
+                ended.append("ran")
+        except TooLarge:
+            assert sum(wish) > 100
+            ended.append("refused")
+
+    threads = [threading.Thread(target=request, args=(wish, dice.random() / 500)) for wish in wishes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(ended) == len(wishes)
+    assert highest[0] <= 100
