@@ -94,32 +94,32 @@ def environment() -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S+)", assigned))
 
 
-def start(group: Group | None = None, **settings: str) -> Server:
-    """Start the service without waiting. None of this environment's own SEGMENT_ settings reach it."""
+@contextlib.contextmanager
+def serving(group: Group | None = None, until: str = "/ready", **settings: str) -> Iterator[Server]:
+    """The service with these environment variables, from its first answer to `until` on; "" does not wait.
+
+    None of this environment's own SEGMENT_ settings reach it.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEGMENT_")}
     variables = inherited | environment() | {"PORT": str(port)} | settings
     command = group.command(COMMAND) if group else list(COMMAND)
-    output = tempfile.TemporaryFile()
-    streams = {"stdout": output, "stderr": output}
-    process = subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, **streams)
-    return Server(f"http://127.0.0.1:{port}", process, output)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+        )
+        server = Server(f"http://127.0.0.1:{port}", process, output)
+        try:
+            if until:
+                wait(server, until)
+            yield server
+        finally:
+            stop(server)
 
 
-@contextlib.contextmanager
-def serving(group: Group | None = None, **settings: str) -> Iterator[Server]:
-    """The service with these environment variables, its model loaded, until the context ends."""
-    server = start(group, **settings)
-    try:
-        wait(server)
-        yield server
-    finally:
-        stop(server)
-
-
-def wait(server: Server, path: str = "/ready") -> None:
+def wait(server: Server, path: str) -> None:
     """Wait until the service answers `path`. Raises RuntimeError if that is no success."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.process.poll() is None:
