@@ -1,0 +1,133 @@
+"""What the container has, from control groups of both versions, and from one that is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import cgroup
+from segment import container
+from tests.server import ROOT
+
+MIB = 1 << 20
+UNLIMITED_V1 = 0x7FFFFFFFFFFFF000
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A /sys/fs/cgroup of our own, empty."""
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def machine() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def in_group(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Let this process be in these groups, as /proc/self/cgroup says it."""
+    real = Path.read_text
+
+    def read_text(path: Path, *arguments: str, **named: str) -> str:
+        return "\n".join(lines) + "\n" if str(path) == "/proc/self/cgroup" else real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+
+
+class TestMemoryLimit:
+    def test_without_a_group_it_is_the_machines(self, tree: Path, machine: int) -> None:
+        assert container.memory_limit() == machine
+
+    def test_v2(self, tree: Path) -> None:
+        write(tree / "memory.max", str(512 * MIB))
+        assert container.memory_limit() == 512 * MIB
+
+    def test_v2_without_a_limit(self, tree: Path, machine: int) -> None:
+        write(tree / "memory.max", "max")
+        assert container.memory_limit() == machine
+
+    def test_v1(self, tree: Path) -> None:
+        write(tree / "memory" / "memory.limit_in_bytes", str(256 * MIB))
+        assert container.memory_limit() == 256 * MIB
+
+    def test_v1_without_a_limit(self, tree: Path, machine: int) -> None:
+        write(tree / "memory" / "memory.limit_in_bytes", str(UNLIMITED_V1))
+        assert container.memory_limit() == machine
+
+    def test_the_smallest_on_the_way_up_holds(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        in_group(monkeypatch, "0::/pod/one")
+        write(tree / "pod/one/memory.max", str(512 * MIB))
+        write(tree / "pod/memory.max", str(300 * MIB))
+        write(tree / "pod/other/memory.max", str(10 * MIB))
+        assert container.memory_limit() == 300 * MIB
+
+    def test_v1_group_below_the_root(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        in_group(monkeypatch, "5:cpu,cpuacct:/", "4:memory:/pod/one", "0::/")
+        write(tree / "memory/memory.limit_in_bytes", str(UNLIMITED_V1))
+        write(tree / "memory/pod/one/memory.limit_in_bytes", str(200 * MIB))
+        assert container.memory_limit() == 200 * MIB
+
+    def test_a_setting_can_only_lower_it(self, tree: Path) -> None:
+        write(tree / "memory.max", str(512 * MIB))
+        assert container.memory_limit(256 * MIB) == 256 * MIB
+        assert container.memory_limit(1024 * MIB) == 512 * MIB
+
+
+class TestCpus:
+    def test_without_a_quota_those_it_may_run_on(self, tree: Path) -> None:
+        write(tree / "cpu.max", "max 100000")
+        assert container.cpus() == len(os.sched_getaffinity(0))
+
+    @pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("8000 100000", 1), ("50000 100000", 1)])
+    def test_v2_quota(self, tree: Path, quota: str, expected: int) -> None:
+        write(tree / "cpu.max", quota)
+        assert container.cpus() == expected
+
+    def test_v2_quota_of_several(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+        write(tree / "cpu.max", "200000 100000")
+        assert container.cpus() == 2
+
+    def test_v1_quota(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+        write(tree / "cpu/cpu.cfs_period_us", "100000")
+        write(tree / "cpu/cpu.cfs_quota_us", "400000")
+        assert container.cpus() == 4
+        write(tree / "cpu/cpu.cfs_quota_us", "-1")
+        assert container.cpus() == 8
+
+
+def test_held_counts_what_was_allocated() -> None:
+    before = container.held()
+    block = np.ones(64 * MIB, np.uint8)
+    assert 60 * MIB < container.held() - before < 80 * MIB
+    del block
+    container.give_back()
+    assert container.held() - before < 16 * MIB
+    assert container.peak() > before
+
+
+@pytest.mark.skipif(bool(cgroup.missing()), reason=cgroup.missing())
+def test_a_real_group() -> None:
+    """A process of a group sees its limit; one that passes it is killed, and the group says so."""
+    report = "import json; from segment import container; print(json.dumps(container.memory_limit()))"
+    with cgroup.group(200 * MIB) as group:
+        command = group.command([sys.executable, "-c", report])
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
+        assert json.loads(done.stdout) == 200 * MIB
+        assert group.kills() == 0
+        greedy = group.command([sys.executable, "-c", "bytearray(b'1') * (300 << 20)"])
+        assert subprocess.run(greedy, capture_output=True, check=False, timeout=60).returncode != 0
+        assert group.kills() == 1
