@@ -68,7 +68,9 @@ def entry(name: str) -> Entry:
     for found in entries().values():
         if name in (found.name, found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py"):
             return found
-    raise ModelError(f"There is no model called {name!r}. `segment models` lists those there are.")
+    raise ModelError(
+        f"There is no model called {name!r}: give a model file (.onnx), or a name that `python -m segment models` lists."
+    )
 
 
 def labels(entry: Entry) -> tuple[str, ...]:
