@@ -158,7 +158,8 @@ def _words(name: str) -> str:
 
 
 def _settings(options: Options) -> str:
-    return json.dumps({key: getattr(options, key) for key in ("render_factor", "fit", "min_score", "max_detections")})
+    asked = ("render_factor", "fit", "detail", "min_score", "max_detections")
+    return json.dumps({key: getattr(options, key) for key in asked})
 
 
 # One event

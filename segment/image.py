@@ -139,13 +139,13 @@ def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
     return result
 
 
-def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A new image of `size` (width, height), antialiased.
+def resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Image.Image:
+    """A new image of `size` (width, height), antialiased; of the pixels in `box` (left, top, right, bottom) if given.
 
     Bilinear, as detectron2's ResizeTransform does it. What is more than three times too large is first reduced by a
     whole number, which is faster and looks the same (Pillow's `reducing_gap`).
     """
-    return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 @contextlib.contextmanager

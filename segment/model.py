@@ -21,6 +21,7 @@ from segment.engine.footprint import Footprint
 from segment.errors import ModelError
 from segment.resize import Fit, fitted_size
 from segment.settings import Settings
+from segment.tiles import merge, tiles
 
 EMBEDDED = Path(__file__).parent / "models" / "shapes.onnx"
 
@@ -42,14 +43,17 @@ class Model:
         fit: Fit = "aspect",
         min_score: float = 0.5,
         max_detections: int = 100,
+        detail: int = 1,
     ) -> Detections:
         """The instances in `photo`, a Pillow image or (H, W, 3) uint8 RGB, in its pixels, best score first.
 
-        A Pillow image is taken as it is: apply `PIL.ImageOps.exif_transpose` to one that a camera turned.
+        A Pillow image is taken as it is: apply `PIL.ImageOps.exif_transpose` to one that a camera turned. With `detail`
+        2 or more, small things are looked for in detail x detail tiles too.
         """
         rgb = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo.convert("RGB")
         size = self.network_size(rgb.size, render_factor, fit)
-        return self.detect(rgb, size, min_score, max_detections)
+        found = self.detect(rgb, size, min_score, max_detections)
+        return found if detail == 1 else self.refine(found, rgb, size, min_score, max_detections, detail)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
         """The (width, height) at which the network sees a photo of `size`."""
@@ -61,6 +65,26 @@ class Model:
         """The instances in `photo`, an RGB image seen at `network_size` (width, height), in the photo's pixels."""
         seen = photo if photo.size == network_size else image.resize(photo, network_size)
         return self._run(np.asarray(seen), min_score, max_detections).at(photo.size)
+
+    def refine(
+        self,
+        whole: Detections,
+        photo: Image.Image,
+        network_size: tuple[int, int],
+        min_score: float,
+        max_detections: int,
+        detail: int,
+    ) -> Detections:
+        """The instances in `photo`, from what `detect` found in the whole and what detail x detail tiles show.
+
+        Every tile is seen at `network_size`, one after the other: memory stays that of one run.
+        """
+        parts = []
+        for tile in tiles(photo.size, detail):
+            seen = image.resize(photo, network_size, tile)
+            parts.append((tile, self._run(np.asarray(seen), min_score, max_detections)))
+        found = merge(whole, parts)
+        return found.select(range(min(len(found), max_detections)))
 
     def release(self) -> None:
         """Give up what is kept between runs."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from segment.errors import OptionError
-from segment.resize import MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit
+from segment.resize import MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit
 from segment.settings import Settings, choices
 
 Format = Literal["png", "jpeg", "webp", "json", "ids", "cutouts"]
@@ -23,7 +23,8 @@ Colours = Literal["instance", "class"]
 class Options:
     """One request's wishes.
 
-    `render_factor`: None is the largest that fits the memory. `classes`: only these class names; empty is all.
+    `render_factor`: None is the largest that fits the memory. `detail`: tiles a side that are seen beside the whole
+    photo, 1 is none; None is what pays and fits memory and time. `classes`: only these class names; empty is all.
     `masks`, `boxes`, `labels`: what an overlay shows. `segmentation`: how JSON writes masks. `colours`: whether an
     overlay colours by instance or by class.
     """
@@ -32,6 +33,7 @@ class Options:
     fit: Fit
     min_score: float
     max_detections: int
+    detail: int | None = 1
     classes: tuple[str, ...] = ()
     format: Format = "png"
     masks: bool = True
@@ -43,7 +45,7 @@ class Options:
     @classmethod
     def defaults(cls, settings: Settings) -> Options:
         """What a request that asks for nothing gets."""
-        return cls(settings.render_factor, settings.fit, settings.min_score, settings.max_detections)
+        return cls(settings.render_factor, settings.fit, settings.min_score, settings.max_detections, settings.detail)
 
     @classmethod
     def parse(cls, words: Mapping[str, str], settings: Settings) -> Options:
@@ -72,17 +74,18 @@ class Option:
 
 def describe(settings: Settings) -> dict[str, Option]:
     """Every option by name: the one place that says what is admitted."""
-    render_factor = _number(
-        int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR, "The network sees at most (16 x render_factor)^2 pixels."
-    )
     return {
-        "render_factor": Option(
-            render_factor.about + " auto is the largest that fits the memory.",
-            lambda word: None if word == "auto" else render_factor.read(word),
-            f"auto or {render_factor.expected}",
-            {"anyOf": [render_factor.schema, {"const": "auto"}]},
+        "render_factor": _or_auto(
+            _number(
+                int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR, "The network sees at most (16 x render_factor)^2 pixels."
+            ),
+            "the largest that fits the memory",
         ),
         "fit": _choice(Fit, "Keep the photo's aspect ratio, or stretch it to a square; the pixels are as many."),
+        "detail": _or_auto(
+            _number(int, 1, MAX_DETAIL, "Look at detail x detail tiles too: finds small things, for time, not memory."),
+            "what the photo's size and a bound on time allow",
+        ),
         "min_score": _number(float, 0, 1, "The lowest score of an instance."),
         "max_detections": _number(int, 1, settings.max_detections, "The most instances; the best are kept."),
         "classes": Option(
@@ -118,6 +121,16 @@ def _number(kind: type[int] | type[float], low: float, high: float, about: str) 
 
     name, noun = ("integer", "whole number") if kind is int else ("number", "number")
     return Option(about, read, f"a {noun} from {low:g} to {high:g}", {"type": name, "minimum": low, "maximum": high})
+
+
+def _or_auto(number: Option, meaning: str) -> Option:
+    """A number, or the word auto, which is read as None."""
+    return Option(
+        f"{number.about} auto is {meaning}.",
+        lambda word: None if word == "auto" else number.read(word),
+        f"auto or {number.expected}",
+        {"anyOf": [number.schema, {"const": "auto"}]},
+    )
 
 
 def _choice(literal: Any, about: str) -> Option:

@@ -7,9 +7,10 @@ encoded. The two never are in memory together, unless the decoder offers one siz
     look  = working + max(decoding, decoded + network's input), beside the network's run
     write = working + max(decoding, decoded + resized + encoder)
 
-So what the network sees, and what it finds, is the same whatever format is asked for. The render factor is the user's
-and is never lowered in secret: what cannot fit is refused with what would. Only a picture may come back smaller than
-the photo, and the answer says so.
+With a detail above 1 tiles of the photo are looked at too, one after the other: it is decoded as sharply as they are
+seen, and the network's run stays as large. What the network sees, and so what it finds, is the same whatever format is
+asked for. The render factor is the user's and is never lowered in secret: what cannot fit is refused with what would.
+Only a picture may come back smaller than the photo, and the answer says so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from math import ceil, prod, sqrt
 from segment.errors import TooLarge
 from segment.image import Header
 from segment.options import Format, Options
-from segment.resize import BASE, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit, pixels
+from segment.resize import BASE, MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit, pixels
+from segment.tiles import magnification, views
 
 Size = tuple[int, int]
 
@@ -33,6 +35,8 @@ PIXEL_BYTES = 4
 """Of an RGB image in Pillow."""
 NETWORK_INPUT_BYTES = 7
 """Per pixel that the network sees: the resized image in Pillow and as an array."""
+INSTANCE_BYTES = 4 << 10
+"""Of an instance that is kept until all tiles are seen: its grid and numbers."""
 WORKING_BYTES = 8 << 20
 """Strips of masks, text, rows of a resize: what each step takes whatever its size."""
 SMALLER = 0.9
@@ -46,13 +50,14 @@ class Figures:
 
     `capacity`: bytes for requests. `run_bytes`, `bytes_per_pixel`: what a run of the network takes in bytes, whatever
     the image, and per pixel of it. `network_size`: (photo's size, render factor, fit) -> the (width, height) that the
-    network sees.
+    network sees. `max_detections`: what one run finds at most.
     """
 
     capacity: int
     run_bytes: int
     bytes_per_pixel: float
     network_size: Callable[[Size, int, Fit], Size]
+    max_detections: int = 100
 
     def network_bytes(self, size: Size) -> int:
         """Memory in bytes of a run on an image of `size`."""
@@ -75,6 +80,7 @@ class Plan:
     """
 
     render_factor: int
+    detail: int
     network_size: Size
     look_size: Size
     picture_size: Size
@@ -93,21 +99,29 @@ def plan(header: Header, options: Options, formats: Sequence[Format], figures: F
     """The plan with the largest picture, up to the photo's size, that fits. Raises TooLarge."""
     factor = options.render_factor or _best_factor(header, options, figures)
     network = figures.network_size(header.size, factor, options.fit)
-    look_size = _within(network, header.size)
-    look, run = _look_bytes(header, network), figures.network_bytes(network)
+    detail = options.detail or _best_detail(header, network, figures)
+    look_size = _look_size(header, network, detail)
+    look, run = _look_bytes(header, network, detail, figures), figures.network_bytes(network)
     if look + run > figures.capacity:
-        raise TooLarge(_cannot_look(header, factor, look, figures))
+        raise TooLarge(_cannot_look(header, factor, detail, look, figures))
     picture = _largest_picture(header, formats, figures)
     write = _write_bytes(header, formats, picture)
     shared = not PICTURES.isdisjoint(formats) and header.decoded_size(look_size) == header.decoded_size(picture)
     keep = shared and max(look, write) + run <= figures.capacity
-    return Plan(factor, network, look_size, picture, look, write, run, keep)
+    return Plan(factor, detail, network, look_size, picture, look, write, run, keep)
 
 
-def _look_bytes(header: Header, network: Size) -> int:
-    size = _within(network, header.size)
-    decoded = PIXEL_BYTES * prod(header.decoded_size(size))
-    return WORKING_BYTES + max(header.decode_bytes(size), decoded + NETWORK_INPUT_BYTES * prod(network))
+def _look_size(header: Header, network: Size, detail: int) -> Size:
+    """The size at which a tile has as many pixels as the network sees, but no more than the photo has."""
+    width, height = (min(ceil(n * magnification(detail)), most) for n, most in zip(network, header.size, strict=True))
+    return width, height
+
+
+def _look_bytes(header: Header, network: Size, detail: int, figures: Figures) -> int:
+    size = _look_size(header, network, detail)
+    seen = PIXEL_BYTES * prod(header.decoded_size(size)) + NETWORK_INPUT_BYTES * prod(network)
+    found = INSTANCE_BYTES * figures.max_detections * (views(detail) - 1)
+    return WORKING_BYTES + max(header.decode_bytes(size), seen + found)
 
 
 def _write_bytes(header: Header, formats: Sequence[Format], picture: Size) -> int:
@@ -135,17 +149,29 @@ def _best_factor(header: Header, options: Options, figures: Figures) -> int:
     enough = ceil(sqrt(prod(header.size)) / BASE)
     for factor in range(max(MIN_RENDER_FACTOR, min(enough, MAX_RENDER_FACTOR)), MIN_RENDER_FACTOR, -1):
         network = figures.network_size(header.size, factor, options.fit)
-        if _look_bytes(header, network) + figures.network_bytes(network) <= figures.capacity:
+        look = _look_bytes(header, network, options.detail or 1, figures)
+        if look + figures.network_bytes(network) <= figures.capacity:
             return factor
     return MIN_RENDER_FACTOR
 
 
-def _cannot_look(header: Header, factor: int, look: int, figures: Figures) -> str:
+def _best_detail(header: Header, network: Size, figures: Figures) -> int:
+    """The largest detail that fits, as long as the next smaller does not show every pixel yet."""
+    room = figures.capacity - figures.network_bytes(network)
+    for detail in range(MAX_DETAIL, 1, -1):
+        pays = _look_size(header, network, detail - 1) != header.size
+        if pays and _look_bytes(header, network, detail, figures) <= room:
+            return detail
+    return 1
+
+
+def _cannot_look(header: Header, factor: int, detail: int, look: int, figures: Figures) -> str:
     largest = figures.largest_render_factor(look)
+    asked, or_else = (f" at detail {detail}", ", or ask for less detail") if detail > 1 else ("", "")
     if largest:
         return (
-            f"Render factor {factor} needs more memory than this instance has. "
-            f"The largest that fits this photo is {largest}."
+            f"Render factor {factor}{asked} needs more memory than this instance has. "
+            f"The largest that fits this photo is {largest}{or_else}."
         )
     return _cannot_decode(header, look + figures.network_bytes((0, 0)), figures)
 
@@ -163,7 +189,3 @@ def _cannot_decode(header: Header, needed: int, figures: Figures) -> str:
         f"This {kind} of {width} x {height} pixels needs {needed >> 20} MiB of memory; this instance has "
         f"{figures.capacity >> 20} MiB for it. {advice}"
     )
-
-
-def _within(size: Size, most: Size) -> Size:
-    return min(size[0], most[0]), min(size[1], most[1])

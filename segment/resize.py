@@ -10,6 +10,7 @@ multiples of the network's stride, and never exceeds that number.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 Fit = Literal["aspect", "square"]
@@ -18,6 +19,8 @@ BASE = 16
 """Pixels of the square's side per unit of render factor."""
 MIN_RENDER_FACTOR, MAX_RENDER_FACTOR = 4, 256
 """64 x 64 up to 4096 x 4096 pixels."""
+MAX_DETAIL = 4
+"""Tiles a side at most (tiles.py): 16 tiles and the whole are 17 runs."""
 
 
 def pixels(render_factor: int) -> int:
@@ -34,26 +37,25 @@ def fitted_size(size: tuple[int, int], render_factor: int, fit: Fit, stride: int
     if fit == "square":
         side = BASE * render_factor
         return side, side
-    width, height = size
     budget = pixels(render_factor)
-    ideal = math.sqrt(budget * width / height)
+    ratio = size[0] / size[1]
 
     def cost(candidate: tuple[int, int]) -> float:
         w, h = candidate
-        stretch = abs(math.log((w / h) / (width / height)))
+        stretch = abs(math.log(w / h / ratio))
         loss = math.log(budget / (w * h))
         return stretch + loss / 2
 
-    columns = [stride * n for n in {max(1, math.floor(ideal / stride)), max(1, math.ceil(ideal / stride))}]
-    candidates = []
-    for w in columns:
-        for rows in (
-            math.floor(w * height / width / stride),
-            math.ceil(w * height / width / stride),
-            budget // w // stride,
-        ):
-            h = stride * max(1, rows)
-            if w * h <= budget:
-                candidates.append((w, h))
+    candidates = [*_candidates(ratio, budget, stride), *((w, h) for h, w in _candidates(1 / ratio, budget, stride))]
     longest = budget // stride // stride * stride
-    return min(candidates, key=cost, default=(longest, stride) if width > height else (stride, longest))
+    return min(candidates, key=cost, default=(longest, stride) if ratio > 1 else (stride, longest))
+
+
+def _candidates(ratio: float, budget: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Sizes of whole strides within `budget` pixels whose widths are next to the ideal one."""
+    ideal = math.sqrt(budget * ratio) / stride
+    for columns in {max(1, math.floor(ideal)), math.ceil(ideal)}:
+        most = budget // (columns * stride * stride)
+        for rows in {math.floor(columns / ratio), math.ceil(columns / ratio), most}:
+            if 1 <= rows <= most:
+                yield columns * stride, rows * stride

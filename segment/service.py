@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 from PIL import Image
 
@@ -24,6 +25,7 @@ from segment.options import Format, Options
 from segment.output import File
 from segment.plan import PICTURES, Figures, Plan, Size, plan
 from segment.settings import OverlayFormat, Settings
+from segment.tiles import views
 
 TRAFFIC_SHARE = 0.15
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
@@ -48,6 +50,7 @@ class Result:
     network_size: Size
     picture_size: Size
     render_factor: int
+    detail: int
     timings: Mapping[str, float]
 
 
@@ -155,7 +158,8 @@ class Service:
             with watch("decode"):
                 photo = image.decode(data, header, planned.look_size)
             with watch("network"):
-                found = self._detect(photo, planned, options, classes).at(header.size)
+                found, detail = self._detect(photo, planned, options, classes)
+                found, planned = found.at(header.size), replace(planned, detail=detail)
             if planned.keep:
                 files = self._write(photo, found, planned, options, formats, watch)
         if not planned.keep:
@@ -173,6 +177,7 @@ class Service:
             network_size=planned.network_size,
             picture_size=planned.picture_size,
             render_factor=planned.render_factor,
+            detail=planned.detail,
             timings=watch.timings,
         )
 
@@ -183,14 +188,22 @@ class Service:
                     self._loaded = _load(self.settings)
         return self._loaded
 
-    def _detect(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> Detections:
-        model = self._load().model
+    def _detect(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> tuple[Detections, int]:
+        """What is in the photo, and at which detail it was seen."""
+        model, size = self._load().model, planned.network_size
         most = self.settings.max_detections if classes else options.max_detections
-        found = model.detect(photo, planned.network_size, options.min_score, most)
-        if not classes:
-            return found
-        chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
-        return found.select(chosen[: options.max_detections])
+        found = model.detect(photo, size, options.min_score, most)
+        detail = planned.detail
+        if options.detail is None:  # the whole has just shown how long a view takes
+            seconds = model.milliseconds_per_megapixel * prod(size) / 1e9
+            while detail > 1 and views(detail) * seconds > self.settings.detail_seconds:
+                detail -= 1
+        if detail > 1:
+            found = model.refine(found, photo, size, options.min_score, most, detail)
+        if classes:
+            chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
+            found = found.select(chosen[: options.max_detections])
+        return found, detail
 
     def _write(
         self,
@@ -205,7 +218,8 @@ class Service:
         labels, files = self.labels, dict[Format, File]()
         with watch("encode"):
             if "json" in formats:
-                about = {"model": self.model_name, "render_factor": planned.render_factor, "fit": options.fit}
+                seen = {"render_factor": planned.render_factor, "fit": options.fit, "detail": planned.detail}
+                about = {"model": self.model_name, **seen}
                 files["json"] = output.coco(found, labels, options.segmentation, about)
             if "ids" in formats:
                 files["ids"] = output.ids(found)
@@ -241,6 +255,7 @@ def _load(settings: Settings) -> _Loaded:
         run_bytes=max(0, model.engine.fixed_bytes - (held - before)),
         bytes_per_pixel=model.engine.bytes_per_pixel,
         network_size=model.network_size,
+        max_detections=settings.max_detections,
     )
     budget = Budget(figures.capacity, settings.queue, settings.wait_seconds, model.release)
     if not figures.largest_render_factor():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from segment.errors import SettingsError
-from segment.resize import MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit
+from segment.resize import MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit
 
 PREFIX = "SEGMENT_"
 MIB = 1 << 20
@@ -109,6 +109,12 @@ class Settings:
         25, _or_word("auto", _number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)), "Default render factor."
     )
     fit: Fit = _setting("aspect", _choice("aspect", "square"), "Default fit.")
+    detail: int | None = _setting(
+        1, _or_word("auto", _number(int, 1, MAX_DETAIL)), "Default detail: tiles a side that are seen beside the whole."
+    )
+    detail_seconds: float = _setting(
+        2.0, _number(float, 0, 600), "With detail auto, how long the network may take for a photo."
+    )
     min_score: float = _setting(0.5, _number(float, 0, 1), "Default lowest score of an instance.")
     max_detections: int = _setting(100, _number(int, 1, 1000), "Most instances per photo.")
     memory: int | None = _setting(None, _or_word("auto", _bytes), "Memory limit; auto reads the cgroup's.")

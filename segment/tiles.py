@@ -55,6 +55,11 @@ def magnification(detail: int, overlap: float = OVERLAP) -> float:
     return detail - (detail - 1) * overlap
 
 
+def views(detail: int) -> int:
+    """How many runs a photo takes: one per tile and one for the whole."""
+    return 1 if detail == 1 else detail**2 + 1
+
+
 def tiles(size: tuple[int, int], detail: int, overlap: float = OVERLAP) -> list[Region]:
     """A photo of `size` (width, height) cut into `detail` x `detail` tiles in whole pixels, row by row.
 

@@ -1,0 +1,111 @@
+"""The option `detail`: what it plans, what it finds, and what it is refused for."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from segment.errors import TooLarge
+from segment.image import read_header
+from segment.options import Options
+from segment.plan import Figures, plan
+from segment.resize import fitted_size
+from segment.service import Result, Service
+from segment.settings import Settings
+from training.shapes import scene
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    return Service(Settings(memory=1024 * MIB, threads=1))
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    """Shapes that are small in it: four scenes, side by side."""
+    sheet = Image.new("RGB", (1280, 960))
+    for seed, corner in enumerate([(0, 0), (640, 0), (0, 480), (640, 480)], 50_000):
+        sheet.paste(Image.fromarray(scene(seed, (640, 480))[0]), corner)
+    return jpeg(sheet)
+
+
+def jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def segment(service: Service, photo: bytes, **words: str) -> Result:
+    options = Options.parse({"render_factor": "12", "format": "json"} | words, service.settings)
+    return service.segment(photo, options)
+
+
+def test_detail_finds_more(service: Service, photo: bytes) -> None:
+    plain, fine = segment(service, photo), segment(service, photo, detail="2")
+    assert (plain.detail, fine.detail) == (1, 2)
+    assert fine.network_size == plain.network_size
+    assert fine.instances > plain.instances
+
+
+def test_most_detections_holds_for_the_merged(service: Service, photo: bytes) -> None:
+    assert segment(service, photo, detail="2", max_detections="3").instances == 3
+
+
+def test_classes_are_chosen_from_the_merged(service: Service, photo: bytes) -> None:
+    every = segment(service, photo, detail="2").instances
+    some = segment(service, photo, detail="2", classes="circle,ring").instances
+    assert 0 < some < every
+
+
+def test_auto_keeps_to_the_time(photo: bytes) -> None:
+    hurried, patient = (
+        Service(Settings(memory=1024 * MIB, threads=1, detail=None, detail_seconds=seconds)) for seconds in (0.0, 600.0)
+    )
+    assert segment(hurried, photo).detail == 1
+    assert segment(patient, photo).detail == 4
+
+
+def test_a_result_says_its_detail(service: Service, photo: bytes) -> None:
+    (file,) = segment(service, photo, detail="3").files
+    assert b'"detail":3' in file.body
+
+
+# The plan
+
+
+def planned(size: tuple[int, int], detail: str, capacity: int = 1000 * MIB) -> tuple[int, tuple[int, int], int, int]:
+    figures = Figures(capacity, 0, 400.0, fitted_size)
+    options = Options.parse({"detail": detail, "format": "json"}, Settings())
+    made = plan(read_header(jpeg(Image.new("RGB", size))), options, ("json",), figures)
+    return made.detail, made.look_size, made.look_bytes, made.network_bytes
+
+
+def test_detail_is_decoded_as_sharply_as_it_is_seen() -> None:
+    (_, look, own, run), (_, fine_look, fine_own, fine_run) = planned((4000, 3000), "1"), planned((4000, 3000), "2")
+    assert look == (448, 352)
+    assert fine_look == (807, 634)  # a tile is 1 / 1.8 of the photo
+    assert fine_own > own
+    assert fine_run == run  # the network's memory does not grow
+
+
+@pytest.mark.parametrize(
+    ("size", "detail"),
+    [((400, 300), 1), ((500, 400), 2), ((1000, 750), 3), ((4000, 3000), 4)],
+)
+def test_auto_goes_as_far_as_the_photo_has_pixels(size: tuple[int, int], detail: int) -> None:
+    assert planned(size, "auto")[0] == detail
+
+
+def test_auto_keeps_to_the_memory() -> None:
+    _, _, own, run = planned((4000, 3000), "2")
+    assert planned((4000, 3000), "auto", own + run)[0] == 2
+
+
+def test_too_much_detail_is_refused_with_what_would_fit() -> None:
+    _, _, own, run = planned((4000, 3000), "1")
+    with pytest.raises(TooLarge, match=r"at detail 4 .* or ask for less detail"):
+        planned((4000, 3000), "4", own + run)
