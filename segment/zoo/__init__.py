@@ -69,7 +69,7 @@ def entry(name: str) -> Entry:
         if name in (found.name, found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py"):
             return found
     raise ModelError(
-        f"There is no model called {name!r}: give a model file (.onnx), or a name that `python -m segment models` lists."
+        f"There is no model called {name!r}: give a model file (.onnx) or a name that `python -m segment models` lists."
     )
 
 
