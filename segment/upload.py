@@ -93,13 +93,13 @@ class _Body(io.RawIOBase):
         """Read what has come."""
         try:
             data = self.source.read(min(len(buffer), CHUNK))
-        except OSError:
-            raise ClientDisconnected from None
+        except Exception:  # whatever the server raises for a body that is malformed or breaks off
+            raise ClientDisconnected("The body is malformed or broke off.") from None
         self.taken += len(data)
         if self.taken > self.limit:
             raise self.too_large()
         if not data and self.announced is not None and self.taken < self.announced:
-            raise ClientDisconnected
+            raise ClientDisconnected("The body broke off before its announced end.")
         buffer[: len(data)] = data
         return len(data)
 

@@ -19,7 +19,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -308,10 +308,10 @@ def _after_the_body(request: Request, response: Response) -> Response:
     functions-framework reads all of it before it answers, unless the response is a stream; without reading, the client
     of a refused upload would find its connection broken instead of the answer. So it is read here, and dropped.
     """
-    stream = request.environ["wsgi.input"]
-    left = DRAIN_BYTES
-    while left > 0 and (dropped := len(stream.read(CHUNK))):
-        left -= dropped
+    stream, left = request.environ["wsgi.input"], DRAIN_BYTES
+    with suppress(Exception):  # whatever the server raises for a body that is malformed or breaks off
+        while left > 0 and (dropped := len(stream.read(CHUNK))):
+            left -= dropped
     if not response.is_streamed:
         body = response.get_data()
         response.headers["Content-Length"] = str(len(body))

@@ -118,6 +118,19 @@ class TestPhotos:
         assert zipfile.ZipFile(io.BytesIO(response.content)).namelist()
         assert response.headers["Content-Disposition"] == 'attachment; filename="cutouts.zip"'
 
+    def test_a_large_answer_is_streamed(self) -> None:
+        """Cloud Run takes no answer above 32 MiB in one piece."""
+        noise = Image.effect_noise((3000, 3200), 200)
+        buffer = io.BytesIO()
+        Image.merge("RGB", [noise, noise.rotate(180), noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]).save(
+            buffer, "JPEG", quality=95
+        )
+        with serve() as server:
+            response = post(server, "?min_score=1", data=buffer.getvalue(), headers=JPEG)
+        assert response.headers["Transfer-Encoding"] == "chunked"
+        assert len(response.content) > 24 << 20
+        assert Image.open(io.BytesIO(response.content)).size == (3000, 3200)
+
 
 class TestRefusals:
     def test_nothing_fits_accept(self, server: Server, photo: bytes) -> None:
@@ -195,6 +208,14 @@ class TestRefusals:
         connection.endheaders(photo)
         assert connection.sock is not None
         connection.sock.shutdown(1)
+        assert connection.getresponse().status == 400
+
+    def test_a_malformed_chunk(self, server: Server) -> None:
+        connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+        connection.putrequest("POST", "/segment")
+        connection.putheader("Content-Type", "image/jpeg")
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders(b"5\r\nhello\r\nno length\r\n")
         assert connection.getresponse().status == 400
 
 
