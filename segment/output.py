@@ -81,15 +81,20 @@ def _annotation(
     x0, y0, x1, y1 = (float(value) for value in detections.boxes[index])
     category = int(detections.classes[index])
     runs = rle.runs(mask, size)
+    area = rle.area(runs)
+    if segmentation == "rle":
+        outline: object = rle.compress(runs, size)
+    else:
+        outline = polygons.polygons(mask, size) if area else []
     return {
         "id": index + 1,
         "category_id": category,
         "category_name": labels[category],
         "score": round(float(detections.scores[index]), 4),
-        "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-        "area": rle.area(runs),
+        "bbox": [round(value, 2) + 0.0 for value in (x0, y0, x1 - x0, y1 - y0)],  # + 0.0: never -0.0
+        "area": area,
         "iscrowd": 0,
-        "segmentation": rle.compress(runs, size) if segmentation == "rle" else polygons.polygons(mask, size),
+        "segmentation": outline,
     }
 
 
