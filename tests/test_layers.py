@@ -1,0 +1,134 @@
+"""The house: a module imports only from lower levels, serving loads nothing that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import segment
+from tests.server import ROOT
+
+LEVELS = (
+    ("errors", "mask", "resize", "container", "log"),
+    ("settings", "memory", "image", "fetch", "detections", "polygons", "rle", "labels", "modelfile", "store"),
+    ("options", "tiles", "engine", "zoo"),
+    ("draw", "output", "plan", "upload", "openapi", "convert"),
+    ("model",),
+    ("service", "__init__"),
+    ("web", "bucket"),
+    ("backfill",),
+    ("commands",),
+    ("__main__",),
+)
+"""From the bottom up. A folder counts as one module here; inside of it nothing may import in a circle."""
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+PACKAGE = ROOT / "segment"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    """The first name below `segment` of the file's module."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module of `segment` that a file imports anywhere, without the leading "segment."."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "segment":
+                yield rest or "__init__"
+
+
+def test_every_module_has_its_level() -> None:
+    assert {module(path) for path in FILES} == set(LEVEL)
+    assert sum(len(names) for names in LEVELS) == len(LEVEL), "a module is named twice"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    here = module(path)
+    upwards = {name for name in (name.split(".")[0] for name in imports(path)) if name != here}
+    assert {name for name in upwards if LEVEL[name] >= LEVEL[here]} == set()
+
+
+@pytest.mark.parametrize("folder", ["engine", "convert", "store", "zoo"])
+def test_no_circles_inside_a_folder(folder: str) -> None:
+    """What a file imports at its top must be loadable before it; a later import, inside a function, may look back."""
+    files = {path.stem: path for path in (PACKAGE / folder).glob("*.py")}
+    needs = {name: set(_at_the_top(path, folder)) & set(files) - {name} for name, path in files.items()}
+    while free := [name for name, needed in needs.items() if not needed]:
+        needs = {name: needed - set(free) for name, needed in needs.items() if name not in free}
+    assert not needs
+
+
+def _at_the_top(path: Path, folder: str) -> Iterator[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module == f"segment.{folder}":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"segment.{folder}."):
+            yield str(node.module).split(".")[2]
+
+
+def test_only_the_command_line_converts() -> None:
+    users = {module(path) for path in FILES if any(name.split(".")[0] == "convert" for name in imports(path))}
+    assert users == {"convert", "commands"}
+
+
+def test_only_one_file_knows_the_runtime() -> None:
+    users = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "openvino" for alias in node.names):
+                users.add(path.relative_to(PACKAGE).as_posix())
+    assert {name for name in users if not name.startswith("engine/openvino")} == set()
+
+
+def test_the_environment_is_read_at_the_doors() -> None:
+    """main.py and the command line hand it over; elsewhere a library's telemetry is turned off by it, nothing more."""
+    for path in FILES:
+        text = path.read_text(encoding="utf-8").replace("os.environ.setdefault(", "")
+        assert "os.environ" not in text or module(path) == "commands", path.name
+        assert "getenv" not in text, path.name
+
+
+@pytest.mark.parametrize("code", ["import main", "import segment", "import segment.bucket, segment.commands"])
+def test_importing_loads_nothing_heavy(code: str) -> None:
+    heavy = ["torch", "detectron2", "onnx", "onnxruntime", "openvino", "nncf", "segment.convert", "scipy", "matplotlib"]
+    program = f"{code}; import sys, json; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == []
+
+
+def test_serving_a_photo_needs_neither_torch_nor_onnx() -> None:
+    program = (
+        "import sys, json, numpy, segment; segment.load()(numpy.zeros((64, 64, 3), numpy.uint8));"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, timeout=120)
+    loaded = set(json.loads(done.stdout))
+    assert "openvino" in loaded
+    assert not loaded & {"torch", "detectron2", "onnx", "onnxruntime", "nncf", "matplotlib", "cv2"}
+
+
+def test_public_names() -> None:
+    assert segment.__all__ == sorted(segment.__all__)
+    for name in segment.__all__:
+        value = getattr(segment, name)
+        assert value.__module__.startswith("segment."), f"{name} is not ours"
+        assert value.__doc__, f"{name} does not say what it is"
+    own = {name for name, value in vars(segment).items() if getattr(value, "__module__", "").startswith("segment.")}
+    assert own == set(segment.__all__), "what is public is named in __all__"
