@@ -27,7 +27,7 @@ HIDDEN = 0.2
 """The part of the photo that labels may hide together: on a thumbnail the best few are named."""
 
 _BRIGHT = 0xFF3D5A, 0x1E88FF, 0x14C96B, 0xFFB300, 0xA855F7, 0x00C8D7, 0xFF7A1A, 0xE84AD0, 0x8BD31A, 0x5B6BFF
-_SECOND = 0xFF8FA3, 0x00A58E, 0xFFE14D, 0xC77DFF, 0x4DC3FF, 0xD94F1E, 0x6FE3A8, 0xB8860B, 0xFF5FA8, 0x7F8FA9
+_SECOND = 0xFFB8A0, 0x00A58E, 0xFFE14D, 0xC77DFF, 0x4DC3FF, 0xD94F1E, 0x6FE3A8, 0xB8860B, 0xFF5FA8, 0x7F8FA9
 PALETTE: tuple[Colour, ...] = tuple((code >> 16, code >> 8 & 255, code & 255) for code in _BRIGHT + _SECOND)
 """Twenty colours that stay apart from their neighbours in the list, on bright and on dark photos."""
 
