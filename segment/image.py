@@ -194,7 +194,7 @@ def _refusing(data: bytes) -> Iterator[None]:
             names = ", ".join(NAMES.get(name, name) for name in _formats())
             start = f"it starts with {data[:8]!r}" if data else "it is empty"
             raise UnsupportedImage(f"This is no image of a known format ({start}). What is read: {names}.") from error
-        raise CorruptImage(f"This {name} is cut off or damaged, so it cannot be decoded.") from error
+        raise CorruptImage(f"This {name} is cut off, damaged or of a rare kind; save it anew.") from error
 
 
 def _signature(data: bytes) -> str | None:
