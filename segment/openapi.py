@@ -37,6 +37,7 @@ RESULT_HEADERS = {
     "Segment-Photo-Size": "Width x height in pixels of the photo, upright.",
     "Segment-Picture-Size": "Width x height in pixels of the picture; less than the photo's only for lack of memory.",
     "Segment-Render-Factor": "The render factor that was used.",
+    "Segment-Detail": "The detail that was used: tiles a side that were looked at beside the whole; 1 is none.",
     "Server-Timing": "Milliseconds by stage.",
 }
 

@@ -172,6 +172,7 @@ def _result(result: Result, fetched: Mapping[str, float]) -> Response:
             "Segment-Photo-Size": _size(result.photo_size),
             "Segment-Picture-Size": _size(result.picture_size),
             "Segment-Render-Factor": str(result.render_factor),
+            "Segment-Detail": str(result.detail),
             "Server-Timing": ", ".join(f"{k};dur={v:.1f}" for k, v in {**fetched, **result.timings}.items()),
         }
     )

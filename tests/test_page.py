@@ -272,20 +272,15 @@ class TestNetwork:
             result.get_by_label("Fit").select_option("square")
         assert answer.value.headers["segment-network-size"] == "400x400"
 
-    def test_any_further_choice_the_server_offers(self, page: Page, photo: bytes) -> None:
-        def offer(route: Route) -> None:
-            model = route.fetch().json()
-            grid = {"type": "integer", "minimum": 1, "maximum": 3}
-            model["options"]["detail"] = {"anyOf": [grid, {"const": "auto"}], "default": 1, "description": "Tiles."}
-            route.fulfill(json=model)
-
-        page.route("**/model", offer)
-        page.reload()
-        select = page.get_by_label("Detail")
-        assert select.locator("option").all_inner_texts() == ["1", "2", "3", "auto"]
-        select.select_option("2")
-        with page.expect_request("**/segment?*detail=2*"):
-            page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
+    def test_detail(self, result: Page) -> None:
+        select = result.get_by_label("Detail")
+        assert select.locator("option").all_inner_texts()[:3] == ["1", "2", "3"]
+        assert select.locator("option").last.inner_text() == "auto"
+        with result.expect_response("**/segment?*detail=2*") as answer:
+            select.select_option("2")
+        assert answer.value.ok
+        expect(result.locator("#cost")).to_contain_text("seen 5 times")
+        expect(result.locator("#status")).to_contain_text("pixels, 5 times")
 
     def test_progress(self, page: Page, photo: bytes) -> None:
         held: list[Route] = []

@@ -85,7 +85,7 @@ class TestPhotos:
         assert (headers["Segment-Photo-Size"], headers["Segment-Picture-Size"]) == ("320x240", "320x240")
         width, height = map(int, headers["Segment-Network-Size"].split("x"))
         assert 0 < width * height <= (16 * 16) ** 2
-        assert headers["Segment-Render-Factor"] == "16"
+        assert (headers["Segment-Render-Factor"], headers["Segment-Detail"]) == ("16", "1")
         assert "network;dur=" in headers["Server-Timing"]
         assert headers["Cache-Control"] == "no-store"
         assert headers["X-Content-Type-Options"] == "nosniff"

@@ -74,8 +74,15 @@ function showCost() {
   const parts = [`${(pixels / 1e6).toFixed(pixels < 1e5 ? 3 : 2)} megapixels for the network`];
   const { fixed_bytes: fixed, bytes_per_pixel: each, milliseconds_per_megapixel: speed } = state.model ?? {};
   if (each) parts.push(`about ${Math.round((fixed + each * pixels) / 2 ** 20)} MiB of memory`);
-  if (speed) parts.push(`about ${seconds(speed * pixels / 1e6)}`);
+  const looks = views();
+  if (looks > 1) parts.push(`seen ${looks} times`);
+  if (speed && looks) parts.push(`about ${seconds(speed * looks * pixels / 1e6)}`);
   $("cost").textContent = parts.join(" · ");
+}
+
+/** How often the network runs on one photo: once for the whole, once per tile; null where the server decides. */
+function views(detail = $("detail")?.value ?? "1") {
+  return detail === "auto" ? null : detail === "1" ? 1 : detail ** 2 + 1;
 }
 
 const seconds = (ms) => ms < 950 ? `${Math.max(0.01, ms / 1000).toFixed(2)}\u00a0s` : `${(ms / 1000).toFixed(1)}\u00a0s`;
@@ -175,7 +182,7 @@ const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 
 function estimate() {
   const speed = state.model?.milliseconds_per_megapixel;
-  return speed ? `, about ${seconds(speed * (16 * $("factor").value) ** 2 / 1e6)}` : "";
+  return speed && views() ? `, about ${seconds(speed * views() * (16 * $("factor").value) ** 2 / 1e6)}` : "";
 }
 
 /** The photo itself; what this browser cannot read, or may not fetch, the service returns undrawn. */
@@ -194,14 +201,16 @@ function learnSpeed(header) {
   const [width, height] = (header("Segment-Network-Size") ?? "0x0").split("x").map(Number);
   const network = /network;dur=([\d.]+)/.exec(header("Server-Timing") ?? "");
   if (!network || !width || !state.model) return;
-  state.model.milliseconds_per_megapixel = Number(network[1]) / (width * height / 1e6);
+  const looks = views(header("Segment-Detail") ?? "1");
+  state.model.milliseconds_per_megapixel = Number(network[1]) / (looks * width * height / 1e6);
   showCost();
 }
 
 function say(header) {
   const total = (header("Server-Timing") ?? "").split(",").reduce((sum, part) => sum + Number(/dur=([\d.]+)/.exec(part)?.[1] ?? 0), 0);
   const size = (header("Segment-Network-Size") ?? "").replace("x", " × ");
-  state.summary = `The network saw ${size} pixels; ${seconds(total)} in all.`;
+  const looks = views(header("Segment-Detail") ?? "1");
+  state.summary = `The network saw ${size} pixels${looks > 1 ? `, ${looks} times` : ""}; ${seconds(total)} in all.`;
   update();
 }
 
