@@ -63,8 +63,8 @@ def fetch(url: str, *, limit: int, seconds: float, private: bool = False) -> byt
     deadline = _Deadline(seconds)
     for _ in range(MAX_REDIRECTS + 1):
         target = parse(url)
-        address = resolve(target, deadline, private)
-        with _answer(target, address, deadline) as response:
+        addresses = resolve(target, deadline, private)
+        with _answer(target, addresses, deadline) as response:
             location = response.getheader("Location")
             if response.status in {301, 302, 303, 307, 308} and location:
                 url = urljoin(url, location)
@@ -98,8 +98,8 @@ def parse(url: str) -> Target:
     return Target(secure, host, port or (443 if secure else 80), path)
 
 
-def resolve(target: Target, deadline: _Deadline, private: bool) -> SocketAddress:
-    """Where to connect for `target`; every address its name has must be public, unless `private`."""
+def resolve(target: Target, deadline: _Deadline, private: bool) -> list[SocketAddress]:
+    """Where to connect for `target`, best first; every address its name has must be public, unless `private`."""
     answer: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
 
     def look_up() -> None:
@@ -118,8 +118,7 @@ def resolve(target: Target, deadline: _Deadline, private: bool) -> SocketAddress
         raise FetchError(f"The host name {target.host} cannot be resolved.")
     if not private and not all(is_public(address[0]) for *_, address in found):
         raise RefusedURL(f"{target.host} is not a public address; only photos on the public internet are fetched.")
-    family, _, _, _, address = found[0]
-    return family, address
+    return [(family, address) for family, _, _, _, address in found]
 
 
 def is_public(address: str) -> bool:
@@ -158,23 +157,35 @@ class _Deadline:
 class _Connection(http.client.HTTPConnection):
     """A connection to an address already checked, under the URL's own name, that ends at the deadline."""
 
-    def __init__(self, target: Target, address: SocketAddress, deadline: _Deadline) -> None:
+    def __init__(self, target: Target, addresses: list[SocketAddress], deadline: _Deadline) -> None:
         self.default_port = 443 if target.secure else 80
         super().__init__(target.host, target.port)
         self.secure = target.secure
-        self.address = address
+        self.addresses = addresses
         self.deadline = deadline
         self.socket: socket.socket | None = None
 
     def connect(self) -> None:
-        """Connect to the checked address; with https, the certificate must be for the URL's name."""
-        family, address = self.address
-        self.socket = socket.socket(family, socket.SOCK_STREAM)
-        self.socket.settimeout(self.deadline.left())
-        self.socket.connect(address)
+        """Connect to a checked address; with https, the certificate must be for the URL's name."""
+        self.socket = self._reach()
         if self.secure:
+            self.socket.settimeout(self.deadline.left())
             self.socket = ssl.create_default_context().wrap_socket(self.socket, server_hostname=self.host)
         self.sock: Any = _TimedSocket(self.socket, self.deadline)
+
+    def _reach(self) -> socket.socket:
+        """The first address that answers, each having an equal share of the time that is left."""
+        for turns, (family, address) in zip(range(len(self.addresses), 0, -1), self.addresses, strict=True):
+            reached = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                reached.settimeout(self.deadline.left() / turns)
+                reached.connect(address)
+                return reached
+            except OSError:
+                reached.close()
+                if turns == 1:
+                    raise
+        raise AssertionError("no address")  # resolve() returns at least one
 
     def release(self) -> None:
         """Close the socket."""
@@ -223,9 +234,9 @@ class _TimedReader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _answer(target: Target, address: SocketAddress, deadline: _Deadline) -> Iterator[http.client.HTTPResponse]:
+def _answer(target: Target, addresses: list[SocketAddress], deadline: _Deadline) -> Iterator[http.client.HTTPResponse]:
     """The response to a GET of `target`, its body not yet read; what goes wrong on the way becomes a FetchError."""
-    connection = _Connection(target, address, deadline)
+    connection = _Connection(target, addresses, deadline)
     try:
         connection.request("GET", target.path, headers=HEADERS)
         with connection.getresponse() as response:

@@ -299,6 +299,8 @@ def _log(request: Request, response: Response, seconds: float) -> None:
     for header in ("Segment-Instances", "Segment-Network-Size", "Segment-Photo-Size"):
         if header in response.headers:
             fields[header.removeprefix("Segment-").replace("-", "_").lower()] = response.headers[header]
+    if response.mimetype == "application/problem+json":
+        fields["problem"] = json.loads(response.get_data())["title"]
     level = logging.DEBUG if request.path in {"/health", "/ready"} and response.status_code < 400 else logging.INFO
     log.log(level, "%s %s %d", request.method, request.path, response.status_code, extra=fields)
 

@@ -226,6 +226,11 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     assert asked == ["rebinding.example"]
 
 
+def test_an_address_that_does_not_answer_gives_way_to_the_next(base: str, resolved: Callable[..., list[str]]) -> None:
+    resolved(["::1", "127.0.0.1"])  # nobody listens on the first
+    assert get(f"http://both.example:{base.rpartition(':')[2]}/photo") == PHOTO
+
+
 @pytest.mark.parametrize(
     "url",
     [
