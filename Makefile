@@ -12,7 +12,7 @@ help:
 
 run: $(VENV)/serving
 	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
-	@SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
+	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
 	  $(BIN)/functions-framework --target segment_http --port $(PORT)
 
 test: lint

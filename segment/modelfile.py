@@ -26,8 +26,8 @@ class Facts:
     """What a converted file says of itself.
 
     `labels`: class names by index. `precision`: fp32 or int8. `render_factor`: what it was tuned for. `stride`: sizes
-    that are multiples of it need no padding. `fixed_bytes` and `bytes_per_pixel`: memory of a loaded model, and of a
-    run per pixel of its image; 0 where it was not measured. `source`: where it came from.
+    that are multiples of it need no padding. `fixed_bytes` and `bytes_per_pixel`: memory of a run beside the loaded
+    model, whatever the image and per pixel of it; 0 where it was not measured. `source`: where it came from.
     """
 
     labels: tuple[str, ...]

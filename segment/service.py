@@ -244,15 +244,13 @@ class Service:
 def _load(settings: Settings) -> _Loaded:
     start = time.perf_counter()
     container.settle_allocator()
-    before = container.held()
     model = from_settings(settings)
-    held, limit = container.held(), container.memory_limit(settings.memory)
-    room = capacity(limit, held)
+    limit = container.memory_limit(settings.memory)
+    room = capacity(limit, container.held())
     traffic = int(room * TRAFFIC_SHARE)
     figures = Figures(
         capacity=room - traffic,
-        # What the file says it takes once loaded and run, less what it has taken by now.
-        run_bytes=max(0, model.engine.fixed_bytes - (held - before)),
+        run_bytes=model.engine.fixed_bytes,
         bytes_per_pixel=model.engine.bytes_per_pixel,
         network_size=model.network_size,
         max_detections=settings.max_detections,

@@ -121,7 +121,7 @@ class Settings:
     fixed_bytes: int | None = _setting(
         None,
         _or_word("auto", _bytes),
-        "Memory of the loaded model; auto is what the file says, or measured at loading.",
+        "Memory of a run, whatever the image; auto is what the file says, or measured at loading.",
     )
     bytes_per_pixel: float | None = _setting(
         None, _or_word("auto", _number(float, 0, 1e6)), "Memory of a run per pixel that the network sees; as above."

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from segment import container
 from segment.convert import checkpoint, config, network
 from segment.convert.config import Config
 from segment.engine import footprint
@@ -76,7 +77,7 @@ def quantised(model: onnx.ModelProto, photos: Sequence[Path]) -> onnx.ModelProto
 def finish(model: onnx.ModelProto, path: Path) -> Facts:
     """Write a model file with what memory it takes, measured in a child process. Raises ConversionError, ModelError."""
     _save(model, path)
-    measured = footprint.measure(path)
+    measured = footprint.measure(path, threads=container.cpus())
     facts = replace(_facts(model), fixed_bytes=measured.fixed_bytes, bytes_per_pixel=round(measured.bytes_per_pixel, 2))
     helper.set_model_props(model, facts.to_metadata())
     _save(model, path)

@@ -31,7 +31,7 @@ class Engine(Protocol):
 
     @property
     def fixed_bytes(self) -> int:
-        """Memory in bytes that loading and the first run add to a process, whatever the image."""
+        """Memory in bytes that a run takes beside the loaded model, whatever the image."""
 
     @property
     def bytes_per_pixel(self) -> float:

@@ -1,6 +1,4 @@
-"""How much memory a model file takes: loaded, and per pixel of an image. Measured, in a process of its own.
-
-    python -m segment.engine.footprint FILE
+"""How much memory a run takes beside the loaded model: fixed, and per pixel. Measured, in a process of its own.
 
 The process loads the file and runs it on noise with everything that could be asked for (no lowest score, as many
 instances as allowed), at two areas and three shapes each, while a thread samples its anonymous memory. A line through
@@ -29,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segment import container
 from segment.errors import ModelError
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ ROOT = Path(__file__).parents[2]
 """Where Python finds this package."""
 SIDES = (320, 640)
 """Two square images; each area is also run at about 2:1 and 1:2."""
+GRAINS = (1, 8, 64)
+"""Noise of small and of large squares: what is found is small or large, and different levels of a pyramid fill up."""
 MAX_DETECTIONS = 100
 SLACK = 1.05
 """Runs on other sizes and photos were up to 3 % above the line."""
@@ -49,7 +50,7 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of a model: `fixed_bytes` loaded, whatever the image, and on top `bytes_per_pixel` of an image's area."""
+    """Memory of a run beside the loaded model: `fixed_bytes` whatever the image, and `bytes_per_pixel` of its area."""
 
     fixed_bytes: int
     bytes_per_pixel: float
@@ -73,7 +74,7 @@ def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
 
 def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detections: int = MAX_DETECTIONS) -> Footprint:
     """Measure a model file in a process of its own. Raises ModelError, with that process's own reason if it has one."""
-    command = [sys.executable, "-m", __spec__.name, str(path.resolve())]
+    command = [sys.executable, "-c", f"from {__name__} import main; main()", str(path.resolve())]
     command += [f"--threads={threads}", f"--instances={max_detections}"]
     if cache:
         command.append(f"--cache={cache.resolve()}")
@@ -97,7 +98,7 @@ def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detecti
 
 def main() -> None:
     """Measure the file of the command line; one JSON object on standard output: a Footprint, or {"error": ...}."""
-    parser = argparse.ArgumentParser(prog="python -m segment.engine.footprint", description="Measure a model's memory.")
+    parser = argparse.ArgumentParser(description="Measure a model's memory.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path)
@@ -106,30 +107,36 @@ def main() -> None:
     from segment.engine import load
 
     try:
-        before = anonymous_bytes()
+        container.settle_allocator()
         engine = load(arguments.file, threads=arguments.threads, cache=arguments.cache, memory=Footprint(0, 0))
-        print(json.dumps(asdict(measure_engine(engine, before, arguments.instances))))
+        print(json.dumps(asdict(measure_engine(engine, arguments.instances))))
     except ModelError as error:
         print(json.dumps({"error": str(error)}))
 
 
-def measure_engine(engine: Engine, before: int, max_detections: int = MAX_DETECTIONS) -> Footprint:
-    """Measure a loaded engine in this process, which held `before` bytes of anonymous memory before it was loaded."""
+def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Footprint:
+    """Measure a loaded engine in this process."""
     noise = np.random.default_rng(0)
     fixed_size = engine.input_size((SIDES[0], SIDES[0]))
+    engine(np.zeros((64, 64, 3), np.uint8), 0.0, max_detections)  # the first run lays out the weights, for good
+    engine.release()
+    container.give_back()
+    before = anonymous_bytes()
 
     def peak(*sizes: tuple[int, int]) -> float:
         with _sampling() as sampled:
             for width, height in sizes:
-                for _ in range(2):
-                    engine(noise.integers(0, 256, (height, width, 3), np.uint8), 0.0, max_detections)
+                for grain in GRAINS:
+                    few = noise.integers(0, 256, (-(-height // grain), -(-width // grain), 3), np.uint8)
+                    image = few.repeat(grain, axis=0).repeat(grain, axis=1)[:height, :width]
+                    engine(image, 0.0, max_detections)
         return (max(sampled) - before) * SLACK
 
     if fixed_size:
         return Footprint(int(peak(fixed_size)), 0.0)
     (small, low), (large, high) = ((side * side, peak(*_shapes(side, engine.stride))) for side in SIDES)
     slope = max(0.0, (high - low) / (large - small))
-    return Footprint(int(low - slope * small), slope)
+    return Footprint(max(0, int(low - slope * small)), slope)
 
 
 def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
