@@ -35,6 +35,9 @@ PIXEL_BYTES = 4
 """Of an RGB image in Pillow."""
 NETWORK_INPUT_BYTES = 7
 """Per pixel that the network sees: the resized image in Pillow and as an array."""
+TILE_SHARPNESS = 0.9
+"""A tile may have this share of the pixels a side that it is seen at: enlarged by so little it loses nothing that the
+network sees, and JPEG's steps of two often spare three quarters of the photo."""
 INSTANCE_BYTES = 4 << 10
 """Of an instance that is kept until all tiles are seen: its grid and numbers."""
 WORKING_BYTES = 8 << 20
@@ -112,8 +115,9 @@ def plan(header: Header, options: Options, formats: Sequence[Format], figures: F
 
 
 def _look_size(header: Header, network: Size, detail: int) -> Size:
-    """The size at which a tile has as many pixels as the network sees, but no more than the photo has."""
-    width, height = (min(ceil(n * magnification(detail)), most) for n, most in zip(network, header.size, strict=True))
+    """The size at which the whole, or a tile, has the pixels that the network sees, but no more than the photo has."""
+    times = 1.0 if detail == 1 else magnification(detail) * TILE_SHARPNESS
+    width, height = (min(ceil(n * times), most) for n, most in zip(network, header.size, strict=True))
     return width, height
 
 

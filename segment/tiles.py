@@ -9,8 +9,9 @@ joins what overlaps anywhere; here two tiles' instances are joined only if they 
    shows all of it is taken as it is, else their masks are joined.
 2. All are sorted by how far they can be trusted: what the whole photo shows large, what a tile shows complete, what
    the whole photo shows small, what a tile shows only a part of; each by score.
-3. In that order each is kept, unless it overlaps one of its class that is kept already and that another view saw. What
-   one view sees as two stays two.
+3. In that order each is kept, unless one that is kept already, and that another view saw, is the same: of its class
+   and overlapping it, or of another class in the same place, which the better view knows better. What one view sees as
+   two stays two.
 
 Masks stay small grids on their own rectangles. Overlap is measured on SAMPLES x SAMPLES points where two boxes meet,
 and only for pairs whose boxes do.
@@ -34,7 +35,9 @@ OVERLAP = 0.2
 AGREE = 0.5
 """IoU of two masks, where both tiles look, from which they are one instance."""
 SAME = 0.5
-"""Overlap of two masks by the smaller's area from which the less trusted is a duplicate."""
+"""Overlap of two masks of one class by the smaller's area, from which they are the same."""
+SAME_PLACE = 0.5
+"""IoU of two masks of any class from which they are the same."""
 LARGE = 0.5
 """An instance longer than this share of a tile's side is taken from the whole photo."""
 EDGE = 0.02
@@ -160,7 +163,7 @@ def _joined(seen: Sequence[_Instance], regions: Sequence[Region], size: tuple[in
         return i
 
     for i, j in _meeting(seen):
-        if first(i) != first(j) and _agree(seen[i], seen[j], regions):
+        if seen[i].label == seen[j].label and first(i) != first(j) and _agree(seen[i], seen[j], regions):
             group[max(first(i), first(j))] = min(first(i), first(j))
     members: dict[int, list[_Instance]] = {}
     for i, instance in enumerate(seen):
@@ -216,28 +219,32 @@ def _cells(length: float, cell: float) -> int:
 
 def _unique(ordered: Sequence[_Instance]) -> list[_Instance]:
     """The instances without those that are a duplicate of an earlier one."""
+    areas = [_shared_area(instance.mask, instance.mask) for instance in ordered]
+
+    def are_same(i: int, j: int) -> bool:
+        shared = _shared_area(ordered[i].mask, ordered[j].mask)
+        if ordered[i].label == ordered[j].label:
+            return shared >= SAME * min(areas[i], areas[j])
+        return shared >= SAME_PLACE * (areas[i] + areas[j] - shared)
+
     better: dict[int, list[int]] = {}
     for i, j in _meeting(ordered):
         better.setdefault(j, []).append(i)
-    areas = [_shared_area(instance.mask, instance.mask) for instance in ordered]
     dropped: set[int] = set()
     for j in sorted(better):
-        for i in (i for i in better[j] if i not in dropped):
-            if _shared_area(ordered[i].mask, ordered[j].mask) >= SAME * min(areas[i], areas[j]):
-                dropped.add(j)
-                break
+        if any(i not in dropped and are_same(i, j) for i in better[j]):
+            dropped.add(j)
     return [instance for i, instance in enumerate(ordered) if i not in dropped]
 
 
 def _meeting(instances: Sequence[_Instance]) -> Iterator[tuple[int, int]]:
-    """The pairs i < j of one class whose masks' bounds meet and that no view saw both of."""
+    """The pairs i < j whose masks' bounds meet and that no view saw both of."""
     bounds = np.array([instance.mask.bounds for instance in instances], np.float64).reshape(-1, 4)
-    labels = np.array([instance.label for instance in instances], np.int64)
     order = np.argsort(bounds[:, 0], kind="stable")
     x0, y0, x1, y1 = bounds[order].T
     for at, end in enumerate(np.searchsorted(x0, x1)):  # from left to right; from `end` on all begin further right
         others = slice(at + 1, end)
-        meets = (y0[others] < y1[at]) & (y1[others] > y0[at]) & (labels[order[others]] == labels[order[at]])
+        meets = (y0[others] < y1[at]) & (y1[others] > y0[at])
         for other in order[others][meets]:
             i, j = sorted((int(order[at]), int(other)))
             if instances[i].views.isdisjoint(instances[j].views):

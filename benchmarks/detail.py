@@ -1,0 +1,270 @@
+"""What `detail` brings on large scenes of small shapes, and what it takes: average precision, time, memory.
+
+    python -m benchmarks.detail            measure (some minutes), write benchmarks/results/detail.json and .md
+
+The scenes are training.shapes.crowd: 1600 x 1200 pixels, 80 shapes of 12 to 60 pixels, as JPEG files. Each row is a
+process of its own that gives the photos to segment.service one after the other and takes back JSON, as a request does;
+the model was compiled before and is read from the cache, as in the image. Beside each row with tiles stands a single
+pass over the whole photo with as many pixels as the tiles have together.
+
+Average precision of masks is COCO's own (pycocotools, IoU 0.50 to 0.95, at most 100 per photo). Memory: the peak of
+the process's resident set as the kernel keeps it (VmHWM), and the most anonymous memory, which a container cannot give
+back, while the photos are segmented.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segment.options import Options
+from segment.service import Service
+from segment.settings import MIB, Settings
+from segment.tiles import views
+from training.shapes import CLASSES, crowd
+
+RESULTS = Path(__file__).parent / "results"
+SCENES = range(900_000, 900_012)
+FACTORS, DETAILS = (16, 25, 35, 50), (1, 2, 3)
+MIN_SCORE = 0.05
+SAMPLE_SECONDS = 0.002
+GOAL_FACTOR, GOAL_AP, GOAL_MEMORY = 25, 2.0, 1.05
+"""At this render factor detail 2 is to reach twice the precision of detail 1 with at most 5% more memory."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to look at the scenes, and what came of it.
+
+    `network_size`: (width, height) in pixels of one run. `ap`, `ap50`: in percent. `seconds`: of one photo, the
+    median; `cpu_seconds_per_photo`: the mean. `peak_rss`, `peak_anonymous`: bytes.
+    """
+
+    render_factor: int
+    detail: int
+    network_size: tuple[int, int]
+    runs: int
+    ap: float
+    ap50: float
+    found: int
+    seconds: float
+    cpu_seconds_per_photo: float
+    peak_rss: int
+    peak_anonymous: int
+
+
+def rows() -> Iterator[tuple[int, int]]:
+    """(render factor, detail) of every row: each factor with each detail, and what has as many pixels in one pass."""
+    wanted = [(factor, detail) for factor in FACTORS for detail in DETAILS]
+    wanted += [(factor * detail, 1) for factor, detail in wanted]
+    return iter(dict.fromkeys(wanted))
+
+
+# In the process of a row
+
+
+def look(folder: Path, factor: int, detail: int) -> dict[str, Any]:
+    """Segment the photos of `folder`; figures, and the detections as COCO's results."""
+    service = Service(Settings(cache=str(folder / "cache"), memory=1 << 40))
+    options = Options.parse(
+        {"render_factor": str(factor), "detail": str(detail), "min_score": str(MIN_SCORE), "format": "json"},
+        service.settings,
+    )
+    photos = sorted(folder.glob("*.jpg"))
+    service.segment(photos[0].read_bytes(), options)  # what only the first photo of a size takes
+    found: list[dict[str, Any]] = []
+    spent: list[float] = []
+    network_size = (0, 0)
+    cpu = time.process_time()
+    with _anonymous() as samples:
+        for photo in photos:
+            start = time.perf_counter()
+            result = service.segment(photo.read_bytes(), options)
+            spent.append(time.perf_counter() - start)
+            network_size = result.network_size
+            for instance in json.loads(result.files[0].body)["annotations"]:
+                keys = ("category_id", "score", "segmentation")
+                found.append({"image_id": int(photo.stem), **{key: instance[key] for key in keys}})
+    return {
+        "network_size": network_size,
+        "seconds": statistics.median(spent),
+        "cpu_seconds_per_photo": (time.process_time() - cpu) / len(photos),
+        "peak_rss": _status("VmHWM"),
+        "peak_anonymous": max(samples),
+        "results": found,
+    }
+
+
+@contextlib.contextmanager
+def _anonymous() -> Iterator[list[int]]:
+    """Bytes of anonymous memory, again and again until the context ends."""
+    samples, done = [_status("RssAnon")], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            samples.append(_status("RssAnon"))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def _status(name: str) -> int:
+    """A size of this process in bytes, as the kernel counts it."""
+    match = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    return int(match[1]) << 10 if match else 0
+
+
+# In the process that compares
+
+
+def draw(folder: Path) -> COCO:
+    """Write the scenes as JPEG files; what is in them."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for seed in SCENES:
+        image, visible, classes = crowd(seed)
+        height, width = image.shape[:2]
+        Image.fromarray(image).save(folder / f"{seed}.jpg", quality=95)
+        images.append({"id": seed, "width": width, "height": height})
+        for mask, label in zip(visible, classes, strict=True):
+            segmentation = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": seed,
+                    "category_id": int(label),
+                    "segmentation": segmentation,
+                    "area": float(masks.area(segmentation)),
+                    "bbox": masks.toBbox(segmentation).tolist(),
+                    "iscrowd": 0,
+                }
+            )
+    truth = COCO()
+    categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+    truth.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def precision(truth: COCO, found: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """AP of masks in percent, over IoU 0.50 to 0.95 and at 0.50."""
+    if not found:
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(list(found)), "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * float(evaluation.stats[0]), 100 * float(evaluation.stats[1])
+
+
+def measure(folder: Path) -> Iterator[Row]:
+    """The rows, each from a fresh process; the first of all fills the cache."""
+    truth = draw(folder)
+    _in_process(folder, FACTORS[0], 1)
+    for factor, detail in rows():
+        figures = _in_process(folder, factor, detail)
+        found = figures.pop("results")
+        figures["network_size"] = tuple(figures["network_size"])
+        ap, ap50 = precision(truth, found)
+        row = Row(
+            render_factor=factor, detail=detail, runs=views(detail), ap=ap, ap50=ap50, found=len(found), **figures
+        )
+        print(f"render factor {factor}, detail {detail}: AP {ap:.1f}, {row.seconds:.2f} s", file=sys.stderr, flush=True)
+        yield row
+
+
+def _in_process(folder: Path, factor: int, detail: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.detail", "--look", str(folder), str(factor), str(detail)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return dict(json.loads(done.stdout))
+
+
+# What is written
+
+
+def table(measured: Sequence[Row]) -> str:
+    """The rows as Markdown: one per render factor and detail, beside it the single pass of as many pixels."""
+    by_way = {(row.render_factor, row.detail): row for row in measured}
+    low, high = by_way[GOAL_FACTOR, 1], by_way[GOAL_FACTOR, 2]
+    ways = [by_way[factor, detail] for factor in FACTORS for detail in DETAILS]
+    lines = [
+        "# Detail: small things without more memory",
+        "",
+        f"{len(SCENES)} scenes of 1600 x 1200 pixels with 80 shapes of 12 to 60 pixels (`training.shapes.crowd`), the "
+        f"demo model, {os.cpu_count()} cores that others used too. Mask AP is COCO's (IoU 0.50 to 0.95). Peak RSS is "
+        "VmHWM of the row's own process; anonymous is the part that the kernel cannot take back. The single pass sees "
+        "the whole photo at as many pixels as the tiles have together. Made by `python -m benchmarks.detail`.",
+        "",
+        f"At render factor {GOAL_FACTOR}, detail 2 reaches {high.ap / max(low.ap, 1e-9):.1f} times the AP of detail 1 "
+        f"({low.ap:.1f} to {high.ap:.1f}) with {high.peak_rss / low.peak_rss - 1:+.1%} peak RSS and "
+        f"{high.peak_anonymous / low.peak_anonymous - 1:+.1%} anonymous memory.",
+        "",
+        "| render factor | detail | runs | AP | AP50 | s per photo | CPU s | peak RSS MiB | anonymous MiB "
+        "| single pass: render factor | AP | s | peak RSS MiB | anonymous MiB |",
+        "|---" * 14 + "|",
+    ]
+    for row in ways:
+        one = by_way[row.render_factor * row.detail, 1]
+        size = f"{row.runs} of {row.network_size[0]} x {row.network_size[1]}"
+        lines.append(
+            f"| {row.render_factor} | {row.detail} | {size} | {row.ap:.1f} | {row.ap50:.1f} | {row.seconds:.2f} "
+            f"| {row.cpu_seconds_per_photo:.2f} | {row.peak_rss / MIB:.0f} | {row.peak_anonymous / MIB:.0f} "
+            + ("| | | | | |" if row.detail == 1 else _beside(one))
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _beside(row: Row) -> str:
+    memory = f"{row.peak_rss / MIB:.0f} | {row.peak_anonymous / MIB:.0f}"
+    return f"| {row.render_factor} | {row.ap:.1f} | {row.seconds:.2f} | {memory} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What detail brings on small shapes, and what it takes.")
+    parser.add_argument("--look", nargs=3, metavar=("FOLDER", "FACTOR", "DETAIL"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.look:
+        folder, factor, detail = given.look
+        json.dump(look(Path(folder), int(factor), int(detail)), sys.stdout)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measured = list(measure(Path(folder)))
+    RESULTS.mkdir(exist_ok=True)
+    by_way = {(row.render_factor, row.detail): row for row in measured}
+    low, high = by_way[GOAL_FACTOR, 1], by_way[GOAL_FACTOR, 2]
+    reached = high.ap >= GOAL_AP * low.ap and high.peak_rss <= GOAL_MEMORY * low.peak_rss
+    document = {"scenes": list(SCENES), "goal_reached": reached, "rows": [asdict(row) for row in measured]}
+    (RESULTS / "detail.json").write_text(json.dumps(document, indent=1) + "\n")
+    (RESULTS / "detail.md").write_text(table(measured))
+    print(table(measured))
+
+
+if __name__ == "__main__":
+    main()
