@@ -27,10 +27,8 @@ from segment.plan import PICTURES, Figures, Plan, Size, plan
 from segment.settings import OverlayFormat, Settings
 from segment.tiles import views
 
-TRAFFIC_SHARE = 0.15
+TRAFFIC_SHARE = 0.12
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
-BODY_COPIES = 2
-"""A form or JSON is in memory as it came and as the photo in it."""
 OVERLAYS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
 
 log = logging.getLogger(__name__)
@@ -94,6 +92,7 @@ class Service:
         self.settings = settings
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
+        self._failure = ""
 
     @property
     def ready(self) -> bool:
@@ -130,17 +129,17 @@ class Service:
         }
 
     @contextmanager
-    def receive(self, announced: int | None) -> Iterator[int]:
+    def receive(self, announced: int | None, copies: int = 1) -> Iterator[int]:
         """Hold room for a request's body from before it is read until its answer is sent; yields its limit in bytes.
 
-        `announced`: its Content-Length, or None if that is not known. Loads the model, without which there is no
-        budget. Raises TooLarge, Busy.
+        `announced`: its Content-Length, or None if that is not known. `copies`: how many times it will be in memory
+        while it is taken apart. Loads the model, without which there is no budget. Raises TooLarge, Busy.
         """
         traffic = self._load().traffic
-        limit = min(self.settings.max_upload, traffic.capacity // BODY_COPIES)
+        limit = min(self.settings.max_upload, traffic.capacity // copies)
         if announced is not None and announced > limit:
             raise TooLarge(f"The body has {announced:,} bytes; the most that is taken here is {limit:,}.")
-        with traffic.reserve(BODY_COPIES * (limit if announced is None else announced), 0):
+        with traffic.reserve(copies * (limit if announced is None else announced), 0):
             yield limit
 
     def segment(self, data: bytes, options: Options, formats: Sequence[Format] | None = None) -> Result:
@@ -184,8 +183,14 @@ class Service:
     def _load(self) -> _Loaded:
         if self._loaded is None:
             with self._lock:
+                if self._failure:
+                    raise ModelError(self._failure)
                 if self._loaded is None:
-                    self._loaded = _load(self.settings)
+                    try:
+                        self._loaded = _load(self.settings)
+                    except ModelError as error:
+                        self._failure = str(error)  # the file and the memory stay as they are
+                        raise
         return self._loaded
 
     def _detect(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> tuple[Detections, int]:

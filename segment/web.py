@@ -66,6 +66,8 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
 }
 """Error -> status and title; an error not listed has those of its nearest ancestor."""
 
+JSON_COPIES = 4
+"""A photo in JSON is in memory as text, parsed, as base64 and decoded."""
 STREAM_BYTES = 24 << 20
 """Larger bodies are streamed: Cloud Run takes no more than 32 MiB in one piece."""
 CHUNK = 1 << 16
@@ -129,7 +131,7 @@ def _route(service: Service, request: Request) -> Response:
 def _segment(service: Service, request: Request) -> Response:
     announced = request.content_length if request.method == "POST" else None
     with ExitStack() as stack:
-        limit = stack.enter_context(service.receive(announced))
+        limit = stack.enter_context(service.receive(announced, JSON_COPIES if request.is_json else 1))
         response = _answer(service, request, limit)
         response.call_on_close(stack.pop_all().close)  # the answer takes the body's room until it is sent
         return response
