@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from segment import container
+from segment.engine.footprint import Footprint
 from segment.errors import ConversionError, OptionError, SegmentError
 from segment.model import locate
 from segment.modelfile import Facts, metadata
@@ -94,7 +95,7 @@ def info(arguments: argparse.Namespace) -> int:
         "source": facts.source if facts else "not converted here",
         "precision": facts.precision if facts else "as exported",
         "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}" + ", ..." * (len(service.labels) > 10),
-        "memory": f"{int(str(about['fixed_bytes'])) / MIB:.0f} MiB, and {about['bytes_per_pixel']:.0f} bytes per pixel",
+        "memory of a run": _per_run(service.footprint),
         "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
         "largest render factor": about["largest_render_factor"],
     }
@@ -157,6 +158,14 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise OptionError(name, f"{text!r} is no option; write it as OPTION=VALUE, such as render_factor=40.")
     return name, value
+
+
+def _per_run(memory: Footprint) -> str:
+    """Memory of a run, in words."""
+    return (
+        f"{memory.fixed_bytes / MIB:.0f} MiB, {memory.bytes_per_pixel:.0f} bytes per pixel, "
+        f"{memory.bytes_per_instance / 1024:.0f} KiB per instance"
+    )
 
 
 def _size(path: Path) -> str:

@@ -31,7 +31,7 @@ class Model:
 
     def __init__(self, name: str, engine: Engine) -> None:
         self.name, self.engine = name, engine
-        self.labels = engine.labels
+        self.labels, self.footprint = engine.labels, engine.footprint
         self.milliseconds_per_megapixel = 0.0
         self._run(np.zeros((64, 64, 3), np.uint8), 1.0, 1)  # the first run lays out the weights for this CPU
         self.release()

@@ -26,8 +26,8 @@ class Facts:
     """What a converted file says of itself.
 
     `labels`: class names by index. `precision`: fp32 or int8. `render_factor`: what it was tuned for. `stride`: sizes
-    that are multiples of it need no padding. `fixed_bytes` and `bytes_per_pixel`: memory of a run beside the loaded
-    model, whatever the image and per pixel of it; 0 where it was not measured. `source`: where it came from.
+    that are multiples of it need no padding. `fixed_bytes`, `bytes_per_pixel`, `bytes_per_instance`: memory of a run
+    beside the loaded model, see engine/footprint.py; 0 where it was not measured. `source`: where it came from.
     """
 
     labels: tuple[str, ...]
@@ -36,6 +36,7 @@ class Facts:
     stride: int
     fixed_bytes: int
     bytes_per_pixel: float
+    bytes_per_instance: float
     source: str
 
     def to_metadata(self) -> dict[str, str]:

@@ -16,9 +16,10 @@ Only a picture may come back smaller than the photo, and the answer says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod, sqrt
 
+from segment.engine.footprint import Footprint
 from segment.errors import TooLarge
 from segment.image import Header
 from segment.options import Format, Options
@@ -51,20 +52,25 @@ SMALLEST = 64
 class Figures:
     """What a plan has to keep to.
 
-    `capacity`: bytes for requests. `run_bytes`, `bytes_per_pixel`: what a run of the network takes in bytes, whatever
-    the image, and per pixel of it. `network_size`: (photo's size, render factor, fit) -> the (width, height) that the
-    network sees. `max_detections`: what one run finds at most.
+    `capacity`: bytes for requests. `run`: what a run of the network takes. `network_size`: (photo's size, render
+    factor, fit) -> the (width, height) that the network sees. `max_detections`: what one run finds at most.
     """
 
     capacity: int
-    run_bytes: int
-    bytes_per_pixel: float
+    run: Footprint
     network_size: Callable[[Size, int, Fit], Size]
     max_detections: int = 100
 
+    def narrowed(self, options: Options) -> Figures:
+        """The same for a request whose runs are asked for fewer detections."""
+        if options.classes or options.detail != 1:  # what is found is chosen from afterwards
+            return self
+        return replace(self, max_detections=min(self.max_detections, options.max_detections))
+
     def network_bytes(self, size: Size) -> int:
         """Memory in bytes of a run on an image of `size`."""
-        return self.run_bytes + int(self.bytes_per_pixel * prod(size))
+        run = self.run
+        return int(run.fixed_bytes + run.bytes_per_pixel * prod(size) + run.bytes_per_instance * self.max_detections)
 
     def largest_render_factor(self, own_bytes: int = WORKING_BYTES) -> int:
         """The largest render factor whose run fits beside `own_bytes`; 0 if none does."""
@@ -100,6 +106,7 @@ class Plan:
 
 def plan(header: Header, options: Options, formats: Sequence[Format], figures: Figures) -> Plan:
     """The plan with the largest picture, up to the photo's size, that fits. Raises TooLarge."""
+    figures = figures.narrowed(options)
     factor = options.render_factor or _best_factor(header, options, figures)
     network = figures.network_size(header.size, factor, options.fit)
     detail = options.detail or _best_detail(header, network, figures)

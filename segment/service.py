@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 
 from PIL import Image
 
 from segment import container, draw, image, output
 from segment.detections import Detections
+from segment.engine.footprint import Footprint
 from segment.errors import ModelError, OptionError, TooLarge
 from segment.memory import Budget, capacity
 from segment.model import Model, from_settings
@@ -113,6 +114,11 @@ class Service:
         """The model file's name without its extension; loads the model."""
         return self._load().model.name
 
+    @property
+    def footprint(self) -> Footprint:
+        """What memory a run of the network takes; loads the model."""
+        return self._load().model.footprint
+
     def describe(self) -> dict[str, object]:
         """What the page and an operator want to know of the model and its memory, in bytes; loads the model."""
         loaded = self._load()
@@ -120,8 +126,7 @@ class Service:
         return {
             "name": model.name,
             "labels": list(model.labels),
-            "fixed_bytes": model.engine.fixed_bytes,
-            "bytes_per_pixel": model.engine.bytes_per_pixel,
+            **asdict(model.footprint),
             "memory_limit": container.memory_limit(self.settings.memory),
             "memory_free": figures.capacity,
             "largest_render_factor": figures.largest_render_factor(),
@@ -255,8 +260,7 @@ def _load(settings: Settings) -> _Loaded:
     traffic = int(room * TRAFFIC_SHARE)
     figures = Figures(
         capacity=room - traffic,
-        run_bytes=model.engine.fixed_bytes,
-        bytes_per_pixel=model.engine.bytes_per_pixel,
+        run=model.footprint,
         network_size=model.network_size,
         max_detections=settings.max_detections,
     )

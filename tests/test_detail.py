@@ -7,6 +7,7 @@ import io
 import pytest
 from PIL import Image
 
+from segment.engine.footprint import Footprint
 from segment.errors import TooLarge
 from segment.image import read_header
 from segment.options import Options
@@ -78,7 +79,7 @@ def test_a_result_says_its_detail(service: Service, photo: bytes) -> None:
 
 
 def planned(size: tuple[int, int], detail: str, capacity: int = 1000 * MIB) -> tuple[int, tuple[int, int], int, int]:
-    figures = Figures(capacity, 0, 400.0, fitted_size)
+    figures = Figures(capacity, Footprint(0, 400.0), fitted_size)
     options = Options.parse({"detail": detail, "format": "json"}, Settings())
     made = plan(read_header(jpeg(Image.new("RGB", size))), options, ("json",), figures)
     return made.detail, made.look_size, made.look_bytes, made.network_bytes

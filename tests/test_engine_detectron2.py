@@ -121,7 +121,7 @@ def test_serves_through_the_settings(tmp_path: Path) -> None:
     (folder / "labels.txt").write_text("a\nb\nc\nd\ne\nf\ng\n")
     loaded = model.from_settings(Settings(engine="detectron2", model=str(folder)))
     assert loaded.labels == tuple("abcdefg")
-    assert loaded.engine.bytes_per_pixel > 0  # measured
+    assert loaded.footprint.bytes_per_pixel > 0  # measured
     image = np.load(GOLDEN / "r50.npz")["image0"]
     found = loaded(image, render_factor=10, min_score=0.0)
     assert found.size == (image.shape[1], image.shape[0])

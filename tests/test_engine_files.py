@@ -96,14 +96,14 @@ def test_a_foreign_file_is_measured_once_where_there_is_a_cache(tmp_path: Path) 
         metadata={"names": "['a', 'b', 'c']"},
     )  # fmt: skip
     engine = load(path, threads=1, cache=tmp_path / "cache")
-    assert 0 <= engine.fixed_bytes < 200 << 20
-    assert 12 < engine.bytes_per_pixel < 300  # at least the float32 input
+    assert 0 <= engine.footprint.fixed_bytes < 200 << 20
+    assert 12 < engine.footprint.bytes_per_pixel < 300  # at least the float32 input
     (note,) = (tmp_path / "cache").glob("*.footprint.json")
     note.write_text(json.dumps({"fixed_bytes": 7, "bytes_per_pixel": 2.5}))
     again = load(path, threads=1, cache=tmp_path / "cache")
-    assert (again.fixed_bytes, again.bytes_per_pixel) == (7, 2.5)
+    assert (again.footprint.fixed_bytes, again.footprint.bytes_per_pixel) == (7, 2.5)
     note.write_text("{")
-    assert load(path, threads=1, cache=tmp_path / "cache").bytes_per_pixel > 12
+    assert load(path, threads=1, cache=tmp_path / "cache").footprint.bytes_per_pixel > 12
 
 
 def test_a_fixed_size_takes_fixed_memory(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -47,6 +47,7 @@ def convert(
         stride=network_config.stride,
         fixed_bytes=0,
         bytes_per_pixel=0.0,
+        bytes_per_instance=0.0,
         source=source,
     )
     return network.build(network_config, tensors, facts.to_metadata())
@@ -78,7 +79,7 @@ def finish(model: onnx.ModelProto, path: Path) -> Facts:
     """Write a model file with what memory it takes, measured in a child process. Raises ConversionError, ModelError."""
     _save(model, path)
     measured = footprint.measure(path, threads=container.cpus())
-    facts = replace(_facts(model), fixed_bytes=measured.fixed_bytes, bytes_per_pixel=round(measured.bytes_per_pixel, 2))
+    facts = replace(_facts(model), **asdict(measured))
     helper.set_model_props(model, facts.to_metadata())
     _save(model, path)
     return facts

@@ -7,15 +7,13 @@ module (families.py), on OpenVINO; `detectron2.py` runs the original network for
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-
-if TYPE_CHECKING:
-    from segment.engine.footprint import Footprint
+from segment.engine.footprint import Footprint
 
 
 class Engine(Protocol):
@@ -30,12 +28,8 @@ class Engine(Protocol):
         """Sizes that are multiples of this are used without padding."""
 
     @property
-    def fixed_bytes(self) -> int:
-        """Memory in bytes that a run takes beside the loaded model, whatever the image."""
-
-    @property
-    def bytes_per_pixel(self) -> float:
-        """Memory in bytes that one run needs per pixel of its image, on top of `fixed_bytes`."""
+    def footprint(self) -> Footprint:
+        """What memory a run takes beside the loaded model."""
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The (width, height) at which a photo of `size` is wanted by a file that insists on its own; None is any.

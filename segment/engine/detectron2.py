@@ -55,8 +55,7 @@ class Detectron2:
         _load(self._model, _weights(folder))
         self.labels = labels or _labels(folder, config, self._model.roi_heads.num_classes)
         self.stride = self._model.backbone.size_divisibility or 1
-        memory = memory or footprint.measure_engine(self)
-        self.fixed_bytes, self.bytes_per_pixel = max(0, memory.fixed_bytes), memory.bytes_per_pixel
+        self.footprint = memory or footprint.measure_engine(self)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """Any size will do."""

@@ -64,7 +64,7 @@ class FileEngine:
     def __init__(self, network: Network, family: Family, memory: Footprint) -> None:
         self._network, self._family, self._turn = network, family, threading.Lock()
         self.labels, self.stride = family.labels, family.stride
-        self.fixed_bytes, self.bytes_per_pixel = memory.fixed_bytes, memory.bytes_per_pixel
+        self.footprint = memory
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return self._family.input_size(size)
@@ -93,7 +93,7 @@ def load(
     properties = metadata(path)
     facts = Facts.from_metadata(properties)
     if memory is None and facts:
-        memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel)
+        memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel, facts.bytes_per_instance)
     # Measured before this process has the network too: both at once might not fit.
     memory = memory or footprint.known(path, threads=threads, cache=cache)
     network = Network(path, threads, cache, read_scales=facts is None)

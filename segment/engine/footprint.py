@@ -50,10 +50,11 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of a run beside the loaded model: `fixed_bytes` whatever the image, and `bytes_per_pixel` of its area."""
+    """Memory of a run beside the loaded model: whatever the image, per pixel of it, per instance that may be found."""
 
     fixed_bytes: int
     bytes_per_pixel: float
+    bytes_per_instance: float = 0.0
 
 
 def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
@@ -123,20 +124,27 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     container.give_back()
     before = anonymous_bytes()
 
-    def peak(*sizes: tuple[int, int]) -> float:
+    def peak(instances: int, *sizes: tuple[int, int]) -> float:
+        engine.release()
+        container.give_back()
         with _sampling() as sampled:
             for width, height in sizes:
                 for grain in GRAINS:
                     few = noise.integers(0, 256, (-(-height // grain), -(-width // grain), 3), np.uint8)
                     image = few.repeat(grain, axis=0).repeat(grain, axis=1)[:height, :width]
-                    engine(image, 0.0, max_detections)
+                    engine(image, 0.0, instances)
         return (max(sampled) - before) * SLACK
 
     if fixed_size:
-        return Footprint(int(peak(fixed_size)), 0.0)
-    (small, low), (large, high) = ((side * side, peak(*_shapes(side, engine.stride))) for side in SIDES)
-    slope = max(0.0, (high - low) / (large - small))
-    return Footprint(max(0, int(low - slope * small)), slope)
+        return Footprint(int(peak(max_detections, fixed_size)), 0.0)
+    small, large = SIDES
+    few = peak(1, *_shapes(small, engine.stride))
+    low = peak(max_detections, *_shapes(small, engine.stride))
+    high = peak(max_detections, *_shapes(large, engine.stride))
+    per_pixel = max(0.0, (high - low) / (large**2 - small**2))
+    per_instance = max(0.0, (low - few) / max(max_detections - 1, 1))
+    fixed = low - per_pixel * small**2 - per_instance * max_detections
+    return Footprint(max(0, int(fixed)), round(per_pixel, 2), round(per_instance, 2))
 
 
 def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -72,8 +72,8 @@ function showCost() {
   const factor = Number($("factor").value), pixels = (16 * factor) ** 2;
   $("factor-out").textContent = factor;
   const parts = [`${(pixels / 1e6).toFixed(pixels < 1e5 ? 3 : 2)} megapixels for the network`];
-  const { fixed_bytes: fixed, bytes_per_pixel: each, milliseconds_per_megapixel: speed } = state.model ?? {};
-  if (each) parts.push(`about ${Math.round((fixed + each * pixels) / 2 ** 20)} MiB of memory`);
+  const { fixed_bytes: fixed, bytes_per_pixel: each, bytes_per_instance: more, milliseconds_per_megapixel: speed } = state.model ?? {};
+  if (each) parts.push(`about ${Math.round((fixed + each * pixels + more * 100) / 2 ** 20)} MiB of memory`);
   const looks = views();
   if (looks > 1) parts.push(`seen ${looks} times`);
   if (speed && looks) parts.push(`about ${seconds(speed * looks * pixels / 1e6)}`);
