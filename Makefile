@@ -15,7 +15,7 @@ run: $(VENV)/serving
 	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
 	  $(BIN)/functions-framework --target segment_http --port $(PORT)
 
-test: lint
+test: lint .cache/terraform/installed
 	$(BIN)/pytest -m "not slow"
 
 lint: $(VENV)/dev
@@ -38,6 +38,13 @@ bucket: $(VENV)/dev
 # image-test  build the image and run it under a memory limit (root, Debian)
 image-test: $(VENV)/dev
 	$(BIN)/pytest tests/test_image_build.py
+
+# checkov and the stub provider pin old versions of what the service uses, so they have an environment of their own.
+.cache/terraform/installed: requirements-terraform.txt
+	@mkdir -p $(@D)
+	@if command -v terraform >/dev/null; then $(PYTHON) -m venv $(@D) && \
+	  $(@D)/bin/pip install --quiet --disable-pip-version-check -r $<; fi
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
