@@ -40,7 +40,7 @@ def cpus() -> int:
 
 def held() -> int:
     """Anonymous and shared memory in bytes, of this process and of the web server's master above it."""
-    return sum(_held_by(pid) for pid in {os.getpid(), os.getppid()} if pid != 1 or pid == os.getpid())
+    return sum(_held_by(pid) for pid in {os.getpid(), os.getppid()} if _program(pid) == _program(os.getpid()))
 
 
 def peak() -> int:
@@ -64,6 +64,13 @@ def give_back() -> None:
     """Return what the C library keeps of freed memory to the kernel, where it can (glibc's malloc_trim)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def _held_by(pid: int) -> int:
