@@ -36,6 +36,14 @@ def demo(precision: str, folder: Path) -> Path:
     return _quantised(EMBEDDED, folder / "demo-int8.onnx", _calibration(folder, None))
 
 
+def full_size_checkpoint(folder: Path) -> Path:
+    """The full-size model's weights in the model zoo's format, as detectron2 reads them."""
+    path = folder / "r50.pkl"
+    if not path.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.checkpoints", FULL_SIZE, str(path)], cwd=ROOT, check=True)
+    return path
+
+
 def full_size(precision: str, folder: Path) -> Path:
     """The full-size model's file; `folder` keeps what is made."""
     path = folder / "r50-fp32.onnx"

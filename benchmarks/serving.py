@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -95,7 +95,7 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serving(group: Group | None = None, until: str = "/ready", **settings: str) -> Iterator[Server]:
+def serving(settings: Mapping[str, str], group: Group | None = None, until: str = "/ready") -> Iterator[Server]:
     """The service with these environment variables, from its first answer to `until` on; "" does not wait.
 
     None of this environment's own SEGMENT_ settings reach it.
@@ -104,7 +104,7 @@ def serving(group: Group | None = None, until: str = "/ready", **settings: str) 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEGMENT_")}
-    variables = inherited | environment() | {"PORT": str(port)} | settings
+    variables = inherited | environment() | {"PORT": str(port)} | dict(settings)
     command = group.command(COMMAND) if group else list(COMMAND)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(

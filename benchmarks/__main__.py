@@ -1,0 +1,101 @@
+"""Measure, and write what was measured into benchmarks/results.
+
+    python -m benchmarks                        everything
+    python -m benchmarks accuracy memory        some of accuracy, memory, latency, original
+
+Every row is measured in a process of its own. What was measured before and is not asked for stays as it is. `--models
+FOLDER` keeps the models that are made, which takes minutes, for the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import accuracy, latency, memory, models, original, report
+
+Row = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments; it answers a dataclass or a list of them."""
+
+
+def accuracy_rows(folder: Path) -> Iterator[Row]:
+    """AP at native size in both precisions, then against the render factor for both fits."""
+    for precision in models.PRECISIONS:
+        yield accuracy.measure, (models.demo(precision, folder), precision)
+    for factor in accuracy.FACTORS:
+        for fit in ("aspect", "square"):
+            yield accuracy.measure, (models.demo("fp32", folder), "fp32", fit, factor)
+
+
+def memory_rows(folder: Path) -> Iterator[Row]:
+    """Every precision and render factor."""
+    for precision, factor in memory.LIMITS:
+        models.full_size(precision, folder)
+        yield memory.measure, (precision, factor, folder)
+
+
+def latency_rows(folder: Path) -> Iterator[Row]:
+    """Warm requests against the render factor, then cold starts."""
+    for precision in models.PRECISIONS:
+        models.full_size(precision, folder)
+    for factor in latency.SWEEP:
+        yield latency.measure, (folder, factor)
+    for precision in models.PRECISIONS:
+        yield latency.cold_start, (precision, folder)
+
+
+def original_rows(folder: Path) -> Iterator[Row]:
+    """The original way, then ours in the same minute; nothing where detectron2 cannot be imported."""
+    if not original.python():
+        tqdm.write("original: left out, detectron2 cannot be imported (BENCH_DETECTRON2_PYTHON names another Python)")
+        return
+    models.full_size("int8", folder)
+    checkpoint, photo = models.full_size_checkpoint(folder), folder / "photo.jpg"
+    photo.write_bytes(models.photo(latency.PHOTO))
+    yield original.measure, (checkpoint, photo, folder)
+    yield latency.measure, (folder,)
+    yield latency.cold_start, ("int8", folder)
+
+
+SUITES = {"accuracy": accuracy_rows, "memory": memory_rows, "latency": latency_rows, "original": original_rows}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, and write benchmarks/results.")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; without any, all")
+    parser.add_argument("--models", type=Path, help="folder that keeps the models that are made")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.suites) - set(SUITES):
+        parser.error(f"there is no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (arguments.models or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        for suite in arguments.suites or SUITES:
+            load = os.getloadavg()[0]
+            rows = [
+                row for function, given in tqdm(list(SUITES[suite](folder)), suite) for row in _fresh(function, given)
+            ]
+            if rows:
+                report.save(suite, rows, load)
+    report.write()
+
+
+def _fresh(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Call a function in a new process; its rows."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        answer = process.submit(function, *arguments).result()
+    return [asdict(row) for row in (answer if isinstance(answer, list) else [answer])]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The time of a request: 1280 x 960 JPEG in, JPEG overlay out, over HTTP on this machine.
+
+fp32 and int8 are served side by side and asked by turns, so that whatever else the machine does hits both. `network`
+is the network's own time, as the service's Server-Timing header says it. A cold start is a new process, its compiled
+model in the cache, until the first photo has been answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import requests
+
+from benchmarks import models, serving
+from benchmarks.serving import Server
+
+PHOTO = (1280, 960)
+WARM_UP, REQUESTS, COLD_STARTS = 3, 20, 3
+RENDER_FACTOR = 25
+SWEEP = (16, 25, 35, 50)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Medians in milliseconds; `cpu_seconds` is of one request, all processes, user and kernel."""
+
+    name: str
+    precision: str
+    render_factor: int
+    request_ms: float
+    network_ms: float
+    ratio: float
+    stages_ms: dict[str, float]
+    cpu_seconds: float
+    instances: int
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Seconds from starting the process; `peak_rss_mib` until the first answer."""
+
+    name: str
+    precision: str
+    seconds: float
+    peak_rss_mib: float
+
+
+def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
+    """One row for each precision, measured together."""
+    photo = models.photo(PHOTO)
+    walls: dict[str, list[float]] = {precision: [] for precision in models.PRECISIONS}
+    stages: dict[str, list[dict[str, float]]] = {precision: [] for precision in models.PRECISIONS}
+    spent: dict[str, list[float]] = {precision: [] for precision in models.PRECISIONS}
+    found: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
+        servers = {
+            precision: stack.enter_context(serving.serving(_settings(precision, folder, cache)))
+            for precision in models.PRECISIONS
+        }
+        for number in range(WARM_UP + REQUESTS):
+            for precision, server in servers.items():
+                before, start = server.cpu_seconds(), time.perf_counter()
+                answer = server.segment(photo, format="jpeg", render_factor=render_factor)
+                wall = (time.perf_counter() - start) * 1000
+                answer.raise_for_status()
+                if number >= WARM_UP:
+                    walls[precision].append(wall)
+                    stages[precision].append(_stages(answer))
+                    spent[precision].append(server.cpu_seconds() - before)
+                    found[precision] = int(answer.headers["Segment-Instances"])
+    return [
+        _row(precision, render_factor, walls[precision], stages[precision], spent[precision], found[precision])
+        for precision in models.PRECISIONS
+    ]
+
+
+def cold_start(precision: str, folder: Path) -> ColdStart:
+    """From nothing to the first answered photo, with the compiled model in the cache; the median of some."""
+    photo = models.photo(PHOTO)
+    seconds, peaks = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        settings = _settings(precision, folder, cache)
+        with serving.serving(settings):
+            pass
+        for _ in range(COLD_STARTS):
+            start = time.perf_counter()
+            with serving.serving(settings, until="") as server, serving.peak(partial(_resident, server)) as rss:
+                _first_answer(server, photo)
+                seconds.append(time.perf_counter() - start)
+            peaks.append(rss[0] / (1 << 20))
+    return ColdStart(f"cold start {precision}", precision, round(median(seconds), 2), round(median(peaks), 1))
+
+
+def _resident(server: Server) -> int:
+    return server.usage().rss
+
+
+def _first_answer(server: Server, photo: bytes) -> None:
+    while server.process.poll() is None:
+        with contextlib.suppress(requests.ConnectionError):
+            server.segment(photo, format="jpeg", render_factor=RENDER_FACTOR).raise_for_status()
+            return
+        time.sleep(0.005)
+    raise RuntimeError(f"The service ended:\n{server.log()}")
+
+
+def _settings(precision: str, folder: Path, cache: str) -> dict[str, str]:
+    return {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_CACHE": cache}
+
+
+def _stages(answer: requests.Response) -> dict[str, float]:
+    return {name: float(ms) for name, ms in re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"])}
+
+
+def _row(
+    precision: str,
+    render_factor: int,
+    walls: list[float],
+    stages: list[dict[str, float]],
+    spent: list[float],
+    instances: int,
+) -> Latency:
+    network = median(one["network"] for one in stages)
+    wall = median(walls)
+    return Latency(
+        name=f"R50-FPN {precision}, render factor {render_factor}",
+        precision=precision,
+        render_factor=render_factor,
+        request_ms=round(wall, 1),
+        network_ms=round(network, 1),
+        ratio=round(wall / network, 2),
+        stages_ms={name: round(median(one[name] for one in stages), 1) for name in stages[0]},
+        cpu_seconds=round(sum(spent) / len(spent), 3),
+        instances=instances,
+    )

@@ -1,0 +1,81 @@
+"""The memory of the whole serving process: a 12 megapixel JPEG in, an overlay out, inside a real memory limit.
+
+Every row starts the service as the image does, its compiled model in the cache, and sends the same photo three times.
+What counts is what the kernel cannot take back: anonymous and shared memory, as the control group counts it, sampled
+every few milliseconds. Above the limit the kernel would have killed the service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import cgroup, models, serving
+
+MIB = 1 << 20
+PHOTO = (4000, 3000)
+REQUESTS = 3
+BESIDE = 64
+"""MiB of the limit beside the target: page tables, sockets, pages of files in use."""
+LIMITS = {
+    ("int8", 16): 256 + BESIDE,
+    ("int8", 25): 256 + BESIDE,
+    ("int8", 35): 512,
+    ("int8", 50): 512,
+    ("fp32", 16): 480 + BESIDE,
+    ("fp32", 25): 480 + BESIDE,
+    ("fp32", 35): 1024,
+    ("fp32", 50): 1024,
+}
+"""(precision, render factor) -> the limit in MiB."""
+TARGETS = {("int8", 25): 256, ("fp32", 25): 480, ("int8", 50): 512}
+"""The peak in MiB that was promised."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks in MiB. `held_mib` cannot be taken back; `rss_mib` has the pages of files too; `loaded_mib` is idle."""
+
+    name: str
+    precision: str
+    render_factor: int
+    limit_mib: int
+    statuses: list[int]
+    picture: str
+    loaded_mib: float
+    held_mib: float
+    rss_mib: float
+    kills: int
+    target_mib: int | None
+
+
+def measure(precision: str, render_factor: int, folder: Path) -> Memory:
+    """One row. Without root and control groups there is no limit, and shared pages are counted twice."""
+    limit = LIMITS[precision, render_factor]
+    photo = models.photo(PHOTO)
+    settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}
+    with contextlib.ExitStack() as stack:
+        settings["SEGMENT_CACHE"] = stack.enter_context(tempfile.TemporaryDirectory())
+        with serving.serving(settings | {"SEGMENT_MEMORY": "8Gi"}):
+            pass  # the compiled model is in the cache now
+        group = None if cgroup.missing() else stack.enter_context(cgroup.group(limit * MIB))
+        server = stack.enter_context(serving.serving(settings, group))
+        held_now = group.held if group else lambda: server.usage().held
+        loaded = held_now()
+        with serving.peak(held_now) as held, serving.peak(lambda: server.usage().rss) as rss:
+            answers = [server.segment(photo, format="jpeg", render_factor=render_factor) for _ in range(REQUESTS)]
+        return Memory(
+            name=f"{precision}, render factor {render_factor}",
+            precision=precision,
+            render_factor=render_factor,
+            limit_mib=limit,
+            statuses=[answer.status_code for answer in answers],
+            picture=answers[-1].headers.get("Segment-Picture-Size", ""),
+            loaded_mib=round(loaded / MIB, 1),
+            held_mib=round(held[0] / MIB, 1),
+            rss_mib=round(rss[0] / MIB, 1),
+            kills=group.kills() if group else 0,
+            target_mib=TARGETS.get((precision, render_factor)),
+        )

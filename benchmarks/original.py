@@ -1,0 +1,105 @@
+"""The original way, beside ours: detectron2's DefaultPredictor on a square, its Visualizer, the result resized back.
+
+Runs where detectron2 can be imported: by this Python, or by the one that BENCH_DETECTRON2_PYTHON names. That Python
+needs detectron2, torch and Pillow; this file is run by it alone, as a script, and imports nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SQUARE = 16 * 25
+"""The side in pixels at render factor 25."""
+REQUESTS = 5
+
+
+@dataclass(frozen=True)
+class Original:
+    """What the original way takes: MiB of resident memory at its peak, seconds per image when warm, from cold."""
+
+    name: str
+    peak_rss_mib: float
+    predict_seconds: float
+    draw_seconds: float
+    image_seconds: float
+    cold_seconds: float
+    instances: int
+
+
+def python() -> str:
+    """A Python that has detectron2; empty if there is none."""
+    candidate = os.environ.get("BENCH_DETECTRON2_PYTHON", sys.executable)
+    done = subprocess.run([candidate, "-c", "import detectron2"], capture_output=True, check=False, timeout=120)
+    return candidate if done.returncode == 0 else ""
+
+
+def measure(checkpoint: Path, photo: Path, folder: Path) -> Original:
+    """Run the original way in a new process of the Python that has detectron2."""
+    command = [python(), str(Path(__file__)), str(checkpoint), str(photo), str(folder / "original.jpg")]
+    start = time.time()
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=550, cwd=folder)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    cold = answer.pop("first_answer_at") - start
+    return Original(name="detectron2, the original way", cold_seconds=round(cold, 2), **answer)
+
+
+def main(checkpoint: str, photo: str, output: str) -> None:
+    """The post's way, as its users run it: one predictor, one image after the other."""
+    import numpy as np
+    from detectron2 import model_zoo
+    from detectron2.config import get_cfg
+    from detectron2.data import MetadataCatalog
+    from detectron2.engine import DefaultPredictor
+    from detectron2.utils.visualizer import Visualizer
+    from PIL import Image
+
+    config = get_cfg()
+    config.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"))
+    config.MODEL.DEVICE = "cpu"
+    config.MODEL.WEIGHTS = checkpoint
+    config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
+    predictor = DefaultPredictor(config)
+    metadata = MetadataCatalog.get(config.DATASETS.TRAIN[0])
+    predict, draw = [], []
+    first_answer_at, instances = 0.0, 0
+    for _ in range(1 + REQUESTS):
+        start = time.perf_counter()
+        with Image.open(photo) as opened:
+            size = opened.size
+            square = np.asarray(opened.convert("RGB").resize((SQUARE, SQUARE), Image.Resampling.BILINEAR))
+        found = predictor(square[:, :, ::-1])["instances"].to("cpu")
+        predict.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        drawn = Visualizer(square, metadata, scale=1.0).draw_instance_predictions(found).get_image()
+        Image.fromarray(drawn).resize(size, Image.Resampling.BILINEAR).save(output, quality=90)
+        draw.append(time.perf_counter() - start)
+        first_answer_at = first_answer_at or time.time()
+        instances = len(found)
+    status = Path("/proc/self/status").read_text()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak
+    print(
+        json.dumps(
+            {
+                "peak_rss_mib": round(int(peak[1]) / 1024, 1),
+                "predict_seconds": round(median(predict[1:]), 3),
+                "draw_seconds": round(median(draw[1:]), 3),
+                "image_seconds": round(median(map(sum, zip(predict[1:], draw[1:], strict=True))), 3),
+                "first_answer_at": first_answer_at,
+                "instances": instances,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

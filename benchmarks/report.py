@@ -1,0 +1,186 @@
+"""What was measured, as JSON for programs, as tables and charts for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy, cgroup
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("openvino", "numpy", "pillow", "functions-framework")
+COLOURS = {"int8": "#1e88ff", "fp32": "#ff7a1a", "aspect": "#1e88ff", "square": "#ff7a1a"}
+
+Rows = list[dict[str, Any]]
+
+
+def save(suite: str, rows: Rows, load: float) -> None:
+    """Write a suite's rows and the machine they were measured on."""
+    RESULTS.mkdir(exist_ok=True)
+    machine = {
+        "processor": _processor(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_at_start": round(load, 2),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in LIBRARIES},
+    }
+    document = {"machine": machine, "rows": rows}
+    (RESULTS / f"{suite}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def write() -> None:
+    """Write README.md and the charts from all the JSON there is."""
+    parts = ["# Results", "", "Written by `make bench`; the numbers are in the JSON files beside this one.", ""]
+    for suite, section in SECTIONS.items():
+        path = RESULTS / f"{suite}.json"
+        if path.exists():
+            document = json.loads(path.read_text())
+            parts += section(document["rows"])
+            machine = document["machine"]
+            versions = ", ".join(f"{name} {machine[name]}" for name in ("python", *LIBRARIES))
+            parts += [
+                "",
+                f"{machine['processor']}, {machine['cpus']} CPUs, load {machine['load_at_start']} before; {versions}.",
+            ]
+            parts.append("")
+    (RESULTS / "README.md").write_text("\n".join(parts))
+
+
+def _accuracy(rows: Rows) -> list[str]:
+    native = [row for row in rows if row["fit"] == "native"]
+    swept = [row for row in rows if row["fit"] != "native"]
+    lines = [
+        "## Accuracy of the demo model",
+        "",
+        f"AP in percent on scenes 0 to {accuracy.SCENES - 1} (COCOeval, scores above {accuracy.MIN_SCORE}, at most "
+        f"{accuracy.MAX_DETECTIONS} detections).",
+        "",
+    ]
+    theirs = {"name": "detectron2 itself, native size", **accuracy.DETECTRON2}
+    lines += _table(("", "box AP", "mask AP"), [(row["name"], row["box"], row["mask"]) for row in [theirs, *native]])
+    if swept:
+        by_fit = {
+            fit: {row["render_factor"]: row for row in swept if row["fit"] == fit} for fit in ("aspect", "square")
+        }
+        means = {fit: sum(row["mask"] for row in of.values()) / len(of) for fit, of in by_fit.items()}
+        best = max(means, key=lambda fit: means[fit])
+        table = [(f, by_fit["aspect"][f]["mask"], by_fit["square"][f]["mask"]) for f in by_fit["aspect"]]
+        lines += ["", *_table(("render factor", "mask AP, aspect", "mask AP, square"), table), ""]
+        lines.append(f"`{best}` wins by {abs(means['aspect'] - means['square']):.1f} mask AP on average.")
+        series = {fit: [(factor, row["mask"]) for factor, row in of.items()] for fit, of in by_fit.items()}
+        lines += ["", _chart("accuracy", series, "mask AP, %")]
+    return lines
+
+
+def _memory(rows: Rows) -> list[str]:
+    limited = "inside a memory control group of the limit" if not cgroup.missing() else "without a control group"
+    head = ("", "limit", "idle", "peak held", "promised", "peak RSS", "killed", "overlay")
+    table = [
+        (
+            *(row["name"], f"{row['limit_mib']} MiB", row["loaded_mib"], row["held_mib"], row["target_mib"] or ""),
+            *(row["rss_mib"], row["kills"], row["picture"] if set(row["statuses"]) == {200} else row["statuses"]),
+        )
+        for row in rows
+    ]
+    series = {
+        precision: [(r["render_factor"], r["held_mib"]) for r in rows if r["precision"] == precision]
+        for precision in ("fp32", "int8")
+    }
+    return [
+        "## Memory of the whole service",
+        "",
+        f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay out; {limited}. Held is anonymous "
+        "and shared memory, which the kernel cannot take back.",
+        "",
+        *_table(head, table),
+        "",
+        _chart("memory", series, "peak held, MiB"),
+    ]
+
+
+def _latency(rows: Rows) -> list[str]:
+    warm = [row for row in rows if "network_ms" in row]
+    cold = [row for row in rows if "seconds" in row]
+    lines = [
+        "## Time of a request",
+        "",
+        "Medians in ms; Mask R-CNN R50-FPN, 80 classes; 1280 x 960 JPEG in, JPEG overlay out, over HTTP, warm. fp32 "
+        "and int8 were asked by turns.",
+        "",
+        *_table(
+            ("", "request", "network", "request / network", "CPU seconds", "instances"),
+            [(r["name"], r["request_ms"], r["network_ms"], r["ratio"], r["cpu_seconds"], r["instances"]) for r in warm],
+        ),
+        "",
+    ]
+    for factor in sorted({row["render_factor"] for row in warm}):
+        of = {row["precision"]: row["network_ms"] for row in warm if row["render_factor"] == factor}
+        lines.append(
+            f"- render factor {factor}: the int8 network is {of['fp32'] / of['int8']:.1f} times as fast as fp32."
+        )
+    if cold:
+        table = [(row["name"], row["seconds"], row["peak_rss_mib"]) for row in cold]
+        lines += ["", *_table(("", "s to the first answer", "peak RSS, MiB"), table)]
+    series = {
+        precision: [(row["render_factor"], row["request_ms"]) for row in warm if row["precision"] == precision]
+        for precision in ("fp32", "int8")
+    }
+    return [*lines, "", _chart("latency", series, "request, ms")]
+
+
+def _original(rows: Rows) -> list[str]:
+    theirs = next(row for row in rows if "image_seconds" in row)
+    ours = next(row for row in rows if row.get("precision") == "int8" and "network_ms" in row)
+    cold = next(row for row in rows if "seconds" in row)
+    pairs = (
+        ("peak RSS, MiB", theirs["peak_rss_mib"], cold["peak_rss_mib"]),
+        ("s per image, warm", theirs["image_seconds"], round(ours["request_ms"] / 1000, 3)),
+        ("s from cold", theirs["cold_seconds"], cold["seconds"]),
+    )
+    return [
+        "## Beside the original way",
+        "",
+        "detectron2's `DefaultPredictor` on a 400 x 400 square, `Visualizer`, resized back, as a script without a "
+        "server; this service in int8, over HTTP, all of its processes. The same weights, photo and minute.",
+        "",
+        *_table(
+            ("", "detectron2", "this service", "ratio"),
+            [(name, before, after, f"{before / after:.1f}") for name, before, after in pairs],
+        ),
+    ]
+
+
+SECTIONS = {"accuracy": _accuracy, "memory": _memory, "latency": _latency, "original": _original}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+def _chart(name: str, series: dict[str, list[tuple[float, float]]], unit: str) -> str:
+    """Draw lines against the render factor into NAME.svg; the Markdown that shows it."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9})
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    for label, points in series.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label, color=COLOURS[label])
+    axes.set(xlabel="render factor", ylabel=unit, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(RESULTS / f"{name}.svg", metadata={"Date": None})
+    return f"![{unit} against the render factor]({name}.svg)"
+
+
+def _processor() -> str:
+    match = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return match[1] if match else platform.processor()
