@@ -100,13 +100,9 @@ def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]]) -> Dete
         return whole
     regions = [tile for tile, _ in parts]
     seen = [instance for number, (tile, found) in enumerate(parts) for instance in _in_photo(number, tile, found)]
-    ranked: list[tuple[int, _Instance]] = []
-    for instance in _instances(whole, WHOLE):
-        ranked.append((0 if _is_large(instance.box, regions[0]) else 2, instance))
-    for instance in _joined(seen, regions, whole.size):
-        ranked.append((3 if _is_cut(instance, regions, whole.size) else 1, instance))
-    ranked.sort(key=lambda pair: (pair[0], -pair[1].score))
-    kept = sorted(_unique([instance for _, instance in ranked]), key=lambda instance: -instance.score)
+    instances = [*_instances(whole, WHOLE), *_joined(seen, regions, whole.size)]
+    instances.sort(key=lambda instance: (_rank(instance, regions, whole.size), -instance.score))
+    kept = sorted(_unique(instances), key=lambda instance: -instance.score)
     return Detections(
         boxes=np.array([instance.box for instance in kept], np.float32).reshape(-1, 4),
         scores=np.array([instance.score for instance in kept], np.float32),
@@ -131,6 +127,13 @@ def _instances(found: Detections, view: int) -> Iterator[_Instance]:
         found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), found.masks, strict=True
     ):
         yield _Instance((x0, y0, x1, y1), score, label, mask, views)
+
+
+def _rank(instance: _Instance, regions: Sequence[Region], size: tuple[int, int]) -> int:
+    """The place of such an instance in the order of trust."""
+    if WHOLE in instance.views:
+        return 0 if _is_large(instance.box, regions[0]) else 2
+    return 3 if _is_cut(instance, regions, size) else 1
 
 
 def _is_large(box: Box, tile: Region) -> bool:
@@ -199,7 +202,8 @@ def _join(parts: Sequence[_Instance], uncut: Sequence[_Instance]) -> _Instance:
     rows = _cells(place[3] - place[1], min(height for _, height in cells))
     grid = np.zeros((rows, columns), np.float32)
     for part in parts:
-        np.maximum(grid, _resampled(part.mask, place, columns, rows), out=grid)
+        seen = _resampled(part.mask, place, columns, rows)
+        np.maximum(grid, np.minimum(seen, 1), out=grid)  # logits beyond 1 would push the edge outwards
     views = frozenset(itertools.chain.from_iterable(part.views for part in parts))
     return _Instance(box, score, parts[0].label, Mask(grid, place, place), views)
 

@@ -243,6 +243,17 @@ def test_joined_across_four_tiles_keeps_the_best_score_and_its_resolution() -> N
     assert_found(found, [thing], iou=0.99)
 
 
+def test_joined_logits_keep_their_edge() -> None:
+    """Grids that are unbounded, as YOLO's and RF-DETR's are, are joined where they cross the threshold."""
+    thing = Thing((60, 50, 180, 130), 0, True)
+    parts = []
+    for tile in tiles(SIZE, 2):
+        found = see([thing], tile, 28)
+        masks = tuple(Mask((mask.grid - 0.5) * 20 + 0.5, mask.place, mask.bounds) for mask in found.masks)
+        parts.append((tile, Detections(found.boxes, found.scores, found.classes, masks, found.size)))
+    assert_found(merge(nothing(), parts), [thing], iou=0.95)
+
+
 def test_what_a_tile_shows_complete_is_taken_as_it_is() -> None:
     thing = Thing((116, 84, 126, 94), 0, True)  # in the strip of all four tiles
     parts = [(tile, see([thing], tile, 28)) for tile in tiles(SIZE, 2)]
