@@ -1,0 +1,151 @@
+"""How a photo will be treated, from its header alone: what fits, what is made smaller, what is refused and how."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segment.engine.footprint import Footprint
+from segment.errors import TooLarge
+from segment.image import Header
+from segment.options import Format, Options
+from segment.plan import PICTURES, SMALLEST, Figures, Plan, plan
+from segment.resize import fitted_size
+from segment.settings import Settings
+
+MIB = 1 << 20
+RUN = Footprint(fixed_bytes=20 * MIB, bytes_per_pixel=150.0, bytes_per_instance=50_000.0)
+
+
+def figures(mib: float, run: Footprint = RUN) -> Figures:
+    return Figures(int(mib * MIB), run, fitted_size)
+
+
+def options(**wishes: Any) -> Options:
+    return replace(Options.defaults(Settings()), **wishes)
+
+
+def jpeg(width: int, height: int, progressive: bool = False) -> Header:
+    coefficients = 3 * width * height if progressive else 0  # 2 bytes each, colour at a quarter
+    return Header("JPEG", (width, height), "RGB", 1, False, progressive, coefficients)
+
+
+def png(width: int, height: int) -> Header:
+    return Header("PNG", (width, height), "RGB", 1, False, False, 0)
+
+
+def planned(header: Header, mib: float, *formats: Format, **wishes: Any) -> Plan:
+    return plan(header, options(**wishes), formats or ("png",), figures(mib))
+
+
+class TestWhatFits:
+    def test_a_usual_photo_is_decoded_once_and_drawn_at_its_size(self) -> None:
+        found = planned(jpeg(1280, 960), 200)
+        assert (found.render_factor, found.network_size) == (25, (448, 352))
+        assert found.picture_size == (1280, 960)
+
+    def test_a_large_jpeg_is_looked_at_small(self) -> None:
+        found = planned(jpeg(4000, 3000), 200)
+        assert found.picture_size == (4000, 3000)
+        assert prod(jpeg(4000, 3000).decoded_size(found.look_size)) < 4000 * 3000 / 30
+        assert found.look_bytes < found.write_bytes
+
+    def test_json_never_needs_the_whole_photo(self) -> None:
+        found = planned(jpeg(10_000, 10_000), 100, "json")
+        assert found.look_bytes + found.network_bytes < 100 * MIB
+        assert found.write_bytes < 20 * MIB
+
+    def test_a_hundred_megapixels_are_drawn_smaller_where_there_is_little_room(self) -> None:
+        little, much = planned(jpeg(10_000, 10_000), 150, "jpeg"), planned(jpeg(10_000, 10_000), 4000, "jpeg")
+        assert much.picture_size == (10_000, 10_000)
+        assert 1000 < little.picture_size[0] < 10_000
+        assert little.network_size == much.network_size, "what is found is the same"
+
+    def test_the_render_factor_is_never_lowered(self) -> None:
+        for mib in (100, 200, 400):
+            assert planned(jpeg(4000, 3000), mib, render_factor=25).render_factor == 25
+
+    def test_fewer_detections_need_less(self) -> None:
+        most, few = planned(jpeg(640, 480), 200), planned(jpeg(640, 480), 200, max_detections=10)
+        assert most.network_bytes - few.network_bytes == 90 * 50_000
+        chosen = planned(jpeg(640, 480), 200, max_detections=10, classes=("ring",))
+        assert chosen.network_bytes == most.network_bytes, "they are chosen from all"
+
+
+class TestAuto:
+    def test_takes_the_largest_that_fits(self) -> None:
+        found = planned(jpeg(4000, 3000), 120, "json", render_factor=None)
+        assert found.look_bytes + found.network_bytes <= 120 * MIB
+        with pytest.raises(TooLarge):
+            planned(jpeg(4000, 3000), 120, "json", render_factor=found.render_factor + 3)
+
+    def test_shows_the_network_no_more_pixels_than_there_are(self) -> None:
+        assert planned(jpeg(320, 320), 4000, "json", render_factor=None).render_factor == 20
+
+
+class TestRefusals:
+    def test_names_the_largest_render_factor(self) -> None:
+        with pytest.raises(TooLarge, match=r"^Render factor 60 needs more memory than this instance has\.") as refusal:
+            planned(jpeg(1280, 1280), 100, "json", render_factor=60)
+        largest = re.search(r"The largest that fits this photo is (\d+)\.$", str(refusal.value))
+        assert largest
+        assert planned(jpeg(1280, 1280), 100, "json", render_factor=int(largest[1])).render_factor == int(largest[1])
+
+    def test_names_the_photo_that_would_fit(self) -> None:
+        with pytest.raises(
+            TooLarge, match=r"This PNG of 9000 x 9000 pixels needs \d+ MiB of memory; .*100 MiB"
+        ) as refusal:
+            planned(png(9000, 9000), 100)
+        assert re.search(
+            r"A PNG of up to about [\d.]+ megapixels works here; so does a larger baseline JPEG\.$", str(refusal.value)
+        )
+
+    def test_a_progressive_jpeg_is_called_one(self) -> None:
+        with pytest.raises(TooLarge, match="This progressive JPEG of 12000 x 9000 pixels"):
+            planned(jpeg(12_000, 9_000, progressive=True), 100)
+
+    def test_without_any_room_more_memory_is_asked_for(self) -> None:
+        with pytest.raises(TooLarge, match=r"Give the instance more memory\.$"):
+            planned(png(9000, 9000), 28)
+
+    def test_detail_can_be_the_reason(self) -> None:
+        with pytest.raises(TooLarge, match="at detail 4"):
+            planned(jpeg(8000, 6000), 62, "json", render_factor=25, detail=4)
+
+
+@given(
+    st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)),
+    st.sampled_from(["JPEG", "progressive", "PNG"]),
+    st.sets(st.sampled_from(["png", "jpeg", "webp", "json", "ids", "cutouts"]), min_size=1),
+    st.one_of(st.none(), st.integers(4, 256)),
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.integers(20, 2000),
+)
+def test_a_plan_keeps_what_it_promises(
+    size: tuple[int, int], kind: str, formats: set[Format], factor: int | None, detail: int | None, mib: int
+) -> None:
+    """Whatever comes: a plan fits, shows no more than there is, keeps the render factor; or is refused."""
+    header = png(*size) if kind == "PNG" else jpeg(*size, progressive=kind == "progressive")
+    try:
+        found = planned(header, mib, *sorted(formats), render_factor=factor, detail=detail)
+    except TooLarge:
+        return
+    assert found.look_bytes + found.network_bytes <= mib * MIB
+    assert found.write_bytes <= mib * MIB
+    assert not found.keep or max(found.look_bytes, found.write_bytes) + found.network_bytes <= mib * MIB
+    assert factor in (None, found.render_factor)
+    assert detail in (None, found.detail)
+    for small, whole in ((found.look_size, size), (found.picture_size, size)):
+        assert all(1 <= n <= most for n, most in zip(small, whole, strict=True))
+    if found.picture_size != size:
+        assert not PICTURES.isdisjoint(formats)
+        assert max(size) > SMALLEST
+        assert found.picture_size[0] / size[0] == pytest.approx(
+            found.picture_size[1] / size[1], rel=0.2, abs=2 / min(size)
+        )
