@@ -28,7 +28,7 @@ test-slow: $(VENV)/dev
 	$(BIN)/pytest -m slow
 
 # bench       measure, and write benchmarks/results
-bench: $(VENV)/dev
+bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks
 
 # bucket      a bucket to develop against: drop a photo into a folder
@@ -38,6 +38,10 @@ bucket: $(VENV)/dev
 # image-test  build the image and run it under a memory limit (root, Debian)
 image-test: $(VENV)/dev
 	$(BIN)/pytest tests/test_image_build.py
+
+$(VENV)/bench: requirements-bench.txt $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
 
 # checkov and the stub provider pin old versions of what the service uses, so they have an environment of their own.
 .cache/terraform/installed: requirements-terraform.txt
