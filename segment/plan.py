@@ -113,7 +113,7 @@ def plan(header: Header, options: Options, formats: Sequence[Format], figures: F
     look_size = _look_size(header, network, detail)
     look, run = _look_bytes(header, network, detail, figures), figures.network_bytes(network)
     if look + run > figures.capacity:
-        raise TooLarge(_cannot_look(header, factor, detail, look, figures))
+        raise TooLarge(_cannot_look(header, options.fit, factor, detail, look, figures))
     picture = _largest_picture(header, formats, figures)
     write = _write_bytes(header, formats, picture)
     shared = not PICTURES.isdisjoint(formats) and header.decoded_size(look_size) == header.decoded_size(picture)
@@ -158,12 +158,17 @@ def _largest_picture(header: Header, formats: Sequence[Format], figures: Figures
 def _best_factor(header: Header, options: Options, figures: Figures) -> int:
     """The largest render factor that fits, but no more pixels than the photo has."""
     enough = ceil(sqrt(prod(header.size)) / BASE)
-    for factor in range(max(MIN_RENDER_FACTOR, min(enough, MAX_RENDER_FACTOR)), MIN_RENDER_FACTOR, -1):
-        network = figures.network_size(header.size, factor, options.fit)
-        look = _look_bytes(header, network, options.detail or 1, figures)
-        if look + figures.network_bytes(network) <= figures.capacity:
+    most = max(MIN_RENDER_FACTOR, min(enough, MAX_RENDER_FACTOR))
+    return _largest_factor(header, options.fit, options.detail or 1, most, figures) or MIN_RENDER_FACTOR
+
+
+def _largest_factor(header: Header, fit: Fit, detail: int, most: int, figures: Figures) -> int:
+    """The largest render factor up to `most` at which this photo can be looked at; 0 if there is none."""
+    for factor in range(most, MIN_RENDER_FACTOR - 1, -1):
+        network = figures.network_size(header.size, factor, fit)
+        if _look_bytes(header, network, detail, figures) + figures.network_bytes(network) <= figures.capacity:
             return factor
-    return MIN_RENDER_FACTOR
+    return 0
 
 
 def _best_detail(header: Header, network: Size, figures: Figures) -> int:
@@ -176,8 +181,8 @@ def _best_detail(header: Header, network: Size, figures: Figures) -> int:
     return 1
 
 
-def _cannot_look(header: Header, factor: int, detail: int, look: int, figures: Figures) -> str:
-    largest = figures.largest_render_factor(look)
+def _cannot_look(header: Header, fit: Fit, factor: int, detail: int, look: int, figures: Figures) -> str:
+    largest = _largest_factor(header, fit, detail, factor, figures)
     asked, or_else = (f" at detail {detail}", ", or ask for less detail") if detail > 1 else ("", "")
     if largest:
         return (

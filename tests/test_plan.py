@@ -90,12 +90,15 @@ class TestAuto:
 
 
 class TestRefusals:
-    def test_names_the_largest_render_factor(self) -> None:
-        with pytest.raises(TooLarge, match=r"^Render factor 60 needs more memory than this instance has\.") as refusal:
-            planned(jpeg(1280, 1280), 100, "json", render_factor=60)
+    @pytest.mark.parametrize("factor", [60, 256])
+    def test_names_the_largest_render_factor(self, factor: int) -> None:
+        with pytest.raises(TooLarge, match=f"^Render factor {factor} needs more memory than") as refusal:
+            planned(jpeg(1280, 1280), 100, "json", render_factor=factor)
         largest = re.search(r"The largest that fits this photo is (\d+)\.$", str(refusal.value))
         assert largest
-        assert planned(jpeg(1280, 1280), 100, "json", render_factor=int(largest[1])).render_factor == int(largest[1])
+        assert planned(jpeg(1280, 1280), 100, "json", render_factor=int(largest[1]))
+        with pytest.raises(TooLarge):
+            planned(jpeg(1280, 1280), 100, "json", render_factor=int(largest[1]) + 2)
 
     def test_names_the_photo_that_would_fit(self) -> None:
         with pytest.raises(

@@ -1,0 +1,123 @@
+"""The model as a library: a photo in, detections in its pixels out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segment
+from segment.errors import ModelError
+from segment.model import EMBEDDED, from_settings, locate
+from segment.settings import Settings
+from training.shapes import CLASSES, scene
+
+
+@pytest.fixture(scope="module")
+def model() -> segment.Model:
+    return segment.load()
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(scene(50_004, (640, 480))[0])
+
+
+def test_what_it_answers(model: segment.Model, photo: Image.Image) -> None:
+    found = model(photo)
+    count = len(found)
+    assert count > 0
+    assert (found.boxes.shape, found.scores.shape, found.classes.shape) == ((count, 4), (count,), (count,))
+    assert len(found.masks) == count
+    assert found.size == photo.size
+    assert (np.diff(found.scores) <= 0).all(), "best first"
+    assert found.scores.min() >= 0.5
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= [640, 480, 640, 480]).all()
+
+
+def test_an_array_is_as_good_as_an_image(model: segment.Model, photo: Image.Image) -> None:
+    assert (model(np.asarray(photo)).boxes == model(photo).boxes).all()
+
+
+def test_a_grey_photo_is_seen_too(model: segment.Model, photo: Image.Image) -> None:
+    grey = photo.convert("L")
+    assert (model(grey).boxes == model(grey.convert("RGB")).boxes).all()
+
+
+def test_the_render_factor_sets_the_networks_size(model: segment.Model) -> None:
+    assert model.network_size((640, 480), 25, "square") == (400, 400)
+    width, height = model.network_size((640, 480), 25, "aspect")
+    assert width * height <= 400 * 400
+    assert width / height == pytest.approx(640 / 480, rel=0.1)
+
+
+def test_the_photos_size_does_not_matter(model: segment.Model, photo: Image.Image) -> None:
+    """Boxes and masks scale with the photo; the network sees the same."""
+    small, large = model(photo, min_score=0.9), model(photo.resize((2560, 1920), Image.Resampling.BICUBIC))
+    assert len(small) > 0
+    for box in small.boxes:
+        assert np.abs(large.boxes / 4 - box).max(axis=1).min() < 6
+
+
+def test_min_score_and_max_detections(model: segment.Model, photo: Image.Image) -> None:
+    every = model(photo, min_score=0.05)
+    assert len(model(photo, min_score=0.05, max_detections=2)) == 2
+    assert len(every) >= len(model(photo))
+    assert len(model(photo, min_score=1.0)) == 0
+
+
+def test_released_memory_is_taken_again(model: segment.Model, photo: Image.Image) -> None:
+    before = model(photo)
+    model.release()
+    after = model(photo)
+    assert (before.boxes == after.boxes).all()
+    assert (before.scores == after.scores).all()
+
+
+def test_a_compiled_model_is_kept(tmp_path: Path, photo: Image.Image) -> None:
+    first = segment.load(cache=tmp_path)
+    assert list(tmp_path.iterdir())
+    assert (segment.load(cache=tmp_path)(photo).boxes == first(photo).boxes).all()
+
+
+def test_labels_can_be_given(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("Kreis\nQuadrat\n\nDreieck\nStern\nRing\n", encoding="utf-8")
+    assert segment.load(labels=names).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
+    names.write_text("one\ntwo\n")
+    with pytest.raises(ModelError, match="2"):
+        segment.load(labels=names)
+    with pytest.raises(ModelError, match="cannot be read"):
+        segment.load(labels=tmp_path / "nowhere.txt")
+
+
+def test_where_a_model_is_found() -> None:
+    assert locate(Settings()) == EMBEDDED
+    assert locate(Settings(model="some/file.onnx")) == Path("some/file.onnx")
+    assert EMBEDDED.stat().st_size < 15e6
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no model", b"\x08\x07\x12\x04test\x3a\x10"], ids=["empty", "text", "cut off"]
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"broken\.onnx"):
+        segment.load(path)
+
+
+def test_a_missing_file_and_an_unknown_name_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"nowhere\.onnx"):
+        segment.load("nowhere.onnx")
+    with pytest.raises(ModelError, match="segment models"):
+        segment.load("no_such_model")
+
+
+def test_settings_can_give_the_memory() -> None:
+    model = from_settings(Settings(bytes_per_pixel=123.0))
+    assert model.footprint.bytes_per_pixel == 123.0
+    assert model.labels == CLASSES

@@ -1,0 +1,243 @@
+"""The pipeline: bytes and options in, files out, within its memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from segment import container
+from segment.errors import CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
+from segment.model import from_settings
+from segment.options import Format, Options
+from segment.service import Result, Service
+from segment.settings import Settings
+from training.shapes import CLASSES, scene
+
+MIB = 1 << 20
+SCENE = 50_004
+ALL: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "ids", "cutouts")
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    return Service(Settings(memory=1024 * MIB))
+
+
+def encoded(size: tuple[int, int], kind: str = "JPEG", **save: Any) -> bytes:
+    body = io.BytesIO()
+    Image.fromarray(scene(SCENE, (640, 480))[0]).resize(size, Image.Resampling.BICUBIC).save(body, kind, **save)
+    return body.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    return encoded((640, 480), quality=95)
+
+
+def segment(service: Service, data: bytes, *formats: Format, **words: str) -> Result:
+    return service.segment(data, Options.parse(words, service.settings), formats or ("json",))
+
+
+def document(result: Result) -> dict[str, Any]:
+    (file,) = (file for file in result.files if file.name == "detections.json")
+    found: dict[str, Any] = json.loads(file.body)
+    return found
+
+
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    service = Service(Settings())
+    assert not service.ready
+    service.load()
+    assert service.ready
+    assert (service.labels, service.model_name) == (CLASSES, "shapes")
+
+
+def test_it_is_loaded_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = list[int]()
+
+    def counted(settings: Settings) -> Any:
+        loads.append(1)
+        return from_settings(settings)
+
+    monkeypatch.setattr("segment.service.from_settings", counted)
+    service, start = Service(Settings()), threading.Barrier(8)
+
+    def ask(_: int) -> str:
+        start.wait()
+        return service.model_name
+
+    with ThreadPoolExecutor(8) as crowd:
+        assert set(crowd.map(ask, range(8))) == {"shapes"}
+    assert loads == [1]
+
+
+def test_finds_what_is_there(service: Service) -> None:
+    """What it is sure of is there, at its place, by its name."""
+    sure = right = 0
+    for seed in range(4):
+        pixels, masks, classes = scene(seed)
+        body = io.BytesIO()
+        Image.fromarray(pixels).save(body, "PNG")
+        for one in document(segment(service, body.getvalue(), min_score="0.8"))["annotations"]:
+            drawn = coco.decode(one["segmentation"]).astype(bool)
+            sure += 1
+            right += any(
+                one["category_name"] == CLASSES[kind] and (mask & drawn).sum() > 0.6 * (mask | drawn).sum()
+                for kind, mask in zip(classes, masks, strict=True)
+            )
+    assert sure > 8
+    assert right > 0.8 * sure
+
+
+def test_every_format_at_once_agrees(service: Service, photo: bytes) -> None:
+    result = segment(service, photo, *ALL)
+    assert [file.content_type.partition("/")[2] for file in result.files] == [
+        "png",
+        "jpeg",
+        "webp",
+        "json",
+        "png",
+        "zip",
+    ]
+    png, jpeg, webp, _, ids, cutouts = result.files
+    for file in (png, jpeg, webp, ids):
+        with Image.open(io.BytesIO(file.body)) as picture:
+            assert picture.size == (640, 480)
+    annotations = document(result)["annotations"]
+    assert len(annotations) == result.instances > 0
+    with Image.open(io.BytesIO(ids.body)) as numbers:
+        assert set(np.unique(np.asarray(numbers))) - {0} <= {one["id"] for one in annotations}
+    with zipfile.ZipFile(io.BytesIO(cutouts.body)) as archive:
+        assert 0 < len(archive.namelist()) <= result.instances
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_format_alone_is_the_same_as_among_others(service: Service, photo: bytes, kind: Format) -> None:
+    (alone,) = segment(service, photo, kind).files
+    among = dict(zip(ALL, segment(service, photo, *ALL).files, strict=True))
+    assert alone == among[kind]
+
+
+def test_says_what_it_did(service: Service, photo: bytes) -> None:
+    result = segment(service, photo, "png", render_factor="16", fit="square")
+    assert (result.photo_size, result.network_size, result.picture_size) == ((640, 480), (256, 256), (640, 480))
+    assert (result.render_factor, result.detail) == (16, 1)
+    assert list(result.timings)[:3] == ["wait", "decode", "network"]
+    assert set(result.timings) == {"wait", "decode", "network", "draw", "encode"}
+    assert all(milliseconds >= 0 for milliseconds in result.timings.values())
+
+
+def test_classes_are_chosen_from_all_that_is_found(service: Service, photo: bytes) -> None:
+    everything = document(segment(service, photo, min_score="0.05"))["annotations"]
+    name = everything[-1]["category_name"]
+    chosen = document(segment(service, photo, min_score="0.05", classes=name))["annotations"]
+    assert [one["score"] for one in chosen] == [one["score"] for one in everything if one["category_name"] == name]
+    (best,) = document(segment(service, photo, min_score="0.05", classes=name, max_detections="1"))["annotations"]
+    assert best["score"] == chosen[0]["score"]
+
+
+def test_an_unknown_class_is_refused_with_those_there_are(service: Service, photo: bytes) -> None:
+    with pytest.raises(
+        OptionError, match=r"no class 'dog'\. It has: circle, square, triangle, star, ring\."
+    ) as refusal:
+        segment(service, photo, classes="circle,dog")
+    assert refusal.value.name == "classes"
+
+
+def test_a_photo_without_anything(service: Service) -> None:
+    body = io.BytesIO()
+    Image.new("RGB", (300, 200), "navy").save(body, "PNG")
+    result = segment(service, body.getvalue(), *ALL, min_score="0.9")
+    assert result.instances == 0
+    assert document(result)["annotations"] == []
+
+
+@pytest.mark.parametrize(("kind", "save"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("BMP", {})])
+def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, kind: str, save: dict[str, Any]) -> None:
+    assert document(segment(service, encoded((320, 240), kind, **save))) == document(
+        segment(service, encoded((320, 240), "PNG"))
+    )
+
+
+def test_a_turned_photo_is_answered_upright(service: Service) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = io.BytesIO()
+    upright = Image.fromarray(scene(SCENE, (640, 480))[0])
+    upright.transpose(Image.Transpose.ROTATE_90).save(body, "PNG", exif=exif)
+    turned, plain = (
+        segment(service, body.getvalue(), "json", "png"),
+        segment(service, encoded((640, 480), "PNG"), "json"),
+    )
+    assert turned.photo_size == turned.picture_size == (640, 480)
+    assert document(turned) == document(plain)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [(b"no photo", UnsupportedImage), (b"", UnsupportedImage), (encoded((64, 64))[:300], CorruptImage)],
+    ids=["text", "nothing", "cut off"],
+)
+def test_what_is_no_photo_is_refused(service: Service, data: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        segment(service, data)
+
+
+def test_a_failure_gives_its_memory_back(service: Service, photo: bytes) -> None:
+    broken = photo[: len(photo) // 2]
+    for _ in range(20):
+        with pytest.raises(CorruptImage):
+            segment(service, broken, "png")
+    budget = service._load().budget
+    assert (budget._own, budget._runs) == (0, [])
+
+
+def test_many_at_once_get_what_one_gets(service: Service, photo: bytes) -> None:
+    alone = segment(service, photo, "png", "json").files
+    with ThreadPoolExecutor(8) as crowd:
+        answers = list(crowd.map(lambda _: segment(service, photo, "png", "json").files, range(16)))
+    assert all(answer == alone for answer in answers)
+
+
+@pytest.fixture(scope="module")
+def tight() -> Service:
+    """Little memory: the limit is set above what the process holds already, which in a test run is not known."""
+    return Service(Settings(memory=container.held() + 150 * MIB, threads=1))
+
+
+class TestLittleMemory:
+    def test_a_large_photo_comes_back_smaller_and_says_so(self, tight: Service) -> None:
+        result = segment(tight, encoded((6000, 4000), quality=60), "jpeg")
+        assert result.photo_size == (6000, 4000)
+        assert result.picture_size[0] < 6000
+        with Image.open(io.BytesIO(result.files[0].body)) as picture:
+            assert picture.size == result.picture_size
+
+    def test_its_data_are_at_full_size(self, tight: Service) -> None:
+        found = document(segment(tight, encoded((6000, 4000), quality=60), "json"))
+        assert (found["image"]["width"], found["image"]["height"]) == (6000, 4000)
+        assert max(one["bbox"][0] + one["bbox"][2] for one in found["annotations"]) > 1000
+
+    def test_what_can_never_fit_is_refused(self, tight: Service, photo: bytes) -> None:
+        with pytest.raises(TooLarge, match="The largest that fits this photo is"):
+            segment(tight, photo, render_factor="256")
+
+    def test_auto_takes_what_fits(self, tight: Service, photo: bytes) -> None:
+        assert 4 <= segment(tight, photo, render_factor="auto").render_factor <= 40
+
+
+def test_a_model_that_leaves_no_room_says_so_each_time() -> None:
+    service = Service(Settings(memory=20 * MIB))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="too little for the smallest render factor"):
+            service.load()
+    assert not service.ready
