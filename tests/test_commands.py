@@ -1,0 +1,193 @@
+"""The command line, as it is typed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segment.__main__ import main
+from segment.model import EMBEDDED
+from tests.server import ROOT
+from training.shapes import CLASSES, scene
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two photos, one of them deeper, and something else."""
+    folder = tmp_path / "photos"
+    (folder / "deeper").mkdir(parents=True)
+    Image.fromarray(scene(0)[0]).save(folder / "a.jpg")
+    Image.fromarray(scene(1)[0]).save(folder / "deeper" / "b.PNG")
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SEGMENT_")]:
+        monkeypatch.delenv(name)
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+class TestImage:
+    def test_every_photo_of_a_folder(self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = tmp_path / "new" / "results"
+        assert run("image", photos, "-o", out, "-f", "png,json", "--set", "render_factor=16") == 0
+        assert {path.name for path in out.iterdir()} == {
+            f"{name}.{file}" for name in "ab" for file in ("overlay.png", "detections.json")
+        }
+        assert json.loads((out / "a.detections.json").read_text())["image"]["render_factor"] == 16
+        with Image.open(out / "b.overlay.png") as picture:
+            assert picture.size == (268, 274)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+        assert all(" instances in " in line for line in lines)
+
+    def test_one_photo_in_another_format(self, photos: Path, tmp_path: Path) -> None:
+        assert run("image", photos / "a.jpg", "-o", tmp_path, "-f", "cutouts") == 0
+        with zipfile.ZipFile(tmp_path / "a.cutouts.zip") as archive:
+            assert archive.namelist()
+
+    def test_one_that_fails_does_not_stop_the_rest(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        body = io.BytesIO()
+        Image.fromarray(scene(2)[0]).save(body, "JPEG")
+        (photos / "_broken.jpg").write_bytes(body.getvalue()[:1000])
+        assert run("image", photos, photos / "nowhere.jpg", "-o", tmp_path / "out", "-f", "json") == 1
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.detections.json", "b.detections.json"}
+        errors = capsys.readouterr().err
+        assert "_broken.jpg: This JPEG is cut off" in errors
+        assert "nowhere.jpg" in errors
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["-s", "render_factor=300"], "render_factor is '300'; it must be"),
+            (["-s", "colour=red"], "There is no option 'colour'"),
+            (["-s", "render_factor"], "'render_factor' is no option; write it as OPTION=VALUE"),
+            (["-f", "gif"], "format is 'gif'; it must be one of png"),
+        ],
+    )
+    def test_a_bad_option_is_explained(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    ) -> None:
+        assert run("image", photos, "-o", tmp_path / "out", *arguments) == 1
+        assert words in capsys.readouterr().err
+
+    def test_a_bad_setting_is_explained(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SEGMENT_FIT", "stretch")
+        assert run("image", photos, "-o", tmp_path / "out") == 1
+        assert capsys.readouterr().err.startswith("segment: SEGMENT_FIT is 'stretch'")
+
+
+class TestConvert:
+    def test_the_demo_model_is_what_the_checkpoint_converts_to(self, tmp_path: Path) -> None:
+        """What is shipped was made by this code from that checkpoint: the same answers, bit by bit."""
+        from segment import load
+
+        out, training = tmp_path / "demo.onnx", ROOT / "training"
+        labels = tmp_path / "names.txt"
+        labels.write_text("\n".join(CLASSES))
+        assert run("convert", training / "shapes.yaml", training / "shapes.pkl", "-o", out, "--labels", labels) == 0
+        new, shipped = load(out), load()
+        assert new.labels == shipped.labels
+        ours, theirs = new(scene(0)[0]), shipped(scene(0)[0])
+        assert (ours.boxes == theirs.boxes).all()
+        assert (ours.scores == theirs.scores).all()
+
+    def test_int8_needs_photos(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        training = ROOT / "training"
+        arguments = (training / "shapes.yaml", training / "shapes.pkl", "-o", tmp_path / "demo.onnx", "--int8")
+        assert run("convert", *arguments) == 1
+        assert "--int8 needs --calibrate FOLDER" in capsys.readouterr().err
+        assert not (tmp_path / "demo.onnx").exists()
+
+    @pytest.mark.parametrize("missing", ["config", "weights"])
+    def test_a_missing_file_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str) -> None:
+        files = {"config": ROOT / "training/shapes.yaml", "weights": ROOT / "training/shapes.pkl"}
+        files[missing] = tmp_path / "nowhere.file"
+        assert run("convert", files["config"], files["weights"], "-o", tmp_path / "demo.onnx") == 1
+        assert "nowhere.file" in capsys.readouterr().err
+
+    def test_quantising_something_else_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "other.onnx").write_bytes(b"no model")
+        arguments = (tmp_path / "other.onnx", "-o", tmp_path / "int8.onnx", "--calibrate", tmp_path)
+        assert run("quantise", *arguments) == 1
+        assert "other.onnx" in capsys.readouterr().err
+
+
+class TestOthers:
+    def test_info_of_the_demo(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("info") == 0
+        rows = {line[:22].strip(): line[22:].strip() for line in capsys.readouterr().out.splitlines()}
+        assert "5: circle, square, triangle, star, ring" in rows["classes"]
+        assert "fp32" in " ".join(rows.values())
+        assert int(rows["largest render factor"]) >= 4
+
+    def test_info_of_no_model(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("info", tmp_path / "nowhere.onnx") == 1
+        assert "nowhere.onnx" in capsys.readouterr().err
+
+    def test_models(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("models") == 0
+        assert "mask_rcnn_R_50_FPN_3x" in capsys.readouterr().out
+
+    def test_fetching_an_unknown_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("fetch", "no_such_model") == 1
+        assert "no_such_model" in capsys.readouterr().err
+
+    def test_warm_fills_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SEGMENT_CACHE", str(tmp_path))
+        assert run("warm") == 0
+        assert list(tmp_path.iterdir())
+
+    def test_backfill_of_a_folder(self, photos: Path, tmp_path: Path) -> None:
+        assert run("backfill", photos, tmp_path / "out") == 0
+        assert len(list((tmp_path / "out").rglob("overlay.png"))) == 2
+
+
+class TestDoor:
+    def test_help_names_every_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as end:
+            run("--help")
+        assert end.value.code == 0
+        shown = capsys.readouterr().out
+        for command in ("image", "convert", "quantise", "info", "models", "fetch", "backfill", "warm"):
+            assert f"\n    {command} " in shown
+
+    def test_an_unknown_command_is_a_wrong_command_line(self) -> None:
+        with pytest.raises(SystemExit) as end:
+            run("segmentise")
+        assert end.value.code == 2
+
+    def test_a_reader_that_goes_away_is_no_error(self) -> None:
+        """`segment models | head -1`"""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "segment", "models"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
+
+    def test_models_are_copied_freely(self, tmp_path: Path) -> None:
+        """A model file needs nothing beside it."""
+        from segment import load
+
+        assert load(shutil.copy(EMBEDDED, tmp_path / "mine.onnx")).name == "mine"
