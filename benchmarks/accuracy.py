@@ -94,7 +94,7 @@ def _results(seed: int, found: Detections) -> list[dict[str, object]]:
     ]
 
 
-def _truth() -> dict[str, object]:
+def _truth() -> dict[str, list[dict[str, object]]]:
     """The scenes' visible masks in COCO's annotation format."""
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
@@ -114,7 +114,7 @@ def _truth() -> dict[str, object]:
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+    categories: list[dict[str, object]] = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

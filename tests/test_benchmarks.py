@@ -1,0 +1,129 @@
+"""The benchmarks measure what they say: the tools on what is known, the demo model's AP on a few scenes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import accuracy, cgroup, latency, memory, models, report, serving
+from segment import load
+from segment.model import EMBEDDED
+
+
+def test_the_services_environment_is_the_dockerfiles() -> None:
+    environment = serving.environment()
+    assert environment["WORKERS"] == "1"
+    assert environment["FUNCTION_TARGET"] == "segment_http"
+    assert {name for name in environment if name.startswith("MALLOC_")}
+
+
+def test_a_photo_has_the_size_asked_for() -> None:
+    with Image.open(io.BytesIO(models.photo((1600, 1200)))) as photo:
+        assert (photo.format, photo.size) == ("JPEG", (1600, 1200))
+
+
+def test_calibration_never_sees_what_is_evaluated() -> None:
+    assert models.CALIBRATION_SEED > accuracy.SCENES
+    assert models.CALIBRATION_SEED >= 3_000_000, "training takes its seeds from 1,000,000 and 2,000,000 on"
+
+
+def test_a_service_is_measured() -> None:
+    """Memory, CPU time and answers of the real process, and nothing of this one."""
+    with serving.serving({"SEGMENT_THREADS": "1"}) as server:
+        before, spent = server.usage(), server.cpu_seconds()
+        with serving.peak(lambda: server.usage().held) as peak:
+            answer = server.segment(models.photo((640, 480)), format="json", render_factor=16)
+        assert answer.status_code == 200
+        assert answer.headers["Segment-Render-Factor"] == "16"
+        assert 30 << 20 < before.held < before.rss < 1 << 30
+        assert peak[0] >= before.held
+        assert server.cpu_seconds() > spent
+        assert "Loaded the model shapes" in server.log()
+    assert server.process.poll() == 0
+    assert server.usage() == serving.Usage(0, 0)
+
+
+def test_a_service_that_cannot_start_says_why() -> None:
+    with pytest.raises(RuntimeError, match="SEGMENT_FIT is 'stretch'"), serving.serving({"SEGMENT_FIT": "stretch"}):
+        pass
+    with pytest.raises(RuntimeError, match=r"503 .*nowhere"), serving.serving({"SEGMENT_MODEL": "nowhere.onnx"}):
+        pass
+
+
+@pytest.mark.skipif(bool(cgroup.missing()), reason=cgroup.missing())
+def test_a_group_is_gone_afterwards() -> None:
+    with cgroup.group(100 << 20) as group:
+        assert group.path.exists()
+        assert (group.held(), group.kills()) == (0, 0)
+    assert not group.path.exists()
+
+
+def test_average_precision_of_the_truth_itself_is_100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "SCENES", 4)
+    truth = accuracy._truth()
+    perfect = [
+        {"score": 0.9, **{key: one[key] for key in ("image_id", "category_id", "bbox", "segmentation")}}
+        for one in truth["annotations"]
+    ]
+    for kind in ("bbox", "segm"):
+        assert accuracy._evaluate(accuracy._coco(truth), perfect, kind)["all"] == pytest.approx(100, abs=0.1)
+
+
+def test_average_precision_of_the_demo_model_on_some_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "SCENES", 12)
+    row = accuracy.measure(EMBEDDED, "fp32")
+    assert row.box > 50
+    assert row.mask > 50
+    assert row.mask50 > row.mask
+
+
+@pytest.mark.slow
+def test_average_precision_is_detectron2s() -> None:
+    """Within 0.2 of what detectron2 reaches with the same weights on the same 200 scenes."""
+    row = accuracy.measure(EMBEDDED, "fp32")
+    assert row.box == pytest.approx(accuracy.DETECTRON2["box"], abs=0.2)
+    assert row.mask == pytest.approx(accuracy.DETECTRON2["mask"], abs=0.2)
+
+
+@pytest.mark.slow
+def test_int8_keeps_the_average_precision(tmp_path: Path) -> None:
+    narrow = models.demo("int8", tmp_path)
+    assert load(narrow).labels == load().labels
+    assert accuracy.measure(narrow, "int8").mask > accuracy.DETECTRON2["mask"] - 1.0
+
+
+def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="charts need requirements-bench.txt")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    rows = [
+        memory.Memory(f"{p}, {f}", p, f, 512, [200] * 3, "4000x3000", 100.0, 100.0 + f, 300.0, 0, None).__dict__
+        for p, f in memory.LIMITS
+    ]
+    report.save("memory", rows, 0.5)
+    times = [
+        latency.Latency(f"{p}, {f}", p, f, 100.0 + f, ms, 1.5, {"network": ms}, 0.2, 15).__dict__
+        for p, ms in (("fp32", 180.0), ("int8", 60.0))
+        for f in latency.SWEEP
+    ]
+    report.save("latency", times, 0.5)
+    report.write()
+    text = (tmp_path / "README.md").read_text()
+    assert "| int8, 25 | 512 MiB | 100.0 | 125.0 |" in text
+    assert "the int8 network is 3.0 times as fast as fp32" in text
+    assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
+    again = (tmp_path / "latency.svg").read_bytes()
+    report.write()
+    assert (tmp_path / "latency.svg").read_bytes() == again, "the same figures, the same chart"
+
+
+def test_results_that_are_shown_are_those_measured() -> None:
+    """benchmarks/results holds figures of every suite that its page speaks of, with the machine they are from."""
+    for path in report.RESULTS.glob("*.json"):
+        document = json.loads(path.read_text())
+        if path.stem in report.SECTIONS:
+            assert document["rows"]
+            assert document["machine"]["cpus"] >= 1
