@@ -16,7 +16,7 @@ run: $(VENV)/serving
 	  $(BIN)/functions-framework --target segment_http --port $(PORT)
 
 test: lint .cache/terraform/installed
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -rs -m "not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
