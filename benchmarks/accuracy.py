@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
@@ -25,11 +25,13 @@ from segment.detections import Detections
 from segment.resize import Fit
 from training.shapes import CLASSES, scene
 
+Record = dict[str, object]
+
 SCENES = 200
 MIN_SCORE, MAX_DETECTIONS = 0.05, 100
 DETECTRON2 = {"box": 61.2, "mask": 61.8}
 """What detectron2 itself reaches with the same weights on the same scenes at native size."""
-FACTORS = (6, 8, 10, 12, 16, 20, 25, 32)
+FACTORS = (8, 12, 16, 20, 25, 32)
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,17 @@ class Accuracy:
 def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: int | None = None) -> Accuracy:
     """Evaluate a model file; without a render factor each scene is seen at its own size."""
     network = model.load(file)
-    results, spent = [], 0.0
+    truth, results, spent = Truth(), list[Record](), 0.0
     for seed in range(SCENES):
-        photo = Image.fromarray(scene(seed)[0])
+        pixels, visible, classes = scene(seed)
+        truth.add(seed, visible, classes)
+        photo = Image.fromarray(pixels)
         size = network.network_size(photo.size, render_factor, fit) if render_factor and fit else photo.size
         start = time.process_time()
         found = network.detect(photo, size, MIN_SCORE, MAX_DETECTIONS)
         spent += time.process_time() - start
         results += _results(seed, found)
-    truth = _coco(_truth())
-    box, mask = _evaluate(truth, results, "bbox"), _evaluate(truth, results, "segm")
+    box, mask = truth.evaluate(results, "bbox"), truth.evaluate(results, "segm")
     seen = f"{fit}, render factor {render_factor}" if render_factor else "native size"
     return Accuracy(
         name=f"demo model {precision}, {seen}",
@@ -80,7 +83,46 @@ def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: i
     )
 
 
-def _results(seed: int, found: Detections) -> list[dict[str, object]]:
+class Truth:
+    """What can be seen in the scenes, in COCO's annotation format."""
+
+    def __init__(self) -> None:
+        self.images: list[Record] = []
+        self.annotations: list[Record] = []
+
+    def add(self, seed: int, visible: NDArray[np.bool_], classes: NDArray[np.int64]) -> None:
+        """Add a scene: its visible masks (N, H, W) and classes (N,)."""
+        self.images.append({"id": seed, "width": visible.shape[2], "height": visible.shape[1]})
+        for kind, mask in zip(classes, visible, strict=True):
+            packed = masks.encode(np.asfortranarray(mask, np.uint8))
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": seed,
+                    "category_id": int(kind),
+                    "bbox": masks.toBbox(packed).tolist(),
+                    "segmentation": packed,
+                    "area": int(masks.area(packed)),
+                    "iscrowd": 0,
+                }
+            )
+
+    def evaluate(self, results: list[Record], kind: str) -> dict[str, float]:
+        """COCOeval's averages of results for "bbox" or "segm", in percent."""
+        with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
+            coco = COCO()
+            categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+            coco.dataset = {"images": self.images, "annotations": self.annotations, "categories": categories}
+            coco.createIndex()
+            evaluation = COCOeval(coco, coco.loadRes([dict(result) for result in results]), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        names = ("all", "50", "75", "small", "medium", "large")
+        return {name: round(100 * float(value), 2) for name, value in zip(names, evaluation.stats, strict=False)}
+
+
+def _results(seed: int, found: Detections) -> list[Record]:
     """Detections as COCO's result records."""
     return [
         {
@@ -92,46 +134,3 @@ def _results(seed: int, found: Detections) -> list[dict[str, object]]:
         }
         for i, (x0, y0, x1, y1) in enumerate(found.boxes)
     ]
-
-
-def _truth() -> dict[str, list[dict[str, object]]]:
-    """The scenes' visible masks in COCO's annotation format."""
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    for seed in range(SCENES):
-        pixels, visible, classes = scene(seed)
-        images.append({"id": seed, "width": pixels.shape[1], "height": pixels.shape[0]})
-        for kind, mask in zip(classes, visible, strict=True):
-            packed = masks.encode(np.asfortranarray(mask, np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": seed,
-                    "category_id": int(kind),
-                    "bbox": masks.toBbox(packed).tolist(),
-                    "segmentation": packed,
-                    "area": int(masks.area(packed)),
-                    "iscrowd": 0,
-                }
-            )
-    categories: list[dict[str, object]] = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _coco(document: Mapping[str, object]) -> COCO:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = dict(document)
-        coco.createIndex()
-    return coco
-
-
-def _evaluate(truth: COCO, results: list[dict[str, object]], kind: str) -> dict[str, float]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes([dict(result) for result in results])
-        evaluation = COCOeval(truth, found, kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = ("all", "50", "75", "small", "medium", "large")
-    return {name: round(100 * float(value), 2) for name, value in zip(names, evaluation.stats, strict=False)}

@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks import accuracy, cgroup, latency, memory, models, report, serving
 from segment import load
 from segment.model import EMBEDDED
+from training.shapes import scene
 
 
 def test_the_services_environment_is_the_dockerfiles() -> None:
@@ -62,15 +63,14 @@ def test_a_group_is_gone_afterwards() -> None:
     assert not group.path.exists()
 
 
-def test_average_precision_of_the_truth_itself_is_100(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accuracy, "SCENES", 4)
-    truth = accuracy._truth()
-    perfect = [
-        {"score": 0.9, **{key: one[key] for key in ("image_id", "category_id", "bbox", "segmentation")}}
-        for one in truth["annotations"]
-    ]
+def test_average_precision_of_the_truth_itself_is_100() -> None:
+    truth = accuracy.Truth()
+    for seed in range(4):
+        truth.add(seed, *scene(seed)[1:])
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    perfect = [{"score": 0.9, **{key: one[key] for key in keys}} for one in truth.annotations]
     for kind in ("bbox", "segm"):
-        assert accuracy._evaluate(accuracy._coco(truth), perfect, kind)["all"] == pytest.approx(100, abs=0.1)
+        assert truth.evaluate(perfect, kind)["all"] == pytest.approx(100, abs=0.1)
 
 
 def test_average_precision_of_the_demo_model_on_some_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
