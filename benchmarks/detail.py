@@ -231,7 +231,7 @@ def table(measured: Sequence[Row]) -> str:
         f"demo model, {os.cpu_count()} cores that others used too. Mask AP is COCO's (IoU 0.50 to 0.95). Peak RSS is "
         "VmHWM of the row's own process; anonymous is the part that the kernel cannot take back; both, and the times, "
         f"are the median of {PROCESSES} processes. The single pass sees the whole photo at as many pixels as the tiles "
-        "have together. Made by `python -m benchmarks.detail`.",
+        "have together. A run's memory grows with what it finds too, per photo and at most 100. Made by `python -m benchmarks.detail`.",
         "",
         f"At render factor {GOAL_FACTOR}, detail 2 reaches {high.ap / max(low.ap, 1e-9):.1f} times the AP of detail 1 "
         f"({low.ap:.1f} to {high.ap:.1f}) with {high.peak_rss / low.peak_rss - 1:+.1%} peak RSS and "
@@ -242,15 +242,15 @@ def table(measured: Sequence[Row]) -> str:
         f"{one_pass.peak_rss / MIB:.0f} MiB. Tiles overlap by a fifth, so things are seen a little smaller in them "
         "than in that pass: 1.8 and 2.6 times as large as in the whole, not 2 and 3 times.",
         "",
-        "| render factor | detail | runs | AP | AP50 | s per photo | CPU s | peak RSS MiB | anonymous MiB "
+        "| render factor | detail | runs | found | AP | AP50 | s per photo | CPU s | peak RSS MiB | anonymous MiB "
         "| single pass: render factor | AP | s per photo | CPU s | peak RSS MiB |",
-        "|---" * 14 + "|",
+        "|---" * 15 + "|",
     ]
     for row in ways:
         one = by_way[row.render_factor * row.detail, 1]
         size = f"{row.runs} of {row.network_size[0]} x {row.network_size[1]}"
         lines.append(
-            f"| {row.render_factor} | {row.detail} | {size} | {row.ap:.1f} | {row.ap50:.1f} | {row.seconds:.2f} "
+            f"| {row.render_factor} | {row.detail} | {size} | {row.found / len(SCENES):.0f} | {row.ap:.1f} | {row.ap50:.1f} | {row.seconds:.2f} "
             f"| {row.cpu_seconds_per_photo:.2f} | {row.peak_rss / MIB:.0f} | {row.peak_anonymous / MIB:.0f} "
             + ("| | | | | |" if row.detail == 1 else _beside(one))
         )
