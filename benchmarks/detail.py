@@ -1,6 +1,6 @@
 """What `detail` brings on large scenes of small shapes, and what it takes: average precision, time, memory.
 
-    python -m benchmarks.detail            measure (some minutes), write benchmarks/results/detail.json and .md
+    python -m benchmarks.detail            measure (ten minutes), write benchmarks/results/detail.json and .md
 
 The scenes are training.shapes.crowd: 1600 x 1200 pixels, 80 shapes of 12 to 60 pixels, as JPEG files. Each row is a
 process of its own that gives the photos to segment.service one after the other and takes back JSON, as a request does;
@@ -228,10 +228,11 @@ def table(measured: Sequence[Row]) -> str:
         "# Detail: small things without more memory",
         "",
         f"{len(SCENES)} scenes of 1600 x 1200 pixels with 80 shapes of 12 to 60 pixels (`training.shapes.crowd`), the "
-        f"demo model, {os.cpu_count()} cores that others used too. Mask AP is COCO's (IoU 0.50 to 0.95). Peak RSS is "
-        "VmHWM of the row's own process; anonymous is the part that the kernel cannot take back; both, and the times, "
-        f"are the median of {PROCESSES} processes. The single pass sees the whole photo at as many pixels as the tiles "
-        "have together. A run's memory grows with what it finds too, per photo and at most 100. Made by `python -m benchmarks.detail`.",
+        f"demo model, {os.cpu_count()} cores. Mask AP is COCO's (IoU 0.50 to 0.95). Peak RSS is VmHWM of the row's own "
+        "process, anonymous the part of it that the kernel cannot take back; both, and the times, are the median of "
+        f"{PROCESSES} processes. What else the cores do shows in s, less in CPU s. A run's memory grows with what it "
+        "finds too (found: per photo, at most 100). The single pass sees the whole photo at as many pixels as the "
+        "tiles have together. Made by `python -m benchmarks.detail`.",
         "",
         f"At render factor {GOAL_FACTOR}, detail 2 reaches {high.ap / max(low.ap, 1e-9):.1f} times the AP of detail 1 "
         f"({low.ap:.1f} to {high.ap:.1f}) with {high.peak_rss / low.peak_rss - 1:+.1%} peak RSS and "
@@ -248,12 +249,12 @@ def table(measured: Sequence[Row]) -> str:
     ]
     for row in ways:
         one = by_way[row.render_factor * row.detail, 1]
-        size = f"{row.runs} of {row.network_size[0]} x {row.network_size[1]}"
-        lines.append(
-            f"| {row.render_factor} | {row.detail} | {size} | {row.found / len(SCENES):.0f} | {row.ap:.1f} | {row.ap50:.1f} | {row.seconds:.2f} "
-            f"| {row.cpu_seconds_per_photo:.2f} | {row.peak_rss / MIB:.0f} | {row.peak_anonymous / MIB:.0f} "
-            + ("| | | | | |" if row.detail == 1 else _beside(one))
-        )
+        runs = f"{row.runs} of {row.network_size[0]} x {row.network_size[1]}"
+        found = f"{row.found / len(SCENES):.0f} | {row.ap:.1f} | {row.ap50:.1f}"
+        took = f"{row.seconds:.2f} | {row.cpu_seconds_per_photo:.2f}"
+        held = f"{row.peak_rss / MIB:.0f} | {row.peak_anonymous / MIB:.0f}"
+        beside = "| | | | | |" if row.detail == 1 else _beside(one)
+        lines.append(f"| {row.render_factor} | {row.detail} | {runs} | {found} | {took} | {held} {beside}")
     return "\n".join(lines) + "\n"
 
 
