@@ -65,6 +65,7 @@ class FileEngine:
         self._network, self._family, self._turn = network, family, threading.Lock()
         self.labels, self.stride = family.labels, family.stride
         self.footprint = memory
+        self._last_size: tuple[int, int] | None = None
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return self._family.input_size(size)
@@ -76,6 +77,9 @@ class FileEngine:
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         size = pixels.shape[1], pixels.shape[0]
         with self._turn:
+            if size != self._last_size:  # what is kept for one size is added to what another needs
+                self._network.release()
+                self._last_size = size
             outputs = self._network.run(self._family.prepare(pixels, min_score, max_detections))
             found = self._family.read(outputs, size, min_score, max_detections)
         if len(found) and found.classes.max() >= len(self.labels):
