@@ -68,7 +68,7 @@ def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
         for number in range(WARM_UP + REQUESTS):
             for precision, server in servers.items():
                 before, start = server.cpu_seconds(), time.perf_counter()
-                answer = server.segment(photo, format="jpeg", render_factor=render_factor)
+                answer = server.segment(photo, format="jpeg", render_factor=render_factor, **models.LOOK)
                 wall = (time.perf_counter() - start) * 1000
                 answer.raise_for_status()
                 if number >= WARM_UP:
@@ -106,7 +106,7 @@ def _resident(server: Server) -> int:
 def _first_answer(server: Server, photo: bytes) -> None:
     while server.process.poll() is None:
         with contextlib.suppress(requests.ConnectionError):
-            server.segment(photo, format="jpeg", render_factor=RENDER_FACTOR).raise_for_status()
+            server.segment(photo, format="jpeg", render_factor=RENDER_FACTOR, **models.LOOK).raise_for_status()
             return
         time.sleep(0.005)
     raise RuntimeError(f"The service ended:\n{server.log()}")

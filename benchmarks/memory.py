@@ -65,7 +65,10 @@ def measure(precision: str, render_factor: int, folder: Path) -> Memory:
         held_now = group.held if group else lambda: server.usage().held
         loaded = held_now()
         with serving.peak(held_now) as held, serving.peak(lambda: server.usage().rss) as rss:
-            answers = [server.segment(photo, format="jpeg", render_factor=render_factor) for _ in range(REQUESTS)]
+            answers = [
+                server.segment(photo, format="jpeg", render_factor=render_factor, **models.LOOK)
+                for _ in range(REQUESTS)
+            ]
         return Memory(
             name=f"{precision}, render factor {render_factor}",
             precision=precision,

@@ -27,6 +27,8 @@ CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""
 CALIBRATION_PHOTOS = 64
 PRECISIONS = ("fp32", "int8")
+LOOK: dict[str, str | int] = {"min_score": "0.01", "max_detections": 20}
+"""Options with which every full-size model has as much to do: random scores differ between precisions."""
 
 
 def demo(precision: str, folder: Path) -> Path:

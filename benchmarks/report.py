@@ -95,8 +95,8 @@ def _memory(rows: Rows) -> list[str]:
     return [
         "## Memory of the whole service",
         "",
-        f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay out; {limited}. Held is anonymous "
-        "and shared memory, which the kernel cannot take back.",
+        f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay of 20 instances out; {limited}. "
+        "Held is anonymous and shared memory, which the kernel cannot take back.",
         "",
         *_table(head, table),
         "",
@@ -110,8 +110,8 @@ def _latency(rows: Rows) -> list[str]:
     lines = [
         "## Time of a request",
         "",
-        "Medians in ms; Mask R-CNN R50-FPN, 80 classes; 1280 x 960 JPEG in, JPEG overlay out, over HTTP, warm. fp32 "
-        "and int8 were asked by turns.",
+        "Medians in ms; Mask R-CNN R50-FPN, 80 classes; 1280 x 960 JPEG in, JPEG overlay of 20 instances out. "
+        "fp32 and int8 were asked by turns.",
         "",
         *_table(
             ("", "request", "network", "request / network", "CPU seconds", "instances"),
