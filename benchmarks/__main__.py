@@ -61,7 +61,7 @@ def original_rows(folder: Path) -> Iterator[Row]:
     models.full_size("int8", folder)
     checkpoint, photo = models.full_size_checkpoint(folder), folder / "photo.jpg"
     photo.write_bytes(models.photo(latency.PHOTO))
-    yield original.measure, (checkpoint, photo, folder)
+    yield original.measure, (models.full_size_config(folder), checkpoint, photo, folder)
     yield latency.measure, (folder,)
     yield latency.cold_start, ("int8", folder)
 

@@ -56,26 +56,30 @@ def measure(precision: str, render_factor: int, folder: Path) -> Memory:
     limit = LIMITS[precision, render_factor]
     photo = models.photo(PHOTO)
     settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}
+    loaded, held, rss = 0, [0], [0]
     with contextlib.ExitStack() as stack:
         settings["SEGMENT_CACHE"] = stack.enter_context(tempfile.TemporaryDirectory())
         with serving.serving(settings | {"SEGMENT_MEMORY": "8Gi"}):
             pass  # the compiled model is in the cache now
         group = None if cgroup.missing() else stack.enter_context(cgroup.group(limit * MIB))
-        server = stack.enter_context(serving.serving(settings, group))
-        held_now = group.held if group else lambda: server.usage().held
-        loaded = held_now()
-        with serving.peak(held_now) as held, serving.peak(lambda: server.usage().rss) as rss:
-            answers = [
-                server.segment(photo, format="jpeg", render_factor=render_factor, **models.LOOK)
-                for _ in range(REQUESTS)
-            ]
+        try:
+            server = stack.enter_context(serving.serving(settings, group))
+        except RuntimeError:
+            answers = [503]  # it does not fit, and says so
+        else:
+            held_now = group.held if group else lambda: server.usage().held
+            loaded = held_now()
+            with serving.peak(held_now) as held, serving.peak(lambda: server.usage().rss) as rss:
+                asked = {"format": "jpeg", "render_factor": render_factor, **models.LOOK}
+                responses = [server.segment(photo, **asked) for _ in range(REQUESTS)]
+            answers = [response.status_code for response in responses]
         return Memory(
             name=f"{precision}, render factor {render_factor}",
             precision=precision,
             render_factor=render_factor,
             limit_mib=limit,
-            statuses=[answer.status_code for answer in answers],
-            picture=answers[-1].headers.get("Segment-Picture-Size", ""),
+            statuses=answers,
+            picture=responses[-1].headers.get("Segment-Picture-Size", "") if loaded else "",
             loaded_mib=round(loaded / MIB, 1),
             held_mib=round(held[0] / MIB, 1),
             rss_mib=round(rss[0] / MIB, 1),

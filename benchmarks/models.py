@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from PIL import Image
 
 from benchmarks import checkpoints
@@ -36,6 +37,13 @@ def demo(precision: str, folder: Path) -> Path:
     if precision == "fp32":
         return EMBEDDED
     return _quantised(EMBEDDED, folder / "demo-int8.onnx", _calibration(folder, None))
+
+
+def full_size_config(folder: Path) -> Path:
+    """The full-size model's config, as detectron2 reads it over its defaults."""
+    path = folder / "r50.yaml"
+    path.write_text(yaml.safe_dump(zoo.config(zoo.entry(FULL_SIZE))))
+    return path
 
 
 def full_size_checkpoint(folder: Path) -> Path:

@@ -20,6 +20,8 @@ from typing import Any
 SQUARE = 16 * 25
 """The side in pixels at render factor 25."""
 REQUESTS = 5
+MIN_SCORE, INSTANCES = 0.01, 20
+"""models.LOOK, for a Python without this package's requirements."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ def python() -> str:
     return candidate if done.returncode == 0 else ""
 
 
-def measure(checkpoint: Path, photo: Path, folder: Path) -> Original:
+def measure(config: Path, checkpoint: Path, photo: Path, folder: Path) -> Original:
     """Run the original way in a new process of the Python that has detectron2."""
-    command = [python(), str(Path(__file__)), str(checkpoint), str(photo), str(folder / "original.jpg")]
+    command = [python(), str(Path(__file__)), str(config), str(checkpoint), str(photo), str(folder / "original.jpg")]
     start = time.time()
     done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=550, cwd=folder)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -52,10 +54,9 @@ def measure(checkpoint: Path, photo: Path, folder: Path) -> Original:
     return Original(name="detectron2, the original way", cold_seconds=round(cold, 2), **answer)
 
 
-def main(checkpoint: str, photo: str, output: str) -> None:
+def main(config_file: str, checkpoint: str, photo: str, output: str) -> None:
     """The post's way, as its users run it: one predictor, one image after the other."""
     import numpy as np
-    from detectron2 import model_zoo
     from detectron2.config import get_cfg
     from detectron2.data import MetadataCatalog
     from detectron2.engine import DefaultPredictor
@@ -63,12 +64,13 @@ def main(checkpoint: str, photo: str, output: str) -> None:
     from PIL import Image
 
     config = get_cfg()
-    config.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"))
+    config.merge_from_file(config_file)
     config.MODEL.DEVICE = "cpu"
     config.MODEL.WEIGHTS = checkpoint
-    config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
+    config.MODEL.ROI_HEADS.SCORE_THRESH_TEST = MIN_SCORE
+    config.TEST.DETECTIONS_PER_IMAGE = INSTANCES
     predictor = DefaultPredictor(config)
-    metadata = MetadataCatalog.get(config.DATASETS.TRAIN[0])
+    metadata = MetadataCatalog.get("coco_2017_val")
     predict, draw = [], []
     first_answer_at, instances = 0.0, 0
     for _ in range(1 + REQUESTS):

@@ -89,7 +89,7 @@ def _memory(rows: Rows) -> list[str]:
         for row in rows
     ]
     series = {
-        precision: [(r["render_factor"], r["held_mib"]) for r in rows if r["precision"] == precision]
+        precision: [(r["render_factor"], r["held_mib"]) for r in rows if r["precision"] == precision and r["held_mib"]]
         for precision in ("fp32", "int8")
     }
     return [
