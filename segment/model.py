@@ -23,6 +23,8 @@ from segment.resize import Fit, fitted_size
 from segment.settings import Settings
 from segment.tiles import merge, tiles
 
+FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
+"""What the first run is like: most photos are, and a layout of the weights is made once for each kind of size."""
 EMBEDDED = Path(__file__).parent / "models" / "shapes.onnx"
 
 
@@ -33,7 +35,8 @@ class Model:
         self.name, self.engine = name, engine
         self.labels, self.footprint = engine.labels, engine.footprint
         self.milliseconds_per_megapixel = 0.0
-        self._run(np.zeros((64, 64, 3), np.uint8), 1.0, 1)  # the first run lays out the weights for this CPU
+        width, height = self.network_size(FIRST_PHOTO, FIRST_RENDER_FACTOR, "aspect")
+        self._run(np.zeros((height, width, 3), np.uint8), 1.0, 1)
         self.release()
 
     def __call__(

@@ -28,7 +28,7 @@ from segment.plan import PICTURES, Figures, Plan, Size, plan
 from segment.settings import OverlayFormat, Settings
 from segment.tiles import views
 
-TRAFFIC_SHARE = 0.12
+TRAFFIC_SHARE = 0.1
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
 OVERLAYS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
 

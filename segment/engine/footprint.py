@@ -119,7 +119,8 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     """Measure a loaded engine in this process."""
     noise = np.random.default_rng(0)
     fixed_size = engine.input_size((SIDES[0], SIDES[0]))
-    engine(np.zeros((64, 64, 3), np.uint8), 0.0, max_detections)  # the first run lays out the weights, for good
+    # The first run lays out the weights for its size; other sizes may want them otherwise, and both are kept.
+    engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
     engine.release()
     container.give_back()
     before = anonymous_bytes()
@@ -138,9 +139,10 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     if fixed_size:
         return Footprint(int(peak(max_detections, fixed_size)), 0.0)
     small, large = SIDES
-    few = peak(1, *_shapes(small, engine.stride))
+    peak(max_detections, *_shapes(small, engine.stride), *_shapes(large, engine.stride))  # what stays is in all below
     low = peak(max_detections, *_shapes(small, engine.stride))
     high = peak(max_detections, *_shapes(large, engine.stride))
+    few = peak(1, *_shapes(small, engine.stride))
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
     per_instance = max(0.0, (low - few) / max(max_detections - 1, 1))
     fixed = low - per_pixel * small**2 - per_instance * max_detections
