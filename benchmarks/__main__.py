@@ -45,11 +45,11 @@ def memory_rows(folder: Path) -> Iterator[Row]:
 
 def latency_rows(folder: Path) -> Iterator[Row]:
     """Warm requests against the render factor, then cold starts."""
-    for precision in models.PRECISIONS:
+    for precision in models.NETWORKS:
         models.full_size(precision, folder)
     for factor in latency.SWEEP:
         yield latency.measure, (folder, factor)
-    for precision in models.PRECISIONS:
+    for precision in models.NETWORKS:
         yield latency.cold_start, (precision, folder)
 
 

@@ -53,17 +53,17 @@ class ColdStart:
 
 
 def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
-    """One row for each precision, measured together."""
+    """One row for each kind of network, measured together."""
     photo = models.photo(PHOTO)
-    walls: dict[str, list[float]] = {precision: [] for precision in models.PRECISIONS}
-    stages: dict[str, list[dict[str, float]]] = {precision: [] for precision in models.PRECISIONS}
-    spent: dict[str, list[float]] = {precision: [] for precision in models.PRECISIONS}
+    walls: dict[str, list[float]] = {precision: [] for precision in models.NETWORKS}
+    stages: dict[str, list[dict[str, float]]] = {precision: [] for precision in models.NETWORKS}
+    spent: dict[str, list[float]] = {precision: [] for precision in models.NETWORKS}
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         servers = {
             precision: stack.enter_context(serving.serving(_settings(precision, folder, cache)))
-            for precision in models.PRECISIONS
+            for precision in models.NETWORKS
         }
         for number in range(WARM_UP + REQUESTS):
             for precision, server in servers.items():
@@ -78,7 +78,7 @@ def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
                     found[precision] = int(answer.headers["Segment-Instances"])
     return [
         _row(precision, render_factor, walls[precision], stages[precision], spent[precision], found[precision])
-        for precision in models.PRECISIONS
+        for precision in models.NETWORKS
     ]
 
 

@@ -28,6 +28,10 @@ CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""
 CALIBRATION_PHOTOS = 64
 PRECISIONS = ("fp32", "int8")
+FEWER = 300
+LEAN = f"int8, {FEWER} proposals"
+NETWORKS = (*PRECISIONS, LEAN)
+"""The full-size model's kinds; the lean one is converted with `--proposals 300`, the others keep the zoo's 1,000."""
 LOOK: dict[str, str | int] = {"min_score": "0.01", "max_detections": 20}
 """Options with which every full-size model has as much to do: random scores differ between precisions."""
 
@@ -54,17 +58,18 @@ def full_size_checkpoint(folder: Path) -> Path:
     return path
 
 
-def full_size(precision: str, folder: Path) -> Path:
-    """The full-size model's file; `folder` keeps what is made."""
-    path = folder / "r50-fp32.onnx"
+def full_size(network: str, folder: Path) -> Path:
+    """The full-size model's file, one of NETWORKS; `folder` keeps what is made."""
+    proposals, suffix = (FEWER, f"-{FEWER}") if network == LEAN else (None, "")
+    path = folder / f"r50{suffix}-fp32.onnx"
     if not path.exists():
         entry = zoo.entry(FULL_SIZE)
-        config = configs.parse(zoo.config(entry))
+        config = configs.parse(zoo.config(entry)).with_proposals(proposals)
         model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random values")
         convert.finish(model, path)
-    if precision == "fp32":
+    if network == "fp32":
         return path
-    return _quantised(path, folder / "r50-int8.onnx", _calibration(folder, (1280, 960)))
+    return _quantised(path, folder / f"r50{suffix}-int8.onnx", _calibration(folder, (1280, 960)))
 
 
 def photo(size: tuple[int, int], seed: int = 0, quality: int = 90) -> bytes:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 
 from segment.errors import Busy, TooLarge
 
-MARGIN_SHARE, MARGIN_BYTES = 0.03, 16 << 20
-"""Kept free: the kernel's own share (page tables, sockets), allocators' slack, the web server's buffers."""
+MARGIN_SHARE, MARGIN_BYTES = 0.1, 16 << 20
+"""Kept free: the kernel's own share (page tables, sockets), allocators' slack, the web server's buffers, and other
+layouts of the weights, of which a network keeps one more for some sizes of image."""
 
 
 def capacity(limit: int, held: int) -> int:

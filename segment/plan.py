@@ -30,7 +30,7 @@ Size = tuple[int, int]
 
 PICTURES: frozenset[Format] = frozenset({"png", "jpeg", "webp", "cutouts"})
 """Formats that show the photo's pixels, and so need it decoded at their size."""
-ENCODER_BYTES: Mapping[Format, float] = {"png": 4, "jpeg": 1.5, "webp": 9, "cutouts": 6, "ids": 4, "json": 0}
+ENCODER_BYTES: Mapping[Format, float] = {"png": 4, "jpeg": 1.5, "webp": 9, "cutouts": 9, "ids": 4, "json": 0}
 """Memory per pixel that drawing and encoding take beside the picture itself, the result included."""
 PIXEL_BYTES = 4
 """Of an RGB image in Pillow."""

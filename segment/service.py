@@ -265,7 +265,7 @@ def _load(settings: Settings) -> _Loaded:
         max_detections=settings.max_detections,
     )
     budget = Budget(figures.capacity, settings.queue, settings.wait_seconds, model.release)
-    if not figures.largest_render_factor():
+    if not replace(figures, max_detections=1).largest_render_factor():
         raise ModelError(
             f"The model {model.name} leaves {room >> 20} MiB of this instance's {limit >> 20} MiB: too little for the "
             "smallest render factor. Give the instance more memory, or a smaller or int8 model."

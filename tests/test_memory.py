@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segment.errors import Busy, TooLarge
-from segment.memory import MARGIN_BYTES, Budget, capacity
+from segment.memory import MARGIN_BYTES, MARGIN_SHARE, Budget, capacity
 
 MIB = 1 << 20
 
@@ -59,7 +59,7 @@ def waiting(budget: Budget, own: int, order: list[str], name: str) -> threading.
 
 
 def test_capacity_keeps_a_margin() -> None:
-    assert capacity(512 * MIB, 200 * MIB) == (512 - 200) * MIB - MARGIN_BYTES - int(0.03 * 512 * MIB)
+    assert capacity(512 * MIB, 200 * MIB) == (512 - 200) * MIB - MARGIN_BYTES - int(MARGIN_SHARE * 512 * MIB)
 
 
 def test_capacity_is_never_negative() -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 
 from segment import container
 from segment.errors import CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
+from segment.memory import MARGIN_SHARE
 from segment.model import from_settings
 from segment.options import Format, Options
 from segment.service import Result, Service
@@ -211,7 +212,8 @@ def test_many_at_once_get_what_one_gets(service: Service, photo: bytes) -> None:
 @pytest.fixture(scope="module")
 def tight() -> Service:
     """Little memory: the limit is set above what the process holds already, which in a test run is not known."""
-    return Service(Settings(memory=container.held() + 150 * MIB, threads=1))
+    limit = int((container.held() + 165 * MIB) / (1 - MARGIN_SHARE))
+    return Service(Settings(memory=limit, threads=1))
 
 
 class TestLittleMemory:
