@@ -15,7 +15,7 @@ from benchmarks import accuracy, cgroup, models
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("openvino", "numpy", "pillow", "functions-framework")
-COLOURS = {"int8": "#1e88ff", "fp32": "#ff7a1a", "aspect": "#1e88ff", "square": "#ff7a1a"}
+COLOURS = {models.LEAN: "#18a058", "int8": "#1e88ff", "fp32": "#ff7a1a", "aspect": "#1e88ff", "square": "#ff7a1a"}
 
 Rows = list[dict[str, Any]]
 

@@ -64,6 +64,18 @@ class Budget:
                 self._runs.remove(network)
                 self._changed.notify_all()
 
+    @contextlib.contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Hold `count` bytes that are in memory already, out of a reservation that is about to end."""
+        with self._changed:
+            self._own += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._own -= count
+                self._changed.notify_all()
+
     def _take(self, own: int, network: int) -> None:
         turn = object()
         with self._changed:

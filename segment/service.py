@@ -147,9 +147,12 @@ class Service:
         with traffic.reserve(copies * (limit if announced is None else announced), 0):
             yield limit
 
-    def segment(self, data: bytes, options: Options, formats: Sequence[Format] | None = None) -> Result:
+    def segment(
+        self, data: bytes, options: Options, formats: Sequence[Format] | None = None, until: ExitStack | None = None
+    ) -> Result:
         """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).
 
+        The results' own memory is held until the stack `until` is closed, if one is given: an answer may take its time.
         Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError.
         """
         formats = tuple(formats or (options.format,))
@@ -166,6 +169,7 @@ class Service:
                 found, planned = found.at(header.size), replace(planned, detail=detail)
             if planned.keep:
                 files = self._write(photo, found, planned, options, formats, watch)
+                _hold(files, loaded.budget, until)
         if not planned.keep:
             del photo
             with watch.waiting(loaded.budget.reserve(planned.write_bytes, 0)):
@@ -174,6 +178,7 @@ class Service:
                     with watch("decode"):
                         picture = image.decode(data, header, planned.picture_size)
                 files = self._write(picture, found, planned, options, formats, watch)
+                _hold(files, loaded.budget, until)
         return Result(
             files=files,
             instances=len(found),
@@ -249,6 +254,11 @@ class Service:
                 with watch("encode"):
                     files[kind] = output.picture(picture, kind)
         return tuple(files[kind] for kind in formats)
+
+
+def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> None:
+    if until:
+        until.enter_context(budget.hold(sum(len(file.body) for file in files)))
 
 
 def _load(settings: Settings) -> _Loaded:

@@ -132,12 +132,12 @@ def _segment(service: Service, request: Request) -> Response:
     announced = request.content_length if request.method == "POST" else None
     with ExitStack() as stack:
         limit = stack.enter_context(service.receive(announced, JSON_COPIES if request.is_json else 1))
-        response = _answer(service, request, limit)
+        response = _answer(service, request, limit, stack)
         response.call_on_close(stack.pop_all().close)  # the answer takes the body's room until it is sent
         return response
 
 
-def _answer(service: Service, request: Request, limit: int) -> Response:
+def _answer(service: Service, request: Request, limit: int, until: ExitStack) -> Response:
     upload = read(request, limit)
     words = upload.words
     if "format" not in words and request.accept_mimetypes:
@@ -149,7 +149,7 @@ def _answer(service: Service, request: Request, limit: int) -> Response:
     start = time.perf_counter()
     data = upload.photo if upload.url is None else _fetch(upload.url, limit, service.settings)
     fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}
-    return _result(service.segment(data, options), fetched)
+    return _result(service.segment(data, options, until=until), fetched)
 
 
 def _fetch(url: str, limit: int, settings: Settings) -> bytes:
