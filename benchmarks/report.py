@@ -139,8 +139,7 @@ def _original(rows: Rows) -> list[str]:
     cold = next(row for row in rows if "seconds" in row)
     pairs = (
         ("peak RSS, MiB", theirs["peak_rss_mib"], cold["peak_rss_mib"]),
-        ("s per image, warm", theirs["image_seconds"], round(ours["int8"], 3)),
-        (f"s per image, warm, {models.FEWER} proposals", theirs["image_seconds"], round(ours[models.LEAN], 3)),
+        *((f"s per image, warm, {name}", theirs["image_seconds"], round(ours[name], 3)) for name in ours),
         ("s from cold", theirs["cold_seconds"], cold["seconds"]),
     )
     return [

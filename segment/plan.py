@@ -136,13 +136,15 @@ def _look_bytes(header: Header, network: Size, detail: int, figures: Figures) ->
 
 
 def _write_bytes(header: Header, formats: Sequence[Format], picture: Size) -> int:
-    decode, decoded = 0, 0
+    decode, decoded, resize = 0, 0, 0
     if not PICTURES.isdisjoint(formats):
-        decode, decoded = header.decode_bytes(picture), PIXEL_BYTES * prod(header.decoded_size(picture))
-        if header.decoded_size(picture) != picture:
+        size = header.decoded_size(picture)
+        decode, decoded = header.decode_bytes(picture), PIXEL_BYTES * prod(size)
+        if size != picture:
             decoded += PIXEL_BYTES * prod(picture)
+            resize = PIXEL_BYTES * picture[0] * size[1]  # Pillow resizes rows first, then columns
     encode = max(ENCODER_BYTES[kind] * prod(picture if kind in PICTURES else header.size) for kind in formats)
-    return WORKING_BYTES + max(decode, decoded + int(encode))
+    return WORKING_BYTES + max(decode, decoded + max(resize, int(encode)))
 
 
 def _largest_picture(header: Header, formats: Sequence[Format], figures: Figures) -> Size:

@@ -113,7 +113,7 @@ def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.Monk
     report.write()
     text = (tmp_path / "README.md").read_text()
     assert "| int8, 25 | 512 MiB | 100.0 | 125.0 |" in text
-    assert "the int8 network is 3.0 times as fast as fp32" in text
+    assert "times as fast as the fp32 network: int8 3.0." in text
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
     again = (tmp_path / "latency.svg").read_bytes()
     report.write()
