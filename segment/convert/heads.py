@@ -1,7 +1,7 @@
 """The second stage: proposals -> boxes, scores, classes and masks.
 
 He et al., "Mask R-CNN", 2017; Cai and Vasconcelos, "Cascade R-CNN", 2018; detectron2/modeling/roi_heads/
-(box_head.py, fast_rcnn.py, cascade_rcnn.py, mask_head.py) and detectron2/modeling/poolers.py.
+(box_head.py, fast_rcnn.py, cascade_rcnn.py, mask_head.py).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from segment.convert import boxes as box
+from segment.convert import pooler
 from segment.convert.backbone import convolution
-from segment.convert.config import BoxHead, Config, MaskHead, Pooler
+from segment.convert.config import BoxHead, Config, MaskHead
 from segment.convert.graph import Graph
+from segment.convert.pooler import Rois
 from segment.convert.weights import Weights
 
-CANONICAL_LEVEL, CANONICAL_SIZE = 4, 224
-"""A box of 224 x 224 pixels is pooled from level 4 (FPN paper, equation 1)."""
 MANY_CLASSES = 200
 """Up to this many, all classes' masks are predicted and one is kept, as upstream does it: one int8 convolution, 0.25 MB
 an instance with 80 classes. Above, as in LVIS, each instance is multiplied with its own class's weights in float."""
@@ -32,39 +32,6 @@ class Found:
     classes: str
 
 
-def pool(g: Graph, pooler: Pooler, maps: dict[int, str], rois: str) -> tuple[str, str]:
-    """Crop each of rois (N, 4) from the level that suits its size: (crops (N, C, r, r), order (N,) int64).
-
-    The crops come out level by level: crop i is of roi order[i]. What follows takes that order, since the crops of
-    1,000 rois are 50 MB, too much to put back in place.
-    """
-    size = g.op("Sqrt", box.area(g, rois))
-    ratio = g.op("Add", g.op("Div", size, g.scalar(CANONICAL_SIZE)), g.scalar(1e-8))
-    log2 = g.op("Div", g.op("Log", ratio), g.scalar(0.6931471805599453))
-    level = g.op("Floor", g.op("Add", log2, g.scalar(CANONICAL_LEVEL)))
-    level = g.op("Clip", level, g.scalar(pooler.levels[0]), g.scalar(pooler.levels[-1]))
-    crops, places = [], []
-    for at in pooler.levels:
-        index = g.reshape(g.op("NonZero", g.op("Equal", level, g.scalar(at))), -1)
-        zeros = g.op("Mul", index, g.ints(0))
-        crops.append(
-            g.op(
-                "RoiAlign",
-                maps[at],
-                g.gather(rois, index),
-                zeros,
-                coordinate_transformation_mode="half_pixel",
-                output_height=pooler.resolution,
-                output_width=pooler.resolution,
-                sampling_ratio=pooler.sampling_ratio,
-                spatial_scale=1 / 2**at,
-                mode="avg",
-            )
-        )
-        places.append(index)
-    return g.op("Concat", *crops, axis=0), g.op("Concat", *places, axis=0)
-
-
 def box_head(
     g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: str, frame: box.Frame
 ) -> tuple[str, str]:
@@ -76,9 +43,9 @@ def box_head(
     scores: list[str] = []
     for stage, weights in enumerate(head.box_weights):
         suffix = f".{stage}" if head.cascade else ""
-        crops, order = pool(g, head.pooler, maps, rois)
-        rois, scores = g.gather(rois, order), [g.gather(earlier, order) for earlier in scores]
-        x = _box_features(g, w, config, crops, "roi_heads.box_head" + suffix)
+        by_level = pooler.assign(g, head.pooler, rois)
+        rois, *scores = (g.gather(earlier, by_level.order) for earlier in (rois, *scores))
+        x = _box_features(g, w, config, maps, by_level, "roi_heads.box_head" + suffix)
         name = "roi_heads.box_predictor" + suffix
         logits = _linear(g, w, x, name + ".cls_score", head.fc_channels, config.classes + 1)
         scores.append(g.op("Sigmoid", logits) if head.sigmoid else g.op("Softmax", logits, axis=1))
@@ -93,18 +60,44 @@ def box_head(
     return g.slice(mean, g.ints(0), g.ints(config.classes), axis=1), g.reshape(rois, -1, per_roi, 4)
 
 
-def _box_features(g: Graph, w: Weights, config: Config, x: str, name: str) -> str:
-    """(N, C, r, r) -> (N, fc_channels)."""
+def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
+    """Crops (N, C, r, r) of rois -> (N, fc_channels)."""
     head, into = config.box, config.pyramid.channels
-    for i in range(1, head.convs + 1):
-        x = convolution(g, w, x, f"{name}.conv{i}", into, head.conv_channels, kernel=3, norm=head.norm, relu=True)
-        into = head.conv_channels
-    width = into * head.pooler.resolution**2
-    x = g.reshape(x, -1, width)
-    for i in range(1, head.fcs + 1):
+    if head.fcs and not head.convs:
+        x, first = _by_rows(g, w, config, maps, rois, name + ".fc1"), 2
+        width = head.fc_channels
+    else:
+        x, first = pooler.crop(g, head.pooler, maps, rois), 1
+        for i in range(1, head.convs + 1):
+            x = convolution(g, w, x, f"{name}.conv{i}", into, head.conv_channels, kernel=3, norm=head.norm, relu=True)
+            into = head.conv_channels
+        width = into * head.pooler.resolution**2
+        x = g.reshape(x, -1, width)
+    for i in range(first, head.fcs + 1):
         x = g.op("Relu", _linear(g, w, x, f"{name}.fc{i}", width, head.fc_channels))
         width = head.fc_channels
     return x
+
+
+def _by_rows(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
+    """The first fully connected layer on the crops of rois, one row of bins after the other -> (N, fc_channels).
+
+    The layer is a sum over all values of a crop, so its rows can be added up: one row of 1,000 crops is 7 MB, not 50.
+    """
+    head, channels = config.box, config.pyramid.channels
+    side, out = head.pooler.resolution, head.fc_channels
+    weight = w.take(f"{name}.weight", out, channels * side**2).reshape(out, channels, side, side)
+    bias = w.take(f"{name}.bias", out)
+    total = ""
+    for row in range(side):
+        x = g.reshape(pooler.crop(g, head.pooler, maps, rois, range(row, row + 1)), -1, channels * side)
+        kernel = np.ascontiguousarray(weight[:, :, row]).reshape(out, -1)
+        x = g.linear(x, kernel, bias if row == 0 else np.zeros_like(bias), name=f"{name}.row{row}")
+        # The additions are of different shapes by turns; otherwise the runtime fuses them into one, which waits for the
+        # products of all rows.
+        shape = (-1, out) if row % 2 else (-1, 1, out)
+        total = g.op("Add", g.reshape(total, *shape), g.reshape(x, *shape)) if total else x
+    return g.op("Relu", g.reshape(total, -1, out))
 
 
 def _linear(g: Graph, w: Weights, x: str, name: str, into: int, out: int) -> str:
@@ -145,35 +138,55 @@ def select(
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances found, each for its own class."""
     head = config.mask
-    x, order = pool(g, head.pooler, maps, found.boxes)
+    rois = pooler.assign(g, head.pooler, found.boxes)
+    x = pooler.crop(g, head.pooler, maps, rois)
     into = config.pyramid.channels
     for i in range(1, head.convs + 1):
         name = f"roi_heads.mask_head.mask_fcn{i}"
         x = convolution(g, w, x, name, into, head.channels, kernel=3, norm=head.norm, relu=True)
         into = head.channels
-    name = "roi_heads.mask_head.deconv"
-    weight = g.constant(w.take(name + ".weight", into, head.channels, 2, 2), name=name + ".weight")
-    bias = g.constant(w.take(name + ".bias", head.channels), name=name + ".bias")
-    x = g.op("Relu", g.op("ConvTranspose", x, weight, bias, name=name, kernel_shape=[2, 2], strides=[2, 2]))
-    probabilities = g.op("Sigmoid", _predict(g, w, head, config.classes, x, g.gather(found.classes, order)))
+    quarters = _upsampled(g, w, head, x, into)  # (N, 4 * C, r, r)
+    probabilities = g.op("Sigmoid", _predict(g, w, head, config.classes, quarters, g.gather(found.classes, rois.order)))
     # Sorting the order gives, for each instance, where its mask stands.
-    _, place = g.ops("TopK", order, g.op("Shape", order), outputs=2, axis=0, largest=0)
+    _, place = g.ops("TopK", rois.order, g.op("Shape", rois.order), outputs=2, axis=0, largest=0)
     return g.gather(probabilities, place)
 
 
+def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
+    """x (N, C, r, r) -> (N, 4 * channels, r, r): for each place the four that it becomes, row by row.
+
+    Upstream's transposed convolution has a kernel of 2 x 2 and a stride of 2: each place becomes four that do not
+    overlap, so it is four 1 x 1 convolutions, with which an activation is fused.
+    """
+    name = "roi_heads.mask_head.deconv"
+    weight = w.take(name + ".weight", into, head.channels, 2, 2)
+    bias = w.take(name + ".bias", head.channels)
+    kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(4 * head.channels, into, 1, 1)
+    return g.op("Relu", g.conv(x, kernel, np.tile(bias, 4), name=name))
+
+
 def _predict(g: Graph, w: Weights, head: MaskHead, classes: int, x: str, label: str) -> str:
-    """x (N, C, s, s) -> logits (N, s, s) of each instance's own class only."""
-    name, side = "roi_heads.mask_head.predictor", 2 * head.pooler.resolution
+    """x (N, 4 * C, r, r) -> logits (N, 2r, 2r) of each instance's own class only."""
+    name, side = "roi_heads.mask_head.predictor", head.pooler.resolution
     outputs = 1 if head.agnostic else classes
-    weight, bias = w.conv(name, outputs, head.channels, 1, "")
-    if outputs <= MANY_CLASSES:
-        logits = g.conv(x, weight, bias, name=name)  # (N, outputs, s, s)
+    weight, bias = w.take(name + ".weight", outputs, head.channels, 1, 1), w.take(name + ".bias", outputs)
+    if outputs > MANY_CLASSES:
+        column = g.gather(g.constant(weight.reshape(outputs, 1, -1, 1), name=name + ".weight"), label)  # (N, 1, C, 1)
+        shift = g.gather(g.constant(bias.reshape(outputs, 1, 1, 1), name=name + ".bias"), label)
+        places = g.op("Transpose", g.reshape(x, 0, 4, head.channels, side**2), perm=[0, 1, 3, 2])  # (N, 4, r * r, C)
+        logits = g.op("Add", g.op("MatMul", places, column), shift)
+    else:
+        logits = g.conv(x, np.tile(weight, (4, 1, 1, 1)), np.tile(bias, 4), name=name, group=4)
+        logits = g.reshape(logits, -1, outputs, side, side)  # (N * 4, outputs, r, r)
         if outputs > 1:
-            instance = g.op("Range", g.constant(np.int64(0)), g.op("Size", label), g.constant(np.int64(1)))
-            place = [g.op("Unsqueeze", index, g.ints(1)) for index in (instance, label)]
-            logits = g.op("GatherND", logits, g.op("Concat", *place, axis=1))
-        return g.reshape(logits, -1, side, side)
-    column = g.gather(g.constant(weight.reshape(outputs, -1, 1), name=name + ".weight"), label)
-    shift = g.gather(g.constant(np.asarray(bias).reshape(outputs, 1, 1), name=name + ".bias"), label)
-    places = g.reshape(g.op("Transpose", x, perm=[0, 2, 3, 1]), 0, side * side, head.channels)
-    return g.reshape(g.op("Add", g.op("MatMul", places, column), shift), -1, side, side)
+            four_times = g.op("Expand", g.op("Unsqueeze", label, g.ints(1)), g.ints(1, 4))
+            logits = _pick(g, logits, g.reshape(four_times, -1))
+    rows_and_columns = g.op("Transpose", g.reshape(logits, -1, 2, 2, side, side), perm=[0, 3, 1, 4, 2])
+    return g.reshape(rows_and_columns, -1, 2 * side, 2 * side)
+
+
+def _pick(g: Graph, x: str, index: str) -> str:
+    """x (N, K, r, r), index (N,) -> (N, r, r): x[i, index[i]]."""
+    each = g.op("Range", g.constant(np.int64(0)), g.op("Size", index), g.constant(np.int64(1)))
+    pairs = g.op("Concat", *(g.op("Unsqueeze", part, g.ints(1)) for part in (each, index)), axis=1)
+    return g.op("GatherND", x, pairs)

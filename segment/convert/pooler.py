@@ -1,0 +1,86 @@
+"""Crops of the feature maps: each box from the level that suits its size.
+
+RoIAlign: He et al., "Mask R-CNN", 2017, section 3. Levels: Lin et al., "Feature Pyramid Networks", 2017, equation 1.
+detectron2/modeling/poolers.py (assign_boxes_to_levels, ROIPooler).
+
+The crops of 1,000 boxes are the largest tensors of a network: 50 MB each time they are copied. So they are never put
+back in the boxes' order, and whoever can take a few rows of bins at a time gets only those (`rows`). The runtime lets
+tensors of unknown size share memory when one is gone before the next is made, and only if no operator whose output's
+size depends on values stands between: boxes are sorted by level and split once, before the first crop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import numpy_helper
+
+from segment.convert import boxes as box
+from segment.convert.config import Pooler
+from segment.convert.graph import INT64, Graph
+
+CANONICAL_LEVEL, CANONICAL_SIZE = 4, 224
+"""A box of 224 x 224 pixels is pooled from level 4 (FPN paper, equation 1)."""
+INSET = 5e-4
+"""Pixels. RoIAlign takes as many samples in a bin as it has cells, rounded up; part of a box, computed in float32, must
+not come out a bit higher than its share and be sampled once more."""
+_ZERO = numpy_helper.from_array(np.zeros(1, np.int64))
+
+
+@dataclass(frozen=True)
+class Rois:
+    """Boxes by level. Tensor names: `boxes` (n, 4) and `images` (n,) int64, all zero, for each level of the pooler.
+
+    `order` (N,) int64: the i-th crop is that of the given box order[i].
+    """
+
+    boxes: list[str]
+    images: list[str]
+    order: str
+
+
+def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
+    """boxes (N, 4) -> the same, by the level that each is cropped from."""
+    size = g.op("Sqrt", box.area(g, boxes))
+    ratio = g.op("Add", g.op("Div", size, g.scalar(CANONICAL_SIZE)), g.scalar(1e-8))
+    log2 = g.op("Div", g.op("Log", ratio), g.scalar(0.6931471805599453))
+    level = g.op("Floor", g.op("Add", log2, g.scalar(CANONICAL_LEVEL)))
+    level = g.op("Clip", level, g.scalar(pooler.levels[0]), g.scalar(pooler.levels[-1]))
+    level, order = g.ops("TopK", level, g.op("Shape", level), outputs=2, axis=0, largest=0)
+    levels = g.constant([pooler.levels], np.float32)
+    on_level = g.op("Equal", g.op("Unsqueeze", level, g.ints(1)), levels)  # (N, levels)
+    counts = g.op("ReduceSum", g.cast(on_level, INT64), g.ints(0), keepdims=0)
+    by_level = g.ops("Split", g.gather(boxes, order), counts, outputs=len(pooler.levels), axis=0)
+    return Rois(by_level, [g.op("ConstantOfShape", g.dim(part, 0), value=_ZERO) for part in by_level], order)
+
+
+def crop(g: Graph, pooler: Pooler, maps: dict[int, str], rois: Rois, rows: range | None = None) -> str:
+    """The crops (N, C, len(rows), r) of rois, level by level; of all r rows of bins unless told otherwise."""
+    rows = rows or range(pooler.resolution)
+    crops = [
+        g.op(
+            "RoiAlign",
+            maps[level],
+            _part(g, boxes, rows, pooler.resolution),
+            images,
+            coordinate_transformation_mode="half_pixel",
+            output_height=len(rows),
+            output_width=pooler.resolution,
+            sampling_ratio=pooler.sampling_ratio,
+            spatial_scale=1 / 2**level,
+            mode="avg",
+        )
+        for level, boxes, images in zip(pooler.levels, rois.boxes, rois.images, strict=True)
+    ]
+    return g.op("Concat", *crops, axis=0)
+
+
+def _part(g: Graph, boxes: str, rows: range, resolution: int) -> str:
+    """boxes (n, 4) -> what `rows` of their bins cover."""
+    if len(rows) == resolution:
+        return boxes
+    top, bottom = rows.start / resolution, rows.stop / resolution
+    # (x0, y0, x1, y1) -> (x0, y0 + top * (y1 - y0), x1, y0 + bottom * (y1 - y0))
+    matrix = np.array([[1, 0, 0, 0], [0, 1 - top, 0, 1 - bottom], [0, 0, 1, 0], [0, top, 0, bottom]], np.float32)
+    return g.op("Sub", g.op("MatMul", boxes, g.constant(matrix)), g.constant([[0, 0, 0, INSET]], np.float32))
