@@ -22,10 +22,11 @@ from segment import image
 from segment.errors import ConversionError, ImageError
 from segment.resize import fitted_size
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+LAYERS = (*CONVOLUTIONS, "Gemm")
 """What is quantised."""
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")
-"""What may carry int8 from one layer to the next."""
+"""What may carry int8 from one convolution to the next."""
 MOST_PHOTOS = 300
 MIN_SCORE, MAX_DETECTIONS = 0.05, 20
 """What calibration looks for: the masks' ranges come from instances like those that will be shown."""
@@ -59,12 +60,12 @@ def quantise(model: onnx.ModelProto, photos: Sequence[Path], render_factor: int,
 def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     """The names of the nodes that are not quantised."""
     made_by = {name: node for node in graph.node for name in node.output}
-
-    def carries(node: onnx.NodeProto) -> bool:
-        makers = {made_by[name].op_type for name in node.input if name in made_by}
-        return node.op_type in BETWEEN and not makers.isdisjoint(LAYERS + BETWEEN)
-
-    return [node.name for node in graph.node if node.op_type not in LAYERS and not carries(node)]
+    carries: set[str] = set()
+    for node in graph.node:  # in order: makers come before users
+        makers = [made_by[name] for name in node.input if name in made_by]
+        if node.op_type in BETWEEN and any(m.op_type in CONVOLUTIONS or m.name in carries for m in makers):
+            carries.add(node.name)
+    return [node.name for node in graph.node if node.op_type not in LAYERS and node.name not in carries]
 
 
 def _inputs(photos: Sequence[Path], render_factor: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
