@@ -22,18 +22,21 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import accuracy, latency, memory, models, original, report
+from segment import convert
 
 Row = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments; it answers a dataclass or a list of them."""
 
 
 def accuracy_rows(folder: Path) -> Iterator[Row]:
-    """AP at native size in both precisions, then against the render factor for both fits."""
+    """AP at native size in both precisions, against the render factor for both fits, against the proposals."""
     for precision in models.PRECISIONS:
         yield accuracy.measure, (models.demo(precision, folder), precision)
     for factor in accuracy.FACTORS:
         for fit in ("aspect", "square"):
             yield accuracy.measure, (models.demo("fp32", folder), "fp32", fit, factor)
+    for proposals in (models.ALL_PROPOSALS, convert.INT8_PROPOSALS, 100):
+        yield accuracy.measure_crowds, (models.demo_with(proposals, folder), proposals)
 
 
 def memory_rows(folder: Path) -> Iterator[Row]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,19 @@ from pycocotools.cocoeval import COCOeval
 from segment import model, rle
 from segment.detections import Detections
 from segment.resize import Fit
-from training.shapes import CLASSES, scene
+from training.shapes import CLASSES, crowd, scene
 
 Record = dict[str, object]
+Scene = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]
+"""Pixels, the shapes' visible masks (N, H, W), their classes (N,)."""
 
 SCENES = 200
 MIN_SCORE, MAX_DETECTIONS = 0.05, 100
 DETECTRON2 = {"box": 61.2, "mask": 61.8}
 """What detectron2 itself reaches with the same weights on the same scenes at native size."""
 FACTORS = (8, 12, 16, 20, 25, 32)
+FIRST_CROWD, CROWDS, CROWD_FACTOR = 900_000, 12, 100
+"""Scenes of 1600 x 1200 pixels with 80 shapes, and a render factor at which all of them can be seen."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +59,33 @@ class Accuracy:
 
 def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: int | None = None) -> Accuracy:
     """Evaluate a model file; without a render factor each scene is seen at its own size."""
+    seen = f"{fit}, render factor {render_factor}" if render_factor else "native size"
+    row = _evaluate(file, [scene(seed) for seed in range(SCENES)], fit, render_factor)
+    return replace(row, name=f"demo model {precision}, {seen}", precision=precision)
+
+
+def measure_crowds(file: Path, proposals: int) -> Accuracy:
+    """Evaluate a model file with that many proposals on scenes of many shapes, sharp enough to see them."""
+    scenes = [crowd(seed) for seed in range(FIRST_CROWD, FIRST_CROWD + CROWDS)]
+    row = _evaluate(file, scenes, "aspect", CROWD_FACTOR)
+    return replace(row, name=f"demo model fp32, {proposals:,} proposals", fit="crowd")
+
+
+def _evaluate(file: Path, scenes: Sequence[Scene], fit: Fit | None, render_factor: int | None) -> Accuracy:
     network = model.load(file)
     truth, results, spent = Truth(), list[Record](), 0.0
-    for seed in range(SCENES):
-        pixels, visible, classes = scene(seed)
-        truth.add(seed, visible, classes)
+    for number, (pixels, visible, classes) in enumerate(scenes):
+        truth.add(number, visible, classes)
         photo = Image.fromarray(pixels)
         size = network.network_size(photo.size, render_factor, fit) if render_factor and fit else photo.size
         start = time.process_time()
         found = network.detect(photo, size, MIN_SCORE, MAX_DETECTIONS)
         spent += time.process_time() - start
-        results += _results(seed, found)
+        results += _results(number, found)
     box, mask = truth.evaluate(results, "bbox"), truth.evaluate(results, "segm")
-    seen = f"{fit}, render factor {render_factor}" if render_factor else "native size"
     return Accuracy(
-        name=f"demo model {precision}, {seen}",
-        precision=precision,
+        name="",
+        precision="fp32",
         fit=fit or "native",
         render_factor=render_factor,
         box=box["all"],
@@ -79,7 +95,7 @@ def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: i
         mask_small=mask["small"],
         mask_medium=mask["medium"],
         mask_large=mask["large"],
-        cpu_seconds_per_run=round(spent / SCENES, 4),
+        cpu_seconds_per_run=round(spent / len(scenes), 4),
     )
 
 

@@ -20,21 +20,21 @@ REQUESTS = 3
 BESIDE = 64
 """MiB of the limit beside the target: page tables, sockets, pages of files in use."""
 LIMITS = {
-    (models.LEAN, 16): 256 + BESIDE,
-    (models.LEAN, 25): 256 + BESIDE,
-    (models.LEAN, 35): 512,
-    (models.LEAN, 50): 512,
-    ("int8", 16): 512,
-    ("int8", 25): 512,
+    ("int8", 16): 256 + BESIDE,
+    ("int8", 25): 256 + BESIDE,
     ("int8", 35): 512,
     ("int8", 50): 512,
-    ("fp32", 16): 768,
-    ("fp32", 25): 768,
-    ("fp32", 35): 1024,
-    ("fp32", 50): 1024,
+    (models.THOROUGH, 16): 256 + BESIDE,
+    (models.THOROUGH, 25): 256 + BESIDE,
+    (models.THOROUGH, 35): 512,
+    (models.THOROUGH, 50): 512,
+    ("fp32", 16): 480 + BESIDE,
+    ("fp32", 25): 480 + BESIDE,
+    ("fp32", 35): 768,
+    ("fp32", 50): 768,
 }
 """(network, render factor) -> the limit in MiB. A plan has to hold 100 instances, so it asks for more than it uses."""
-TARGETS = {(models.LEAN, 25): 256, ("int8", 25): 256, ("fp32", 25): 480, ("int8", 50): 512, (models.LEAN, 50): 512}
+TARGETS = {("int8", 25): 256, ("fp32", 25): 480, ("int8", 50): 512}
 """The peak in MiB that was promised."""
 
 

@@ -11,6 +11,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -28,10 +29,10 @@ CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""
 CALIBRATION_PHOTOS = 64
 PRECISIONS = ("fp32", "int8")
-FEWER = 300
-LEAN = f"int8, {FEWER} proposals"
-NETWORKS = (*PRECISIONS, LEAN)
-"""The full-size model's kinds; the lean one is converted with `--proposals 300`, the others keep the zoo's 1,000."""
+ALL_PROPOSALS = 1000
+THOROUGH = f"int8, {ALL_PROPOSALS:,} proposals"
+NETWORKS = (*PRECISIONS, THOROUGH)
+"""The full-size model's kinds. fp32 has the zoo's 1,000 proposals; int8 has 300 unless it is told otherwise."""
 LOOK: dict[str, str | int] = {"min_score": "0.01", "max_detections": 20}
 """Options with which every full-size model has as much to do: random scores differ between precisions."""
 
@@ -60,16 +61,34 @@ def full_size_checkpoint(folder: Path) -> Path:
 
 def full_size(network: str, folder: Path) -> Path:
     """The full-size model's file, one of NETWORKS; `folder` keeps what is made."""
-    proposals, suffix = (FEWER, f"-{FEWER}") if network == LEAN else (None, "")
-    path = folder / f"r50{suffix}-fp32.onnx"
+    path = folder / "r50-fp32.onnx"
     if not path.exists():
         entry = zoo.entry(FULL_SIZE)
-        config = configs.parse(zoo.config(entry)).with_proposals(proposals)
+        config = configs.parse(zoo.config(entry))
         model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random values")
         convert.finish(model, path)
     if network == "fp32":
         return path
-    return _quantised(path, folder / f"r50{suffix}-int8.onnx", _calibration(folder, (1280, 960)))
+    photos = _calibration(folder, (1280, 960))
+    if network == THOROUGH:
+        return _quantised(path, folder / f"r50-int8-{ALL_PROPOSALS}.onnx", photos, f"--proposals={ALL_PROPOSALS}")
+    return _quantised(path, folder / "r50-int8.onnx", photos)
+
+
+def demo_with(proposals: int, folder: Path) -> Path:
+    """The demo model as the zoo's configs have it, 1,000 proposals and as many boxes a level, and then fewer proposals.
+
+    Its own config says 200.
+    """
+    path = folder / f"demo-{proposals}-proposals.onnx"
+    if not path.exists():
+        own = configs.read(ROOT / "training" / "shapes.yaml")
+        many = replace(own.proposals, before_nms=ALL_PROPOSALS, after_nms=ALL_PROPOSALS)
+        tensors = convert.checkpoint.read(ROOT / "training" / "shapes.pkl")
+        model = convert.convert(replace(own, proposals=many), tensors)
+        convert.limit(model, proposals)
+        convert.finish(model, path)
+    return path
 
 
 def photo(size: tuple[int, int], seed: int = 0, quality: int = 90) -> bytes:
@@ -93,9 +112,9 @@ def _calibration(folder: Path, size: tuple[int, int] | None) -> Path:
     return photos
 
 
-def _quantised(model: Path, path: Path, photos: Path) -> Path:
+def _quantised(model: Path, path: Path, photos: Path, *options: str) -> Path:
     if not path.exists():
-        _segment("quantise", str(model), "--output", str(path), "--calibrate", str(photos))
+        _segment("quantise", str(model), "--output", str(path), "--calibrate", str(photos), *options)
     return path
 
 

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     quantise.add_argument("model", type=Path, metavar="MODEL", help="a file that `convert` wrote")
     quantise.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
     quantise.add_argument("--calibrate", type=Path, required=True, metavar="FOLDER")
+    _add_proposals(quantise)
     quantise.set_defaults(run=commands.quantise)
 
     info = commands_of.add_parser("info", help="what a model file is")
@@ -95,7 +96,8 @@ def _add_proposals(parser: argparse.ArgumentParser) -> None:
         "--proposals",
         type=int,
         metavar="N",
-        help="look twice at N regions at most, instead of the config's number (1000 in the zoo): less memory and time",
+        help="look twice at N regions at most: less memory and time. "
+        "Default: what the config says (1000 in the zoo), in int8 300 of them",
     )
 
 

@@ -57,7 +57,7 @@ def convert(arguments: argparse.Namespace) -> int:
     from segment import convert as converter
 
     labels = converter.read_labels(arguments.labels) if arguments.labels else ()
-    config = converter.config.read(arguments.config).with_proposals(arguments.proposals)
+    config = converter.config.read(arguments.config)
     tensors = converter.checkpoint.read(arguments.weights)
     model = converter.convert(config, tensors, labels, arguments.weights.name)
     return _finish(model, arguments)
@@ -74,10 +74,13 @@ def _finish(model: onnx.ModelProto, arguments: argparse.Namespace) -> int:
     """Quantise if asked, measure the memory it needs, write it."""
     from segment import convert as converter
 
+    if arguments.proposals is not None:
+        converter.limit(model, arguments.proposals)
     if arguments.int8:
         if not arguments.calibrate:
             raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
-        model = converter.quantised(model, list(_photos([arguments.calibrate])))
+        photos = list(_photos([arguments.calibrate]))
+        model = converter.quantised(model, photos, arguments.proposals or converter.INT8_PROPOSALS)
     facts = converter.finish(model, arguments.output)
     print(f"{arguments.output}: {len(facts.labels)} classes, {facts.precision}, {_size(arguments.output)}")
     return 0
@@ -119,7 +122,7 @@ def fetch(arguments: argparse.Namespace) -> int:
 
     entry = zoo.entry(arguments.name)
     checkpoint = zoo.fetch(arguments.name, Settings.from_environment(os.environ).zoo_url)
-    config = converter.config.parse(zoo.config(entry)).with_proposals(arguments.proposals)
+    config = converter.config.parse(zoo.config(entry))
     model = converter.convert(config, converter.checkpoint.read(checkpoint), zoo.labels(entry), arguments.name)
     arguments.output = arguments.output or zoo.model_path(arguments.name)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

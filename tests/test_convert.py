@@ -20,6 +20,7 @@ from segment.convert import checkpoint, config
 from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
+from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 TRAINING = Path(__file__).parent.parent / "training"
@@ -103,11 +104,20 @@ def test_any_size_goes_in(size: tuple[int, int]) -> None:
 
 
 def test_fewer_proposals_are_a_choice() -> None:
-    few = config.read(GOLDEN / "r50.yaml").with_proposals(10)
-    assert few.proposals.after_nms == 10
-    assert few.with_proposals(50).proposals.after_nms == 10
+    model = convert.load(Path("segment/models/shapes.onnx"))
+    assert convert.limit(model, 100_000) == 200
+    assert convert.limit(model, 10) == 10
+    assert convert.limit(model, 50) == 10
     with pytest.raises(ConversionError, match="at least 1"):
-        few.with_proposals(0)
+        convert.limit(model, 0)
+
+
+def test_with_one_proposal_no_more_is_found_than_one_box_of_each_class(tmp_path: Path) -> None:
+    model = convert.load(Path("segment/models/shapes.onnx"))
+    convert.limit(model, 1)
+    onnx.save(model, tmp_path / "one.onnx")
+    found = load(tmp_path / "one.onnx", threads=1, memory=Footprint(0, 0.0))(shapes.scene(1)[0], 0.0, 100)
+    assert 0 < len(found) == len(set(found.classes.tolist()))
 
 
 # Configs

@@ -7,7 +7,7 @@ converted to something else. A key that is absent has detectron2's own default (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +145,6 @@ class Config:
     proposals: Proposals
     box: BoxHead
     mask: MaskHead
-
-    def with_proposals(self, most: int | None) -> Config:
-        """The same network looking twice at no more than `most` regions; None is what the config says."""
-        if most is None:
-            return self
-        if most < 1:
-            raise ConversionError(f"{most} proposals find nothing; give at least 1.")
-        fewer = min(most, self.proposals.after_nms)
-        return replace(self, proposals=replace(self.proposals, after_nms=fewer))
 
     @property
     def stride(self) -> int:

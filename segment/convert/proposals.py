@@ -7,13 +7,20 @@ of one per anchor.
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
 from segment.convert import boxes as box
 from segment.convert.config import Config
 from segment.convert.graph import Graph
 from segment.convert.weights import Weights
+from segment.errors import ConversionError
 
 NEVER = -3.0e38
 """A score below every logit."""
+MOST = "max_proposals"
+"""The constant that says how many proposals the second stage looks at."""
 _HEAD = "proposal_generator.rpn_head."
 
 
@@ -22,6 +29,7 @@ def proposals(g: Graph, w: Weights, config: Config, maps: dict[int, str], frame:
     rpn = config.proposals
     head = _Head(w, config)
     boxes, scores = [], []
+    most = g.constant([rpn.after_nms], np.int64, name=MOST)
     for level, sizes, ratios in zip(rpn.levels, rpn.anchors.sizes, rpn.anchors.ratios, strict=True):
         logits, deltas = head(g, maps[level], level)
         columns = g.dim(logits, 3)
@@ -30,11 +38,24 @@ def proposals(g: Graph, w: Weights, config: Config, maps: dict[int, str], frame:
         found = box.decode(g, anchors, g.gather(_per_anchor(g, deltas, -1, 4), index), rpn.box_weights)
         found = box.clip(g, found, frame)
         best = g.op("Where", box.larger_than(g, found, rpn.min_size), best, g.scalar(NEVER))
-        keep = _suppress(g, found, best, rpn.nms, rpn.after_nms)
+        keep = _suppress(g, found, best, rpn.nms, most)
         boxes.append(g.gather(found, keep))
         scores.append(g.gather(best, keep))
-    _, order = g.top(g.op("Concat", *scores, axis=0), g.ints(rpn.after_nms))
+    _, order = g.top(g.op("Concat", *scores, axis=0), most)
     return g.op("Gather", g.op("Concat", *boxes, axis=0), order, axis=0, name="proposals")
+
+
+def limit(model: onnx.ModelProto, most: int) -> int:
+    """Have a converted model's second stage look at no more than `most` proposals; the number it looks at then.
+
+    Raises ConversionError.
+    """
+    if most < 1:
+        raise ConversionError(f"{most} proposals find nothing; give at least 1.")
+    constant = next(constant for constant in model.graph.initializer if constant.name == MOST)
+    fewer = np.minimum(numpy_helper.to_array(constant), most)
+    constant.CopyFrom(numpy_helper.from_array(fewer, MOST))
+    return int(fewer[0])
 
 
 class _Head:
@@ -68,13 +89,13 @@ def _per_anchor(g: Graph, x: str, *shape: int) -> str:
     return g.reshape(g.op("Transpose", x, perm=[0, 2, 3, 1]), *shape)
 
 
-def _suppress(g: Graph, boxes: str, scores: str, overlap: float, most: int) -> str:
+def _suppress(g: Graph, boxes: str, scores: str, overlap: float, most: str) -> str:
     """Non-maximum suppression of boxes (N, 4) with scores (N,): the indices kept, int64."""
     kept = g.op(
         "NonMaxSuppression",
         g.op("Unsqueeze", boxes, g.ints(0)),
         g.op("Unsqueeze", scores, g.ints(0, 1)),
-        g.ints(most),
+        most,
         g.constant([overlap], "float32"),
         g.constant([NEVER / 2], "float32"),
     )
