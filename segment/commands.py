@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,8 @@ def image(arguments: argparse.Namespace) -> int:
     words = dict(_pair(text) for text in arguments.set)
     formats = [Options.parse({"format": name}, settings).format for name in arguments.format.split(",")]
     options = Options.parse(words, settings)
-    photos = list(_photos(arguments.photos))
+    photos = list(dict.fromkeys(_photos(arguments.photos)))
+    names = _result_names(photos)
     arguments.output.mkdir(parents=True, exist_ok=True)
     failures = 0
     for photo in tqdm(photos, unit="photo", disable=len(photos) < 2 or not sys.stderr.isatty()):
@@ -47,7 +49,7 @@ def image(arguments: argparse.Namespace) -> int:
             tqdm.write(f"{photo}: {error}", file=sys.stderr)
             continue
         for file in result.files:
-            (arguments.output / f"{photo.stem}.{file.name}").write_bytes(file.body)
+            (arguments.output / f"{names[photo]}.{file.name}").write_bytes(file.body)
         tqdm.write(f"{photo}: {result.instances} instances in {sum(result.timings.values()):.0f} ms")
     return 1 if failures else 0
 
@@ -154,6 +156,18 @@ def _photos(paths: Sequence[Path]) -> Iterator[Path]:
             yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTOS)
         else:
             yield path
+
+
+def _result_names(photos: Sequence[Path]) -> dict[Path, str]:
+    """What each photo's results are called: as the photos, with their extensions if some differ in nothing else.
+
+    Raises OptionError where results would overwrite each other.
+    """
+    names = Counter(photo.name for photo in photos)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise OptionError("photos", f"There is more than one {twice[0]}; give each folder an output of its own.")
+    differ = len({photo.stem for photo in photos}) == len(photos)
+    return {photo: photo.stem if differ else photo.name for photo in photos}
 
 
 def _pair(text: str) -> tuple[str, str]:

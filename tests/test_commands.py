@@ -72,6 +72,19 @@ class TestImage:
         assert "_broken.jpg: This JPEG is cut off" in errors
         assert "nowhere.jpg" in errors
 
+    def test_no_photo_s_results_overwrite_another_s(
+        self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (photos / "a.png").write_bytes((photos / "a.jpg").read_bytes())
+        out = tmp_path / "out"
+        assert run("image", photos, photos / "a.jpg", "-o", out, "-f", "json") == 0
+        assert {"a.jpg.detections.json", "a.png.detections.json"} < {path.name for path in out.iterdir()}
+        (photos / "more").mkdir()
+        (photos / "more" / "a.jpg").write_bytes(b"another")
+        assert run("image", photos, "-o", tmp_path / "none", "-f", "json") == 1
+        assert "There is more than one a.jpg; give each folder an output of its own." in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
