@@ -20,7 +20,7 @@ REQUESTS = 3
 BESIDE = 64
 """MiB of the limit beside the target: page tables, sockets, pages of files in use."""
 LIMITS = {
-    ("int8", 16): 256 + BESIDE,
+    ("int8", 16): 256,
     ("int8", 25): 256 + BESIDE,
     ("int8", 35): 512,
     ("int8", 50): 512,
