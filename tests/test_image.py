@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -189,6 +189,7 @@ def test_one_bit() -> None:
     target=st.tuples(st.integers(1, 400), st.integers(1, 400)),
     orientation=st.sampled_from([1, 6]),
 )
+@example(size=(3, 3), target=(1, 1), orientation=1)
 @settings(max_examples=40, deadline=None)
 def test_a_jpeg_is_decoded_no_larger_than_needed(
     size: tuple[int, int], target: tuple[int, int], orientation: int
@@ -197,7 +198,8 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(
     result = decoded(encoded(photo(*size), "JPEG", exif=turned(orientation)), target)
     for side, wanted, full in zip(result.size, target, header.size, strict=True):
         assert min(wanted, full) <= side <= full
-    assert result.width < 2 * target[0] or result.height < 2 * target[1] or result.width <= -(-header.size[0] // 8)
+    # Decoders halve and round up, at most to an eighth: twice what is needed is too much, but for that rounding.
+    assert result.width <= 2 * target[0] or result.height <= 2 * target[1] or result.width == -(-header.size[0] // 8)
 
 
 def png(size: tuple[int, int], rows: bytes, depth: int = 8, colour: int = 2, extra: bytes = b"") -> bytes:
