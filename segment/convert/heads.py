@@ -64,8 +64,7 @@ def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], ro
     """Crops (N, C, r, r) of rois -> (N, fc_channels)."""
     head, into = config.box, config.pyramid.channels
     if head.fcs and not head.convs:
-        x, first = _by_rows(g, w, config, maps, rois, name + ".fc1"), 2
-        width = head.fc_channels
+        x, width, first = _by_rows(g, w, config, maps, rois, name + ".fc1"), head.fc_channels, 2
     else:
         x, first = pooler.crop(g, head.pooler, maps, rois), 1
         for i in range(1, head.convs + 1):

@@ -22,8 +22,7 @@ from segment import image
 from segment.errors import ConversionError, ImageError
 from segment.resize import fitted_size
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-LAYERS = (*CONVOLUTIONS, "Gemm")
+LAYERS = ("Conv", "Gemm")
 """What is quantised."""
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")
 """What may carry int8 from one convolution to the next."""
@@ -63,7 +62,7 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     carries: set[str] = set()
     for node in graph.node:  # in order: makers come before users
         makers = [made_by[name] for name in node.input if name in made_by]
-        if node.op_type in BETWEEN and any(m.op_type in CONVOLUTIONS or m.name in carries for m in makers):
+        if node.op_type in BETWEEN and any(m.op_type == "Conv" or m.name in carries for m in makers):
             carries.add(node.name)
     return [node.name for node in graph.node if node.op_type not in LAYERS and node.name not in carries]
 
@@ -87,7 +86,7 @@ def _inputs(photos: Sequence[Path], render_factor: int, stride: int) -> Iterator
 def _quantise_crops_early(graph: onnx.GraphProto) -> None:
     """Quantise each level's crops before they are put together, with the scale of the whole.
 
-    The same values, at a quarter of the memory: 1,000 crops of 256 x 7 x 7 are 50 MB in float32, and concatenating them
+    The same values, at a quarter of the memory: the crops of 100 masks are 20 MB in float32, and concatenating them
     takes as much again. NNCF cannot be asked for it, since calibration may have no crop at all from some level.
     """
     made_by = {name: node for node in graph.node for name in node.output}
