@@ -132,8 +132,13 @@ def _latency(rows: Rows) -> list[str]:
         times = ", ".join(f"{name} {of['fp32'] / of[name]:.1f}" for name in of if name != "fp32")
         lines.append(f"- render factor {factor}, times as fast as the fp32 network: {times}.")
     if cold:
-        table = [(row["name"], row["seconds"], row["peak_rss_mib"]) for row in cold]
-        lines += ["", *_table(("", "s to the first answer", "peak RSS, MiB"), table)]
+        keys = ("name", "seconds", "start_seconds", "load_seconds", "request_seconds", "peak_rss_mib")
+        head = ("", "s to the first answer", "start", "load", "request", "peak RSS, MiB")
+        lines += ["", *_table(head, [[row[key] for key in keys] for row in cold]), ""]
+        lines.append(
+            "Start is the interpreter, imports and the web server; load is the runtime, the compiled model from its "
+            "cache and a first run, which lays out the weights; request is the photo's stages."
+        )
     series = {
         precision: [(row["render_factor"], row["request_ms"]) for row in warm if row["precision"] == precision]
         for precision in models.NETWORKS
