@@ -97,6 +97,8 @@ def asks(count: int, names: list[str], broken: list[str]) -> list[Ask]:
             options.append(("render_factor", dice.choice(["8", "16", "32", "40", "auto", "200"])))
         if number % 7 == 0:
             options.append(("min_score", "0.05"))
+        if number % 17 == 0:
+            options.append(("detail", dice.choice(["2", "4"])))
         if number % 11 == 0:
             options.append(("segmentation", "polygons"))
         mixed.append(Ask(name, tuple(options)))
