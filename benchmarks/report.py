@@ -104,7 +104,8 @@ def _memory(rows: Rows) -> list[str]:
         "## Memory of the whole service",
         "",
         f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay of 20 instances out; {limited}. "
-        "Held is anonymous and shared memory, which the kernel cannot take back.",
+        "Held is anonymous and shared memory, which the kernel cannot take back. The weights are laid out for render "
+        "factor 25 when the model is loaded; small images want some of them otherwise, and both are kept.",
         "",
         *_table(head, table),
         "",
