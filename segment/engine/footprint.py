@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,21 +126,24 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     container.give_back()
     before = anonymous_bytes()
 
+    def run(size: tuple[int, int], grain: int, instances: int) -> None:
+        width, height = size
+        few = noise.integers(0, 256, (-(-height // grain), -(-width // grain), 3), np.uint8)
+        engine(few.repeat(grain, axis=0).repeat(grain, axis=1)[:height, :width], 0.0, instances)
+
     def peak(instances: int, *sizes: tuple[int, int]) -> float:
         engine.release()
         container.give_back()
         with _sampling() as sampled:
-            for width, height in sizes:
-                for grain in GRAINS:
-                    few = noise.integers(0, 256, (-(-height // grain), -(-width // grain), 3), np.uint8)
-                    image = few.repeat(grain, axis=0).repeat(grain, axis=1)[:height, :width]
-                    engine(image, 0.0, instances)
+            for size, grain in product(sizes, GRAINS):
+                run(size, grain, instances)
         return (max(sampled) - before) * SLACK
 
     if fixed_size:
         return Footprint(int(peak(max_detections, fixed_size)), 0.0)
     small, large = SIDES
-    peak(max_detections, *_shapes(small, engine.stride), *_shapes(large, engine.stride))  # what stays is in all below
+    for size in (*_shapes(small, engine.stride), *_shapes(large, engine.stride)):
+        run(size, GRAINS[0], max_detections)  # the layouts of the weights that stay are in all peaks below
     low = peak(max_detections, *_shapes(small, engine.stride))
     high = peak(max_detections, *_shapes(large, engine.stride))
     few = peak(1, *_shapes(small, engine.stride))
