@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,18 +60,18 @@ class Accuracy:
 def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: int | None = None) -> Accuracy:
     """Evaluate a model file; without a render factor each scene is seen at its own size."""
     seen = f"{fit}, render factor {render_factor}" if render_factor else "native size"
-    row = _evaluate(file, [scene(seed) for seed in range(SCENES)], fit, render_factor)
+    row = _evaluate(file, (scene(seed) for seed in range(SCENES)), fit, render_factor)
     return replace(row, name=f"demo model {precision}, {seen}", precision=precision)
 
 
 def measure_crowds(file: Path, proposals: int) -> Accuracy:
     """Evaluate a model file with that many proposals on scenes of many shapes, sharp enough to see them."""
-    scenes = [crowd(seed) for seed in range(FIRST_CROWD, FIRST_CROWD + CROWDS)]
+    scenes = (crowd(seed) for seed in range(FIRST_CROWD, FIRST_CROWD + CROWDS))
     row = _evaluate(file, scenes, "aspect", CROWD_FACTOR)
     return replace(row, name=f"demo model fp32, {proposals:,} proposals", fit="crowd")
 
 
-def _evaluate(file: Path, scenes: Sequence[Scene], fit: Fit | None, render_factor: int | None) -> Accuracy:
+def _evaluate(file: Path, scenes: Iterable[Scene], fit: Fit | None, render_factor: int | None) -> Accuracy:
     network = model.load(file)
     truth, results, spent = Truth(), list[Record](), 0.0
     for number, (pixels, visible, classes) in enumerate(scenes):
@@ -95,7 +95,7 @@ def _evaluate(file: Path, scenes: Sequence[Scene], fit: Fit | None, render_facto
         mask_small=mask["small"],
         mask_medium=mask["medium"],
         mask_large=mask["large"],
-        cpu_seconds_per_run=round(spent / len(scenes), 4),
+        cpu_seconds_per_run=round(spent / len(truth.images), 4),
     )
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -32,17 +31,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
-from pycocotools import mask as masks
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from benchmarks.accuracy import Truth
 from segment.options import Options
 from segment.service import Service
 from segment.settings import MIB, Settings
 from segment.tiles import views
-from training.shapes import CLASSES, crowd
+from training.shapes import crowd
 
 RESULTS = Path(__file__).parent / "results"
 SCENES = range(900_000, 900_012)
@@ -144,46 +140,14 @@ def _status(name: str) -> int:
 # In the process that compares
 
 
-def draw(folder: Path) -> COCO:
+def draw(folder: Path) -> Truth:
     """Write the scenes as JPEG files; what is in them."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    truth = Truth()
     for seed in SCENES:
         image, visible, classes = crowd(seed)
-        height, width = image.shape[:2]
         Image.fromarray(image).save(folder / f"{seed}.jpg", quality=95)
-        images.append({"id": seed, "width": width, "height": height})
-        for mask, label in zip(visible, classes, strict=True):
-            segmentation = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": seed,
-                    "category_id": int(label),
-                    "segmentation": segmentation,
-                    "area": float(masks.area(segmentation)),
-                    "bbox": masks.toBbox(segmentation).tolist(),
-                    "iscrowd": 0,
-                }
-            )
-    truth = COCO()
-    categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
-    truth.dataset = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
+        truth.add(seed, visible, classes)
     return truth
-
-
-def precision(truth: COCO, found: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """AP of masks in percent, over IoU 0.50 to 0.95 and at 0.50."""
-    if not found:
-        return 0.0, 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(list(found)), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return 100 * float(evaluation.stats[0]), 100 * float(evaluation.stats[1])
 
 
 def measure(folder: Path) -> Iterator[Row]:
@@ -194,7 +158,8 @@ def measure(folder: Path) -> Iterator[Row]:
         figures = _figures(folder, factor, detail)
         found = figures.pop("results")
         figures["network_size"] = tuple(figures["network_size"])
-        ap, ap50 = precision(truth, found)
+        average = truth.evaluate(found, "segm") if found else {"all": 0.0, "50": 0.0}
+        ap, ap50 = average["all"], average["50"]
         row = Row(
             render_factor=factor, detail=detail, runs=views(detail), ap=ap, ap50=ap50, found=len(found), **figures
         )

@@ -76,13 +76,13 @@ def _finish(model: onnx.ModelProto, arguments: argparse.Namespace) -> int:
     """Quantise if asked, measure the memory it needs, write it."""
     from segment import convert as converter
 
-    if arguments.proposals is not None:
-        converter.limit(model, arguments.proposals)
     if arguments.int8:
         if not arguments.calibrate:
             raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
         photos = list(_photos([arguments.calibrate]))
-        model = converter.quantised(model, photos, arguments.proposals or converter.INT8_PROPOSALS)
+        model = converter.quantised(model, photos, arguments.proposals)
+    elif arguments.proposals is not None:
+        converter.limit(model, arguments.proposals)
     facts = converter.finish(model, arguments.output)
     print(f"{arguments.output}: {len(facts.labels)} classes, {facts.precision}, {_size(arguments.output)}")
     return 0

@@ -110,6 +110,10 @@ def test_fewer_proposals_are_a_choice() -> None:
     assert convert.limit(model, 50) == 10
     with pytest.raises(ConversionError, match="at least 1"):
         convert.limit(model, 0)
+    constants = model.graph.initializer
+    constants.remove(next(constant for constant in constants if constant.name == "max_proposals"))
+    with pytest.raises(ConversionError, match="convert it again"):
+        convert.limit(model, 10)
 
 
 def test_with_one_proposal_no_more_is_found_than_one_box_of_each_class(tmp_path: Path) -> None:

@@ -67,14 +67,18 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def quantised(model: onnx.ModelProto, photos: Sequence[Path], proposals: int = INT8_PROPOSALS) -> onnx.ModelProto:
-    """The int8 form of an fp32 model, calibrated on `photos`, with no more than `proposals`. Raises ConversionError."""
+def quantised(model: onnx.ModelProto, photos: Sequence[Path], proposals: int | None = None) -> onnx.ModelProto:
+    """The int8 form of an fp32 model, calibrated on `photos`.
+
+    It looks at no more than `proposals`, INT8_PROPOSALS if None, and so does `model` from then on. Raises
+    ConversionError.
+    """
     from segment.convert.quantise import quantise
 
     facts = _facts(model)
     if facts.precision != "fp32":
         raise ConversionError(f"This model is {facts.precision} already; quantise the fp32 file.")
-    limit(model, proposals)
+    limit(model, INT8_PROPOSALS if proposals is None else proposals)
     narrow = quantise(model, photos, facts.render_factor, facts.stride)
     helper.set_model_props(narrow, replace(facts, precision="int8").to_metadata())
     return narrow

@@ -52,7 +52,9 @@ def limit(model: onnx.ModelProto, most: int) -> int:
     """
     if most < 1:
         raise ConversionError(f"{most} proposals find nothing; give at least 1.")
-    constant = next(constant for constant in model.graph.initializer if constant.name == MOST)
+    constant = next((constant for constant in model.graph.initializer if constant.name == MOST), None)
+    if constant is None:
+        raise ConversionError("This file was converted by an earlier version; convert it again from its checkpoint.")
     fewer = np.minimum(numpy_helper.to_array(constant), most)
     constant.CopyFrom(numpy_helper.from_array(fewer, MOST))
     return int(fewer[0])

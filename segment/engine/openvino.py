@@ -57,7 +57,7 @@ def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         # What is prepared for each new size of an image would be kept, some 6 MB of a Mask R-CNN, and never given up:
-        # photos come in all sizes. Preparing it anew costs nothing that can be measured.
+        # photos come in all sizes. Preparing it anew makes the first run at another size than the last a bit longer.
         "CPU_RUNTIME_CACHE_CAPACITY": 0,
     }
     if cache:
