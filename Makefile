@@ -33,7 +33,7 @@ bench: $(VENV)/bench
 
 # bucket      a bucket to develop against: drop a photo into a folder
 bucket: $(VENV)/dev
-	$(BIN)/python -m tests.develop
+	$(BIN)/python -m devtools.bucket
 
 # image-test  build the image and run it under a memory limit (root, Debian)
 image-test: $(VENV)/dev

@@ -12,31 +12,33 @@ import flask
 import functions_framework
 from cloudevents.http import CloudEvent
 
-from segment import bucket, log, web
+from segment import log
+from segment.bucket import events
 from segment.errors import SettingsError
 from segment.service import Service
 from segment.settings import Settings
+from segment.web import app
 
 try:
     settings = Settings.from_environment(os.environ)
     if flask.has_app_context() and flask.current_app.name == "segment_object":
-        bucket.prepare(flask.current_app, settings)
+        events.prepare(flask.current_app, settings)
 except SettingsError as error:
     raise SystemExit(f"segment: {error}") from None
 
 log.configure(settings.project)
 service = Service(settings)
 if flask.has_app_context():
-    web.add_probes(flask.current_app, service)
+    app.add_probes(flask.current_app, service)
 
 
 @functions_framework.http
 def segment_http(request: flask.Request) -> flask.Response:
     """A photo in, the segmented photo out; or the page."""
-    return web.handle(service, request)
+    return app.handle(service, request)
 
 
 @functions_framework.cloud_event
 def segment_object(event: CloudEvent) -> None:
     """A new object in a bucket: its photo is segmented, the results are written."""
-    bucket.handle(service, event)
+    events.handle(service, event)

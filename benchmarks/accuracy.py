@@ -21,8 +21,9 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from segment import model, rle
+from segment import model
 from segment.detections import Detections
+from segment.output import rle
 from segment.resize import Fit
 from training.shapes import CLASSES, crowd, scene
 

@@ -36,8 +36,9 @@ from PIL import Image
 from benchmarks.accuracy import Truth
 from segment.options import Options
 from segment.service import Service
-from segment.settings import MIB, Settings
+from segment.settings import Settings
 from segment.tiles import views
+from segment.values import MIB
 from training.shapes import crowd
 
 RESULTS = Path(__file__).parent / "results"

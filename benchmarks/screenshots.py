@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
+from devtools.server import serve
 from tests.browser import browser
-from tests.server import serve
 
 FOLDER = Path(__file__).parent.parent / "docs"
 

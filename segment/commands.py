@@ -18,11 +18,13 @@ from tqdm import tqdm
 from segment import container
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError, OptionError, SegmentError
+from segment.labels import read_labels
 from segment.model import locate
-from segment.modelfile import Facts, metadata
+from segment.modelfile import ModelMetadata, metadata
 from segment.options import Options
 from segment.service import Service
-from segment.settings import MIB, Settings
+from segment.settings import Settings
+from segment.values import MIB
 
 if TYPE_CHECKING:
     import onnx
@@ -34,9 +36,9 @@ def image(arguments: argparse.Namespace) -> int:
     """Segment photos; one that fails is reported and the rest go on."""
     settings = Settings.from_environment(os.environ)
     service = Service(settings)
-    words = dict(_pair(text) for text in arguments.set)
+    raw_options = dict(_pair(text) for text in arguments.set)
     formats = [Options.parse({"format": name}, settings).format for name in arguments.format.split(",")]
-    options = Options.parse(words, settings)
+    options = Options.parse(raw_options, settings)
     photos = list(dict.fromkeys(_photos(arguments.photos)))
     names = _result_names(photos)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ def convert(arguments: argparse.Namespace) -> int:
     """A config and a checkpoint into a model file."""
     from segment import convert as converter
 
-    labels = converter.read_labels(arguments.labels) if arguments.labels else ()
+    labels = read_labels(arguments.labels) if arguments.labels else ()
     config = converter.config.read(arguments.config)
     tensors = converter.checkpoint.read(arguments.weights)
     model = converter.convert(config, tensors, labels, arguments.weights.name)
@@ -92,7 +94,7 @@ def info(arguments: argparse.Namespace) -> int:
     """What a model file is, and what it can do on this machine."""
     settings = Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model})
     path = locate(settings)
-    facts = Facts.from_metadata(metadata(path))
+    facts = ModelMetadata.from_metadata(metadata(path))
     service = Service(settings)
     about = service.describe()
     rows = {
@@ -133,8 +135,8 @@ def fetch(arguments: argparse.Namespace) -> int:
 
 def backfill(arguments: argparse.Namespace) -> int:
     """Segment what is in a bucket or a folder already."""
-    from segment import backfill as filling
     from segment import log
+    from segment.bucket import backfill as filling
 
     settings = Settings.from_environment(os.environ)
     log.configure(settings.project)

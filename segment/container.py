@@ -48,7 +48,7 @@ def peak() -> int:
     return _status(os.getpid(), "VmHWM")
 
 
-def settle_allocator() -> None:
+def configure_malloc() -> None:
     """Have the C library return large blocks to the kernel as soon as they are free (glibc's mallopt).
 
     By default its threshold grows with what is freed, up to 32 MiB: photos and activations then stay in the heap, and
@@ -60,7 +60,7 @@ def settle_allocator() -> None:
             libc.mallopt(option, value)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return what the C library keeps of freed memory to the kernel, where it can (glibc's malloc_trim)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

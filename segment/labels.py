@@ -7,6 +7,7 @@ those 80 in order, or the numbers themselves.
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 from segment.errors import ModelError
@@ -36,3 +37,29 @@ def labels_for(count: int, given: tuple[str, ...] = (), own: tuple[str, ...] = (
         raise ModelError(f"There are {len(given)} labels for the {count} classes of the model; give one for each.")
     named = (names for names in (given, own, coco(), coco_by_number()) if len(names) == count)
     return next(named, tuple(str(number) for number in range(count)))
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Class names from a text file, one per line, or from detectron2's metadata.json (`thing_classes`).
+
+    Raises ModelError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"The labels {path.name} cannot be read: {error}.") from None
+    labels = _json_labels(path, text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    if not any(labels):
+        raise ModelError(f"The labels file {path.name} is empty. Write one class name per line.")
+    return tuple(label for label in labels if label)
+
+
+def _json_labels(path: Path, text: str) -> list[str]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"The labels {path.name} are not JSON: {error}.") from None
+    names = document.get("thing_classes") if isinstance(document, dict) else document
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"The labels {path.name} hold neither a list of names nor thing_classes.")
+    return names

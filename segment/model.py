@@ -18,7 +18,7 @@ from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
 from segment.engine.footprint import Footprint
-from segment.errors import ModelError
+from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
 from segment.settings import Settings
 from segment.tiles import merge, tiles
@@ -92,7 +92,7 @@ class Model:
     def release(self) -> None:
         """Give up what is kept between runs."""
         self.engine.release()
-        container.give_back()
+        container.trim_heap()
 
     def _run(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         start = time.perf_counter()
@@ -113,7 +113,10 @@ def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = ""
 
 def from_settings(settings: Settings) -> Model:
     """Load the model that the settings name. Raises ModelError."""
-    threads, labels = settings.threads or container.cpus(), _labels(settings.labels)
+    threads, labels = (
+        settings.threads or container.cpus(),
+        read_labels(Path(settings.labels)) if settings.labels else (),
+    )
     memory = None
     if settings.bytes_per_pixel is not None:
         memory = Footprint(settings.fixed_bytes or 0, settings.bytes_per_pixel)
@@ -137,13 +140,3 @@ def locate(settings: Settings) -> Path:
     from segment import zoo
 
     return zoo.model_file(settings.model)
-
-
-def _labels(name: str) -> tuple[str, ...]:
-    if not name:
-        return ()
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ModelError(f"The labels {name} cannot be read: give a text file, one name per line.") from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

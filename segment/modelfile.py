@@ -22,7 +22,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelMetadata:
     """What a converted file says of itself.
 
     `labels`: class names by index. `precision`: fp32 or int8. `render_factor`: what it was tuned for. `stride`: sizes
@@ -43,7 +43,7 @@ class Facts:
         return {PREFIX + name: json.dumps(value) for name, value in vars(self).items()}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> Facts | None:
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ModelMetadata | None:
         """The facts, or None if the file is not one of ours. Raises ModelError."""
         ours = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
         if not ours:

@@ -1,27 +1,29 @@
-"""What one request may ask for: one frozen value, read from words.
+"""Request options: one frozen value, parsed from strings.
 
-The same words serve a query string, a form, JSON and the command line. Defaults come from the settings. An unknown
-option, or a value out of range, is refused by name.
+Query string, form, JSON and command line all give the same raw options, a name and a string each. Defaults come from
+the settings. An unknown option, or a value out of range, is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from segment import values
 from segment.errors import OptionError
+from segment.formats import Format
 from segment.resize import MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit
-from segment.settings import Settings, choices
+from segment.settings import Settings
+from segment.values import BadValue, Value
 
-Format = Literal["png", "jpeg", "webp", "json", "ids", "cutouts"]
 Segmentation = Literal["rle", "polygons"]
 Colours = Literal["instance", "class"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """One request's wishes.
+    """What one request asks for.
 
     `render_factor`: None is the largest that fits the memory. `detail`: tiles a side that are seen beside the whole
     photo, 1 is none; None is what pays and fits memory and time. `classes`: only these class names; empty is all.
@@ -48,98 +50,59 @@ class Options:
         return cls(settings.render_factor, settings.fit, settings.min_score, settings.max_detections, settings.detail)
 
     @classmethod
-    def parse(cls, words: Mapping[str, str], settings: Settings) -> Options:
-        """Read options from words. Raises OptionError, which names the option, its value and what would work."""
-        values = vars(cls.defaults(settings)).copy()
+    def parse(cls, raw_options: Mapping[str, str], settings: Settings) -> Options:
+        """Parse `raw_options`. Raises OptionError, which names the option, its value and what is valid."""
+        parsed = vars(cls.defaults(settings)).copy()
         options = describe(settings)
-        for name, word in words.items():
+        for name, given in raw_options.items():
             if name not in options:
-                raise OptionError(name, f"There is no option {name!r}. There are: {', '.join(options)}.")
+                raise OptionError(name, f"Unknown option {name!r}. Valid options: {', '.join(options)}.")
             try:
-                values[name] = options[name].read(word.strip())
-            except (ValueError, KeyError):
-                raise OptionError(name, f"{name} is {word!r}; it must be {options[name].expected}.") from None
-        return cls(**values)
+                parsed[name] = options[name].value.parse(given)
+            except BadValue as error:
+                raise OptionError(name, f"{name} {error}") from None
+        return cls(**parsed)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option: what it is for, how it is read, what it must be, and the same as a JSON Schema."""
+    """One option: what it is for, and the values it takes."""
 
     about: str
-    read: Callable[[str], Any]
-    expected: str
-    schema: Mapping[str, Any]
+    value: Value
 
 
 def describe(settings: Settings) -> dict[str, Option]:
-    """Every option by name: the one place that says what is admitted."""
+    """Every option by name: the one place that says what is valid."""
+    factor = values.number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)
+    detail = values.number(int, 1, MAX_DETAIL)
     return {
-        "render_factor": _or_auto(
-            _number(
-                int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR, "The network sees at most (16 x render_factor)^2 pixels."
-            ),
-            "the largest that fits the memory",
+        "render_factor": Option(
+            "The network sees at most (16 x render_factor)^2 pixels. auto is the largest that fits the memory.",
+            values.auto_or(factor),
         ),
-        "fit": _choice(Fit, "Keep the photo's aspect ratio, or stretch it to a square; the pixels are as many."),
-        "detail": _or_auto(
-            _number(int, 1, MAX_DETAIL, "Look at detail x detail tiles too: finds small things, for time, not memory."),
-            "what the photo's size and a bound on time allow",
+        "fit": Option(
+            "Keep the photo's aspect ratio, or stretch it to a square; the number of pixels is the same.",
+            values.choice(Fit),
         ),
-        "min_score": _number(float, 0, 1, "The lowest score of an instance."),
-        "max_detections": _number(int, 1, settings.max_detections, "The most instances; the best are kept."),
-        "classes": Option(
-            "Only these classes, separated by commas.",
-            _names,
-            "class names, separated by commas",
-            {"type": "string", "pattern": "[^,\\s]"},
+        "detail": Option(
+            "Also run the network on detail x detail tiles: finds small objects, costs time and no memory. "
+            "auto is what the photo's size and a time limit allow.",
+            values.auto_or(detail),
         ),
-        "format": _choice(Format, "What is answered: the photo drawn on, JSON, an instance map or cut-outs in a zip."),
-        "masks": _flag("Draw masks."),
-        "boxes": _flag("Draw boxes."),
-        "labels": _flag("Write class and score."),
-        "segmentation": _choice(Segmentation, "How JSON writes masks: compressed run lengths, or polygons."),
-        "colours": _choice(Colours, "One colour per instance, or per class."),
+        "min_score": Option("The lowest score of an instance.", values.number(float, 0, 1)),
+        "max_detections": Option(
+            "The largest number of instances; those with the best scores are kept.",
+            values.number(int, 1, settings.max_detections),
+        ),
+        "classes": Option("Only these classes, separated by commas.", values.names("class names")),
+        "format": Option(
+            "The format of the result: the photo with its objects drawn, JSON, an instance map, or cut-outs in a zip.",
+            values.choice(Format),
+        ),
+        "masks": Option("Draw masks.", values.flag()),
+        "boxes": Option("Draw boxes.", values.flag()),
+        "labels": Option("Write class and score.", values.flag()),
+        "segmentation": Option("How JSON encodes masks: compressed RLE, or polygons.", values.choice(Segmentation)),
+        "colours": Option("One colour per instance, or per class.", values.choice(Colours)),
     }
-
-
-_FLAGS = {"1": True, "true": True, "on": True, "yes": True, "0": False, "false": False, "off": False, "no": False}
-
-
-def _flag(about: str) -> Option:
-    return Option(about, lambda word: _FLAGS[word.lower()], "true or false", {"type": "boolean"})
-
-
-def _number(kind: type[int] | type[float], low: float, high: float, about: str) -> Option:
-    def read(word: str) -> Any:
-        if not word.isascii() or "_" in word:  # Python would read them
-            raise ValueError
-        value = kind(word)
-        if not low <= value <= high:
-            raise ValueError
-        return value
-
-    name, noun = ("integer", "whole number") if kind is int else ("number", "number")
-    return Option(about, read, f"a {noun} from {low:g} to {high:g}", {"type": name, "minimum": low, "maximum": high})
-
-
-def _or_auto(number: Option, meaning: str) -> Option:
-    """A number, or the word auto, which is read as None."""
-    return Option(
-        f"{number.about} auto is {meaning}.",
-        lambda word: None if word == "auto" else number.read(word),
-        f"auto or {number.expected}",
-        {"anyOf": [number.schema, {"const": "auto"}]},
-    )
-
-
-def _choice(literal: Any, about: str) -> Option:
-    names = {name: name for name in choices(literal)}
-    return Option(about, lambda word: names[word.lower()], "one of " + ", ".join(names), {"enum": list(names)})
-
-
-def _names(word: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in word.split(",") if name.strip())
-    if not names:
-        raise ValueError
-    return names

@@ -15,23 +15,20 @@ Only a picture may come back smaller than the photo, and the answer says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod, sqrt
 
 from segment.engine.footprint import Footprint
 from segment.errors import TooLarge
+from segment.formats import FORMATS, Format
 from segment.image import Header
-from segment.options import Format, Options
+from segment.options import Options
 from segment.resize import BASE, MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit, pixels
 from segment.tiles import magnification, views
 
 Size = tuple[int, int]
 
-PICTURES: frozenset[Format] = frozenset({"png", "jpeg", "webp", "cutouts"})
-"""Formats that show the photo's pixels, and so need it decoded at their size."""
-ENCODER_BYTES: Mapping[Format, float] = {"png": 4, "jpeg": 1.5, "webp": 9, "cutouts": 9, "ids": 4, "json": 0}
-"""Memory per pixel that drawing and encoding take beside the picture itself, the result included."""
 PIXEL_BYTES = 4
 """Of an RGB image in Pillow."""
 NETWORK_INPUT_BYTES = 7
@@ -104,6 +101,11 @@ class Plan:
         return self.write_bytes if self.keep else 0
 
 
+def shows_photo(formats: Iterable[Format]) -> bool:
+    """Whether any of `formats` shows the photo's pixels, so that it has to be decoded at the result's size."""
+    return any(FORMATS[kind].shows_photo for kind in formats)
+
+
 def plan(header: Header, options: Options, formats: Sequence[Format], figures: Figures) -> Plan:
     """The plan with the largest picture, up to the photo's size, that fits. Raises TooLarge."""
     figures = figures.narrowed(options)
@@ -116,7 +118,7 @@ def plan(header: Header, options: Options, formats: Sequence[Format], figures: F
         raise TooLarge(_cannot_look(header, options.fit, factor, detail, look, figures))
     picture = _largest_picture(header, formats, figures)
     write = _write_bytes(header, formats, picture)
-    shared = not PICTURES.isdisjoint(formats) and header.decoded_size(look_size) == header.decoded_size(picture)
+    shared = shows_photo(formats) and header.decoded_size(look_size) == header.decoded_size(picture)
     keep = shared and max(look, write) + run <= figures.capacity
     return Plan(factor, detail, network, look_size, picture, look, write, run, keep)
 
@@ -137,20 +139,22 @@ def _look_bytes(header: Header, network: Size, detail: int, figures: Figures) ->
 
 def _write_bytes(header: Header, formats: Sequence[Format], picture: Size) -> int:
     decode, decoded, resize = 0, 0, 0
-    if not PICTURES.isdisjoint(formats):
+    if shows_photo(formats):
         size = header.decoded_size(picture)
         decode, decoded = header.decode_bytes(picture), PIXEL_BYTES * prod(size)
         if size != picture:
             decoded += PIXEL_BYTES * prod(picture)
             resize = PIXEL_BYTES * picture[0] * size[1]  # Pillow resizes rows first, then columns
-    encode = max(ENCODER_BYTES[kind] * prod(picture if kind in PICTURES else header.size) for kind in formats)
+    encode = max(
+        FORMATS[kind].encoder_bytes * prod(picture if FORMATS[kind].shows_photo else header.size) for kind in formats
+    )
     return WORKING_BYTES + max(decode, decoded + max(resize, int(encode)))
 
 
 def _largest_picture(header: Header, formats: Sequence[Format], figures: Figures) -> Size:
     picture, scale = header.size, 1.0
     while _write_bytes(header, formats, picture) > figures.capacity:
-        if PICTURES.isdisjoint(formats) or max(picture) <= SMALLEST:
+        if not shows_photo(formats) or max(picture) <= SMALLEST:
             raise TooLarge(_cannot_decode(header, _write_bytes(header, formats, picture), figures))
         scale *= SMALLER
         picture = max(1, round(header.size[0] * scale)), max(1, round(header.size[1] * scale))

@@ -16,21 +16,21 @@ from math import prod
 
 from PIL import Image
 
-from segment import container, draw, image, output
+from segment import container, image
 from segment.detections import Detections
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError, OptionError, TooLarge
+from segment.formats import OVERLAY_FORMATS, File, Format
 from segment.memory import Budget, capacity
 from segment.model import Model, from_settings
-from segment.options import Format, Options
-from segment.output import File
-from segment.plan import PICTURES, Figures, Plan, Size, plan
-from segment.settings import OverlayFormat, Settings
+from segment.options import Options
+from segment.output import coco, overlay, pictures
+from segment.plan import Figures, Plan, Size, plan, shows_photo
+from segment.settings import Settings
 from segment.tiles import views
 
 TRAFFIC_SHARE = 0.1
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
-OVERLAYS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Service:
             del photo
             with watch.waiting(loaded.budget.reserve(planned.write_bytes, 0)):
                 picture = None
-                if not PICTURES.isdisjoint(formats):
+                if shows_photo(formats):
                     with watch("decode"):
                         picture = image.decode(data, header, planned.picture_size)
                 files = self._write(picture, found, planned, options, formats, watch)
@@ -235,9 +235,9 @@ class Service:
             if "json" in formats:
                 seen = {"render_factor": planned.render_factor, "fit": options.fit, "detail": planned.detail}
                 about = {"model": self.model_name, **seen}
-                files["json"] = output.coco(found, labels, options.segmentation, about)
+                files["json"] = coco.coco(found, labels, options.segmentation, about)
             if "ids" in formats:
-                files["ids"] = output.ids(found)
+                files["ids"] = pictures.ids(found)
         if photo is None:
             return tuple(files[kind] for kind in formats)
         with watch("draw"):
@@ -245,14 +245,14 @@ class Service:
         found = found.at(planned.picture_size)
         if "cutouts" in formats:
             with watch("encode"):
-                files["cutouts"] = output.cutouts(picture, found, labels)
-        if overlays := [kind for kind in OVERLAYS if kind in formats]:
+                files["cutouts"] = pictures.cutouts(picture, found, labels)
+        if wanted := [kind for kind in OVERLAY_FORMATS if kind in formats]:
             with watch("draw"):
                 shown = {"masks": options.masks, "boxes": options.boxes, "text": options.labels}
-                draw.draw(picture, found, labels, colours=options.colours, **shown)
-            for kind in overlays:
+                overlay.draw(picture, found, labels, colours=options.colours, **shown)
+            for kind in wanted:
                 with watch("encode"):
-                    files[kind] = output.picture(picture, kind)
+                    files[kind] = pictures.picture(picture, kind)
         return tuple(files[kind] for kind in formats)
 
 
@@ -263,7 +263,7 @@ def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> Non
 
 def _load(settings: Settings) -> _Loaded:
     start = time.perf_counter()
-    container.settle_allocator()
+    container.configure_malloc()
     model = from_settings(settings)
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())

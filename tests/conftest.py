@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server import Server, serve
+from devtools.server import Server, serve
 from training.shapes import scene
 
 

@@ -20,15 +20,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segment import backfill
+from devtools.gcs import Cloud, Fault
+from devtools.server import ROOT
+from segment.bucket import backfill
+from segment.bucket.store import Object, google
 from segment.errors import SettingsError
+from segment.formats import File
 from segment.options import Options
-from segment.output import File
 from segment.service import Service
 from segment.settings import Settings
-from segment.store import Object, google
-from tests.gcs import Cloud, Fault
-from tests.server import ROOT
 from training.shapes import scene
 
 SETTINGS = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "2"}
@@ -319,6 +319,6 @@ def test_log_shows_progress_elsewhere(
     monkeypatch.setattr(backfill, "LOG_SECONDS", 0)
     with caplog.at_level(logging.INFO):
         assert run(photos, tmp_path / "out") == 0
-    lines = [record.getMessage() for record in caplog.records if record.name == "segment.backfill"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "segment.bucket.backfill"]
     assert len(lines) == 4
     assert lines[-1].startswith("Backfill done: ")

@@ -25,19 +25,20 @@ from cloudevents.http import CloudEvent
 from PIL import Image
 from werkzeug.exceptions import HTTPException
 
-from segment import bucket
-from segment.bucket import ERROR_NAME, FILE_NAMES, check, handle, parse, why_ignored
+from devtools.events import eventarc, post_event, pubsub, push_message
+from devtools.gcs import Cloud, Fault, Object
+from devtools.server import Server, free_port, serve, start
+from segment.bucket import events
+from segment.bucket.events import check, handle, parse, why_ignored
+from segment.bucket.objects import ERROR_NAME
+from segment.bucket.store import Object as Item
+from segment.bucket.store import google
 from segment.errors import Busy, ModelError, SettingsError
+from segment.formats import FORMATS, File
 from segment.options import Options
-from segment.output import File
 from segment.service import Service
 from segment.settings import Settings
-from segment.store import Object as Item
-from segment.store import google
 from tests import worst
-from tests.events import eventarc, post_event, pubsub, push_message
-from tests.gcs import Cloud, Fault, Object
-from tests.server import Server, free_port, serve, start
 from training.shapes import scene
 
 SETTINGS = {"SEGMENT_OUTPUT_BUCKET": "results", "SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "2"}
@@ -165,8 +166,8 @@ def test_result_is_what_http_answers(cloud: Cloud, handler: Server) -> None:
 
 
 def test_every_format_has_the_name_that_is_looked_for() -> None:
-    result = service().segment(photo(1), Options.defaults(service().settings), tuple(FILE_NAMES))
-    assert [file.name for file in result.files] == list(FILE_NAMES.values())
+    result = service().segment(photo(1), Options.defaults(service().settings), tuple(FORMATS))
+    assert [file.name for file in result.files] == [info.file_name for info in FORMATS.values()]
 
 
 # Exactly once
@@ -458,7 +459,7 @@ def test_what_may_pass_later_is_raised(
     google.client.cache_clear()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
     item = cloud.put("photos", "busy.jpg", photo(1))
-    attributes = {"type": bucket.FINALIZED, "source": "//storage.googleapis.com/projects/_/buckets/photos"}
+    attributes = {"type": events.FINALIZED, "source": "//storage.googleapis.com/projects/_/buckets/photos"}
     with pytest.raises(HTTPException) as raised:
         handle(Failing(service().settings), CloudEvent(attributes, item.resource()))
     assert raised.value.code == status
@@ -538,9 +539,9 @@ def test_message_about_something_else_is_acknowledged(cloud: Cloud, handler: Ser
 
 def test_both_shapes_name_the_same_object() -> None:
     item = Object("photos", "a/b.jpg", 17, b"abc", "image/jpeg", "", {"taken-by": "me"}, "", "")
-    attributes = {"source": "//storage.googleapis.com/projects/_/buckets/photos", "type": bucket.FINALIZED}
+    attributes = {"source": "//storage.googleapis.com/projects/_/buckets/photos", "type": events.FINALIZED}
     from_eventarc = parse(CloudEvent(attributes, item.resource()))
-    from_pubsub = parse(CloudEvent(attributes | {"type": bucket.PUBLISHED}, push_message(item)))
+    from_pubsub = parse(CloudEvent(attributes | {"type": events.PUBLISHED}, push_message(item)))
     assert from_eventarc == from_pubsub == ("photos", Item("a/b.jpg", 17, 3, item.crc32c, {"taken-by": "me"}))
 
 

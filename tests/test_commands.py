@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from devtools.server import ROOT
 from segment.__main__ import main
 from segment.model import EMBEDDED
-from tests.server import ROOT
 from training.shapes import CLASSES, scene
 
 
@@ -89,7 +89,7 @@ class TestImage:
         ("arguments", "words"),
         [
             (["-s", "render_factor=300"], "render_factor is '300'; it must be"),
-            (["-s", "colour=red"], "There is no option 'colour'"),
+            (["-s", "colour=red"], "Unknown option 'colour'"),
             (["-s", "render_factor"], "'render_factor' is no option; write it as OPTION=VALUE"),
             (["-f", "gif"], "format is 'gif'; it must be one of png"),
         ],

@@ -20,6 +20,7 @@ from segment.convert import checkpoint, config
 from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
+from segment.labels import read_labels
 from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -182,7 +183,7 @@ def test_labels_come_from_lines_or_from_metadata(tmp_path: Path) -> None:
     lines, metadata = tmp_path / "labels.txt", tmp_path / "metadata.json"
     lines.write_text("cat\n\n dog \n")
     metadata.write_text('{"thing_classes": ["cat", "dog"], "name": "pets"}')
-    assert convert.read_labels(lines) == convert.read_labels(metadata) == ("cat", "dog")
+    assert read_labels(lines) == read_labels(metadata) == ("cat", "dog")
     with pytest.raises(ConversionError, match="2 labels for 7 classes"):
         convert.convert(config.read(GOLDEN / "r50.yaml"), checkpoint.read(GOLDEN / "r50.pkl"), ("cat", "dog"))
 
@@ -345,7 +346,7 @@ def test_a_damaged_pth_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_describes_itself() -> None:
-    facts = modelfile.Facts.from_metadata(modelfile.metadata(Path("segment/models/shapes.onnx")))
+    facts = modelfile.ModelMetadata.from_metadata(modelfile.metadata(Path("segment/models/shapes.onnx")))
     assert facts is not None
     assert facts.labels == ("circle", "square", "triangle", "star", "ring")
     assert (facts.precision, facts.stride) == ("fp32", 32)

@@ -16,10 +16,10 @@ from pycocotools import mask as rle
 
 from segment.engine import footprint, load
 from segment.engine.families import recognise
+from segment.engine.families.letterbox import Letterbox
+from segment.engine.families.nms import suppress
 from segment.engine.footprint import Footprint
-from segment.engine.letterbox import Letterbox
-from segment.engine.nms import suppress
-from segment.engine.signature import Port, Signature
+from segment.engine.signature import Signature, TensorSpec
 from segment.errors import ModelError
 from segment.labels import coco, coco_by_number, labels_for
 from segment.options import Options
@@ -56,26 +56,29 @@ def test_an_unknown_file_is_refused_by_its_measurement_too(tmp_path: Path) -> No
     ("inputs", "outputs"),
     [
         (
-            [Port("i", "float32", (2, 3, 64, 64))],
-            [Port("a", "float32", (2, 116, 84)), Port("b", "float32", (2, 32, 16, 16))],
+            [TensorSpec("i", "float32", (2, 3, 64, 64))],
+            [TensorSpec("a", "float32", (2, 116, 84)), TensorSpec("b", "float32", (2, 32, 16, 16))],
         ),
         (
-            [Port("i", "int8", (1, 3, 64, 64))],
-            [Port("a", "float32", (1, 116, 84)), Port("b", "float32", (1, 32, 16, 16))],
-        ),
-        ([Port("i", "float32", (1, 3, 64, 64))], [Port("a", "int8", (1, 116, 84)), Port("b", "int8", (1, 32, 16, 16))]),
-        (
-            [Port("i", "float32", (1, 3, 64, 64))],
-            [Port("a", "float32", (1, 36, 84)), Port("b", "float32", (1, 32, 16, 16))],
+            [TensorSpec("i", "int8", (1, 3, 64, 64))],
+            [TensorSpec("a", "float32", (1, 116, 84)), TensorSpec("b", "float32", (1, 32, 16, 16))],
         ),
         (
-            [Port("i", "float32", (1, 1, 64, 64))],
-            [Port("a", "float32", (1, 116, 84)), Port("b", "float32", (1, 32, 16, 16))],
+            [TensorSpec("i", "float32", (1, 3, 64, 64))],
+            [TensorSpec("a", "int8", (1, 116, 84)), TensorSpec("b", "int8", (1, 32, 16, 16))],
+        ),
+        (
+            [TensorSpec("i", "float32", (1, 3, 64, 64))],
+            [TensorSpec("a", "float32", (1, 36, 84)), TensorSpec("b", "float32", (1, 32, 16, 16))],
+        ),
+        (
+            [TensorSpec("i", "float32", (1, 1, 64, 64))],
+            [TensorSpec("a", "float32", (1, 116, 84)), TensorSpec("b", "float32", (1, 32, 16, 16))],
         ),
     ],
     ids=["a batch of two", "int8 without a scale", "int8 outputs without", "no classes", "grey"],
 )
-def test_what_looks_alike_is_refused(inputs: list[Port], outputs: list[Port]) -> None:
+def test_what_looks_alike_is_refused(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
     with pytest.raises(ModelError, match="of no known family"):
         recognise(Signature("m.onnx", tuple(inputs), tuple(outputs)), ())
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from segment.errors import FetchError, RefusedURL, TooLarge
-from segment.fetch import fetch, is_public, parse
+from segment.web.fetch import fetch, is_public, parse
 
 PHOTO = bytes(range(256)) * 400
 
@@ -211,7 +211,7 @@ def test_one_private_address_among_public_ones_is_enough(resolved: Callable[...,
 def test_a_redirect_to_a_private_address_is_refused(
     base: str, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segment.fetch.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("segment.web.fetch.is_public", lambda address: address == "127.0.0.1")
     with pytest.raises(RefusedURL, match=r"169\.254\.169\.254 is not a public address"):
         get(base + "/metadata", private=False)
 
@@ -220,7 +220,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     base: str, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DNS rebinding: a second look-up would give another answer, so there must be none."""
-    monkeypatch.setattr("segment.fetch.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("segment.web.fetch.is_public", lambda address: address == "127.0.0.1")
     asked = resolved(["127.0.0.1"], ["169.254.169.254"])
     assert get(f"http://rebinding.example:{base.rpartition(':')[2]}/photo", private=False) == PHOTO
     assert asked == ["rebinding.example"]

@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from tests.gcs import Cloud, Fault
+from devtools.gcs import Cloud, Fault
 
 FAST = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05).with_timeout(5)
 TIMEOUT = (1.0, 1.0)

@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks import cgroup, models
 from benchmarks.cgroup import Group, group
-from tests.server import free_port
+from devtools.server import free_port
 from training.shapes import CLASSES, scene
 
 ROOT = Path(__file__).resolve().parents[1]

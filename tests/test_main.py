@@ -8,7 +8,7 @@ import sys
 
 import requests
 
-from tests.server import ROOT, Server, free_port, serve, start
+from devtools.server import ROOT, Server, free_port, serve, start
 
 HEAVY = ("torch", "detectron2", "onnx", "onnxruntime", "openvino", "matplotlib", "cv2")
 
@@ -25,7 +25,7 @@ def test_a_bad_setting_stops_the_start_with_one_line() -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     (line,) = output.decode().splitlines()
-    assert line == "segment: SEGMENT_RENDER_FACTOR is 'huge'; it must be 'auto' or a whole number from 4 to 256."
+    assert line == "segment: SEGMENT_RENDER_FACTOR is 'huge'; it must be auto or a whole number from 4 to 256."
 
 
 def test_an_unknown_setting_stops_the_start() -> None:
@@ -33,7 +33,7 @@ def test_an_unknown_setting_stops_the_start() -> None:
     process = start("segment_http", free_port(), settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert output.startswith(b"segment: SEGMENT_RENDERFACTOR is no setting. There are: SEGMENT_MODEL, ")
+    assert output.startswith(b"segment: Unknown setting SEGMENT_RENDERFACTOR. Valid settings: SEGMENT_MODEL, ")
 
 
 def test_both_targets_answer_the_probes_and_end_at_once() -> None:

@@ -130,7 +130,7 @@ import numpy as np
 from segment import container, model
 from segment.engine.footprint import anonymous_bytes
 
-container.settle_allocator()
+container.configure_malloc()
 network = model.load()
 sizes = [(height, width) for height in range(64, 640, 64) for width in range(64, 640, 64)]
 

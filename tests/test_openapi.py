@@ -9,9 +9,10 @@ from pathlib import Path
 import requests
 import schemathesis
 
-from segment import options, web
+from devtools.server import Server, serve
+from segment import options
 from segment.settings import Settings
-from tests.server import Server, serve
+from segment.web import app as web
 
 SCHEMATHESIS = Path(__file__).parent / "schemathesis.toml"
 

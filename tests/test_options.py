@@ -41,7 +41,7 @@ def test_words() -> None:
         ("format", "gif", "png, jpeg, webp, json"),
         ("masks", "maybe", "true or false"),
         ("classes", " , ", "class names"),
-        ("colour", "red", "There is no option 'colour'. There are: render_factor, fit"),
+        ("colour", "red", "Unknown option 'colour'. Valid options: render_factor, fit"),
     ],
 )
 def test_refusals_name_the_option_the_value_and_what_would_do(name: str, word: str, expected: str) -> None:

@@ -15,10 +15,11 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from segment.detections import Detections
+from segment.formats import OverlayFormat
 from segment.mask import THRESHOLD, Mask
 from segment.options import Segmentation
-from segment.output import coco, cutouts, ids, picture
-from segment.settings import OverlayFormat
+from segment.output.coco import coco
+from segment.output.pictures import cutouts, ids, picture
 from tests.strategies import detections, empty, frames, masks, ring, solid
 
 SIZE = (120, 80)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from segment.mask import THRESHOLD, Mask
-from segment.polygons import polygons
+from segment.output.polygons import polygons
 from tests.strategies import empty, ring, solid
 
 SIZE = (200, 160)

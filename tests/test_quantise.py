@@ -31,7 +31,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_int8_file_is_small_and_says_what_it_is(int8: Path) -> None:
-    facts = modelfile.Facts.from_metadata(modelfile.metadata(int8))
+    facts = modelfile.ModelMetadata.from_metadata(modelfile.metadata(int8))
     assert facts is not None
     assert facts.precision == "int8"
     assert facts.bytes_per_pixel > 0

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from segment import mask as module
-from segment import rle
 from segment.mask import THRESHOLD, Mask
+from segment.output import rle
 from tests.strategies import empty, frames, masks, solid
 
 

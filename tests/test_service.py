@@ -16,9 +16,10 @@ from pycocotools import mask as coco
 
 from segment import container
 from segment.errors import CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
+from segment.formats import Format
 from segment.memory import MARGIN_SHARE
 from segment.model import from_settings
-from segment.options import Format, Options
+from segment.options import Options
 from segment.service import Result, Service
 from segment.settings import Settings
 from training.shapes import CLASSES, scene

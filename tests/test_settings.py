@@ -8,7 +8,8 @@ import re
 import pytest
 
 from segment.errors import SettingsError
-from segment.settings import MIB, Settings, describe
+from segment.settings import Settings, describe
+from segment.values import MIB
 
 
 def test_an_empty_environment_is_the_defaults() -> None:
@@ -36,8 +37,8 @@ def test_every_kind_of_value() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("SEGMENT_RENDER_FACTOR", "0", "'auto' or a whole number from 4 to 256"),
-        ("SEGMENT_FIT", "wide", "aspect or square"),
+        ("SEGMENT_RENDER_FACTOR", "0", "auto or a whole number from 4 to 256"),
+        ("SEGMENT_FIT", "wide", "one of aspect, square"),
         ("SEGMENT_MEMORY", "lots", "512Mi"),
         ("SEGMENT_FETCH_PRIVATE", "maybe", "true or false"),
         ("SEGMENT_OUTPUT_FORMATS", "gif", "one or more of png"),
@@ -51,7 +52,7 @@ def test_a_bad_value_is_refused_with_name_value_and_what_would_do(name: str, val
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"SEGMENT_RENDER is no setting\. There are: SEGMENT_MODEL,"):
+    with pytest.raises(SettingsError, match=r"Unknown setting SEGMENT_RENDER\. Valid settings: SEGMENT_MODEL,"):
         Settings.from_environment({"SEGMENT_RENDER": "25"})
 
 

@@ -28,9 +28,9 @@ from pycocotools import mask as coco
 
 from benchmarks import cgroup, models, serving
 from benchmarks.serving import Server
+from devtools.server import ROOT
 from segment.model import EMBEDDED
 from tests import worst
-from tests.server import ROOT
 from training.shapes import scene
 
 MIB = 1 << 20

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from devtools.gcs import Cloud, Fault
+from segment.bucket.store import Object, Store, google, open_store
+from segment.bucket.store.folder import Folder
+from segment.bucket.store.google import Bucket
 from segment.errors import StorageError, TooLarge
-from segment.store import Object, Store, google, open_store
-from segment.store.folder import Folder
-from segment.store.google import Bucket
-from tests.gcs import Cloud, Fault
 
 MIB = 1 << 20
 

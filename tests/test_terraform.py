@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from segment.errors import SettingsError
-from segment.options import Format
+from segment.formats import Format
 from segment.resize import Fit
-from segment.settings import PREFIX, Settings, choices
+from segment.settings import PREFIX, Settings
+from segment.values import choices
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = ROOT / "terraform"

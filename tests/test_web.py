@@ -17,7 +17,7 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.server import Server, serve
+from devtools.server import Server, serve
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -143,7 +143,7 @@ class TestRefusals:
             ("?render_factor=3", "render_factor", "from 4 to 256"),
             ("?min_score=nan", "min_score", "from 0 to 1"),
             ("?min_score=", "min_score", "''"),
-            ("?colour=red", "colour", "There is no option 'colour'"),
+            ("?colour=red", "colour", "Unknown option 'colour'"),
             ("?fit=square&fit=square", "fit", "twice"),
             ("?classes=unicorn", "classes", "unicorn"),
             ("?max_detections=0", "max_detections", "from 1"),

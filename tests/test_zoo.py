@@ -21,13 +21,13 @@ import pytest
 
 import segment.__main__
 from benchmarks import checkpoints
+from devtools.server import ROOT, free_port
 from segment import engine as engines
 from segment import model, zoo
 from segment.convert import config as configs
 from segment.engine.footprint import Footprint
 from segment.errors import FetchError, ModelError
 from segment.zoo.download import download
-from tests.server import ROOT, free_port
 
 BODY = bytes(range(256)) * 1200
 FILE = BODY + (4250449).to_bytes(4, "little")

@@ -10,7 +10,7 @@ from training.shapes import scene
 
 SEEDS = (50_004, 50_010, 50_024)
 """None of them was trained on."""
-FOLDER = Path(__file__).parent.parent / "segment" / "page"
+FOLDER = Path(__file__).parent.parent / "segment" / "web" / "page"
 
 
 def main() -> None:

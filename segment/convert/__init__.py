@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from segment.convert.config import Config
 from segment.convert.proposals import limit
 from segment.engine import footprint
 from segment.errors import ConversionError
-from segment.modelfile import Facts
+from segment.modelfile import ModelMetadata
 
-__all__ = ["Config", "checkpoint", "config", "convert", "finish", "limit", "load", "quantised", "read_labels"]
+__all__ = ["Config", "checkpoint", "config", "convert", "finish", "limit", "load", "quantised"]
 
 INT8_PROPOSALS = 300
 """What an int8 model looks at unless told otherwise; the zoo's configs say 1,000. Whoever takes int8 wants it small and
@@ -44,7 +43,7 @@ def convert(
         raise ConversionError(
             f"There are {len(labels)} labels for {network_config.classes} classes (MODEL.ROI_HEADS.NUM_CLASSES)."
         )
-    facts = Facts(
+    facts = ModelMetadata(
         labels=labels,
         precision="fp32",
         render_factor=render_factor,
@@ -84,7 +83,7 @@ def quantised(model: onnx.ModelProto, photos: Sequence[Path], proposals: int | N
     return narrow
 
 
-def finish(model: onnx.ModelProto, path: Path) -> Facts:
+def finish(model: onnx.ModelProto, path: Path) -> ModelMetadata:
     """Write a model file with what memory it takes, measured in a child process. Raises ConversionError, ModelError."""
     _save(model, path)
     measured = footprint.measure(path, threads=container.cpus())
@@ -94,8 +93,8 @@ def finish(model: onnx.ModelProto, path: Path) -> Facts:
     return facts
 
 
-def _facts(model: onnx.ModelProto) -> Facts:
-    facts = Facts.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+def _facts(model: onnx.ModelProto) -> ModelMetadata:
+    facts = ModelMetadata.from_metadata({entry.key: entry.value for entry in model.metadata_props})
     if facts is None:
         raise ConversionError("This ONNX file was not made by `segment convert`; only such files can be quantised.")
     return facts
@@ -106,28 +105,3 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_bytes(model.SerializeToString())
     part.replace(path)
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one per line, or from detectron2's metadata.json (`thing_classes`)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"The labels {path.name} cannot be read: {error}.") from None
-    if path.suffix == ".json":
-        return _json_labels(path, text)
-    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not labels:
-        raise ConversionError(f"The labels {path.name} are empty.")
-    return labels
-
-
-def _json_labels(path: Path, text: str) -> tuple[str, ...]:
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise ConversionError(f"The labels {path.name} are not JSON: {error}.") from None
-    names = document.get("thing_classes") if isinstance(document, dict) else document
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ConversionError(f"The labels {path.name} hold neither a list of names nor thing_classes.")
-    return tuple(names)

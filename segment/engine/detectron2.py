@@ -12,7 +12,6 @@ A config of the lazy kind and a checkpoint can hold code, which detectron2 runs:
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from segment.detections import Detections, from_boxes
 from segment.engine import footprint
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError
+from segment.labels import read_labels
 
 WEIGHTS = ("model_final.pth", "model_final.pkl")
 
@@ -77,7 +77,7 @@ class Detectron2:
             found = found[found.scores.argsort(descending=True)[:max_detections]]
             boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
             grids = found.pred_masks[:, 0].numpy()
-            container.give_back()  # or what one run leaves in the C library's heap would add to the next one's peak
+            container.trim_heap()  # or what one run leaves in the C library's heap would add to the next one's peak
         return from_boxes(boxes, scores, classes, grids, (width, height))
 
 
@@ -197,12 +197,5 @@ def _labels(folder: Path, config: Any, classes: int) -> tuple[str, ...]:
 
 
 def _labels_beside(folder: Path) -> tuple[str, ...]:
-    text, meta = folder / "labels.txt", folder / "metadata.json"
-    try:
-        if text.is_file():
-            return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
-        if meta.is_file():
-            return tuple(str(name) for name in json.loads(meta.read_text(encoding="utf-8")).get("thing_classes", ()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"The labels in {folder.name} cannot be read: {error}.") from None
-    return ()
+    found = (folder / name for name in ("labels.txt", "metadata.json"))
+    return next((read_labels(path) for path in found if path.is_file()), ())

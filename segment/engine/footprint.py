@@ -109,7 +109,7 @@ def main() -> None:
     from segment.engine import load
 
     try:
-        container.settle_allocator()
+        container.configure_malloc()
         engine = load(arguments.file, threads=arguments.threads, cache=arguments.cache, memory=Footprint(0, 0))
         print(json.dumps(asdict(measure_engine(engine, arguments.instances))))
     except ModelError as error:
@@ -123,7 +123,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     # The first run lays out the weights for its size; other sizes may want them otherwise, and both are kept.
     engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
     engine.release()
-    container.give_back()
+    container.trim_heap()
     before = anonymous_bytes()
 
     def run(size: tuple[int, int], grain: int, instances: int) -> None:
@@ -133,7 +133,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
 
     def peak(instances: int, *sizes: tuple[int, int]) -> float:
         engine.release()
-        container.give_back()
+        container.trim_heap()
         with _sampling() as sampled:
             for size, grain in product(sizes, GRAINS):
                 run(size, grain, instances)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.engine import openvino_graph
-from segment.engine.signature import Port
+from segment.engine.signature import TensorSpec
 from segment.errors import ModelError
 
 
@@ -26,7 +26,7 @@ class Network:
     def __init__(self, path: Path, threads: int, cache: Path | None = None, read_scales: bool = False) -> None:
         self._compiled = compile_network(path, threads, cache)
         self._request = self._compiled.create_infer_request()
-        ports = [_port(port) for port in (*self._compiled.inputs, *self._compiled.outputs)]
+        ports = [_tensor_spec(port) for port in (*self._compiled.inputs, *self._compiled.outputs)]
         if read_scales and any(port.type in ("int8", "uint8") for port in ports):
             scales = openvino_graph.scales(_read(path))
             ports = [replace(port, scale=scale) for port, scale in zip(ports, scales, strict=True)]
@@ -69,7 +69,7 @@ def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
         first = error
     try:
         model = _read(path)
-        openvino_graph.mend(model)
+        openvino_graph.patch(model)
         return core.compile_model(model, "CPU", properties)
     except RuntimeError:
         reason = str(first).strip().splitlines()[-1]
@@ -82,9 +82,9 @@ def _read(path: Path) -> Any:
     return openvino.Core().read_model(str(path))
 
 
-def _port(port: Any) -> Port:
+def _tensor_spec(port: Any) -> TensorSpec:
     shape = tuple(n.get_length() if n.is_static else None for n in port.partial_shape)
     # A tensor can have several names; the file's own is the node's, of an output with what OpenVINO appends.
     name = port.node.friendly_name.removesuffix("/sink_port_0")
     name = name if name in port.get_names() else port.any_name
-    return Port(name, np.dtype(port.element_type.to_dtype()).name, shape)
+    return TensorSpec(name, np.dtype(port.element_type.to_dtype()).name, shape)

@@ -18,7 +18,7 @@ def scales(model: Any) -> list[Scale | None]:
     return [*map(_input_scale, model.inputs), *map(_output_scale, model.outputs)]
 
 
-def mend(model: Any) -> None:
+def patch(model: Any) -> None:
     """Keep Slice from being dropped in front of GatherElements.
 
     An optimisation of OpenVINO drops it where it starts at 0, and then finds that the shapes do not fit; end-to-end

@@ -19,7 +19,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Port:
+class TensorSpec:
     """An input or output of a network: its name, element type and shape; None is a dimension that may vary.
 
     `type` is named as NumPy names it: "float32", "uint8", "int64". `scale` is given where whole numbers stand
@@ -68,8 +68,8 @@ class Signature:
     """A file's inputs and outputs, in its order, and its metadata. `name` is for messages only."""
 
     name: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -83,12 +83,12 @@ class ImageInput:
     `axes`: N batch of one, C channels, H rows, W columns.
     """
 
-    port: Port
+    port: TensorSpec
     axes: Literal["NCHW", "NHWC", "CHW"]
     size: tuple[int, int] | None
 
     @classmethod
-    def of(cls, port: Port) -> ImageInput | None:
+    def of(cls, port: TensorSpec) -> ImageInput | None:
         """`port` as an image's, or None if it cannot be one."""
         shape = port.shape
         axes: Literal["NCHW", "NHWC", "CHW"]

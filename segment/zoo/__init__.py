@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 
 from segment.errors import ModelError
+from segment.labels import read_labels
 from segment.zoo.download import download, matches
 
 FOLDER = Path(__file__).parent
@@ -75,7 +76,7 @@ def entry(name: str) -> Entry:
 
 def labels(entry: Entry) -> tuple[str, ...]:
     """The name of each class, by index."""
-    return tuple((FOLDER / f"{entry.dataset}.txt").read_text(encoding="utf-8").splitlines())
+    return read_labels(FOLDER / f"{entry.dataset}.txt")
 
 
 def config(entry: Entry) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ before the request is read, in the middle of its body, or after it was carried o
         cloud.faults.add(Fault(503, path="/upload/", probability=0.2))
         os.environ["STORAGE_EMULATOR_HOST"] = cloud.url
 
-`python -m tests.gcs PORT BUCKET...` runs it alone.
+`python -m devtools.gcs PORT BUCKET...` runs it alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Detections as files: a picture, COCO JSON, a map of instance ids, cut-outs.
+"""Detections as pictures: the encoded overlay, a map of instance ids, cut-outs with transparency.
 
 The same detections always give the same bytes. No metadata of the photo is copied: it may say where it was taken.
 """
@@ -6,31 +6,17 @@ The same detections always give the same bytes. No metadata of the photo is copi
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from segment import polygons, rle
 from segment.detections import Detections
+from segment.formats import File, OverlayFormat, file
 from segment.mask import THRESHOLD, Mask, Region, edge_distance
-from segment.options import Segmentation
-from segment.settings import OverlayFormat
-
-
-@dataclass(frozen=True)
-class File:
-    """A result: `name` with its extension, MIME type, bytes."""
-
-    name: str
-    content_type: str
-    body: bytes
-
 
 _PNG: Mapping[str, Any] = {"compress_level": 1, "compress_type": 3}
 """zlib's run-length strategy. An overlay of 1280 x 960: 85 ms and 1.9 MB; level 1 alone 102 ms and 2.2 MB; level 6
@@ -43,59 +29,10 @@ _SAVE: Mapping[OverlayFormat, Mapping[str, Any]] = {
 
 
 def picture(image: Image.Image, format: OverlayFormat) -> File:
-    """`image` encoded, as overlay.png, .jpg or .webp."""
+    """Encode `image`, a photo with its detections drawn on it."""
     buffer = io.BytesIO()
     image.save(buffer, format, **_SAVE[format])
-    extension = {"jpeg": "jpg"}.get(format, format)
-    return File(f"overlay.{extension}", f"image/{format}", buffer.getvalue())
-
-
-def coco(
-    detections: Detections, labels: Sequence[str], segmentation: Segmentation, about: Mapping[str, object]
-) -> File:
-    """detections.json in COCO's terms.
-
-        {"image": {"width": 1280, "height": 960, ...about},
-         "categories": [{"id": 0, "name": "person"}, ...],
-         "annotations": [{"id": 1, "category_id": 0, "category_name": "person", "score": 0.98,
-                          "bbox": [x, y, width, height], "area": 1234, "iscrowd": 0, "segmentation": ...}, ...]}
-
-    All in pixels of the frame. `id` is the instance's value in the map of ids. `area` is the number of the mask's
-    pixels. `segmentation` is compressed RLE or a list of polygons (see rle.py, polygons.py). `category_id` is the
-    index into the model's labels.
-    """
-    width, height = detections.size
-    document = {
-        "image": {"width": width, "height": height, **about},
-        "categories": [{"id": index, "name": name} for index, name in enumerate(labels)],
-        "annotations": [_annotation(detections, i, labels, segmentation) for i in range(len(detections))],
-    }
-    body = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return File("detections.json", "application/json", body.encode())
-
-
-def _annotation(
-    detections: Detections, index: int, labels: Sequence[str], segmentation: Segmentation
-) -> dict[str, object]:
-    mask, size = detections.masks[index], detections.size
-    x0, y0, x1, y1 = (float(value) for value in detections.boxes[index])
-    category = int(detections.classes[index])
-    runs = rle.runs(mask, size)
-    area = rle.area(runs)
-    if segmentation == "rle":
-        outline: object = rle.compress(runs, size)
-    else:
-        outline = polygons.polygons(mask, size) if area else []
-    return {
-        "id": index + 1,
-        "category_id": category,
-        "category_name": labels[category],
-        "score": round(float(detections.scores[index]), 4),
-        "bbox": [round(value, 2) + 0.0 for value in (x0, y0, x1 - x0, y1 - y0)],  # + 0.0: never -0.0
-        "area": area,
-        "iscrowd": 0,
-        "segmentation": outline,
-    }
+    return file(format, buffer.getvalue())
 
 
 def ids(detections: Detections) -> File:
@@ -110,7 +47,7 @@ def ids(detections: Detections) -> File:
             pixels[top:bottom, left:right][probabilities >= THRESHOLD] = index + 1
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", **_PNG)
-    return File("ids.png", "image/png", buffer.getvalue())
+    return file("ids", buffer.getvalue())
 
 
 def cutouts(photo: Image.Image, detections: Detections, labels: Sequence[str]) -> File:
@@ -129,7 +66,7 @@ def cutouts(photo: Image.Image, detections: Detections, labels: Sequence[str]) -
             name = f"{index + 1:0{digits}}_{label}_{detections.scores[index]:.2f}.png"
             with archive.open(zipfile.ZipInfo(name), "w") as entry:  # ZipInfo's date is fixed, so bytes are stable
                 cut.save(entry, "PNG", **_PNG)
-    return File("cutouts.zip", "application/zip", buffer.getvalue())
+    return file("cutouts", buffer.getvalue())
 
 
 def _cutout(photo: Image.Image, mask: Mask) -> Image.Image | None:

@@ -2,7 +2,7 @@
 
 Inputs: `image` uint8 (H, W, 3) RGB, `min_score` float32, `max_detections` int64. Outputs: `boxes` (N, 4) XYXY, `scores`
 (N,), `classes` (N,), `masks` (N, 28, 28) probabilities, each over its own box. All else is inside the file, and what it
-needs is in its metadata (modelfile.Facts).
+needs is in its metadata (modelfile.ModelMetadata).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segment.detections import Detections, from_boxes
 from segment.engine.signature import Signature
 from segment.labels import labels_for
-from segment.modelfile import Facts
+from segment.modelfile import ModelMetadata
 
 EXPECTED = "this project's own (segment.convert): image, min_score, max_detections -> boxes, scores, classes, masks"
 
@@ -59,7 +59,7 @@ class MaskRcnn:
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
     """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
-    facts = Facts.from_metadata(signature.metadata)
+    facts = ModelMetadata.from_metadata(signature.metadata)
     ours = tuple(port.name for port in signature.inputs) == INPUTS and len(signature.outputs) == len(OUTPUTS)
     shapes_fit = all(port.fits(*shape) for port, shape in zip(signature.outputs, OUTPUTS.values(), strict=False))
     if not (facts and ours and shapes_fit):

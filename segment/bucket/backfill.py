@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segment.bucket import describe, is_result, segment_object
+from segment.bucket.objects import describe, is_result, segment_object
+from segment.bucket.store import Object, Store, open_store, overlap
 from segment.errors import Busy, ModelError, SettingsError, StorageError
 from segment.service import Service
 from segment.settings import Settings
-from segment.store import Object, Store, open_store, overlap
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _progress() -> Iterator[_Progress]:
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with tqdm(unit=" objects") as bar, logging_redirect_tqdm(), _only_warnings("segment.bucket"):
+        with tqdm(unit=" objects") as bar, logging_redirect_tqdm(), _only_warnings("segment.bucket.objects"):
             yield (progress := _Progress(bar))
     else:
         yield (progress := _Progress())

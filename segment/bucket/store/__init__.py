@@ -48,13 +48,13 @@ class Store(Protocol):
 def open_store(address: str, seconds: float) -> tuple[Store, str]:
     """The store and the prefix that gs://bucket/prefix names, or the folder. Raises SettingsError."""
     if not address.startswith("gs://"):
-        from segment.store.folder import Folder
+        from segment.bucket.store.folder import Folder
 
         return Folder(address), ""
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
     if not bucket:
         raise SettingsError(f"{address!r} names no bucket; write gs://bucket or gs://bucket/prefix.")
-    from segment.store.google import Bucket  # 17 MB that a folder does not need
+    from segment.bucket.store.google import Bucket  # 17 MB that a folder does not need
 
     return Bucket(bucket, seconds), prefix
 

@@ -23,146 +23,26 @@ import binascii
 import json
 import logging
 import re
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any
 
 from cloudevents.http import CloudEvent
 from flask import Flask
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
-from segment import container
-from segment.errors import Busy, ModelError, RequestError, SettingsError, StorageError
-from segment.options import Format, Options
+from segment.bucket.objects import describe, is_result, segment_object
+from segment.bucket.store import Object, overlap
+from segment.errors import Busy, ModelError, SettingsError, StorageError
 from segment.service import Service
 from segment.settings import Settings
-from segment.store import Object, Store, overlap
 
 log = logging.getLogger(__name__)
 
-FILE_NAMES: Mapping[Format, str] = {
-    "png": "overlay.png",
-    "jpeg": "overlay.jpg",
-    "webp": "overlay.webp",
-    "json": "detections.json",
-    "ids": "ids.png",
-    "cutouts": "cutouts.zip",
-}
-"""What each format's file is called."""
-ERROR_NAME = "error.json"
-SOURCE_KEY = "segment-source"
-"""The custom metadata by which a result is known for one."""
-MAX_NAME_BYTES = 1024
-"""Of an object in Cloud Storage."""
 FINALIZED = "google.cloud.storage.object.v1.finalized"
 PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 """A bucket's name (https://cloud.google.com/storage/docs/buckets#naming)."""
-
-
-# One object
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an object; `reason` says why it was refused."""
-
-    kind: Literal["segmented", "done before", "gone", "refused"]
-    instances: int | None = None
-    reason: str = ""
-
-
-def segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
-    """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
-
-    Raises StorageError, Busy or ModelError for what may pass later.
-    """
-    start = time.perf_counter()
-    outcome = _segment_object(service, source, item, destination, prefix)
-    level = logging.WARNING if outcome.kind == "refused" else logging.INFO
-    message = f"{item.name}: {outcome.kind}" + (f": {outcome.reason}" if outcome.reason else "")
-    fields: dict[str, object] = {"milliseconds": round((time.perf_counter() - start) * 1000, 1)}
-    if outcome.instances is not None:
-        fields["instances"] = outcome.instances
-    log.log(level, message, extra=describe(source, item) | fields)
-    return outcome
-
-
-def describe(source: Store, item: Object) -> dict[str, object]:
-    """The fields of a log entry about an object."""
-    return {
-        "object": f"{source.address}/{item.name}",
-        "generation": str(item.generation),
-        "peak_memory": container.peak(),
-    }
-
-
-def _segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
-    settings = service.settings
-    folder = f"{prefix}{item.name}/{item.generation}/"
-    formats = cast("tuple[Format, ...]", settings.output_formats)
-    names = {FILE_NAMES[wanted]: folder + FILE_NAMES[wanted] for wanted in formats}
-    if len(max(*names.values(), folder + ERROR_NAME, key=len).encode()) > MAX_NAME_BYTES:
-        return Outcome("refused", reason=f"The results' names would be longer than {MAX_NAME_BYTES} bytes.")
-    there = {found.name for found in destination.objects(folder)}
-    if there.issuperset(names.values()) or folder + ERROR_NAME in there:
-        return Outcome("done before")
-    address, generation = f"{source.address}/{item.name}", str(item.generation)
-    metadata = {SOURCE_KEY: address, "segment-generation": generation}
-    options = Options.defaults(settings)
-    with _in_hand(settings.wait_seconds):
-        try:
-            data = source.read(item, settings.max_upload)
-            if data is None:
-                return Outcome("gone")
-            # All formats, though some may be there: what is missing then agrees with them.
-            result = service.segment(data, options, formats)
-        except RequestError as error:
-            title = _words(type(error).__name__)
-            problem = {"title": title, "detail": str(error), "source": address, "generation": generation}
-            body = json.dumps(problem, ensure_ascii=False).encode()
-            destination.write(folder + ERROR_NAME, body, "application/problem+json", metadata)
-            return Outcome("refused", reason=str(error))
-        del data
-        metadata |= {"segment-model": service.model_name, "segment-settings": _settings(options)}
-        for file in result.files:
-            if names[file.name] not in there:
-                destination.write(names[file.name], file.body, file.content_type, metadata)
-    return Outcome("segmented", result.instances)
-
-
-_hand = threading.Lock()
-
-
-@contextmanager
-def _in_hand(wait_seconds: float) -> Iterator[None]:
-    """One object's bytes at a time in this process: photos that wait and results on their way are in no budget.
-
-    Raises Busy.
-    """
-    if not _hand.acquire(timeout=wait_seconds):
-        raise Busy(f"Other objects were in hand for {wait_seconds:g} s.", 5)
-    try:
-        yield
-    finally:
-        _hand.release()
-
-
-def _words(name: str) -> str:
-    """CorruptImage -> Corrupt image."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
-
-
-def _settings(options: Options) -> str:
-    asked = ("render_factor", "fit", "detail", "min_score", "max_detections")
-    return json.dumps({key: getattr(options, key) for key in asked})
-
-
-# One event
 
 
 class NotUnderstood(ValueError):
@@ -171,7 +51,7 @@ class NotUnderstood(ValueError):
 
 def handle(service: Service, event: CloudEvent) -> None:
     """Deal with one event: returning acknowledges it, raising an HTTPException has it delivered again."""
-    from segment.store.google import Bucket  # 17 MB that requests over HTTP do not need
+    from segment.bucket.store.google import Bucket  # 17 MB that requests over HTTP do not need
 
     settings = service.settings
     try:
@@ -287,11 +167,6 @@ def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
     if bucket == settings.output_bucket and item.name.startswith(settings.output_prefix):
         return AMONG_RESULTS
     return ""
-
-
-def is_result(item: Object) -> bool:
-    """Whether this was written here."""
-    return SOURCE_KEY in item.metadata
 
 
 # Starting

@@ -1,6 +1,6 @@
 """The HTTP interface as an OpenAPI 3.1 document, and as a page to read.
 
-Options and their ranges come from options.py, media types and problems from web.py, which stands above and hands them
+Options and their ranges come from options.py, media types and problems from app.py, which stands above and hands them
 in: the document cannot say anything else than the service does.
 """
 
@@ -48,7 +48,7 @@ def options(settings: Settings) -> dict[str, Json]:
     found = {}
     for name, option in describe(settings).items():
         default = defaults[name]
-        schema = {**option.schema, "description": option.about}
+        schema = {**option.value.schema, "description": option.about}
         if default is None:
             schema["default"] = "auto"
         elif default != ():

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.server import ROOT
+from devtools.server import ROOT
 
 
 def test_photo_dropped_into_a_folder_is_segmented(tmp_path: Path) -> None:
     photos, results = tmp_path / "photos", tmp_path / "results"
-    command = [sys.executable, "-m", "tests.develop", str(photos), str(results)]
+    command = [sys.executable, "-m", "devtools.bucket", str(photos), str(results)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().decode().strip() == f"Drop photos into {photos}"

@@ -33,24 +33,22 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from segment import errors, openapi
+from segment import errors
 from segment.errors import Busy, OptionError, SegmentError
-from segment.fetch import fetch
+from segment.formats import FORMATS, Format
 from segment.options import Options
 from segment.service import Result, Service
 from segment.settings import Settings
-from segment.upload import read
+from segment.web import openapi
+from segment.web.fetch import fetch
+from segment.web.upload import read
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPES = {
-    "image/png": "png",
-    "image/jpeg": "jpeg",
-    "image/webp": "webp",
-    "application/json": "json",
-    "application/zip": "cutouts",
-}
-"""What an Accept header may ask for, and the format that is; the first wins a tie."""
+ACCEPTABLE: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "cutouts")
+MEDIA_TYPES: Mapping[str, Format] = {FORMATS[name].media_type: name for name in ACCEPTABLE}
+"""The media types that an Accept header may ask for, and the format of each; the first wins a tie. An instance map is
+image/png like the overlay, and so has to be asked for by `format`."""
 
 PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
     errors.OptionError: (400, "Bad option"),
@@ -139,13 +137,13 @@ def _segment(service: Service, request: Request) -> Response:
 
 def _answer(service: Service, request: Request, limit: int, until: ExitStack) -> Response:
     upload = read(request, limit)
-    words = upload.words
-    if "format" not in words and request.accept_mimetypes:
+    raw_options = upload.raw_options
+    if "format" not in raw_options and request.accept_mimetypes:
         best = request.accept_mimetypes.best_match(MEDIA_TYPES)
         if best is None:
             raise NotAcceptable(f"Nothing here fits this Accept header. There are: {', '.join(MEDIA_TYPES)}.")
-        words = words | {"format": MEDIA_TYPES[best]}
-    options = Options.parse(words, service.settings)
+        raw_options = raw_options | {"format": MEDIA_TYPES[best]}
+    options = Options.parse(raw_options, service.settings)
     start = time.perf_counter()
     data = upload.photo if upload.url is None else _fetch(upload.url, limit, service.settings)
     fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from segment import draw as module
-from segment.draw import PALETTE, draw
 from segment.mask import Mask
+from segment.output import overlay as module
+from segment.output.overlay import PALETTE, draw
 from tests.strategies import detections, empty, frames, masks, ring, solid
 
 SIZE = (320, 240)

@@ -4,7 +4,7 @@ Runs the storage server of the tests, the real handler (functions-framework with
 what Pub/Sub does: each new object is delivered until it is acknowledged. What is in the photos' folder is put into the
 bucket `photos`; what the handler writes to the bucket `results` is copied to the results' folder.
 
-`python -m tests.develop [PHOTOS RESULTS]`; SEGMENT_ settings are passed on.
+`python -m devtools.bucket [PHOTOS RESULTS]`; SEGMENT_ settings are passed on.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import requests
 
-from segment.store import Object as File
-from segment.store.folder import Folder
-from tests.events import pubsub
-from tests.gcs import Cloud, Object
-from tests.server import free_port, start
+from devtools.events import pubsub
+from devtools.gcs import Cloud, Object
+from devtools.server import free_port, start
+from segment.bucket.store import Object as File
+from segment.bucket.store.folder import Folder
 
 PHOTOS, RESULTS = Path(".cache/bucket/photos"), Path(".cache/bucket/results")
 POLL_SECONDS = 0.5

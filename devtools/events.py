@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from tests.gcs import Object
+from devtools.gcs import Object
 
 Push = Callable[[str, Object], requests.Response]
 TIMEOUT = 60.0

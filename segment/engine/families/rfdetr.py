@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-from segment.engine.letterbox import Letterbox
-from segment.engine.logits import Window, as_box, to_grid
-from segment.engine.signature import ImageInput, Port, Signature
+from segment.engine.families.letterbox import Letterbox
+from segment.engine.families.logits import Window, as_box, to_grid
+from segment.engine.signature import ImageInput, Signature, TensorSpec
 from segment.labels import labels_for
 from segment.mask import Mask
 
@@ -43,9 +43,9 @@ class RfDetr:
     labels: tuple[str, ...]
     image: ImageInput
     size: tuple[int, int]
-    boxes: tuple[int, Port]
-    logits: tuple[int, Port]
-    masks: tuple[int, Port]
+    boxes: tuple[int, TensorSpec]
+    logits: tuple[int, TensorSpec]
+    masks: tuple[int, TensorSpec]
     stride: int = STRIDE
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:
     return RfDetr(labels_for(classes, labels), image, image.size, *ports)
 
 
-_Numbered = tuple[int, Port]
+_Numbered = tuple[int, TensorSpec]
 
 
 def _ports(signature: Signature) -> tuple[_Numbered, _Numbered, _Numbered] | None:

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-from segment.engine.letterbox import Letterbox
-from segment.engine.logits import Window, as_box, to_grid
-from segment.engine.nms import suppress
-from segment.engine.signature import ImageInput, Port, Signature
+from segment.engine.families.letterbox import Letterbox
+from segment.engine.families.logits import Window, as_box, to_grid
+from segment.engine.families.nms import suppress
+from segment.engine.signature import ImageInput, Signature, TensorSpec
 from segment.labels import coco, labels_for
 from segment.mask import Mask
 
@@ -36,7 +36,7 @@ EXPECTED = (
     "1 x anchors x (5 + classes + P) or 1 x rows x (6 + P), and prototypes 1 x P x h x w"
 )
 
-MOST_OVERLAP = 0.7
+IOU_THRESHOLD = 0.7
 """Boxes of a class that overlap more are one object; the family's own value in validation and prediction."""
 MOST_CANDIDATES = 30000
 """Of more, only the best are looked at; the family's own value too."""
@@ -76,8 +76,8 @@ class Yolo:
     stride: int
     image: ImageInput
     rows: Rows
-    row_port: tuple[int, Port]
-    prototype_port: tuple[int, Port]
+    row_port: tuple[int, TensorSpec]
+    prototype_port: tuple[int, TensorSpec]
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return Letterbox.fit(size, self.image.size).inner if self.image.size else None
@@ -122,7 +122,9 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
     return Yolo(labels, _stride(signature.metadata), image, rows, row_port, prototype_port)
 
 
-def _layout(port: Port, prototypes: int, image: tuple[int, int] | None, names: int, says_final: bool) -> Rows | None:
+def _layout(
+    port: TensorSpec, prototypes: int, image: tuple[int, int] | None, names: int, says_final: bool
+) -> Rows | None:
     """How the rows of this output are laid out; None if they are none. `names`: how many classes, 0 if unknown."""
     on_grid = {sum((image[0] // s) * (image[1] // s) for s in scales) for scales in _SCALES} if image else set()
     for kind, across in _LAYOUTS:
@@ -169,7 +171,7 @@ def _best(table: NDArray[np.float32], rows: Rows, min_score: float, limit: int) 
         classes, anchors, scores = classes[best], anchors[best], scores[best]
     centres, halves = table[:2, anchors].T, table[2:4, anchors].T / 2
     boxes = np.concatenate([centres - halves, centres + halves], axis=1)
-    kept = suppress(boxes, scores, classes, MOST_OVERLAP, limit)
+    kept = suppress(boxes, scores, classes, IOU_THRESHOLD, limit)
     return _Found(boxes[kept], scores[kept], classes[kept], table[last:, anchors[kept]].T)
 
 

@@ -1,4 +1,4 @@
-"""A request -> the photo it brings, or the URL of one, and the words of its options.
+"""A request -> the photo it brings, or the URL of one, and the raw_options of its options.
 
 A photo comes as the body itself, as `file` in a multipart form, or in JSON as `image` (base64, or a data URL). Its URL
 comes as `url` in the query, a form or JSON. Options stand in the query, and in the form or the JSON beside the photo.
@@ -34,11 +34,11 @@ MAX_PARTS = 100
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request brings: a photo, as bytes or as the URL it is at, and the words of its options."""
+    """What a request brings: a photo, as bytes or as the URL it is at, and the raw_options of its options."""
 
     photo: bytes
     url: str | None
-    words: dict[str, str]
+    raw_options: dict[str, str]
 
 
 def read(request: Request, limit: int) -> Upload:
@@ -48,8 +48,8 @@ def read(request: Request, limit: int) -> Upload:
     UnsupportedMediaType for a body that can hold no photo, TooLarge, ClientDisconnected.
     """
     data, pairs = _read_body(request, _Body(request, limit)) if request.method == "POST" else (None, [])
-    words = _unique([*request.args.items(multi=True), *pairs])
-    url = words.pop("url", None)
+    raw_options = _unique([*request.args.items(multi=True), *pairs])
+    url = raw_options.pop("url", None)
     if url is not None and data is not None:
         raise RequestError("The request brings both a photo and a url; send one of them.")
     if url == "" or data == b"":
@@ -59,16 +59,16 @@ def read(request: Request, limit: int) -> Upload:
             "There is no photo. Send it as the body, as `file` in a form, as `image` (base64) or `url` in JSON"
             + (", or give ?url=." if request.method == "POST" else "; or give ?url= here.")
         )
-    return Upload(data or b"", url, words)
+    return Upload(data or b"", url, raw_options)
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    words: dict[str, str] = {}
+    raw_options: dict[str, str] = {}
     for name, word in pairs:
-        if name in words:
+        if name in raw_options:
             raise OptionError(name, f"{name} is given twice.")
-        words[name] = word
-    return words
+        raw_options[name] = word
+    return raw_options
 
 
 class _Body(io.RawIOBase):

@@ -24,8 +24,8 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests import RequestException
 
+from segment.bucket.store import Object
 from segment.errors import StorageError, TooLarge
-from segment.store import Object
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-from segment.engine.letterbox import Letterbox
-from segment.engine.logits import Window, as_box
+from segment.engine.families.letterbox import Letterbox
+from segment.engine.families.logits import Window, as_box
 from segment.engine.signature import ImageInput, Signature
 from segment.labels import coco_by_number
 from segment.mask import Mask

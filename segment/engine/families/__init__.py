@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections
-from segment.engine import footprint, mask_rcnn, rfdetr, torchvision, yolo
+from segment.engine import footprint
+from segment.engine.families import mask_rcnn, rfdetr, torchvision, yolo
 from segment.engine.footprint import Footprint
 from segment.engine.openvino import Network
 from segment.engine.signature import Signature
 from segment.errors import ModelError
-from segment.modelfile import Facts, metadata
+from segment.modelfile import ModelMetadata, metadata
 
 
 class Family(Protocol):
@@ -95,7 +96,7 @@ def load(
 ) -> FileEngine:
     """The engine of a model file; see segment.engine.load."""
     properties = metadata(path)
-    facts = Facts.from_metadata(properties)
+    facts = ModelMetadata.from_metadata(properties)
     if memory is None and facts:
         memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel, facts.bytes_per_instance)
     # Measured before this process has the network too: both at once might not fit.

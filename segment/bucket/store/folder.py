@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from segment.bucket.store import Object
 from segment.errors import StorageError, TooLarge
-from segment.store import Object
 
 
 class Folder:

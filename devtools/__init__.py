@@ -1,0 +1,1 @@
+"""Tools for development: a Cloud Storage of one process, and a bucket to develop against."""

@@ -1,0 +1,55 @@
+"""Output formats: one row per format, with everything the rest of the package needs to know about it.
+
+Adding a format means adding a row here and the code that encodes it in `segment/output/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["png", "jpeg", "webp", "json", "ids", "cutouts"]
+OverlayFormat = Literal["png", "jpeg", "webp"]
+"""The formats that show the photo with the detections drawn on it."""
+
+
+@dataclass(frozen=True)
+class FormatInfo:
+    """Facts about one output format.
+
+    `file_name`: name of the result file. `media_type`: its MIME type. `encoder_bytes`: memory in bytes per pixel that
+    drawing and encoding need beside the picture itself, including the encoded result. `shows_photo`: whether the result
+    contains the photo's pixels, so that the photo has to be decoded at the size of the result.
+    """
+
+    file_name: str
+    media_type: str
+    encoder_bytes: float
+    shows_photo: bool
+
+
+FORMATS: Mapping[Format, FormatInfo] = {
+    "png": FormatInfo("overlay.png", "image/png", 4, True),
+    "jpeg": FormatInfo("overlay.jpg", "image/jpeg", 1.5, True),
+    "webp": FormatInfo("overlay.webp", "image/webp", 9, True),
+    "json": FormatInfo("detections.json", "application/json", 0, False),
+    "ids": FormatInfo("ids.png", "image/png", 4, False),
+    "cutouts": FormatInfo("cutouts.zip", "application/zip", 9, True),
+}
+OVERLAY_FORMATS: tuple[OverlayFormat, ...] = ("png", "jpeg", "webp")
+
+
+@dataclass(frozen=True)
+class File:
+    """An encoded result: file name with extension, MIME type, content."""
+
+    name: str
+    content_type: str
+    body: bytes
+
+
+def file(format: Format, body: bytes) -> File:
+    """A result file in `format`, named and typed as the table says."""
+    info = FORMATS[format]
+    return File(info.file_name, info.media_type, body)
