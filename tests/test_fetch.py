@@ -79,6 +79,16 @@ class Faulty(http.server.BaseHTTPRequestHandler):
     def answer_gzip(self) -> None:
         self.answer(200, PHOTO, Content_Encoding="gzip")
 
+    def answer_negative_chunk(self) -> None:
+        self.answer(200, b"-5\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked")
+
+    def answer_chunk_without_end(self) -> None:
+        self.answer(200, b"-1\r\n", Transfer_Encoding="chunked")
+        self.answer_endless()
+
+    def answer_odd_chunk(self) -> None:
+        self.answer(200, b"many\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked")
+
     def answer_drip(self) -> None:
         self.answer(200, Content_Length=str(len(PHOTO)))
         self.drip()
@@ -162,6 +172,9 @@ def test_no_proxy_of_the_environment(base: str, monkeypatch: pytest.MonkeyPatch)
         ("/short", FetchError, "broke off"),
         ("/gzip", FetchError, "gzip"),
         ("/hang-up", FetchError, "broke off"),
+        ("/negative-chunk", FetchError, "broke off"),
+        ("/chunk-without-end", FetchError, "broke off"),
+        ("/odd-chunk", FetchError, "broke off"),
     ],
 )
 def test_faults(base: str, path: str, error: type[Exception], words: str) -> None:
@@ -284,6 +297,11 @@ def test_urls_that_are_refused(url: str) -> None:
         ("fec0::1", False),
         ("fd00:ec2::254", False),
         ("ff02::1", False),
+        ("192.88.99.1", False),  # 6to4 relays, withdrawn
+        ("3fff::1", False),  # documentation
+        ("5f00::1", False),  # SRv6
+        ("64:ff9b:1::1", False),  # local-use NAT64
+        ("100:0:0:1::1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:

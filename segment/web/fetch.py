@@ -36,6 +36,12 @@ CHUNK = 1 << 16
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_SPECIAL: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = tuple(
+    ipaddress.ip_network(network)
+    for network in ("192.88.99.0/24", "64:ff9b:1::/48", "100:0:0:1::/64", "3fff::/20", "5f00::/16")
+)
+"""Networks that are not globally reachable and that Python's `is_global` does not know yet
+(https://www.iana.org/assignments/iana-ipv6-special-registry, RFC 7526 for 192.88.99.0/24)."""
 """RFC 6052's prefix: the last 32 bits are an IPv4 address."""
 
 _PATH = "/%:@!$&'()*+,;=~"
@@ -132,7 +138,18 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip.teredo or ip.is_site_local:
             return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+    special = any(ip in network for network in _SPECIAL if network.version == ip.version)
+    return ip.is_global and not (special or ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+class _Response(http.client.HTTPResponse):
+    """A response whose chunks have sizes of 0 or more: http.client takes -1 for "all that comes", without a limit."""
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise http.client.HTTPException(f"The size of a chunk is {size}.")
+        return size
 
 
 class _Deadline:
@@ -156,6 +173,8 @@ class _Deadline:
 
 class _Connection(http.client.HTTPConnection):
     """A connection to an address already checked, under the URL's own name, that ends at the deadline."""
+
+    response_class = _Response
 
     def __init__(self, target: Target, addresses: list[SocketAddress], deadline: _Deadline) -> None:
         self.default_port = 443 if target.secure else 80
@@ -245,7 +264,7 @@ def _answer(target: Target, addresses: list[SocketAddress], deadline: _Deadline)
         raise deadline.passed() from None
     except ssl.SSLCertVerificationError as error:
         raise FetchError(f"The certificate of {target.host} is not valid: {error.verify_message}.") from None
-    except (OSError, http.client.HTTPException):
+    except (OSError, ValueError, http.client.HTTPException):
         raise FetchError(f"The connection to {target.host} failed or broke off.") from None
     finally:
         connection.release()

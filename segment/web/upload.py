@@ -1,4 +1,4 @@
-"""A request -> the photo it brings, or the URL of one, and the raw_options of its options.
+"""Read a request: the photo that it contains, or the URL of one, and its options.
 
 A photo comes as the body itself, as `file` in a multipart form, or in JSON as `image` (base64, or a data URL). Its URL
 comes as `url` in the query, a form or JSON. Options stand in the query, and in the form or the JSON beside the photo.
@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from flask import Request
 from werkzeug.datastructures import FileStorage
@@ -27,14 +27,17 @@ _UNNAMED = {"application/octet-stream", "application/x-www-form-urlencoded"}
 Pairs = list[tuple[str, str]]
 
 CHUNK = 1 << 16
-MAX_WORD = 1 << 16
-"""Bytes of the longest form field that is not the photo."""
+MAX_OPTION_BYTES = 1 << 16
+"""Length of the longest form field that is not the photo."""
+PARSER_BYTES = MAX_OPTION_BYTES + 2 * CHUNK
+"""What the multipart parser may buffer. It counts a chunk of a file that it has not passed on yet, up to a boundary's
+length, together with the chunk that it reads next, so this must be well above one chunk."""
 MAX_PARTS = 100
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request brings: a photo, as bytes or as the URL it is at, and the raw_options of its options."""
+    """What a request contains: a photo, as bytes or as a URL, and its options before they are parsed."""
 
     photo: bytes
     url: str | None
@@ -62,13 +65,16 @@ def read(request: Request, limit: int) -> Upload:
     return Upload(data or b"", url, raw_options)
 
 
-def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    raw_options: dict[str, str] = {}
-    for name, word in pairs:
-        if name in raw_options:
+Value = TypeVar("Value")
+
+
+def _unique(pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, value in pairs:
+        if name in found:
             raise OptionError(name, f"{name} is given twice.")
-        raw_options[name] = word
-    return raw_options
+        found[name] = value
+    return found
 
 
 class _Body(io.RawIOBase):
@@ -135,7 +141,7 @@ def _read_body(request: Request, body: _Body) -> tuple[bytes | None, Pairs]:
 
 def _read_form(request: Request, body: _Body) -> tuple[bytes | None, Pairs]:
     parser = FormDataParser(
-        stream_factory=_in_memory, max_form_memory_size=MAX_WORD, max_form_parts=MAX_PARTS, silent=False
+        stream_factory=_in_memory, max_form_memory_size=PARSER_BYTES, max_form_parts=MAX_PARTS, silent=False
     )
     try:
         _, form, files = parser.parse(cast(IO[bytes], body), request.mimetype, None, request.mimetype_params)
@@ -143,8 +149,10 @@ def _read_form(request: Request, body: _Body) -> tuple[bytes | None, Pairs]:
         raise RequestError("The multipart form is malformed or cut off.") from None
     except RequestEntityTooLarge:
         raise TooLarge(
-            f"The form has more than {MAX_PARTS} parts, or a text of more than {MAX_WORD:,} bytes."
+            f"The form has more than {MAX_PARTS} parts, or a text of more than {MAX_OPTION_BYTES:,} bytes."
         ) from None
+    if long := next((name for name, text in form.items(multi=True) if len(text) > MAX_OPTION_BYTES), None):
+        raise TooLarge(f"The form field {long[:100]!r} has more than {MAX_OPTION_BYTES:,} bytes.")
     if "file" in form:
         raise RequestError("`file` came as text. Send it as a file, as `curl -F file=@photo.jpg` does.")
     if unknown := next((name for name in files if name != "file"), None):
@@ -181,10 +189,7 @@ def _read_json(text: bytes) -> tuple[bytes | None, Pairs]:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for name, _ in pairs:
-        if sum(name == other for other, _ in pairs) > 1:
-            raise OptionError(name, f"{name} is given twice.")
-    return dict(pairs)
+    return _unique(pairs)
 
 
 def _word(name: str, value: object) -> str:

@@ -1,0 +1,105 @@
+"""Uploads from clients that were not written here: curl, requests and httpx send photos and noise of many sizes.
+
+The bytes matter, not only their number: a newline near the end of a chunk once made the multipart parser count a file
+as a long text field. Noise holds a newline in every 256 bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from devtools.server import Server, serve
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZES = [KIB, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 100_000, 200_000, 333_333, MIB, 3 * MIB, 12 * MIB]
+Answer = tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with room for the largest body."""
+    with serve(SEGMENT_MEMORY="2Gi") as started:
+        yield started
+
+
+def with_curl(url: str, path: Path) -> Answer:
+    """What curl gets for the README's first command."""
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    command = ["curl", "-sS", "-F", f"file=@{path}", "-w", "\n%{http_code}", f"{url}/segment?format=json"]
+    body, _, status = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rpartition("\n")
+    return int(status), body
+
+
+def with_requests(url: str, path: Path) -> Answer:
+    """What requests gets."""
+    with path.open("rb") as file:
+        response = requests.post(f"{url}/segment?format=json", files={"file": file}, timeout=60)
+    return response.status_code, response.text
+
+
+def with_httpx(url: str, path: Path) -> Answer:
+    """What httpx gets, whose parts come in other pieces."""
+    with path.open("rb") as file:
+        response = httpx.post(f"{url}/segment", files={"file": file}, data={"format": "json"}, timeout=60)
+    return response.status_code, response.text
+
+
+CLIENTS = [with_curl, with_requests, with_httpx]
+
+
+@pytest.mark.parametrize("send", CLIENTS)
+def test_noise_of_any_size_reaches_the_decoder(
+    send: Callable[[str, Path], Answer], server: Server, tmp_path: Path
+) -> None:
+    for seed, size in enumerate(SIZES):
+        path = tmp_path / "noise.jpg"
+        path.write_bytes(np.random.default_rng(seed).bytes(size))
+        status, body = send(server.url, path)
+        assert (status, json.loads(body)["title"]) == (415, "Unsupported image"), f"{size} bytes: {body[:200]}"
+
+
+@pytest.mark.parametrize("send", CLIENTS)
+@pytest.mark.parametrize("side", [100, 400, 900, 1600])
+def test_photos_are_segmented(send: Callable[[str, Path], Answer], side: int, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    noise = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(path, quality=95)
+    status, body = send(server.url, path)
+    assert status == 200, body[:200]
+    assert json.loads(body)["image"]["width"] == side
+
+
+def test_a_long_text_field_is_refused_by_name(server: Server) -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(photo, "JPEG")
+    for size in (70_000, 300_000):
+        files = {"file": photo.getvalue()}
+        answer = requests.post(server.url + "/segment", files=files, data={"classes": "x" * size}, timeout=60)
+        assert answer.status_code == 413
+        assert "65,536 bytes" in answer.json()["detail"]
+
+
+def test_a_form_of_many_parts_is_refused(server: Server) -> None:
+    fields = [("classes", "cat")] * 150
+    answer = requests.post(server.url + "/segment", files={"file": b"x"}, data=fields, timeout=60)
+    assert answer.status_code == 413
+    assert "100 parts" in answer.json()["detail"]
+
+
+def test_json_of_many_keys_is_read_in_linear_time(server: Server) -> None:
+    body = {f"key{i}": 1 for i in range(8000)}
+    answer = requests.post(server.url + "/segment", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert answer.elapsed.total_seconds() < 0.5
