@@ -80,7 +80,7 @@ def _evaluate(file: Path, scenes: Iterable[Scene], fit: Fit | None, render_facto
         photo = Image.fromarray(pixels)
         size = network.network_size(photo.size, render_factor, fit) if render_factor and fit else photo.size
         start = time.process_time()
-        found = network.detect(photo, size, MIN_SCORE, MAX_DETECTIONS)
+        found = network.find(photo, size, MIN_SCORE, MAX_DETECTIONS)
         spent += time.process_time() - start
         results += _results(number, found)
     box, mask = truth.evaluate(results, "bbox"), truth.evaluate(results, "segm")

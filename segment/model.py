@@ -21,7 +21,7 @@ from segment.engine.footprint import Footprint
 from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
 from segment.settings import Settings
-from segment.tiles import merge, tiles
+from segment.tiles import CANDIDATE_SCORE, merge, tiles
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
 """What the first run is like: most photos are, and a layout of the weights is made once for each kind of size."""
@@ -55,39 +55,36 @@ class Model:
         """
         rgb = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo.convert("RGB")
         size = self.network_size(rgb.size, render_factor, fit)
-        found = self.detect(rgb, size, min_score, max_detections)
-        return found if detail == 1 else self.refine(found, rgb, size, min_score, max_detections, detail)
+        return self.find(rgb, size, min_score, max_detections, detail)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
         """The (width, height) at which the network sees a photo of `size`."""
         return self.engine.input_size(size) or fitted_size(size, render_factor, fit, self.engine.stride)
 
-    def detect(
-        self, photo: Image.Image, network_size: tuple[int, int], min_score: float, max_detections: int
-    ) -> Detections:
-        """The instances in `photo`, an RGB image seen at `network_size` (width, height), in the photo's pixels."""
-        seen = photo if photo.size == network_size else image.resize(photo, network_size)
-        return self._run(np.asarray(seen), min_score, max_detections).at(photo.size)
-
-    def refine(
+    def find(
         self,
-        whole: Detections,
         photo: Image.Image,
         network_size: tuple[int, int],
         min_score: float,
         max_detections: int,
-        detail: int,
+        detail: int = 1,
     ) -> Detections:
-        """The instances in `photo`, from what `detect` found in the whole and what detail x detail tiles show.
+        """The instances in `photo`, an RGB image, in its pixels, best score first.
 
-        Every tile is seen at `network_size`, one after the other: memory stays that of one run.
+        The whole photo and, with `detail` 2 or more, each of its detail x detail tiles are scaled to `network_size`
+        (width, height) and run one after the other: memory stays that of one run.
         """
+        lowest = min_score if detail == 1 else min(min_score, CANDIDATE_SCORE)
+        seen = photo if photo.size == network_size else image.resize(photo, network_size)
+        whole = self._run(np.asarray(seen), lowest, max_detections).at(photo.size)
+        if detail == 1:
+            return whole
         parts = []
         for tile in tiles(photo.size, detail):
             seen = image.resize(photo, network_size, tile)
-            parts.append((tile, self._run(np.asarray(seen), min_score, max_detections)))
+            parts.append((tile, self._run(np.asarray(seen), lowest, max_detections)))
         found = merge(whole, parts)
-        return found.select(range(min(len(found), max_detections)))
+        return found.select(np.flatnonzero(found.scores >= min_score)[:max_detections])
 
     def release(self) -> None:
         """Give up what is kept between runs."""

@@ -25,8 +25,9 @@ Colours = Literal["instance", "class"]
 class Options:
     """What one request asks for.
 
-    `render_factor`: None is the largest that fits the memory. `detail`: tiles a side that are seen beside the whole
-    photo, 1 is none; None is what pays and fits memory and time. `classes`: only these class names; empty is all.
+    `render_factor`: None is the largest that fits the memory. `detail`: tiles per side that are run besides the whole
+    photo, 1 is none; None is what pays and fits the memory and the limit on pixels. `classes`: only these class names;
+    empty is all.
     `masks`, `boxes`, `labels`: what an overlay shows. `segmentation`: how JSON writes masks. `colours`: whether an
     overlay colours by instance or by class.
     """
@@ -87,7 +88,7 @@ def describe(settings: Settings) -> dict[str, Option]:
         ),
         "detail": Option(
             "Also run the network on detail x detail tiles: finds small objects, costs time and no memory. "
-            "auto is what the photo's size and a time limit allow.",
+            "auto is what the photo's size, the memory and SEGMENT_DETAIL_MEGAPIXELS allow.",
             values.auto_or(detail),
         ),
         "min_score": Option("The lowest score of an instance.", values.number(float, 0, 1)),

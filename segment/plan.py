@@ -51,12 +51,14 @@ class Figures:
 
     `capacity`: bytes for requests. `run`: what a run of the network takes. `network_size`: (photo's size, render
     factor, fit) -> the (width, height) that the network sees. `max_detections`: what one run finds at most.
+    `detail_pixels`: with detail auto, how many pixels the network may see of one photo in all its runs.
     """
 
     capacity: int
     run: Footprint
     network_size: Callable[[Size, int, Fit], Size]
     max_detections: int = 100
+    detail_pixels: float = 4e6
 
     def narrowed(self, options: Options) -> Figures:
         """The same for a request whose runs are asked for fewer detections."""
@@ -178,11 +180,12 @@ def _largest_factor(header: Header, fit: Fit, detail: int, most: int, figures: F
 
 
 def _best_detail(header: Header, network: Size, figures: Figures) -> int:
-    """The largest detail that fits, as long as the next smaller does not show every pixel yet."""
+    """The largest detail within the limits of memory and pixels; none whose next smaller shows every pixel already."""
     room = figures.capacity - figures.network_bytes(network)
     for detail in range(MAX_DETAIL, 1, -1):
         pays = _look_size(header, network, detail - 1) != header.size
-        if pays and _look_bytes(header, network, detail, figures) <= room:
+        affordable = views(detail) * prod(network) <= figures.detail_pixels
+        if pays and affordable and _look_bytes(header, network, detail, figures) <= room:
             return detail
     return 1
 

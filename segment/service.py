@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import prod
 
 from PIL import Image
 
@@ -27,7 +26,6 @@ from segment.options import Options
 from segment.output import coco, overlay, pictures
 from segment.plan import Figures, Plan, Size, plan, shows_photo
 from segment.settings import Settings
-from segment.tiles import views
 
 TRAFFIC_SHARE = 0.1
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
@@ -165,8 +163,7 @@ class Service:
             with watch("decode"):
                 photo = image.decode(data, header, planned.look_size)
             with watch("network"):
-                found, detail = self._detect(photo, planned, options, classes)
-                found, planned = found.at(header.size), replace(planned, detail=detail)
+                found = self._find(photo, planned, options, classes).at(header.size)
             if planned.keep:
                 files = self._write(photo, found, planned, options, formats, watch)
                 _hold(files, loaded.budget, until)
@@ -203,22 +200,14 @@ class Service:
                         raise
         return self._loaded
 
-    def _detect(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> tuple[Detections, int]:
-        """What is in the photo, and at which detail it was seen."""
-        model, size = self._load().model, planned.network_size
+    def _find(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> Detections:
+        """The instances in the photo, of these classes if there are any."""
         most = self.settings.max_detections if classes else options.max_detections
-        found = model.detect(photo, size, options.min_score, most)
-        detail = planned.detail
-        if options.detail is None:  # the whole has just shown how long a view takes
-            seconds = model.milliseconds_per_megapixel * prod(size) / 1e9
-            while detail > 1 and views(detail) * seconds > self.settings.detail_seconds:
-                detail -= 1
-        if detail > 1:
-            found = model.refine(found, photo, size, options.min_score, most, detail)
-        if classes:
-            chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
-            found = found.select(chosen[: options.max_detections])
-        return found, detail
+        found = self._load().model.find(photo, planned.network_size, options.min_score, most, planned.detail)
+        if not classes:
+            return found
+        chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
+        return found.select(chosen[: options.max_detections])
 
     def _write(
         self,
@@ -273,6 +262,7 @@ def _load(settings: Settings) -> _Loaded:
         run=model.footprint,
         network_size=model.network_size,
         max_detections=settings.max_detections,
+        detail_pixels=settings.detail_megapixels * 1e6,
     )
     budget = Budget(figures.capacity, settings.queue, settings.wait_seconds, model.release)
     if not replace(figures, max_detections=1).largest_render_factor():

@@ -43,8 +43,10 @@ class Settings:
         values.auto_or(values.number(int, 1, MAX_DETAIL)),
         "Default detail: tiles per side that are run besides the whole photo.",
     )
-    detail_seconds: float = _setting(
-        2.0, values.number(float, 0, 600), "With detail auto, time limit of the network per photo."
+    detail_megapixels: float = _setting(
+        4.0,
+        values.number(float, 0, 1000),
+        "With detail auto, limit of the network's input per photo, all runs together.",
     )
     min_score: float = _setting(0.5, values.number(float, 0, 1), "Default lowest score of an instance.")
     max_detections: int = _setting(100, values.number(int, 1, 1000), "Largest number of instances per photo.")

@@ -1,17 +1,24 @@
-"""A photo seen in overlapping tiles, so that small things are seen large, and what the tiles saw made one again.
+"""Sliced inference: detections from overlapping tiles of a photo, merged with those from the whole photo.
 
 Every tile is run at the size that the whole photo is run at, one after the other, so memory stays that of one run. The
-whole photo is a view too: it sees what is larger than a tile. Slicing for small objects, and overlap by the smaller of
-two as the measure of a duplicate, are SAHI's (Akyon et al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5). SAHI
-joins what overlaps anywhere; here two tiles' instances are joined only if they agree where both tiles look:
+whole photo is a view too: it finds what is larger than a tile. Slicing for small objects, and intersection over the
+smaller area as the measure of a duplicate, are SAHI's (Akyon et al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5).
+SAHI joins whatever overlaps; here instances of two tiles are joined only if they agree where both tiles look:
 
-1. Instances of one class from different tiles whose masks agree in the tiles' common strip are one. One of them that
-   shows all of it is taken as it is, else their masks are joined.
-2. All are sorted by how far they can be trusted: what the whole photo shows large, what a tile shows complete, what
-   the whole photo shows small, what a tile shows only a part of; each by score.
-3. In that order each is kept, unless one that is kept already, and that another view saw, is the same: of its class
-   and overlapping it, or of another class in the same place, which the better view knows better. What one view sees as
-   two stays two.
+1. Instances of one class from different tiles whose masks agree in the tiles' common strip are one. If one of them
+   shows all of it, it is taken as it is; otherwise their masks are joined.
+2. Instances are sorted by how reliable their geometry is: large in the whole photo, complete in a tile, small in the
+   whole photo, cut by a tile's edge; each by score.
+3. In that order each instance is kept, unless an instance that is kept already, from another view, stands for it:
+   - the same class and nearly the same mask: a duplicate. The one that is kept takes the better of the two scores;
+   - the same class and largely inside of it, or another class in the same place: dropped, if the one that is kept is
+     at least half as confident;
+   - cut by a tile's edge and inside something that the whole photo shows large: a part of it, whatever its class.
+   What one view sees as two stays two. An instance without any pixel stands for nothing.
+
+A threshold on the score must only ever select: what is found at a high one has to be found at any lower one. Tiles are
+therefore run, and instances merged, at CANDIDATE_SCORE even if a higher score is asked for, and the result is filtered.
+Instances below CANDIDATE_SCORE are added last, by score, where nothing is kept yet, and so cannot change the others.
 
 Masks stay small grids on their own rectangles. Overlap is measured on SAMPLES x SAMPLES points where two boxes meet,
 and only for pairs whose boxes do.
@@ -36,8 +43,14 @@ AGREE = 0.5
 """IoU of two masks, where both tiles look, from which they are one instance."""
 SAME = 0.5
 """Overlap of two masks of one class by the smaller's area, from which they are the same."""
+DUPLICATE = 0.7
+"""IoU of two masks of one class from which they are two detections of the same instance."""
 SAME_PLACE = 0.5
-"""IoU of two masks of any class from which they are the same."""
+"""IoU of two masks of different classes from which they are the same."""
+CONFIDENCE = 0.5
+"""Share of an instance's score that another must have to replace it, or to be joined with it."""
+CANDIDATE_SCORE = 0.05
+"""Lowest score of instances that are merged; detectron2's own default of ROI_HEADS.SCORE_THRESH_TEST."""
 LARGE = 0.5
 """An instance longer than this share of a tile's side is taken from the whole photo."""
 EDGE = 0.02
@@ -49,6 +62,8 @@ SAMPLES = 32
 MOST_CELLS = 256
 """Cells a side of a joined mask's grid at most."""
 
+LARGE_IN_WHOLE, COMPLETE_IN_TILE, SMALL_IN_WHOLE, CUT = range(4)
+"""Ranks of instances, the most reliable first."""
 WHOLE = -1
 """The whole photo among the views, which are else the tiles' numbers."""
 
@@ -100,9 +115,11 @@ def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]]) -> Dete
         return whole
     regions = [tile for tile, _ in parts]
     seen = [instance for number, (tile, found) in enumerate(parts) for instance in _in_photo(number, tile, found)]
-    instances = [*_instances(whole, WHOLE), *_joined(seen, regions, whole.size)]
-    instances.sort(key=lambda instance: (_rank(instance, regions, whole.size), -instance.score))
-    kept = sorted(_unique(instances), key=lambda instance: -instance.score)
+    candidates = [*_instances(whole, WHOLE), *seen]
+    certain = [instance for instance in candidates if instance.score >= CANDIDATE_SCORE]
+    kept = _merged(certain, regions, whole.size)
+    rest = sorted((c for c in candidates if c.score < CANDIDATE_SCORE), key=lambda instance: -instance.score)
+    kept = sorted(_unique([*kept, *rest], regions, whole.size), key=lambda instance: -instance.score)
     return Detections(
         boxes=np.array([instance.box for instance in kept], np.float32).reshape(-1, 4),
         scores=np.array([instance.score for instance in kept], np.float32),
@@ -110,6 +127,14 @@ def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]]) -> Dete
         masks=tuple(instance.mask for instance in kept),
         size=whole.size,
     )
+
+
+def _merged(instances: Sequence[_Instance], regions: Sequence[Region], size: tuple[int, int]) -> list[_Instance]:
+    """Join what tiles show in parts, then leave out what is found twice."""
+    whole = [instance for instance in instances if WHOLE in instance.views]
+    joined = _joined([instance for instance in instances if WHOLE not in instance.views], regions, size)
+    ordered = sorted([*whole, *joined], key=lambda instance: (_rank(instance, regions, size), -instance.score))
+    return _unique(ordered, regions, size)
 
 
 def _in_photo(number: int, tile: Region, found: Detections) -> Iterator[_Instance]:
@@ -130,10 +155,10 @@ def _instances(found: Detections, view: int) -> Iterator[_Instance]:
 
 
 def _rank(instance: _Instance, regions: Sequence[Region], size: tuple[int, int]) -> int:
-    """The place of such an instance in the order of trust."""
+    """How reliable the instance's geometry is; lower is better."""
     if WHOLE in instance.views:
-        return 0 if _is_large(instance.box, regions[0]) else 2
-    return 3 if _is_cut(instance, regions, size) else 1
+        return LARGE_IN_WHOLE if _is_large(instance.box, regions[0]) else SMALL_IN_WHOLE
+    return CUT if _is_cut(instance, regions, size) else COMPLETE_IN_TILE
 
 
 def _is_large(box: Box, tile: Region) -> bool:
@@ -166,12 +191,18 @@ def _joined(seen: Sequence[_Instance], regions: Sequence[Region], size: tuple[in
         return i
 
     for i, j in _meeting(seen):
-        if seen[i].label == seen[j].label and first(i) != first(j) and _agree(seen[i], seen[j], regions):
+        alike = seen[i].label == seen[j].label and _comparable(seen[i], seen[j])
+        if alike and first(i) != first(j) and _agree(seen[i], seen[j], regions):
             group[max(first(i), first(j))] = min(first(i), first(j))
     members: dict[int, list[_Instance]] = {}
     for i, instance in enumerate(seen):
         members.setdefault(first(i), []).append(instance)
     return [_join(parts, [part for part in parts if not _is_cut(part, regions, size)]) for parts in members.values()]
+
+
+def _comparable(a: _Instance, b: _Instance) -> bool:
+    """Whether neither score is too low beside the other."""
+    return min(a.score, b.score) >= CONFIDENCE * max(a.score, b.score)
 
 
 def _agree(a: _Instance, b: _Instance, regions: Sequence[Region]) -> bool:
@@ -221,24 +252,37 @@ def _cells(length: float, cell: float) -> int:
 # Leaving out what was seen twice
 
 
-def _unique(ordered: Sequence[_Instance]) -> list[_Instance]:
-    """The instances without those that are a duplicate of an earlier one."""
+def _unique(ordered: Sequence[_Instance], regions: Sequence[Region], size: tuple[int, int]) -> list[_Instance]:
+    """The instances without those that an earlier one stands for; a duplicate's better score is passed on."""
     areas = [_shared_area(instance.mask, instance.mask) for instance in ordered]
+    ranks = [_rank(instance, regions, size) for instance in ordered]
+    scores = [instance.score for instance in ordered]
 
-    def are_same(i: int, j: int) -> bool:
+    def stands_for(i: int, j: int) -> bool:
+        """Whether i, which is kept, stands for j."""
         shared = _shared_area(ordered[i].mask, ordered[j].mask)
+        union = areas[i] + areas[j] - shared
+        if shared <= 0:
+            return False
+        if ordered[i].label == ordered[j].label and shared >= DUPLICATE * union:
+            scores[i] = max(scores[i], scores[j])
+            return True
+        if scores[i] < CONFIDENCE * scores[j]:
+            return False
         if ordered[i].label == ordered[j].label:
             return shared >= SAME * min(areas[i], areas[j])
-        return shared >= SAME_PLACE * (areas[i] + areas[j] - shared)
+        if ranks[i] == LARGE_IN_WHOLE and ranks[j] == CUT:
+            return shared >= SAME * areas[j]
+        return shared >= SAME_PLACE * union
 
     better: dict[int, list[int]] = {}
     for i, j in _meeting(ordered):
         better.setdefault(j, []).append(i)
     dropped: set[int] = set()
     for j in sorted(better):
-        if any(i not in dropped and are_same(i, j) for i in better[j]):
+        if any(i not in dropped and stands_for(i, j) for i in better[j]):
             dropped.add(j)
-    return [instance for i, instance in enumerate(ordered) if i not in dropped]
+    return [replace(ordered[i], score=scores[i]) for i in range(len(ordered)) if i not in dropped]
 
 
 def _meeting(instances: Sequence[_Instance]) -> Iterator[tuple[int, int]]:

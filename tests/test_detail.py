@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
 
 import pytest
 from PIL import Image
@@ -62,12 +64,22 @@ def test_classes_are_chosen_from_the_merged(service: Service, photo: bytes) -> N
     assert 0 < some < every
 
 
-def test_auto_keeps_to_the_time(photo: bytes) -> None:
-    hurried, patient = (
-        Service(Settings(memory=1024 * MIB, threads=1, detail=None, detail_seconds=seconds)) for seconds in (0.0, 600.0)
+def test_auto_keeps_to_the_limit_on_pixels(photo: bytes) -> None:
+    little, much = (
+        Service(Settings(memory=1024 * MIB, threads=1, detail=None, detail_megapixels=limit)) for limit in (0.0, 1000.0)
     )
-    assert segment(hurried, photo).detail == 1
-    assert segment(patient, photo).detail == 4
+    assert segment(little, photo).detail == 1
+    assert segment(much, photo).detail == 4
+
+
+def test_what_is_found_at_a_high_score_is_found_at_any_lower_one(service: Service, photo: bytes) -> None:
+    found = {}
+    for score in ("0.01", "0.05", "0.3", "0.6", "0.9"):
+        (file,) = segment(service, photo, detail="2", min_score=score).files
+        found[score] = {(a["category_id"], a["score"], *a["bbox"]) for a in json.loads(file.body)["annotations"]}
+    scores = list(found)
+    assert all(found[higher] <= found[lower] for lower, higher in itertools.pairwise(scores))
+    assert found["0.9"]
 
 
 def test_a_result_says_its_detail(service: Service, photo: bytes) -> None:

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -337,3 +337,90 @@ def test_many_instances_take_little_time() -> None:
     found = merge(crowd(*size), parts)
     assert len(found) > 2000
     assert time.perf_counter() - start < 10
+
+
+# Scores
+
+
+def _views(things: Sequence[tuple[Region, float, int]], detail: int = 2) -> list[tuple[Region, Detections]]:
+    """Each tile with those of the rectangles that begin in it, as found there."""
+    parts = []
+    for tile in tiles(SIZE, detail):
+        inside = [thing for thing in things if tile[0] <= thing[0][0] < tile[2] and tile[1] <= thing[0][1] < tile[3]]
+        moved = [((x0 - tile[0], y0 - tile[1], x1 - tile[0], y1 - tile[1]), s, c) for (x0, y0, x1, y1), s, c in inside]
+        parts.append((tile, _boxes(moved, (tile[2] - tile[0], tile[3] - tile[1]))))
+    return parts
+
+
+def _boxes(things: Sequence[tuple[Region, float, int]], size: tuple[int, int]) -> Detections:
+    """Rectangles as detections, best first."""
+    ordered = sorted(things, key=lambda thing: -thing[1])
+    return from_boxes(
+        np.array([box for box, _, _ in ordered], np.float32).reshape(-1, 4),
+        np.array([score for _, score, _ in ordered], np.float32),
+        np.array([label for _, _, label in ordered], np.int64),
+        np.ones((len(ordered), 4, 4), np.float32),
+        size,
+    )
+
+
+def test_a_duplicate_passes_its_score_on() -> None:
+    confident, doubtful = ((20, 20, 60, 60), 0.97, 0), ((21, 20, 60, 60), 0.17, 0)
+    found = merge(_boxes([confident], SIZE), _views([doubtful]))
+    assert found.scores.tolist() == pytest.approx([0.97])
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_confident_find_is_not_removed_by_a_doubtful_one(label: int) -> None:
+    confident, doubtful = ((20, 20, 60, 60), 0.67, label), ((14, 14, 66, 66), 0.06, 0)
+    found = merge(_boxes([confident], SIZE), _views([doubtful]))
+    assert max(score for score, at in zip(found.scores, found.classes, strict=True) if at == label) >= 0.66
+
+
+def test_an_empty_mask_removes_nothing() -> None:
+    nothing = _boxes([((20, 20, 60, 60), 0.9, 0)], SIZE)
+    empty = replace(nothing, masks=(replace(nothing.masks[0], grid=np.zeros((4, 4), np.float32)),))
+    thing = ((25, 25, 55, 55), 0.8, 0)
+    assert len(merge(empty, _views([thing]))) == 2
+
+
+def test_parts_of_a_large_object_are_not_objects() -> None:
+    """The whole photo shows it; tiles cut pieces off it and take them for things of other classes."""
+    large = ((10, 10, 230, 170), 0.9, 0)
+    assert len(merge(_boxes([large], SIZE), [(tile, _piece(tile, large[0])) for tile in tiles(SIZE, 2)])) == 1
+
+
+def _piece(tile: Region, box: Region) -> Detections:
+    x0, y0 = max(tile[0], box[0]) - tile[0], max(tile[1], box[1]) - tile[1]
+    x1, y1 = min(tile[2], box[2]) - tile[0], min(tile[3], box[3]) - tile[1]
+    return _boxes([((x0, y0, x1, y1), 0.8, 1)], (tile[2] - tile[0], tile[3] - tile[1]))
+
+
+RECTANGLES = st.lists(
+    st.builds(
+        lambda x, y, w, h, score, label: ((x, y, min(x + w, SIZE[0]), min(y + h, SIZE[1])), score / 100, label),
+        st.integers(0, SIZE[0] - 10),
+        st.integers(0, SIZE[1] - 10),
+        st.integers(5, 120),
+        st.integers(5, 120),
+        st.integers(1, 99),
+        st.integers(0, 1),
+    ),
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(whole=RECTANGLES, parts=RECTANGLES, low=st.sampled_from([0.0, 0.01, 0.03, 0.05]))
+def test_candidates_below_the_threshold_change_nothing(
+    whole: list[tuple[Region, float, int]], parts: list[tuple[Region, float, int]], low: float
+) -> None:
+    """What is found from the candidates of 0.05 and more is found, with the same scores, among all of them."""
+
+    def found(lowest: float) -> set[tuple[float, ...]]:
+        kept = [[thing for thing in things if thing[1] >= lowest] for things in (whole, parts)]
+        answer = merge(_boxes(kept[0], SIZE), _views(kept[1]))
+        rows = zip(answer.scores.tolist(), answer.classes.tolist(), answer.boxes.tolist(), strict=True)
+        return {(score, label, *box) for score, label, box in rows}
+
+    assert found(0.05) <= found(low)
