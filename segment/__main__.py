@@ -21,6 +21,18 @@ from pathlib import Path
 from segment import commands
 from segment.errors import SegmentError
 
+EXTRAS = {
+    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
+    **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
+    "google": "gcp",
+}
+"""The extra of the distribution that installs a package which some commands import."""
+
+
+def run() -> None:
+    """The console command `segment`."""
+    sys.exit(main())
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a failure that was explained, 2 a wrong command line."""
@@ -30,6 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(given.run(given))
     except SegmentError as error:
         print(f"segment: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if not extra:
+            raise
+        print(
+            f"segment: This command needs the package {error.name}, which is not installed. "
+            f"Install it with: pip install 'segment-serverless[{extra}]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130
@@ -102,4 +124,4 @@ def _add_proposals(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

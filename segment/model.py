@@ -41,19 +41,23 @@ class Model:
 
     def __call__(
         self,
-        photo: Image.Image | NDArray[np.uint8],
+        photo: str | Path | bytes | Image.Image | NDArray[np.uint8],
         render_factor: int = 25,
         fit: Fit = "aspect",
         min_score: float = 0.5,
         max_detections: int = 100,
         detail: int = 1,
     ) -> Detections:
-        """The instances in `photo`, a Pillow image or (H, W, 3) uint8 RGB, in its pixels, best score first.
+        """The instances in `photo`, in its pixels, best score first.
 
-        A Pillow image is taken as it is: apply `PIL.ImageOps.exif_transpose` to one that a camera turned. With `detail`
-        2 or more, small things are looked for in detail x detail tiles too.
+        `photo`: a file's name, a file's content, a Pillow image, or (H, W, 3) uint8 RGB. Files are turned as their EXIF
+        orientation says; a Pillow image is taken as it is, so apply `PIL.ImageOps.exif_transpose` to one that a camera
+        turned. With `detail` 2 or more, detail x detail tiles are run too, which finds smaller objects.
+
+        Raises UnsupportedImage or CorruptImage for a file that cannot be read as an image, OSError for one that cannot
+        be opened.
         """
-        rgb = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo.convert("RGB")
+        rgb = _rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
         return self.find(rgb, size, min_score, max_detections, detail)
 
@@ -97,6 +101,15 @@ class Model:
         elapsed = time.perf_counter() - start
         self.milliseconds_per_megapixel = elapsed * 1e9 / (pixels.shape[0] * pixels.shape[1])
         return found
+
+
+def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
+    if isinstance(photo, (str, Path)):
+        photo = Path(photo).read_bytes()
+    if isinstance(photo, bytes):
+        header = image.read_header(photo)
+        return image.decode(photo, header, header.size)
+    return Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo.convert("RGB")
 
 
 def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = "", threads: int | None = None) -> Model:

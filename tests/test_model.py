@@ -149,3 +149,15 @@ def test_photos_of_all_sizes_leave_nothing_behind() -> None:
     """What is prepared for each of 81 sizes took 26 MiB of this small model when the runtime kept it."""
     grown = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True, check=True)
     assert int(grown.stdout) <= 8
+
+
+def test_a_name_bytes_an_image_and_an_array_are_the_same_photo(model: segment.Model, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    Image.fromarray(scene(50_004, (320, 240))[0]).save(path)
+    with Image.open(path) as opened:
+        pillow = opened.convert("RGB")
+    found = [model(given) for given in (path, str(path), path.read_bytes(), pillow, np.asarray(pillow))]
+    assert len(found[0]) > 0
+    for other in found[1:]:
+        assert np.array_equal(found[0].boxes, other.boxes)
+        assert np.array_equal(found[0].scores, other.scores)

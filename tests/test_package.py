@@ -1,0 +1,52 @@
+"""The wheel: it installs into an empty environment, segments, and says which extra a command needs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from devtools.server import ROOT
+
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from a copy so that nothing is left in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, files):
+        if (ROOT / name).is_file() and name.startswith(("segment/", "pyproject", "README", "LICENSE", "NOTICE")):
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(folder / "source")]
+    subprocess.run(command, check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, tmp_path: Path) -> None:
+    python = shutil.which(f"python{version}")
+    if not python or subprocess.run([python, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"needs python{version}")
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([programs / "pip", "install", "--quiet", str(wheel)], check=True)
+    photo = ROOT / "docs" / "coins-photo.png"
+    command: list[str | Path] = [programs / "segment", "image", photo, "-o", "out", "-f", "png,json"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "coins-photo.detections.json",
+        "coins-photo.overlay.png",
+    ]
+    needs: list[str | Path] = [programs / "segment", "convert", "config.yaml", "weights.pkl", "-o", "model.onnx"]
+    done = subprocess.run(needs, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'segment-serverless[convert]'" in done.stderr
+    assert "Traceback" not in done.stderr
