@@ -67,7 +67,6 @@ RUN mkdir /model && \
 
 
 # The code and how it runs.
-#   WORKERS=1            one process: a second would hold the model a second time
 #   THREADS=8            requests wait for the memory budget, not for a thread; Terraform sets it by the concurrency
 #   MALLOC_*             glibc keeps few arenas and gives large blocks back at once, or memory that a large photo needed
 #                        would be held for ever
@@ -76,7 +75,6 @@ RUN mkdir /model && \
 FROM base AS app
 WORKDIR /app
 ENV PORT=8080 \
-    WORKERS=1 \
     THREADS=8 \
     FUNCTION_TARGET=segment_http \
     MALLOC_ARENA_MAX=2 \
@@ -84,7 +82,6 @@ ENV PORT=8080 \
     MALLOC_MMAP_THRESHOLD_=131072 \
     OPENBLAS_NUM_THREADS=1 \
     HOME=/tmp
-COPY deploy/gunicorn.conf.py ./deploy/
 COPY main.py ./
 COPY segment ./segment
 RUN python -m compileall -q --invalidation-mode unchecked-hash main.py segment
@@ -92,7 +89,7 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
     CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"PORT\"]}/health', timeout=8)"]
-CMD ["gunicorn", "--config", "deploy/gunicorn.conf.py", "functions_framework:create_app()"]
+CMD ["python", "-m", "segment", "serve"]
 
 
 # For detectron2 configs that do not convert (docker build --target detectron2), with a model mounted or copied in, and 2 GiB.

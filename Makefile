@@ -13,7 +13,7 @@ help:
 run: $(VENV)/serving
 	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
 	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
-	  $(BIN)/gunicorn --config deploy/gunicorn.conf.py "functions_framework:create_app()"
+	  $(BIN)/python -m segment serve
 
 test: lint .cache/terraform/installed
 	$(BIN)/pytest -rs -m "not slow"

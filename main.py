@@ -1,7 +1,7 @@
 """The two function targets: `segment_http` answers requests, `segment_object` answers bucket events.
 
-functions-framework imports this file before it forks its workers, so nothing is loaded here: the first request does
-that, or a probe of /ready. A bad setting stops the start with one line that says what is wrong.
+functions-framework imports this file before it serves, and may fork then, so nothing is loaded here: the first request
+does that, or a probe of /ready. A bad setting stops the start with one line that says what is wrong.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ except SettingsError as error:
 log.configure(settings.project)
 service = Service(settings)
 if flask.has_app_context():
+    flask.current_app.extensions["segment"] = service
     app.add_probes(flask.current_app, service)
 
 

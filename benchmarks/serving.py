@@ -22,7 +22,7 @@ import requests
 from benchmarks.cgroup import Group
 
 ROOT = Path(__file__).parent.parent
-COMMAND = (sys.executable, "-m", "gunicorn", "--config", "deploy/gunicorn.conf.py", "functions_framework:create_app()")
+COMMAND = (sys.executable, "-m", "segment", "serve")
 """The Dockerfile's, by this Python."""
 START_SECONDS = 120
 SAMPLE_SECONDS = 0.002

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,10 @@ from typing import IO
 import requests
 
 ROOT = Path(__file__).parent.parent
+COMMAND = (sys.executable, "-m", "segment", "serve")
+"""The image's."""
+FRAMEWORK = (sys.executable, "-m", "functions_framework", "--source", str(ROOT / "main.py"))
+"""The framework's own, with gunicorn: a master and a worker that it starts again."""
 START_SECONDS = 60.0
 
 
@@ -41,11 +45,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(target: str = "segment_http", **settings: str) -> Iterator[Server]:
+def serve(target: str = "segment_http", command: Sequence[str] = COMMAND, **settings: str) -> Iterator[Server]:
     """Serve `target` with these environment variables until the context ends; wait for /health before it begins."""
     port = free_port()
     with tempfile.TemporaryFile() as output:
-        process = start(target, port, settings, stdout=output, stderr=subprocess.STDOUT)
+        process = start(target, port, settings, command, stdout=output, stderr=subprocess.STDOUT)
         server = Server(f"http://127.0.0.1:{port}", process, output)
         try:
             _wait(server)
@@ -54,11 +58,12 @@ def serve(target: str = "segment_http", **settings: str) -> Iterator[Server]:
             server.stop()
 
 
-def start(target: str, port: int, settings: Mapping[str, str], **streams: object) -> subprocess.Popen[bytes]:
+def start(
+    target: str, port: int, settings: Mapping[str, str], command: Sequence[str] = COMMAND, **streams: object
+) -> subprocess.Popen[bytes]:
     """Start the framework without waiting. None of this environment's own SEGMENT_ settings reach it."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SEGMENT_")}
     environment = inherited | {"PORT": str(port), "HOST": "127.0.0.1", "FUNCTION_TARGET": target} | dict(settings)
-    command = [sys.executable, "-m", "functions_framework", "--source", str(ROOT / "main.py")]
     return subprocess.Popen(command, env=environment, cwd=ROOT, **streams)  # type: ignore[call-overload, no-any-return]
 
 

@@ -6,6 +6,7 @@ quantise  a converted model file into int8
 info      what a model file is
 models    the models that can be had by name
 fetch     download and convert one of them
+serve     serve HTTP requests or bucket events
 backfill  segment what is in a bucket or folder already
 warm      load the model once, so that its compiled form is in the cache
 """
@@ -103,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--calibrate", type=Path, metavar="FOLDER")
     _add_proposals(fetch)
     fetch.set_defaults(run=commands.fetch)
+
+    serve = commands_of.add_parser("serve", help="serve HTTP requests or bucket events; see PORT, HOST, THREADS")
+    serve.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")
+    serve.set_defaults(run=commands.serve)
 
     backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
     backfill.add_argument("source", help="gs://bucket/prefix, or a folder")

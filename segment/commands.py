@@ -143,6 +143,16 @@ def backfill(arguments: argparse.Namespace) -> int:
     return filling.run(arguments.source, arguments.destination, Service(settings), os.environ)
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve a function target, with the variables of the functions framework."""
+    from segment.web import server
+
+    host, port = os.environ.get("HOST", "0.0.0.0"), int(os.environ.get("PORT", "8080"))
+    target = arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http")
+    server.run(host, port, int(os.environ.get("THREADS", "8")), os.environ.get("FUNCTION_SOURCE"), target)
+    return 0
+
+
 def warm(arguments: argparse.Namespace) -> int:
     """Load the model once, so that its compiled form is in the cache."""
     service = Service(Settings.from_environment(os.environ))

@@ -39,8 +39,8 @@ def cpus() -> int:
 
 
 def held() -> int:
-    """Anonymous and shared memory in bytes, of this process and of the web server's master above it."""
-    return sum(_held_by(pid) for pid in {os.getpid(), os.getppid()} if _program(pid) == _program(os.getpid()))
+    """Anonymous and shared memory in bytes, of this process and of the server it was forked from, if any."""
+    return sum(_held_by(pid) for pid in {os.getpid(), os.getppid()} if _command(pid) == _command(os.getpid()))
 
 
 def peak() -> int:
@@ -66,11 +66,12 @@ def trim_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _program(pid: int) -> str:
+def _command(pid: int) -> bytes:
+    """Its command line, which a forked process has from its parent."""
     try:
-        return os.readlink(f"/proc/{pid}/exe")
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return ""
+        return b""
 
 
 def _held_by(pid: int) -> int:

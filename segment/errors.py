@@ -13,7 +13,8 @@
     │   └── FetchError              a URL that could not be fetched
     │       └── RefusedURL          a URL that may not be fetched
     ├── StorageError                a bucket or a folder could not be read or written now; the same may pass later
-    └── Busy                        no memory or time now; the same request may pass later
+    ├── Busy                        no memory or time now; the same request may pass later
+    └── Cancelled                   nobody waits for the result any more
 
 The message of each is a whole sentence for the user: what was wrong, which value, what would work. It holds
 nothing internal (no paths of the server, no stack). What each means over HTTP is said in web.py, what it means for
@@ -88,3 +89,10 @@ class Busy(SegmentError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Cancelled(SegmentError):
+    """Nobody waits for the result any more: the client has closed the connection."""
+
+    def __init__(self) -> None:
+        super().__init__("The client has closed the connection.")

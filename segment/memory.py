@@ -1,8 +1,8 @@
-"""Memory as a budget: who may use how much of it when.
+"""Admission control: reserve memory before allocating it.
 
-A container that passes its limit is killed, with every request in it. So each request says beforehand what it will
-need (service.py adds it up from the photo's header and the model's figures) and gets it, waits for it, or is refused;
-nothing is allocated on hope.
+A container that exceeds its memory limit is killed, with every request in it. So each request reserves what it needs
+before it allocates: service.py computes the amount from the photo's header and the model's figures. What is received
+from the network is reserved in steps, as the bytes arrive. A reservation is granted, waits, or is refused.
 """
 
 from __future__ import annotations
@@ -13,99 +13,186 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from segment.errors import Busy, TooLarge
+from segment.errors import Busy, Cancelled, TooLarge
+from segment.values import MIB
 
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 16 << 20
-"""Kept free: the kernel's own share (page tables, sockets), allocators' slack, the web server's buffers, and other
-layouts of the weights, of which a network keeps one more for some sizes of image."""
+"""Kept free: the kernel's share (page tables, sockets), allocator slack, the web server's buffers, and other layouts
+of the weights, of which a network keeps one more for some image sizes."""
+POLL_SECONDS = 0.5
+"""How often a waiting request checks whether its client is still there."""
 
 
 def capacity(limit: int, held: int) -> int:
-    """What requests may use in bytes, when `held` of `limit` is taken by the loaded service."""
+    """What requests may use in bytes, when the loaded service holds `held` of `limit`."""
     return max(0, limit - held - MARGIN_BYTES - int(limit * MARGIN_SHARE))
 
 
-class Budget:
-    """`capacity` bytes to be shared by requests, first come first served.
+def _never() -> bool:
+    return False
 
-    A request needs memory of its own (its photo, its picture) and the network's, of which there is one for all: runs
-    take turns, so the largest run decides. What the network keeps between runs is used again by the next, and is given
-    up by `reclaim` when something else needs the room. `queue` is how many may wait, `wait_seconds` how long.
+
+class Reservation:
+    """Bytes of a budget that one request holds. It can grow; it is released as a whole.
+
+    `blocked`: the request cannot go on before another one ends; when all are blocked, one of them is refused.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.bytes = 0
+        self.blocked = False
+        self._budget = budget
+
+    def try_grow(self, count: int) -> bool:
+        """Reserve `count` more bytes if they are free, without waiting.
+
+        Raises TooLarge if the reservation can never be that large, Busy if every other holder waits to grow as well.
+        """
+        return self._budget._try_grow(self, count)
+
+    def grow(self, count: int) -> None:
+        """Reserve `count` more bytes, waiting until they are free. Raises TooLarge, Busy."""
+        self._budget._grow(self, count)
+
+
+class Budget:
+    """`capacity` bytes that requests share, first come first served.
+
+    A request needs memory of its own (its photo, its picture) and the network's, which all requests share because runs
+    take turns: only the largest run counts. The network reuses what it keeps between runs; `reclaim` frees that when
+    something else needs the room. At most `queue` requests wait, each at most `wait_seconds`.
     """
 
     def __init__(
         self, capacity: int, queue: int = 16, wait_seconds: float = 30.0, reclaim: Callable[[], None] = lambda: None
     ) -> None:
         self.capacity = max(capacity, 0)
-        self._queue, self._wait_seconds, self._reclaim = queue, wait_seconds, reclaim
+        self.wait_seconds = wait_seconds
+        self._queue, self._reclaim = queue, reclaim
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
+        self._holders: set[Reservation] = set()
         self._own = 0
         self._runs: list[int] = []
         self._kept = 0
+        self._reclaiming = False
 
     def fits(self, own: int, network: int) -> bool:
         """Whether a request of that size can ever run."""
         return own + network <= self.capacity
 
     @contextlib.contextmanager
-    def reserve(self, own: int, network: int) -> Iterator[None]:
-        """Hold `own` + `network` bytes. Raises TooLarge (never fits), Busy (not now)."""
+    def reserve(self, own: int = 0, network: int = 0, cancelled: Callable[[], bool] = _never) -> Iterator[Reservation]:
+        """Hold `own` + `network` bytes. Raises TooLarge (never fits), Busy (not now), Cancelled."""
         if not self.fits(own, network):
-            raise TooLarge(
-                f"This needs {_mib(own + network)} of memory at once; this instance has {_mib(self.capacity)} for it."
-            )
-        self._take(own, network)
+            raise self._too_large(own + network)
+        reservation = Reservation(self)
+        self._take(reservation, own, network, cancelled)
         try:
-            yield
+            yield reservation
         finally:
             with self._changed:
-                self._own -= own
                 self._runs.remove(network)
-                self._changed.notify_all()
+                self._release(reservation)
 
     @contextlib.contextmanager
     def hold(self, count: int) -> Iterator[None]:
         """Hold `count` bytes that are in memory already, out of a reservation that is about to end."""
+        reservation = Reservation(self)
         with self._changed:
-            self._own += count
+            self._add(reservation, count)
         try:
             yield
         finally:
             with self._changed:
-                self._own -= count
-                self._changed.notify_all()
+                self._release(reservation)
 
-    def _take(self, own: int, network: int) -> None:
+    def _take(self, reservation: Reservation, own: int, network: int, cancelled: Callable[[], bool]) -> None:
         turn = object()
         with self._changed:
             waits = self._waiting or not self._admits(own, network)
             if waits and len(self._waiting) >= self._queue:
-                raise Busy(f"{len(self._waiting)} requests wait for memory already. Try again in a moment.", 2)
+                raise Busy(f"{len(self._waiting)} requests are waiting for memory. Try again in a moment.", 2)
             self._waiting.append(turn)
             try:
-                until = time.monotonic() + self._wait_seconds
+                until = time.monotonic() + self.wait_seconds
                 while self._waiting[0] is not turn or not self._admits(own, network):
-                    if not self._changed.wait(until - time.monotonic()) and time.monotonic() >= until:
-                        raise Busy(f"No memory was free for {self._wait_seconds:g} s. Try again in a moment.", 5)
-                self._own += own
+                    self._wait(until)
+                    if cancelled():
+                        raise Cancelled
+                self._add(reservation, own)
                 self._runs.append(network)
-                self._make_room()
+                self._reclaiming = reclaim = self._needs_reclaim()
             finally:
                 self._waiting.remove(turn)
                 self._changed.notify_all()
+        if reclaim:
+            self._run_reclaim(reservation, network)
+
+    def _wait(self, until: float) -> None:
+        """Wait for a change. Raises Busy when `until` has passed."""
+        left = until - time.monotonic()
+        if left <= 0:
+            raise Busy(f"Timed out after {self.wait_seconds:g} s waiting for memory. Try again in a moment.", 5)
+        self._changed.wait(min(left, POLL_SECONDS))
 
     def _admits(self, own: int, network: int) -> bool:
-        return self._own + own + max([network, *self._runs]) <= self.capacity
+        return not self._reclaiming and self._own + own + max([network, *self._runs]) <= self.capacity
 
-    def _make_room(self) -> None:
-        """Give up what the network keeps if the rest needs the room; remember what it may keep after this run."""
+    def _needs_reclaim(self) -> bool:
+        """Whether the rest needs the room that the network keeps; notes what it may keep after this run."""
         run = max(self._runs)
-        if self._own + max(run, self._kept) > self.capacity:
+        reclaim = self._own + max(run, self._kept) > self.capacity
+        self._kept = run if reclaim else max(self._kept, run)
+        return reclaim
+
+    def _run_reclaim(self, reservation: Reservation, network: int) -> None:
+        """Call `reclaim`, which may wait for a run to end, without the lock; nothing is admitted until it is done."""
+        try:
             self._reclaim()
-            self._kept = 0
-        self._kept = max(self._kept, run)
+        except BaseException:
+            with self._changed:
+                self._runs.remove(network)
+                self._release(reservation)
+            raise
+        finally:
+            with self._changed:
+                self._reclaiming = False
+                self._changed.notify_all()
+
+    def _try_grow(self, reservation: Reservation, count: int) -> bool:
+        with self._changed:
+            if not self.fits(reservation.bytes + count, 0):
+                raise self._too_large(reservation.bytes + count)
+            reservation.blocked = self._own + count + max(self._runs, default=0) > self.capacity
+            if not reservation.blocked:
+                self._add(reservation, count)
+            elif all(other.blocked for other in self._holders if other.bytes):
+                reservation.blocked = False
+                raise Busy("There is no memory for the rest of this photo now. Try again in a moment.", 5)
+            return not reservation.blocked
+
+    def _grow(self, reservation: Reservation, count: int) -> None:
+        until = time.monotonic() + self.wait_seconds
+        with self._changed:
+            while not self._try_grow(reservation, count):
+                self._wait(until)
+
+    def _add(self, reservation: Reservation, count: int) -> None:
+        self._holders.add(reservation)
+        reservation.bytes += count
+        self._own += count
+
+    def _release(self, reservation: Reservation) -> None:
+        self._own -= reservation.bytes
+        reservation.bytes = 0
+        reservation.blocked = False
+        self._holders.discard(reservation)
+        self._changed.notify_all()
+
+    def _too_large(self, count: int) -> TooLarge:
+        return TooLarge(f"This needs {_mib(count)} of memory; this instance has {_mib(self.capacity)} for it.")
 
 
 def _mib(count: int) -> str:
-    return f"{count / (1 << 20):.0f} MiB"
+    return f"{count / MIB:.0f} MiB"

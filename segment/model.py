@@ -1,7 +1,7 @@
 """The model: a photo in, detections at the photo's size out.
 
-A service loads it on first use and not at import: functions-framework imports the function in gunicorn's master and
-then forks, and a network compiled before the fork would hang and run on one core.
+A service loads it on first use and not at import: the `functions-framework` command imports the function in gunicorn's
+master and then forks, and a network compiled before the fork would hang and run on one core.
 """
 
 from __future__ import annotations

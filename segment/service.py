@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -18,9 +18,9 @@ from PIL import Image
 from segment import container, image
 from segment.detections import Detections
 from segment.engine.footprint import Footprint
-from segment.errors import ModelError, OptionError, TooLarge
+from segment.errors import Cancelled, ModelError, OptionError
 from segment.formats import OVERLAY_FORMATS, File, Format
-from segment.memory import Budget, capacity
+from segment.memory import Budget, Reservation, capacity
 from segment.model import Model, from_settings
 from segment.options import Options
 from segment.output import coco, overlay, pictures
@@ -53,12 +53,15 @@ class Result:
 
 @dataclass
 class _Stopwatch:
-    """Milliseconds by stage."""
+    """Milliseconds by stage. No stage begins when the request is cancelled."""
 
+    cancelled: Callable[[], bool]
     timings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        if self.cancelled():
+            raise Cancelled
         start = time.perf_counter()
         try:
             yield
@@ -66,7 +69,7 @@ class _Stopwatch:
             self.timings[stage] = self.timings.get(stage, 0.0) + (time.perf_counter() - start) * 1000
 
     @contextmanager
-    def waiting(self, reservation: AbstractContextManager[None]) -> Iterator[None]:
+    def waiting(self, reservation: AbstractContextManager[Reservation]) -> Iterator[None]:
         """Enter a reservation; the time until it is granted is the stage "wait"."""
         with ExitStack() as stack:
             with self("wait"):
@@ -131,35 +134,40 @@ class Service:
             "milliseconds_per_megapixel": round(model.milliseconds_per_megapixel, 1),
         }
 
-    @contextmanager
-    def receive(self, announced: int | None, copies: int = 1) -> Iterator[int]:
-        """Hold room for a request's body from before it is read until its answer is sent; yields its limit in bytes.
+    @property
+    def upload_limit(self) -> int:
+        """The most bytes of a request's body or of a fetched photo; loads the model, which decides what is left."""
+        return min(self.settings.max_upload, self._load().traffic.capacity)
 
-        `announced`: its Content-Length, or None if that is not known. `copies`: how many times it will be in memory
-        while it is taken apart. Loads the model, without which there is no budget. Raises TooLarge, Busy.
+    def receive(self) -> AbstractContextManager[Reservation]:
+        """A reservation for a photo's file, to grow as its bytes arrive and to hold until the answer is sent.
+
+        Loads the model, without which there is no budget. Raises Busy, ModelError.
         """
-        traffic = self._load().traffic
-        limit = min(self.settings.max_upload, traffic.capacity // copies)
-        if announced is not None and announced > limit:
-            raise TooLarge(f"The body has {announced:,} bytes; the most that is taken here is {limit:,}.")
-        with traffic.reserve(copies * (limit if announced is None else announced), 0):
-            yield limit
+        return self._load().traffic.reserve()
 
     def segment(
-        self, data: bytes, options: Options, formats: Sequence[Format] | None = None, until: ExitStack | None = None
+        self,
+        data: bytes,
+        options: Options,
+        formats: Sequence[Format] | None = None,
+        until: ExitStack | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Result:
         """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).
 
         The results' own memory is held until the stack `until` is closed, if one is given: an answer may take its time.
-        Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError.
+        `cancelled` is asked before each stage; when it returns True, the work ends with Cancelled.
+        Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError, Cancelled.
         """
         formats = tuple(formats or (options.format,))
         loaded = self._load()
         classes = _classes(options.classes, loaded.model.labels)
         header = image.read_header(data)
         planned = plan(header, options, formats, loaded.figures)
-        watch = _Stopwatch()
-        with watch.waiting(loaded.budget.reserve(max(planned.look_bytes, planned.kept_bytes), planned.network_bytes)):
+        watch = _Stopwatch(cancelled)
+        own = max(planned.look_bytes, planned.kept_bytes)
+        with watch.waiting(loaded.budget.reserve(own, planned.network_bytes, cancelled)):
             with watch("decode"):
                 photo = image.decode(data, header, planned.look_size)
             with watch("network"):
@@ -169,7 +177,7 @@ class Service:
                 _hold(files, loaded.budget, until)
         if not planned.keep:
             del photo
-            with watch.waiting(loaded.budget.reserve(planned.write_bytes, 0)):
+            with watch.waiting(loaded.budget.reserve(planned.write_bytes, 0, cancelled)):
                 picture = None
                 if shows_photo(formats):
                     with watch("decode"):

@@ -67,6 +67,7 @@ class Settings:
     queue: int = _setting(16, values.number(int, 0, 1000), "Most requests that wait for memory; more get a 503.")
     wait_seconds: float = _setting(30.0, values.number(float, 0, 600), "Longest time that a request waits for memory.")
     max_upload: int = _setting(32 * MIB, values.byte_size(), "Largest request body or fetched photo.")
+    receive_seconds: float = _setting(60.0, values.number(float, 1, 3600), "Time limit for receiving a request body.")
     fetch_seconds: float = _setting(20.0, values.number(float, 1, 300), "Time limit for fetching a URL.")
     fetch_private: bool = _setting(False, values.flag(), "Allow URLs on private addresses; for development.")
     cors_origins: tuple[str, ...] = _setting((), values.names("origins"), "Origins that may call from a browser, or *.")

@@ -17,7 +17,6 @@ from training.shapes import scene
 
 def test_the_services_environment_is_the_dockerfiles() -> None:
     environment = serving.environment()
-    assert environment["WORKERS"] == "1"
     assert environment["FUNCTION_TARGET"] == "segment_http"
     assert {name for name in environment if name.startswith("MALLOC_")}
 

@@ -27,7 +27,7 @@ from werkzeug.exceptions import HTTPException
 
 from devtools.events import eventarc, post_event, pubsub, push_message
 from devtools.gcs import Cloud, Fault, Object
-from devtools.server import Server, free_port, serve, start
+from devtools.server import FRAMEWORK, Server, free_port, serve, start
 from segment.bucket import events
 from segment.bucket.events import check, handle, parse, why_ignored
 from segment.bucket.objects import ERROR_NAME
@@ -270,7 +270,7 @@ def test_killed_anywhere_the_next_delivery_completes(cloud: Cloud, tmp_path: Pat
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         pytest.skip("needs /proc/PID/task/PID/children to find the worker")
     settings = SETTINGS | {"STORAGE_EMULATOR_HOST": cloud.url, "SEGMENT_CACHE": str(tmp_path)}
-    with serve("segment_object", **settings) as handler:
+    with serve("segment_object", FRAMEWORK, **settings) as handler:
         before = len(cloud.requests)
         assert eventarc(handler.url, cloud.put("photos", "killed/never.jpg", photo(8))).ok
         steps = [method for method, _ in cloud.requests[before:]]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segment.errors import Busy, TooLarge
+from segment.errors import Busy, Cancelled, TooLarge
 from segment.memory import MARGIN_BYTES, MARGIN_SHARE, Budget, capacity
 
 MIB = 1 << 20
@@ -69,7 +69,7 @@ def test_capacity_is_never_negative() -> None:
 def test_what_can_never_fit_is_refused_with_both_figures() -> None:
     budget = Budget(100 * MIB)
     with (
-        pytest.raises(TooLarge, match="needs 101 MiB of memory at once; this instance has 100 MiB"),
+        pytest.raises(TooLarge, match="needs 101 MiB of memory; this instance has 100 MiB"),
         budget.reserve(61 * MIB, 40 * MIB),
     ):
         pass
@@ -120,7 +120,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     with held(budget, 60) as end:
         thread = waiting(budget, 60, order, "first in the queue")
         for own in (60, 10):  # the small one would fit, but may not pass the one that waits
-            with pytest.raises(Busy, match="1 requests wait") as refusal, budget.reserve(own, 0):
+            with pytest.raises(Busy, match="1 requests are waiting") as refusal, budget.reserve(own, 0):
                 pass
             assert refusal.value.retry_after >= 1
         end()
@@ -132,7 +132,7 @@ def test_nobody_waits_longer_than_allowed() -> None:
     budget = Budget(100, wait_seconds=0.1)
     with held(budget, 60):
         start = time.monotonic()
-        with pytest.raises(Busy, match=r"for 0\.1 s"), budget.reserve(60, 0):
+        with pytest.raises(Busy, match=r"after 0\.1 s"), budget.reserve(60, 0):
             pass
         assert 0.1 <= time.monotonic() - start < 2
     with budget.reserve(100, 0):  # the one that gave up is not in anybody's way
@@ -162,6 +162,77 @@ def test_kept_memory_is_reclaimed_when_the_room_is_needed() -> None:
     with budget.reserve(50, 0):  # nothing is kept any more
         pass
     assert len(reclaimed) == 1
+
+
+def test_nobody_overstays_while_memory_is_reclaimed() -> None:
+    """Reclaiming waits for a run of the network to end; those who wait for memory still get their answer in time."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def reclaim() -> None:
+        started.set()
+        go_on.wait(10)
+
+    budget = Budget(100, wait_seconds=0.2, reclaim=reclaim)
+    with budget.reserve(10, 60):
+        pass
+    thread = threading.Thread(target=lambda: contextlib.ExitStack().enter_context(budget.reserve(50, 0)))
+    thread.start()
+    assert started.wait(5)
+    start = time.monotonic()
+    with pytest.raises(Busy), budget.reserve(1, 0):  # its room is not free before reclaiming is done
+        pass
+    assert time.monotonic() - start < 2
+    go_on.set()
+    thread.join(5)
+    with budget.reserve(1, 0):
+        pass
+
+
+def test_a_reservation_grows_by_what_is_received() -> None:
+    budget = Budget(100, wait_seconds=0.1)
+    with budget.reserve() as first, budget.reserve() as second:
+        first.grow(60)
+        second.grow(40)
+        with pytest.raises(TooLarge, match="this instance has"):
+            first.grow(41)
+        assert first.bytes == 60
+    with budget.reserve(100):
+        pass
+
+
+def test_growing_waits_for_room() -> None:
+    budget = Budget(100)
+    with budget.reserve() as growing:
+        growing.grow(50)
+        with held(budget, 50) as end:
+            assert not growing.try_grow(10)
+            threading.Timer(0.05, end).start()
+            growing.grow(10)
+        assert growing.bytes == 60
+
+
+def test_holders_that_wait_for_each_other_do_not_wait_for_ever() -> None:
+    """Two half received photos fill the budget: the one that asks last is refused, the other goes on."""
+    budget = Budget(100, wait_seconds=20)
+    with contextlib.ExitStack() as second, budget.reserve() as first:
+        other = second.enter_context(budget.reserve())
+        first.grow(50)
+        other.grow(50)
+        assert not first.try_grow(10)
+        with pytest.raises(Busy, match="rest of this photo"):
+            other.try_grow(10)
+        second.close()
+        first.grow(10)
+
+
+def test_who_has_gone_does_not_wait() -> None:
+    budget = Budget(100, wait_seconds=20)
+    start = time.monotonic()
+    with held(budget, 60), pytest.raises(Cancelled), budget.reserve(60, 0, cancelled=lambda: True):
+        pass
+    assert time.monotonic() - start < 5
+    with budget.reserve(100, 0):
+        pass
 
 
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60)), min_size=1, max_size=12), st.randoms())

@@ -18,10 +18,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Request, Response
 from flask import request as current_request
@@ -36,12 +36,16 @@ from werkzeug.exceptions import (
 from segment import errors
 from segment.errors import Busy, OptionError, SegmentError
 from segment.formats import FORMATS, Format
+from segment.memory import Reservation
 from segment.options import Options
 from segment.service import Result, Service
 from segment.settings import Settings
 from segment.web import openapi
 from segment.web.fetch import fetch
 from segment.web.upload import read
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +63,20 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
     errors.FetchError: (502, "URL not fetched"),
     errors.RequestError: (400, "Bad request"),
     errors.Busy: (503, "Busy"),
+    errors.Cancelled: (499, "Cancelled"),
     errors.ModelError: (503, "Model unavailable"),
     errors.SegmentError: (500, "Failed"),
 }
 """Error -> status and title; an error not listed has those of its nearest ancestor."""
 
-JSON_COPIES = 4
-"""A photo in JSON is in memory as text, parsed, as base64 and decoded."""
+RECEIVED, CANCELLED = "segment.received", "segment.cancelled"
+"""Keys of the WSGI environment, set by segment/web/gateway.py: the Reservation of a body that has been received,
+and a function that says whether the client has gone. A plain WSGI server sets neither."""
 STREAM_BYTES = 24 << 20
 """Larger bodies are streamed: Cloud Run takes no more than 32 MiB in one piece."""
 CHUNK = 1 << 16
-DRAIN_BYTES = 64 << 20
-"""How much of a refused body is read and dropped, so that the client comes to read the answer."""
+DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
+"""How much of a refused body is read and dropped, and for how long, so that the client reads the answer."""
 PAGE = Path(__file__).parent / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -87,19 +93,36 @@ Handler = Callable[[Service, Request], Response]
 
 def handle(service: Service, request: Request) -> Response:
     """Answer any request. Never raises."""
+    return _respond(service, request, lambda: _route(service, request))
+
+
+def refuse(service: Service, error: SegmentError | HTTPException) -> WSGIApplication:
+    """An application that answers any request with this error: one whose body could not be received."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        request = Request(environ)
+        return _respond(service, request, lambda: _raise(error))(environ, start_response)
+
+    return application
+
+
+def _raise(error: Exception) -> Response:
+    raise error
+
+
+def _respond(service: Service, request: Request, answer: Callable[[], Response]) -> Response:
     start = time.perf_counter()
-    settings = service.settings
     try:
-        response = _route(service, request)
+        response = answer()
     except SegmentError as error:
         response = _problem_of(error)
     except HTTPException as error:
         response = _http_problem(error)
     except Exception:
         log.exception("Unexpected error")
-        response = _problem(500, "Failed", "Something went wrong here; it has been logged.")
+        response = _problem(500, "Failed", "An unexpected error occurred. It has been logged.")
     response.headers.update({k: v for k, v in SECURITY_HEADERS.items() if k not in response.headers})
-    _allow_origin(request, response, settings)
+    _allow_origin(request, response, service.settings)
     _log(request, response, time.perf_counter() - start)
     return _after_the_body(request, response)
 
@@ -127,16 +150,17 @@ def _route(service: Service, request: Request) -> Response:
 
 
 def _segment(service: Service, request: Request) -> Response:
-    announced = request.content_length if request.method == "POST" else None
     with ExitStack() as stack:
-        limit = stack.enter_context(service.receive(announced, JSON_COPIES if request.is_json else 1))
-        response = _answer(service, request, limit, stack)
-        response.call_on_close(stack.pop_all().close)  # the answer takes the body's room until it is sent
+        held = request.environ.get(RECEIVED) or stack.enter_context(service.receive())
+        response = _answer(service, request, held, stack)
+        response.call_on_close(stack.pop_all().close)  # the answer takes the photo's memory until it is sent
         return response
 
 
-def _answer(service: Service, request: Request, limit: int, until: ExitStack) -> Response:
-    upload = read(request, limit)
+def _answer(service: Service, request: Request, held: Reservation, until: ExitStack) -> Response:
+    limit = service.upload_limit
+    received = held.grow if RECEIVED not in request.environ else lambda count: None
+    upload = read(request, limit, received, held.grow)
     raw_options = upload.raw_options
     if "format" not in raw_options and request.accept_mimetypes:
         best = request.accept_mimetypes.best_match(MEDIA_TYPES)
@@ -145,13 +169,15 @@ def _answer(service: Service, request: Request, limit: int, until: ExitStack) ->
         raw_options = raw_options | {"format": MEDIA_TYPES[best]}
     options = Options.parse(raw_options, service.settings)
     start = time.perf_counter()
-    data = upload.photo if upload.url is None else _fetch(upload.url, limit, service.settings)
+    data = upload.photo if upload.url is None else _fetch(upload.url, limit, service.settings, held.grow)
     fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}
-    return _result(service.segment(data, options, until=until), fetched)
+    cancelled = request.environ.get(CANCELLED, lambda: False)
+    return _result(service.segment(data, options, until=until, cancelled=cancelled), fetched)
 
 
-def _fetch(url: str, limit: int, settings: Settings) -> bytes:
-    return fetch(url, limit=limit, seconds=settings.fetch_seconds, private=settings.fetch_private)
+def _fetch(url: str, limit: int, settings: Settings, received: Callable[[int], None]) -> bytes:
+    seconds, private = settings.fetch_seconds, settings.fetch_private
+    return fetch(url, limit=limit, seconds=seconds, private=private, received=received)
 
 
 def _result(result: Result, fetched: Mapping[str, float]) -> Response:
@@ -306,14 +332,15 @@ def _log(request: Request, response: Response, seconds: float) -> None:
 
 
 def _after_the_body(request: Request, response: Response) -> Response:
-    """The response, in a form that keeps the framework from reading what is left of the request's body into memory.
+    """The response, in a form that keeps the framework from reading the rest of the request's body into memory.
 
-    functions-framework reads all of it before it answers, unless the response is a stream; without reading, the client
-    of a refused upload would find its connection broken instead of the answer. So it is read here, and dropped.
+    functions-framework reads all of it before it answers, unless the response is a stream. Without reading, the client
+    of a refused upload would find its connection broken instead of the answer, so some of it is read here and dropped.
+    `request.stream` ends at the Content-Length, also where the server's own stream does not (Werkzeug's).
     """
-    stream, left = request.environ["wsgi.input"], DRAIN_BYTES
+    left, until = DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
     with suppress(Exception):  # whatever the server raises for a body that is malformed or breaks off
-        while left > 0 and (dropped := len(stream.read(CHUNK))):
+        while left > 0 and time.monotonic() < until and (dropped := len(request.stream.read(CHUNK))):
             left -= dropped
     if not response.is_streamed:
         body = response.get_data()
@@ -339,3 +366,4 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/health": {"GET": _health},
     "/ready": {"GET": _ready},
 }
+UPLOAD_PATHS = frozenset(path for path, handlers in ROUTES.items() if "POST" in handlers)

@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -36,13 +36,13 @@ CHUNK = 1 << 16
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""RFC 6052's prefix: the last 32 bits are an IPv4 address."""
 _SPECIAL: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in ("192.88.99.0/24", "64:ff9b:1::/48", "100:0:0:1::/64", "3fff::/20", "5f00::/16")
 )
 """Networks that are not globally reachable and that Python's `is_global` does not know yet
 (https://www.iana.org/assignments/iana-ipv6-special-registry, RFC 7526 for 192.88.99.0/24)."""
-"""RFC 6052's prefix: the last 32 bits are an IPv4 address."""
 
 _PATH = "/%:@!$&'()*+,;=~"
 """What a path keeps as it is; anything else is percent-encoded."""
@@ -60,11 +60,19 @@ class Target:
     path: str
 
 
-def fetch(url: str, *, limit: int, seconds: float, private: bool = False) -> bytes:
+def fetch(
+    url: str,
+    *,
+    limit: int,
+    seconds: float,
+    private: bool = False,
+    received: Callable[[int], None] = lambda count: None,
+) -> bytes:
     """The body that `url` answers, at most `limit` bytes, within `seconds` in all.
 
-    `private` also admits addresses that are not public. Raises RefusedURL for a URL that may not be fetched, FetchError
-    for one that could not be, TooLarge for more than `limit` bytes.
+    `received` is told how many bytes have arrived, before they are kept; it may raise. `private` also admits addresses
+    that are not public. Raises RefusedURL for a URL that may not be fetched, FetchError for one that could not be,
+    TooLarge for more than `limit` bytes.
     """
     deadline = _Deadline(seconds)
     for _ in range(MAX_REDIRECTS + 1):
@@ -77,7 +85,7 @@ def fetch(url: str, *, limit: int, seconds: float, private: bool = False) -> byt
                 continue
             if response.status != http.client.OK:
                 raise FetchError(f"{target.host} answered {response.status} {response.reason} for this URL.")
-            return _read(response, target, limit)
+            return _read(response, target, limit, received)
     raise FetchError(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
 
@@ -270,7 +278,7 @@ def _answer(target: Target, addresses: list[SocketAddress], deadline: _Deadline)
         connection.release()
 
 
-def _read(response: http.client.HTTPResponse, target: Target, limit: int) -> bytes:
+def _read(response: http.client.HTTPResponse, target: Target, limit: int, received: Callable[[int], None]) -> bytes:
     """The whole body; raises TooLarge as soon as it is more than `limit` bytes."""
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding != "identity":
@@ -278,11 +286,12 @@ def _read(response: http.client.HTTPResponse, target: Target, limit: int) -> byt
     too_large = TooLarge(f"The photo at this URL is larger than {limit:,} bytes, the most that is taken.")
     if response.length is not None and response.length > limit:
         raise too_large
-    body = bytearray()
-    while chunk := response.read(min(CHUNK, limit + 1 - len(body))):
-        body += chunk
-        if len(body) > limit:
+    body = io.BytesIO()
+    while chunk := response.read(CHUNK):
+        if body.tell() + len(chunk) > limit:
             raise too_large
+        received(len(chunk))
+        body.write(chunk)
     if response.length:  # read(n) does not say so itself
         raise FetchError(f"{target.host} broke off {response.length:,} bytes before the end.")
-    return bytes(body)
+    return body.getvalue()

@@ -10,14 +10,14 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from flask import Request
-from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.formparser import FormDataParser
+from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 from segment.errors import OptionError, RequestError, TooLarge
 
@@ -28,11 +28,14 @@ Pairs = list[tuple[str, str]]
 
 CHUNK = 1 << 16
 MAX_OPTION_BYTES = 1 << 16
-"""Length of the longest form field that is not the photo."""
-PARSER_BYTES = MAX_OPTION_BYTES + 2 * CHUNK
-"""What the multipart parser may buffer. It counts a chunk of a file that it has not passed on yet, up to a boundary's
-length, together with the chunk that it reads next, so this must be well above one chunk."""
+"""Length of all of a request's options together. Parsed, they take many times their bytes."""
 MAX_PARTS = 100
+MAX_JSON_VALUES = 1000
+"""Values in a JSON body. It needs one for the photo and one for each option; parsed, `[]` takes 30 times its bytes."""
+JSON_COPIES = 3
+"""Copies of a JSON body in memory beside the body itself: as text, as the image's text, decoded."""
+WIDE_COPIES = 9
+"""The same for a JSON body with characters beyond ASCII, whose text takes up to four bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,16 @@ class Upload:
     raw_options: dict[str, str]
 
 
-def read(request: Request, limit: int) -> Upload:
+def read(request: Request, limit: int, received: Callable[[int], None], grow: Callable[[int], None]) -> Upload:
     """Read the request; of its body never more than `limit` bytes.
+
+    `received` is told how many bytes have arrived, before they are kept. `grow` is asked for the memory that parsing
+    the body takes beside it. Both may raise TooLarge or Busy.
 
     Raises RequestError for one that brings no photo, or two, or cannot be read, OptionError for an option given twice,
     UnsupportedMediaType for a body that can hold no photo, TooLarge, ClientDisconnected.
     """
-    data, pairs = _read_body(request, _Body(request, limit)) if request.method == "POST" else (None, [])
+    data, pairs = _read_body(request, _Body(request, limit, received), grow) if request.method == "POST" else (None, [])
     raw_options = _unique([*request.args.items(multi=True), *pairs])
     url = raw_options.pop("url", None)
     if url is not None and data is not None:
@@ -83,8 +89,9 @@ class _Body(io.RawIOBase):
     (Werkzeug's own limit cuts a body without a Content-Length off in silence.)
     """
 
-    def __init__(self, request: Request, limit: int) -> None:
-        self.source = request.environ["wsgi.input"]
+    def __init__(self, request: Request, limit: int, received: Callable[[int], None]) -> None:
+        self.received = received
+        self.source = request.stream  # ends at the Content-Length, where a server's own stream may not
         self.announced = request.content_length
         self.limit = limit
         self.taken = 0
@@ -106,6 +113,7 @@ class _Body(io.RawIOBase):
             raise self.too_large()
         if not data and self.announced is not None and self.taken < self.announced:
             raise ClientDisconnected("The body broke off before its announced end.")
+        self.received(len(data))
         buffer[: len(data)] = data
         return len(data)
 
@@ -121,59 +129,98 @@ class _Body(io.RawIOBase):
         return held.getvalue()
 
 
-def _read_body(request: Request, body: _Body) -> tuple[bytes | None, Pairs]:
+def _read_body(request: Request, body: _Body, grow: Callable[[int], None]) -> tuple[bytes | None, Pairs]:
     """The photo in a body, if there is one, and the options beside it."""
     kind = request.mimetype
     if kind == "multipart/form-data":
-        return _read_form(request, body)
+        return _read_form(body, request.mimetype_params.get("boundary", "").encode("ascii", "replace"))
     if kind == "application/json":
-        return _read_json(body.whole())
+        text = body.whole()
+        grow(len(text) * (JSON_COPIES if text.isascii() else WIDE_COPIES))
+        return _read_json(text)
     if kind and not kind.startswith("image/") and kind not in _UNNAMED:
         raise UnsupportedMediaType(
             f"A body of type {kind[:100]} is not read here. Send an image, multipart/form-data or application/json."
         )
     data = body.whole()
     if kind == "application/x-www-form-urlencoded" and data.isascii():  # which no image is
+        if len(data) > MAX_OPTION_BYTES:
+            raise TooLarge(f"The form has more than {MAX_OPTION_BYTES:,} bytes. Send the photo as multipart/form-data.")
         _, form, _ = FormDataParser().parse(io.BytesIO(data), kind, len(data))
         return None, list(form.items(multi=True))
     return (data if data or kind else None), []
 
 
-def _read_form(request: Request, body: _Body) -> tuple[bytes | None, Pairs]:
-    parser = FormDataParser(
-        stream_factory=_in_memory, max_form_memory_size=PARSER_BYTES, max_form_parts=MAX_PARTS, silent=False
-    )
+def _read_form(body: _Body, boundary: bytes) -> tuple[bytes | None, Pairs]:
+    """The photo and the options in a multipart form (RFC 7578), of which only the photo may be long."""
+    if not boundary:
+        raise RequestError("The multipart form is malformed: its Content-Type names no boundary.")
+    form = _Form()
+    decoder = MultipartDecoder(boundary, max_parts=MAX_PARTS)
     try:
-        _, form, files = parser.parse(cast(IO[bytes], body), request.mimetype, None, request.mimetype_params)
+        while not isinstance(event := decoder.next_event(), Epilogue):
+            if isinstance(event, NeedData):
+                if len(decoder.buffer) > MAX_OPTION_BYTES:  # headers, or what comes before the first part
+                    raise TooLarge(f"A part of the form has headers of more than {MAX_OPTION_BYTES:,} bytes.")
+                decoder.receive_data(body.read(CHUNK) or None)
+            else:
+                form.add(event)
     except ValueError:
         raise RequestError("The multipart form is malformed or cut off.") from None
     except RequestEntityTooLarge:
-        raise TooLarge(
-            f"The form has more than {MAX_PARTS} parts, or a text of more than {MAX_OPTION_BYTES:,} bytes."
-        ) from None
-    if long := next((name for name, text in form.items(multi=True) if len(text) > MAX_OPTION_BYTES), None):
-        raise TooLarge(f"The form field {long[:100]!r} has more than {MAX_OPTION_BYTES:,} bytes.")
-    if "file" in form:
-        raise RequestError("`file` came as text. Send it as a file, as `curl -F file=@photo.jpg` does.")
-    if unknown := next((name for name in files if name != "file"), None):
-        raise RequestError(f"The form has a file named {unknown[:100]!r}; the photo must be named 'file'.")
-    photos = files.getlist("file")
-    if len(photos) > 1:
-        raise RequestError("The form holds several photos; send one at a time.")
-    return (_contents(photos[0]) if photos else None), list(form.items(multi=True))
+        raise TooLarge(f"The form has more than {MAX_PARTS} parts.") from None
+    return (None if form.photo is None else form.photo.getvalue()), form.pairs
 
 
-def _contents(photo: FileStorage) -> bytes:
-    assert isinstance(photo.stream, io.BytesIO)
-    return photo.stream.getvalue()
+class _Form:
+    """A multipart form as its parts arrive."""
 
+    def __init__(self) -> None:
+        self.photo: io.BytesIO | None = None
+        self.pairs: Pairs = []
+        self._name = ""
+        self._text: bytearray | None = None
+        self._length = 0
 
-def _in_memory(*_: object, **__: object) -> io.BytesIO:
-    """Where a form's file goes. The default is a temporary file, which Cloud Run holds in memory anyway."""
-    return io.BytesIO()
+    def add(self, event: Event) -> None:
+        """Take the next event of the decoder. Raises RequestError, TooLarge."""
+        if isinstance(event, Field):
+            self._begin_field(event.name)
+        elif isinstance(event, File):
+            self._begin_file(event.name)
+        elif isinstance(event, Data):
+            self._add_data(event)
+
+    def _begin_field(self, name: str) -> None:
+        if name == "file":
+            raise RequestError("`file` came as text. Send it as a file, as `curl -F file=@photo.jpg` does.")
+        self._name, self._text = name or "", bytearray()
+
+    def _begin_file(self, name: str) -> None:
+        if name != "file":
+            raise RequestError(f"The form has a file named {(name or '')[:100]!r}; the photo must be named 'file'.")
+        if self.photo is not None:
+            raise RequestError("The form holds several photos; send one at a time.")
+        self.photo, self._text = io.BytesIO(), None
+
+    def _add_data(self, data: Data) -> None:
+        if self._text is None:
+            assert self.photo is not None
+            self.photo.write(data.data)
+            return
+        self._length += len(data.data)
+        if self._length > MAX_OPTION_BYTES:
+            raise TooLarge(
+                f"The form's fields have more than {MAX_OPTION_BYTES:,} bytes; the last is {self._name[:100]!r}."
+            )
+        self._text += data.data
+        if not data.more_data:
+            self.pairs.append((self._name, self._text.decode("utf-8", "replace")))
 
 
 def _read_json(text: bytes) -> tuple[bytes | None, Pairs]:
+    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+        raise RequestError(f"The JSON has more than {MAX_JSON_VALUES} values; it needs the photo and its options.")
     try:
         body = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):

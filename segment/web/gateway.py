@@ -1,0 +1,322 @@
+"""Between the network and the framework's WSGI application: no slow client holds a thread.
+
+An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) for one event loop. It receives a request's
+whole body first, reserving memory in steps as the bytes arrive, then runs the WSGI application in a thread, then sends
+the response. So threads only compute, and a client that sends or reads slowly costs a connection and the bytes that it
+has sent. Clients that are too slow are cut off (408). /health is answered by the event loop itself.
+
+The framework's own server has none of this, nor has gunicorn: each gives a client a thread from its first byte on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestHeaderFieldsTooLarge, RequestTimeout
+
+from segment.errors import Busy, SegmentError, TooLarge
+from segment.memory import Reservation
+from segment.service import Service
+from segment.web.app import CANCELLED, CHUNK, DRAIN_BYTES, DRAIN_SECONDS, RECEIVED, refuse
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+HEAD_BYTES = 16 << 10
+"""Length of a request's URL and headers together."""
+WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
+"""A client must send at least so many bytes in each such span of time."""
+SEND_SECONDS = 30.0
+"""A client must take each piece of the response within this time."""
+ROOM_SECONDS = 0.02
+"""How often a body that waits for memory asks for it."""
+
+Message = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class _Disconnected(Exception):
+    """The client has closed the connection."""
+
+
+class Body(io.RawIOBase):
+    """A received body as a WSGI input stream, which gives up each piece once it has been read."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[memoryview] = deque()
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Move bytes into `buffer`; 0 at the end."""
+        if not self.chunks:
+            return 0
+        chunk = self.chunks.popleft()
+        count = min(len(buffer), len(chunk))
+        buffer[:count] = chunk[:count]
+        if count < len(chunk):
+            self.chunks.appendleft(chunk[count:])
+        return count
+
+
+class Gateway:
+    """The ASGI application.
+
+    `threads`: how many requests the WSGI application works on at once. `uploads`: the paths whose bodies are received;
+    on any other a body is dropped.
+    """
+
+    def __init__(self, application: WSGIApplication, service: Service, threads: int, uploads: Container[str]) -> None:
+        self.application = application
+        self.service = service
+        self.uploads = uploads
+        self._threads = ThreadPoolExecutor(threads, "request")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        with suppress(_Disconnected):
+            await _Exchange(self, scope, receive, send).run()
+
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of `function`, called in one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+class _Exchange:
+    """One request and its response."""
+
+    def __init__(self, gateway: Gateway, scope: Message, receive: Receive, send: Send) -> None:
+        self.gateway, self.service = gateway, gateway.service
+        self.scope, self._receive, self._send = scope, receive, send
+        self.headers = dict(scope["headers"])
+        self.body = Body()
+        self.unread = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
+        self.gone = threading.Event()
+
+    async def run(self) -> None:
+        environ = environment(self.scope, self.body)
+        environ[CANCELLED] = self.gone.is_set
+        application = self.gateway.application
+        if self.scope["path"] == "/health" and not self.unread:
+            await self._respond(*_call(application, environ))
+            return
+        if (
+            sum(map(len, (self.scope["raw_path"], self.scope["query_string"], *chain(*self.scope["headers"]))))
+            > HEAD_BYTES
+        ):
+            application = refuse(self.service, RequestHeaderFieldsTooLarge("The URL and headers are too long."))
+            await self._respond(*_call(application, environ))
+            return
+        with ExitStack() as stack:
+            if self.unread and self.scope["path"] in self.gateway.uploads:
+                try:
+                    environ[RECEIVED] = await self._receive_body(stack)
+                except (SegmentError, HTTPException) as error:
+                    self.body.chunks.clear()
+                    stack.close()
+                    application = refuse(self.service, error)
+            watch = None if self.unread else asyncio.create_task(self._watch())
+            try:
+                held = environ.get(RECEIVED)
+                if held:
+                    held.blocked = True  # until one of the threads is free
+                await self._respond(*await self.gateway.in_thread(_call, application, environ))
+            finally:
+                if watch:
+                    watch.cancel()
+
+    async def _receive_body(self, stack: ExitStack) -> Reservation:
+        """Receive all of the body. Raises TooLarge, Busy, ModelError, RequestTimeout, _Disconnected."""
+        service = self.service
+        if not service.ready:
+            await self.gateway.in_thread(service.load)
+        limit = service.upload_limit
+        if int(self.headers.get(b"content-length", b"0")) > limit:
+            raise _too_large(limit)
+        held = stack.enter_context(service.receive())
+        clock = _Clock(service.settings.receive_seconds)
+        while self.unread:
+            chunk = await self._next_chunk(clock)
+            if held.bytes + len(chunk) > limit:
+                raise _too_large(limit)
+            await self._make_room(held, len(chunk), clock)
+            if chunk:
+                self.body.chunks.append(memoryview(chunk))
+        return held
+
+    async def _next_chunk(self, clock: _Clock) -> bytes:
+        """The next bytes of the body."""
+        while True:
+            try:
+                async with asyncio.timeout_at(clock.until):
+                    message = await self._receive()
+            except TimeoutError:
+                clock.check()
+                continue
+            if message["type"] == "http.disconnect":
+                raise _Disconnected
+            self.unread = message.get("more_body", False)
+            if self.scope["state"].get("truncated"):
+                self.unread = True
+                raise ClientDisconnected("The body broke off before its end.")
+            chunk: bytes = message.get("body", b"")
+            clock.received += len(chunk)
+            if self.unread:
+                clock.check()
+            return chunk
+
+    async def _make_room(self, held: Reservation, count: int, clock: _Clock) -> None:
+        """Reserve `count` bytes; the time that passes meanwhile is not the client's."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        while not held.try_grow(count):
+            await asyncio.sleep(ROOM_SECONDS)
+            if loop.time() - start > self.service.settings.wait_seconds:
+                raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", 5)
+        clock.pause(loop.time() - start)
+
+    async def _watch(self) -> None:
+        """Note when the client closes the connection."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone.set()
+
+    async def _respond(self, status: int, headers: list[tuple[bytes, bytes]], pieces: Iterable[bytes]) -> None:
+        """Send the response; after it, receive and drop some of a body that was refused."""
+        try:
+            if self.unread:
+                headers.append((b"connection", b"close"))
+            await self._deliver({"type": "http.response.start", "status": status, "headers": headers})
+            for piece in pieces:
+                view = memoryview(piece)
+                for start in range(0, len(view), CHUNK):
+                    part = bytes(view[start : start + CHUNK])
+                    await self._deliver({"type": "http.response.body", "body": part, "more_body": True})
+            if self.unread:
+                await self._drain()
+            await self._deliver({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            if close := getattr(pieces, "close", None):
+                close()
+
+    async def _deliver(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await self._send(message)
+        except TimeoutError:
+            self.scope["state"]["abort"]()
+            raise _Disconnected from None
+
+    async def _drain(self) -> None:
+        if b"expect" in self.headers or self.scope["state"].get("truncated"):
+            return  # after Expect: 100-continue the client has not begun to send
+        left = DRAIN_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self.unread and left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    self.unread = message.get("more_body", False)
+
+
+class _Clock:
+    """When a body must have arrived: all of it in `seconds`, and in each window a minimum of bytes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.received = 0
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + seconds
+        self._begin_window()
+
+    @property
+    def until(self) -> float:
+        """When to check next, on the event loop's clock."""
+        return min(self._end, self._window)
+
+    def check(self) -> None:
+        """Raise RequestTimeout if the client is too slow."""
+        now = self._loop.time()
+        if now >= self._end:
+            raise RequestTimeout(f"The body did not arrive within {self.seconds:g} s.")
+        if now >= self._window:
+            if self.received < WINDOW_BYTES:
+                raise RequestTimeout(
+                    f"The body arrives too slowly: less than {WINDOW_BYTES >> 10} KiB in {WINDOW_SECONDS:g} s."
+                )
+            self._begin_window()
+
+    def pause(self, seconds: float) -> None:
+        """Do not count these seconds, in which the client could not send."""
+        self._end += seconds
+        self._window += seconds
+
+    def _begin_window(self) -> None:
+        self.received = 0
+        self._window = self._loop.time() + WINDOW_SECONDS
+
+
+def _call(
+    application: WSGIApplication, environ: WSGIEnvironment
+) -> tuple[int, list[tuple[bytes, bytes]], Iterable[bytes]]:
+    """Status, headers and body of the application's response."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+    if held := environ.get(RECEIVED):
+        held.blocked = False
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[..., object]:
+        started[:] = [(status, headers)]
+        return lambda data: None
+
+    pieces = application(environ, start_response)
+    ((status, headers),) = started
+    return int(status[:3]), [(name.lower().encode(), value.encode("latin-1")) for name, value in headers], pieces
+
+
+def environment(scope: Message, body: io.RawIOBase) -> WSGIEnvironment:
+    """The WSGI environment (PEP 3333) of an ASGI scope."""
+    host, port = scope["server"] or ("localhost", 0)
+    environ: WSGIEnvironment = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(scope["raw_path"]).decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": (scope["client"] or ("",))[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": body,
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if "_" in name:  # would be taken for the name with a hyphen
+            continue
+        key = name.upper().replace("-", "_")
+        if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
+            key = f"HTTP_{key}"
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit:,} bytes, the largest that this instance accepts.")

@@ -1,0 +1,117 @@
+"""The web server: uvicorn, with limits on what a connection may cost before its request is complete.
+
+uvicorn parses HTTP with h11, which bounds a request's head; the deadline for it and the number of connections are
+bounded here. What comes after the head is gateway.py's. One process and one event loop: a second process would hold
+the model a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from segment.web.app import UPLOAD_PATHS
+from segment.web.gateway import HEAD_BYTES, Gateway
+
+HEAD_SECONDS = 10.0
+"""Time in which a request's first line and headers must have arrived."""
+KEEP_ALIVE_SECONDS = 5
+MAX_CONNECTIONS = 400
+"""When more connect, the connection that has waited for its request's head for longest is closed."""
+STOP_SECONDS = 8
+"""Requests that run at SIGTERM may take so long; Cloud Run kills the process after 10 s."""
+
+
+class Protocol(H11Protocol):
+    """A connection whose requests' heads have a deadline."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline of the first head; make room if there are too many connections."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
+        self._start_deadline()
+        if len(self.connections) > MAX_CONNECTIONS:
+            waiting = [c for c in self.connections if isinstance(c, Protocol) and c._deadline]
+            min(waiting, key=lambda c: c._deadline.when() if c._deadline else 0.0).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the deadline."""
+        self._stop_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; a head that has begun has its deadline from its first byte on."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_deadline()
+        elif not self._deadline and not self.transport.is_closing():
+            self._start_deadline()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer a client that ends its body before the announced end; one that waits for its answer has gone."""
+        if self.conn.their_state is not h11.SEND_BODY or self.cycle is None or self.cycle.response_complete:
+            return None
+        self.scope["state"]["truncated"] = True
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        return True
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, without waiting for a client that does not read."""
+        self.transport.abort() if self.transport.get_write_buffer_size() else super().timeout_keep_alive_handler()
+
+    def _start_deadline(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class _Anything:
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def run(host: str, port: int, threads: int, source: str | None = None, target: str | None = None) -> None:
+    """Serve the framework's application for `target` until SIGTERM or SIGINT; exits with status 0.
+
+    `source` is the file with the function target, main.py by default; without `target` it is FUNCTION_TARGET's.
+    """
+    import functions_framework
+
+    application: Any = functions_framework.create_app(target, source)  # type: ignore[no-untyped-call]
+    uploads = UPLOAD_PATHS if application.name == "segment_http" else _Anything()
+    gateway = Gateway(application, application.extensions["segment"], threads, uploads)
+    config = uvicorn.Config(
+        gateway,
+        host=host,
+        port=port,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        loop="asyncio",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=True,
+        backlog=512,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended
+        signal.signal(number, lambda *_: sys.exit(0))
+    uvicorn.Server(config).run()

@@ -1,0 +1,249 @@
+"""The web server against slow, broken and hostile clients, over real connections; and the framework's own servers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from devtools.server import ROOT, Server, free_port, serve
+
+JPEG = {"Content-Type": "image/jpeg"}
+MIB = 1 << 20
+HEAD = b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Server]:
+    """The service in little memory."""
+    with serve(SEGMENT_MEMORY="256Mi", SEGMENT_WAIT_SECONDS="20", SEGMENT_FETCH_PRIVATE="true") as started:
+        assert requests.get(started.url + "/ready", timeout=60).ok
+        yield started
+
+
+def connect(server: Server, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", urlsplit(server.url).port or 80), timeout=30)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+def resident(server: Server) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) << 10
+
+
+def check_alive(server: Server, photo: bytes) -> None:
+    """Probes and photos are answered at once."""
+    start = time.monotonic()
+    assert requests.get(server.url + "/health", timeout=5).ok
+    assert time.monotonic() - start < 1
+    assert requests.post(server.url + "/segment", data=photo, headers=JPEG, timeout=10).status_code == 200
+
+
+class TestSlowClients:
+    def test_a_hundred_and_fifty_of_them_stop_nobody(self, small: Server, photo: bytes) -> None:
+        """50 that send their headers slowly, 50 their bodies, 50 a body that was refused; all are cut off in time."""
+        heads = [connect(small, b"POST /segment HTTP/1.1\r\n") for _ in range(50)]
+        bodies = [connect(small, HEAD + b"Content-Length: 1000000\r\n\r\n" + photo[:100]) for _ in range(50)]
+        refused = [connect(small, HEAD + b"Content-Length: 99000000\r\n\r\n" + photo[:100]) for _ in range(50)]
+        over = threading.Event()
+
+        def drip() -> None:
+            while not over.wait(0.5):
+                for connection in (*heads, *bodies, *refused):
+                    with contextlib.suppress(OSError):
+                        connection.send(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        start = time.monotonic()
+        try:
+            for _ in range(3):
+                check_alive(small, photo)
+                time.sleep(0.5)
+            assert all(re.match(rb"HTTP/1.1 408 ", answer(c)) for c in bodies)
+            assert all(re.match(rb"HTTP/1.1 413 ", answer(c)) for c in refused)
+            assert all(answer(c) == b"" for c in heads)
+            assert time.monotonic() - start < 20
+            check_alive(small, photo)
+        finally:
+            over.set()
+            dripping.join()
+
+    def test_who_announces_much_and_sends_nothing_takes_nothing(self, small: Server, photo: bytes) -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(50):
+                stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\n"))
+                stack.enter_context(connect(small, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"))
+            check_alive(small, photo)
+
+    def test_who_sends_much_and_stops_is_cut_off(self, small: Server, photo: bytes) -> None:
+        """Together they fill the memory for uploads: a photo that comes meanwhile has to wait for it, but gets it."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(6):
+                connection = stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\n"))
+                threading.Thread(target=_send, args=(connection, bytes(5_900_000)), daemon=True).start()
+            time.sleep(0.5)
+            assert requests.get(small.url + "/health", timeout=1).ok
+            response = requests.post(small.url + "/segment", data=photo, headers=JPEG, timeout=30)
+        assert response.status_code == 200
+
+    def test_who_does_not_read_the_answer_holds_no_thread(self, small: Server, photo: bytes) -> None:
+        noise = io.BytesIO()
+        Image.effect_noise((1200, 1200), 90).convert("RGB").save(noise, "JPEG", quality=90)
+        head = b"Content-Length: %d\r\n\r\n" % len(noise.getvalue())
+        with contextlib.ExitStack() as stack:
+            for _ in range(12):
+                connection = socket.socket()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(("127.0.0.1", urlsplit(small.url).port))
+                connection.sendall(HEAD + head + noise.getvalue())
+                stack.enter_context(connection)
+            time.sleep(2)
+            check_alive(small, photo)
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(data)
+
+
+class TestBounds:
+    def test_a_long_request_line_takes_no_memory(self, small: Server, photo: bytes) -> None:
+        before = resident(small)
+
+        def send(_: int) -> bytes:
+            connection = connect(small, b"GET /segment?url=http://a/")
+            with contextlib.suppress(OSError):
+                for _ in range(300):
+                    connection.sendall(b"a" * (1 << 20))
+            return answer(connection)
+
+        with ThreadPoolExecutor(6) as crowd:
+            answers = list(crowd.map(send, range(6)))
+        assert all(a[:12] in {b"", b"HTTP/1.1 400", b"HTTP/1.1 431"} for a in answers)
+        assert resident(small) - before < 10 * MIB
+        check_alive(small, photo)
+
+    def test_many_headers(self, small: Server) -> None:
+        connection = connect(
+            small,
+            HEAD + b"Connection: close\r\n" + b"".join(b"x-%d: y\r\n" % number for number in range(5000)) + b"\r\n",
+        )
+        assert answer(connection)[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 431", b""}
+
+    def test_many_connections(self, small: Server, photo: bytes) -> None:
+        """The oldest that has sent no request gives way to the newest."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(600):
+                stack.enter_context(connect(small, b"GET "))
+            check_alive(small, photo)
+
+    def test_urls_are_counted_as_they_are_received(self, small: Server, photo: bytes) -> None:
+        """20 requests of a few bytes each, for 4 MB each: what does not fit waits or is refused, and nothing grows."""
+        body = bytes(4_000_000)
+        before = resident(small)
+        with _album(body) as url, ThreadPoolExecutor(20) as crowd:
+            answers = list(
+                crowd.map(lambda _: requests.post(f"{small.url}/segment", json={"url": url}, timeout=60), range(20))
+            )
+        assert {a.status_code for a in answers} <= {415, 503}
+        assert resident(small) - before < 40 * MIB
+        check_alive(small, photo)
+
+    def test_a_refused_body_after_expect_is_not_sent(self, small: Server, tmp_path: Path) -> None:
+        (tmp_path / "huge.jpg").write_bytes(bytes(90 * MIB))
+        command = ["curl", "-sS", "--data-binary", f"@{tmp_path}/huge.jpg", "-w", "\n%{http_code} %{size_upload}"]
+        done = subprocess.run(
+            [*command, small.url + "/segment"], capture_output=True, text=True, check=True, timeout=30
+        )
+        assert done.stdout.splitlines()[-1] == "413 0"
+
+
+def test_work_for_a_client_that_has_gone_ends(small: Server) -> None:
+    photo = io.BytesIO()
+    Image.fromarray(np.zeros((1500, 2000, 3), np.uint8)).save(photo, "PNG", compress_level=1)
+    data = photo.getvalue()
+    head = HEAD.replace(b"/segment", b"/segment?detail=4")
+    connections = [connect(small, head + b"Content-Length: %d\r\n\r\n" % len(data) + data) for _ in range(4)]
+    time.sleep(0.2)
+    for connection in connections:
+        connection.close()
+    end = time.monotonic() + 15
+    while small.log().count('"status": 499') < 3 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert small.log().count('"status": 499') >= 3
+
+
+def test_one_connection_serves_many_requests(small: Server, photo: bytes) -> None:
+    with requests.Session() as session:
+        for _ in range(3):
+            assert session.get(small.url + "/health", timeout=5).ok
+            assert session.post(small.url + "/segment", data=photo, headers=JPEG, timeout=30).ok
+            assert session.head(small.url + "/", timeout=5).headers["Content-Length"] != "0"
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"]])
+def test_the_frameworks_own_servers_answer(options: list[str], photo: bytes) -> None:
+    """`functions-framework`, as Cloud Run functions start it, and its debugging server."""
+    port = free_port()
+    command = [sys.executable, "-m", "functions_framework", "--target", "segment_http", "--port", str(port)]
+    with subprocess.Popen([*command, "--host", "127.0.0.1", *options], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        server = Server(f"http://127.0.0.1:{port}", process, io.BytesIO())
+        try:
+            for _ in range(100):
+                with contextlib.suppress(requests.ConnectionError):
+                    assert requests.get(server.url + "/health", timeout=10).ok
+                    break
+                time.sleep(0.1)
+            for arguments in ({"data": photo, "headers": JPEG}, {"files": {"file": photo}}):
+                assert requests.post(server.url + "/segment", timeout=30, **arguments).ok
+            assert requests.get(server.url + "/", timeout=10).ok
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _album(body: bytes) -> Iterator[str]:
+    """A web server with one file; its URL."""
+    import http.server
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}/photo.jpg"
+        web.shutdown()
