@@ -1,4 +1,4 @@
-# make run    serve on http://localhost:8080
+# make run    serve on http://localhost:8080; with MODEL=NAME or MODEL=FILE that model (see `segment models`)
 # make test   prove it
 PYTHON ?= python3
 PORT ?= 8080
@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 help:
 	@sed -n 's/^# //p' Makefile
 
-run: $(VENV)/serving
+run: $(VENV)/serving $(if $(MODEL),$(VENV)/convert)
+	@$(if $(MODEL),$(BIN)/python -m segment prepare "$(MODEL)",true)
 	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
-	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
+	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) \
+	  $(if $(MODEL),SEGMENT_MODEL="$(MODEL)") FUNCTION_TARGET=segment_http \
 	  $(BIN)/python -m segment serve
 
 test: lint .cache/terraform/installed
@@ -58,6 +60,10 @@ $(VENV)/bin/python:
 
 $(VENV)/serving: requirements.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/convert: requirements-convert.txt $(VENV)/serving
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
 	@touch $@
 
 $(VENV)/dev: requirements.txt requirements-convert.txt requirements-dev.txt | $(VENV)/bin/python

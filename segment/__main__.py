@@ -6,6 +6,7 @@ quantise  a converted model file into int8
 info      what a model file is
 models    the models that can be had by name
 fetch     download and convert one of them
+prepare   the same unless it was done; for a file, check that it is there
 serve     serve HTTP requests or bucket events
 backfill  segment what is in a bucket or folder already
 warm      load the model once, so that its compiled form is in the cache
@@ -98,12 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     commands_of.add_parser("models", help="the models that can be had by name").set_defaults(run=commands.models)
 
     fetch = commands_of.add_parser("fetch", help="download a model by name and convert it")
-    fetch.add_argument("name")
-    fetch.add_argument("-o", "--output", type=Path, help="the model file to write; without it the cache folder")
-    fetch.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
-    fetch.add_argument("--calibrate", type=Path, metavar="FOLDER")
-    _add_proposals(fetch)
-    fetch.set_defaults(run=commands.fetch)
+    prepare = commands_of.add_parser("prepare", help="fetch a model unless that was done; check a model file")
+    for parser_of, run_command in ((fetch, commands.fetch), (prepare, commands.prepare)):
+        parser_of.add_argument("name")
+        parser_of.add_argument("-o", "--output", type=Path, help="the model file to write; without it the cache folder")
+        parser_of.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
+        parser_of.add_argument("--calibrate", type=Path, metavar="FOLDER")
+        _add_proposals(parser_of)
+        parser_of.set_defaults(run=run_command)
 
     serve = commands_of.add_parser("serve", help="serve HTTP requests or bucket events; see PORT, HOST, THREADS")
     serve.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from segment import container
 from segment.engine.footprint import Footprint
-from segment.errors import ConversionError, OptionError, SegmentError
+from segment.errors import ConversionError, ModelError, OptionError, SegmentError
 from segment.labels import read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
@@ -58,6 +58,7 @@ def image(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """A config and a checkpoint into a model file."""
+    _require_calibration(arguments)
     from segment import convert as converter
 
     labels = read_labels(arguments.labels) if arguments.labels else ()
@@ -74,13 +75,19 @@ def quantise(arguments: argparse.Namespace) -> int:
     return _finish(converter.load(arguments.model), argparse.Namespace(**vars(arguments), int8=True))
 
 
+def _require_calibration(arguments: argparse.Namespace) -> None:
+    """Refuse --int8 without photos before anything is downloaded or read. Raises ConversionError."""
+    if arguments.int8 and not arguments.calibrate:
+        raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
+    if arguments.calibrate and not next(_photos([arguments.calibrate]), None):
+        raise ConversionError(f"--calibrate {arguments.calibrate}: there are no photos in this folder.")
+
+
 def _finish(model: onnx.ModelProto, arguments: argparse.Namespace) -> int:
     """Quantise if asked, measure the memory it needs, write it."""
     from segment import convert as converter
 
     if arguments.int8:
-        if not arguments.calibrate:
-            raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
         photos = list(_photos([arguments.calibrate]))
         model = converter.quantised(model, photos, arguments.proposals)
     elif arguments.proposals is not None:
@@ -121,16 +128,33 @@ def models(arguments: argparse.Namespace) -> int:
 
 def fetch(arguments: argparse.Namespace) -> int:
     """Download a model by name, once, and convert it."""
-    from segment import convert as converter
     from segment import zoo
 
     entry = zoo.entry(arguments.name)
+    _require_calibration(arguments)
+    from segment import convert as converter
+
     checkpoint = zoo.fetch(arguments.name, Settings.from_environment(os.environ).zoo_url)
     config = converter.config.parse(zoo.config(entry))
     model = converter.convert(config, converter.checkpoint.read(checkpoint), zoo.labels(entry), arguments.name)
     arguments.output = arguments.output or zoo.model_path(arguments.name)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     return _finish(model, arguments)
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Make a model ready to serve: check that a file is there, or fetch a model of the zoo unless that was done."""
+    from segment import zoo
+
+    path = Path(arguments.name)
+    if path.suffix == ".onnx" or path.exists():
+        if not path.exists():
+            raise ModelError(
+                f"There is no model file {path}. Give a file that `segment convert` wrote, or one of the names that "
+                "`segment models` lists."
+            )
+        return 0
+    return 0 if zoo.model_path(zoo.entry(arguments.name).name).exists() else fetch(arguments)
 
 
 def backfill(arguments: argparse.Namespace) -> int:

@@ -204,3 +204,25 @@ class TestDoor:
         from segment import load
 
         assert load(shutil.copy(EMBEDDED, tmp_path / "mine.onnx")).name == "mine"
+
+
+class TestPrepare:
+    def test_a_file_that_is_there(self) -> None:
+        assert main(["prepare", str(EMBEDDED)]) == 0
+
+    @pytest.mark.parametrize("name", ["missing.onnx", "mask_rcnn_R_51"])
+    def test_what_is_not_there_is_explained(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["prepare", name]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line
+
+    @pytest.mark.parametrize("command", ["fetch", "prepare"])
+    def test_int8_without_photos_is_refused_before_the_download(
+        self, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("SEGMENT_ZOO_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert main([command, "mask_rcnn_R_50_FPN_3x", "--int8"]) == 1
+        assert "--calibrate" in capsys.readouterr().err
+        assert main([command, "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", str(tmp_path)]) == 1
+        assert "no photos" in capsys.readouterr().err
