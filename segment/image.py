@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,10 +48,15 @@ FORMATS = (*(plugin.format for plugin in PLUGINS), "HEIF")
 NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
 """What people call a format, where that is not its name in Pillow."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 MAX_SCANS = 100
 """A progressive JPEG has about ten scans; each costs a pass over the whole picture."""
 MAX_TEXT_BYTES = 4 << 20
 """Text in a PNG, unpacked; Pillow's own limit is 64 MiB."""
+MAX_HEADER_READS = 5000
+"""Reads that a header may take. A photo's takes some hundreds at most; one made of tiny segments takes millions."""
+MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
+"""Chunks of a PNG in all, and of those that are not pixels."""
 STRIP_BYTES = 1 << 18
 """How much is converted at once."""
 FIXED_BYTES = 6 << 20
@@ -100,7 +106,7 @@ class Header:
 
 def read_header(data: bytes) -> Header:
     """Read what `data` says of itself. Raises UnsupportedImage, CorruptImage."""
-    with _refusing(data), _opened(data) as image:
+    with _refusing(data), _opened(data, _Header(data)) as image:
         orientation = _orientation(image)
         jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
         width, height = image.size
@@ -149,11 +155,46 @@ def resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, 
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image behind `data`, its header read, nothing decoded."""
+def _opened(data: bytes, file: io.BytesIO | None = None) -> Iterator[Image.Image]:
+    """The image behind `data`, read through `file`, its header read, nothing decoded."""
     _prepare_pillow()
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    with Image.open(file or io.BytesIO(data), formats=_formats()) as image:
         yield image
+
+
+class _Header(io.BytesIO):
+    """A file whose header must not take much work to read: a bounded number of reads, one colour profile in a PNG.
+
+    Pillow reads each segment of a header on its own and unpacks every colour profile, up to 1 MiB from 1 KiB.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.reads = 0
+        if data.startswith(_PNG):
+            _check_png(data)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read; raises CorruptImage when there have been too many reads."""
+        self.reads += 1
+        if self.reads > MAX_HEADER_READS:
+            raise CorruptImage("This image has a header of too many parts; save it anew.")
+        return super().read(size)
+
+
+def _check_png(data: bytes) -> None:
+    """Raise CorruptImage for a PNG with more chunks than a picture needs (www.w3.org/TR/png-3, 5.3 and 11.3)."""
+    at, ancillary, profiles = len(_PNG), 0, 0
+    for _ in range(MAX_PNG_CHUNKS):
+        if at + 8 > len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, at)
+        at += length + 12
+        ancillary += kind not in (b"IDAT", b"fdAT")
+        profiles += kind == b"iCCP"
+        if profiles > 1 or ancillary > MAX_PNG_ANCILLARY:
+            break
+    raise CorruptImage("This PNG has more colour profiles or other chunks than a picture needs; save it anew.")
 
 
 def _formats() -> list[str]:

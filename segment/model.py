@@ -17,7 +17,6 @@ from segment import container, image
 from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
-from segment.engine.footprint import Footprint
 from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
 from segment.settings import Settings
@@ -127,17 +126,16 @@ def from_settings(settings: Settings) -> Model:
         settings.threads or container.cpus(),
         read_labels(Path(settings.labels)) if settings.labels else (),
     )
-    memory = None
-    if settings.bytes_per_pixel is not None:
-        memory = Footprint(settings.fixed_bytes or 0, settings.bytes_per_pixel)
+    figures = {"fixed_bytes": settings.fixed_bytes, "bytes_per_pixel": settings.bytes_per_pixel}
+    overrides = {name: value for name, value in figures.items() if value is not None}
     if settings.engine == "detectron2":
         from segment.engine.detectron2 import Detectron2
 
         folder = Path(settings.model)
-        return Model(folder.name, Detectron2(folder, threads=threads, labels=labels, memory=memory))
+        return Model(folder.name, Detectron2(folder, threads=threads, labels=labels, overrides=overrides))
     path = locate(settings)
     cache = Path(settings.cache) if settings.cache else None
-    return Model(path.stem, engines.load(path, threads=threads, cache=cache, labels=labels, memory=memory))
+    return Model(path.stem, engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides))
 
 
 def locate(settings: Settings) -> Path:

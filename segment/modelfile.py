@@ -8,10 +8,10 @@ wire format: protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from segment.errors import ModelError
 
@@ -49,10 +49,47 @@ class ModelMetadata:
         if not ours:
             return None
         try:
-            facts = cls(**{name: json.loads(value) for name, value in ours.items()})
-        except (TypeError, ValueError):
-            raise ModelError("The model file's own description is incomplete; convert it again.") from None
-        return replace(facts, labels=tuple(facts.labels))
+            values = {name: json.loads(value) for name, value in ours.items()}
+        except (ValueError, RecursionError):
+            raise ModelError("The model file's own description is not JSON; convert it again.") from None
+        for name, (fits, expected) in _CHECKS.items():
+            if name not in values:
+                raise ModelError(f"The model file's own description lacks {name}; convert it again.")
+            if not fits(values[name]):
+                raise ModelError(
+                    f"The model file says {name} {json.dumps(values[name])[:100]}; it must be {expected}. "
+                    "Convert it again."
+                )
+        return cls(**{name: values[name] for name in _CHECKS} | {"labels": tuple(values["labels"])})
+
+
+def _number(kind: type, low: float, high: float) -> Callable[[object], bool]:
+    def fits(value: object) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool) and low <= cast(float, value) <= high
+
+    return fits
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_labels(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
+
+
+_BYTES_CHECK = _number(int | float, 0, 1 << 40), f"a number from 0 to {1 << 40}"  # type: ignore[arg-type]
+_CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "labels": (_is_labels, "a list of class names"),
+    "precision": (_is_text, "a text"),
+    "render_factor": (_number(int, 1, 1024), "a whole number from 1 to 1024"),
+    "stride": (_number(int, 1, 1024), "a whole number from 1 to 1024"),
+    "fixed_bytes": _BYTES_CHECK,
+    "bytes_per_pixel": _BYTES_CHECK,
+    "bytes_per_instance": _BYTES_CHECK,
+    "source": (_is_text, "a text"),
+}
+"""What each of the fields must be. A NaN is in no range."""
 
 
 def metadata(path: Path) -> dict[str, str]:

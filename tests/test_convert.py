@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -351,3 +353,63 @@ def test_a_file_describes_itself() -> None:
     assert facts.labels == ("circle", "square", "triangle", "star", "ring")
     assert (facts.precision, facts.stride) == ("fp32", 32)
     assert facts.bytes_per_pixel > 0
+
+
+def test_a_pth_is_not_inflated(tmp_path: Path) -> None:
+    """A gigabyte of zeros in a megabyte is refused before it is unpacked."""
+    path = tmp_path / "model.pth"
+    save_pth(path, {"model": {"weight": np.zeros(16 << 20, np.float32)}})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    tracemalloc.start()
+    with pytest.raises(ConversionError, match="compressed"):
+        checkpoint.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        "MODEL: " + "{a: " * 3000,
+        "MODEL: 5",
+        "MODEL: [1, 2]",
+        "MODEL: {MASK_ON: true, RESNETS: 7}",
+        "? [1, 2]\n: MODEL",
+        "MODEL: 2001-99-99",
+        "MODEL: {RESNETS: {DEFORM_ON_PER_STAGE: 3}}",
+        "MODEL: {FPN: {IN_FEATURES: 5}}",
+        "MODEL: {PIXEL_MEAN: {a: b}}",
+        "MODEL: !!int abc",
+        "MODEL: !!timestamp x",
+        "&a [*a]",
+        "MODEL: &a {MODEL: *a}",
+        "\0",
+    ],
+)
+def test_an_odd_config_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConversionError):
+        config.read(tmp_path / "config.yaml")
+
+
+def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
+    """Every key of a good config in turn has a value of another type; nothing but a ConversionError comes of it."""
+    document = yaml.safe_load(Path("tests/golden/r50.yaml").read_text())
+
+    def change(node: dict[str, Any]) -> None:
+        for key, value in list(node.items()):
+            if isinstance(value, dict):
+                change(value)
+            odds: list[Any] = [None, "text", -1, [], {}, [[]], float("nan"), 10**400]
+            for odd in odds:
+                node[key] = odd
+                with contextlib.suppress(ConversionError):
+                    config.parse(document)
+            node[key] = value
+
+    change(document)

@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -399,3 +400,37 @@ def test_resizes_without_aliasing() -> None:
     assert small.size == (16, 16)
     assert np.abs(np.asarray(small, np.int16)[:, :-1] - 127).max() <= 3  # the last sees less than a whole block
     assert difference(image.resize(photo(400, 300), (60, 40)), photo()) < 3
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _laborious() -> dict[str, bytes]:
+    """Files of about a megabyte whose headers take seconds to read."""
+    png, jpeg, gif = (_encoded(kind) for kind in ("PNG", "JPEG", "GIF"))
+    profile = _chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1 << 20), 9))
+    text = _chunk(b"tEXt", b"a\0b")
+    ihdr = 8 + 25
+    return {
+        "profiles before the pixels": png[:ihdr] + profile * 900 + png[ihdr:],
+        "profiles after the pixels": png[:-12] + profile * 900 + png[-12:],
+        "texts": png[:ihdr] + text * 70_000 + png[ihdr:],
+        "empty segments": jpeg[:2] + b"\xff\xe5\0\2" * 250_000 + jpeg[2:],
+        "padding": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
+        "comments": gif[:13] + gif[13:].replace(b"\x2c", b"\x21\xfe" + (b"\xff" + b"c" * 255) * 4000 + b"\0\x2c", 1),
+    }
+
+
+def _encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("name", "data"), _laborious().items(), ids=_laborious().keys())
+def test_reading_a_header_is_little_work(name: str, data: bytes) -> None:
+    start = time.process_time()
+    with pytest.raises(ImageError):
+        image.decode(data, image.read_header(data), (8, 8))
+    assert time.process_time() - start < 0.3, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from PIL import Image
 
 import segment
+from segment.engine.footprint import Footprint
 from segment.errors import ModelError
 from segment.model import EMBEDDED, from_settings, locate
+from segment.modelfile import PREFIX, ModelMetadata, metadata
 from segment.settings import Settings
 from training.shapes import CLASSES, scene
 
@@ -123,6 +126,43 @@ def test_settings_can_give_the_memory() -> None:
     model = from_settings(Settings(bytes_per_pixel=123.0))
     assert model.footprint.bytes_per_pixel == 123.0
     assert model.labels == CLASSES
+
+
+def test_each_figure_of_memory_can_be_given_alone() -> None:
+    own = from_settings(Settings()).footprint
+    assert own.fixed_bytes > 0
+    assert own.bytes_per_instance > 0
+    assert from_settings(Settings(bytes_per_pixel=123.0)).footprint == replace(own, bytes_per_pixel=123.0)
+    assert from_settings(Settings(fixed_bytes=5 << 20)).footprint == replace(own, fixed_bytes=5 << 20)
+    both = from_settings(Settings(fixed_bytes=5 << 20, bytes_per_pixel=123.0)).footprint
+    assert both == Footprint(5 << 20, 123.0, own.bytes_per_instance)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("labels", value) for value in ("5", '"cat"', "[]", "[1, 2]", "null", '[""]', '{"a": 1}')),
+        *(("stride", value) for value in ("0", "-32", "1.5", '"32"', "true", "NaN", "1e9", "null")),
+        *(
+            (name, value)
+            for name in ("fixed_bytes", "bytes_per_pixel", "bytes_per_instance")
+            for value in ("-1", "NaN", "Infinity", '"many"', "[]", "1e300", "true")
+        ),
+        *(("render_factor", value) for value in ("0", '"25"', "NaN")),
+        *(("source", value) for value in ("5", "[]")),
+        ("precision", "8"),
+        ("labels", "{"),
+        ("labels", "[" * 100_000),
+    ],
+)
+def test_a_file_that_describes_itself_oddly_is_refused(name: str, value: str) -> None:
+    """Its figures are the promise of memory, so a wrong one must not pass."""
+    described = metadata(EMBEDDED) | {f"{PREFIX}{name}": value}
+    with pytest.raises(ModelError, match=r"own description|says"):
+        ModelMetadata.from_metadata(described)
+    described.pop(f"{PREFIX}{name}")
+    with pytest.raises(ModelError, match=f"lacks {name}"):
+        ModelMetadata.from_metadata(described)
 
 
 SIZES = """

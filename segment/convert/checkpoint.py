@@ -27,6 +27,8 @@ from segment.errors import ConversionError
 
 Tensors = dict[str, NDArray[np.generic]]
 
+MAX_PICKLE_BYTES = 64 << 20
+"""Length of a checkpoint's index: names and shapes."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first object in a file of torch.save before 1.6 (torch/serialization.py)."""
 
@@ -124,15 +126,29 @@ def _read_zip(path: Path) -> Any:
         if "data.pkl" not in entries:
             raise ConversionError(f"{path.name} is a zip, but not one that torch.save writes.")
 
+        storages: dict[str, NDArray[np.generic]] = {}
+
         def storage(pid: Sequence[Any]) -> NDArray[np.generic]:
             kind, key, count = pid[1], str(pid[2]), int(pid[4])
-            data = archive.read(entries["data/" + key])
-            array = np.frombuffer(data, kind.dtype)
-            if array.size < count:
-                raise ConversionError(f"Storage {key} of the checkpoint is cut off.")
-            return array
+            if key in storages:
+                return storages[key]
+            size = archive.getinfo(entries["data/" + key]).file_size
+            if size != count * np.dtype(kind.dtype).itemsize:
+                raise ConversionError(f"Storage {key} of the checkpoint is cut off, or not of the size that it says.")
+            storages[key] = np.frombuffer(_entry(archive, entries["data/" + key], size), kind.dtype)
+            return storages[key]
 
-        return _Unpickler(io.BytesIO(archive.read(entries["data.pkl"])), storage).load()
+        return _Unpickler(io.BytesIO(_entry(archive, entries["data.pkl"], MAX_PICKLE_BYTES)), storage).load()
+
+
+def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """The content of an entry. torch.save stores without compressing, so nothing is larger than the file itself."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ConversionError("The checkpoint is compressed, which torch.save never does. Save it again with torch.")
+    if info.file_size > limit:
+        raise ConversionError(f"The checkpoint's {name[-40:]} has {info.file_size:,} bytes, more than {limit:,}.")
+    return archive.read(name)
 
 
 def _array_constructors() -> dict[tuple[str, str], Callable[[], Any]]:

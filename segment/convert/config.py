@@ -160,6 +160,8 @@ def read(path: Path) -> Config:
         raise ConversionError(f"The config {path.name} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConversionError(f"The config {path.name} is not a YAML file: {error}.") from None
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:  # PyYAML's own
+        raise ConversionError(f"The config {path.name} is not one that can be read: {error}.") from None
     if not isinstance(document, dict) or "MODEL" not in document:
         raise ConversionError(f"The config {path.name} has no MODEL: it is not a detectron2 config.")
     if "_BASE_" in document:
@@ -172,6 +174,13 @@ def read(path: Path) -> Config:
 
 def parse(document: Mapping[str, Any]) -> Config:
     """The facts of a config given as nested mappings. Raises ConversionError, which names the key."""
+    try:
+        return _parse(document)
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        raise ConversionError(f"The config has a value of another type than detectron2's: {error}.") from None
+
+
+def _parse(document: Mapping[str, Any]) -> Config:
     keys = _Keys(document)
     for key, (default, allowed) in _REQUIRED.items():
         keys.one_of(key, default, allowed)

@@ -6,6 +6,7 @@ module (families.py), on OpenVINO; `detectron2.py` runs the original network for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -55,13 +56,14 @@ def load(
     cache: Path | None = None,
     labels: tuple[str, ...] = (),
     memory: Footprint | None = None,
+    overrides: Mapping[str, float] | None = None,
 ) -> Engine:
     """Load a model file of any known family. Raises ModelError.
 
     `cache`: folder for compiled models. `labels`: class names by index, instead of the file's own. `memory`: what the
     file takes; by default what it says itself, and for a file that does not, what footprint.py measures, which makes
-    the first load slower by some seconds.
+    the first load slower by some seconds. `overrides`: figures of the Footprint that replace those, by name.
     """
     from segment.engine import families
 
-    return families.load(path, threads=threads, cache=cache, labels=labels, memory=memory)
+    return families.load(path, threads=threads, cache=cache, labels=labels, memory=memory, overrides=overrides or {})

@@ -13,6 +13,8 @@ A config of the lazy kind and a checkpoint can hold code, which detectron2 runs:
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,13 @@ class Detectron2:
     """
 
     def __init__(
-        self, folder: Path, *, threads: int, labels: tuple[str, ...] = (), memory: Footprint | None = None
+        self,
+        folder: Path,
+        *,
+        threads: int,
+        labels: tuple[str, ...] = (),
+        memory: Footprint | None = None,
+        overrides: Mapping[str, float] | None = None,
     ) -> None:
         try:
             import torch
@@ -55,7 +63,10 @@ class Detectron2:
         _load(self._model, _weights(folder))
         self.labels = labels or _labels(folder, config, self._model.roi_heads.num_classes)
         self.stride = self._model.backbone.size_divisibility or 1
-        self.footprint = memory or footprint.measure_engine(self)
+        given = overrides or {}
+        if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= given.keys():
+            memory = Footprint(0, 0.0)
+        self.footprint = replace(memory or footprint.measure_engine(self), **dict[str, Any](given))
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """Any size will do."""
@@ -93,7 +104,7 @@ def _config(folder: Path) -> Any:
             f"{folder.name or 'SEGMENT_MODEL'} is no model for this engine: config.yaml cannot be read "
             f"({error.strerror}). It wants a folder with config.yaml and {' or '.join(WEIGHTS)}."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder.name}/config.yaml is not a YAML file: {error}.") from None
     if isinstance(document, dict) and "MODEL" in document:
         return _yacs_config(path, "POINT_HEAD" in document["MODEL"])

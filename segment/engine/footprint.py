@@ -47,6 +47,8 @@ SLACK = 1.05
 """Runs on other sizes and photos were up to 3 % above the line."""
 SAMPLE_SECONDS = 0.0005
 TIMEOUT_SECONDS = 600
+LARGEST = float(1 << 40)
+"""Bytes that no figure reaches. A NaN is not below it either."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class Footprint:
     fixed_bytes: int
     bytes_per_pixel: float
     bytes_per_instance: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a figure that is no number of bytes."""
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {LARGEST:g}")
 
 
 def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:

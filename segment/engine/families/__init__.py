@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,6 +84,10 @@ class FileEngine:
                 self._last_size = size
             outputs = self._network.run(self._family.prepare(pixels, min_score, max_detections))
             found = self._family.read(outputs, size, min_score, max_detections)
+        if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+            raise ModelError("The model answers boxes or scores that are not numbers; export or quantise it again.")
+        if len(found) and found.classes.min() < 0:
+            raise ModelError(f"The model answers class {found.classes.min()}; classes are counted from 0.")
         if len(found) and found.classes.max() >= len(self.labels):
             raise ModelError(
                 f"The model answers class {found.classes.max()}, and there are labels for {len(self.labels)}: "
@@ -92,15 +97,24 @@ class FileEngine:
 
 
 def load(
-    path: Path, *, threads: int, cache: Path | None, labels: tuple[str, ...], memory: Footprint | None
+    path: Path,
+    *,
+    threads: int,
+    cache: Path | None,
+    labels: tuple[str, ...],
+    memory: Footprint | None,
+    overrides: Mapping[str, float],
 ) -> FileEngine:
     """The engine of a model file; see segment.engine.load."""
     properties = metadata(path)
     facts = ModelMetadata.from_metadata(properties)
     if memory is None and facts:
         memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel, facts.bytes_per_instance)
+    if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= overrides.keys():
+        memory = Footprint(0, 0.0)
     # Measured before this process has the network too: both at once might not fit.
     memory = memory or footprint.known(path, threads=threads, cache=cache)
+    memory = replace(memory, **dict[str, Any](overrides))
     network = Network(path, threads, cache, read_scales=facts is None)
     signature = Signature(path.name, network.inputs, network.outputs, properties)
     return FileEngine(network, recognise(signature, labels), memory)
