@@ -36,8 +36,10 @@ NETWORK_INPUT_BYTES = 7
 TILE_SHARPNESS = 0.9
 """A tile may have this share of the pixels a side that it is seen at: enlarged by so little it loses nothing that the
 network sees, and JPEG's steps of two often spare three quarters of the photo."""
-INSTANCE_BYTES = 4 << 10
-"""Of an instance that is kept until all tiles are seen: its grid and numbers."""
+INSTANCE_BYTES = 1 << 10
+"""Of an instance, beside its mask: its box, score and class, and Python's objects."""
+OUTLINE_BYTES = 128 << 10
+"""Of an instance's polygons in JSON, see MAX_POINTS in output/polygons.py."""
 WORKING_BYTES = 8 << 20
 """Strips of masks, text, rows of a resize: what each step takes whatever its size."""
 SMALLER = 0.9
@@ -51,7 +53,8 @@ class Figures:
 
     `capacity`: bytes for requests. `run`: what a run of the network takes. `network_size`: (photo's size, render
     factor, fit) -> the (width, height) that the network sees. `max_detections`: what one run finds at most.
-    `detail_pixels`: with detail auto, how many pixels the network may see of one photo in all its runs.
+    `mask_bytes`: network's size -> bytes of one instance's mask at most. `detail_pixels`: with detail auto, how many
+    pixels the network may see of one photo in all its runs.
     """
 
     capacity: int
@@ -59,6 +62,7 @@ class Figures:
     network_size: Callable[[Size, int, Fit], Size]
     max_detections: int = 100
     detail_pixels: float = 4e6
+    mask_bytes: Callable[[Size], int] = lambda network: INSTANCE_BYTES
 
     def narrowed(self, options: Options) -> Figures:
         """The same for a request whose runs are asked for fewer detections."""
@@ -70,6 +74,10 @@ class Figures:
         """Memory in bytes of a run on an image of `size`."""
         run = self.run
         return int(run.fixed_bytes + run.bytes_per_pixel * prod(size) + run.bytes_per_instance * self.max_detections)
+
+    def found_bytes(self, network: Size) -> int:
+        """Memory in bytes of all that one run on an image of size `network` finds."""
+        return self.max_detections * (INSTANCE_BYTES + self.mask_bytes(network))
 
     def largest_render_factor(self, own_bytes: int = WORKING_BYTES) -> int:
         """The largest render factor whose run fits beside `own_bytes`; 0 if none does."""
@@ -118,8 +126,11 @@ def plan(header: Header, options: Options, formats: Sequence[Format], figures: F
     look, run = _look_bytes(header, network, detail, figures), figures.network_bytes(network)
     if look + run > figures.capacity:
         raise TooLarge(_cannot_look(header, options.fit, factor, detail, look, figures))
-    picture = _largest_picture(header, formats, figures)
-    write = _write_bytes(header, formats, picture)
+    found = figures.found_bytes(network)
+    if "json" in formats and options.segmentation == "polygons":
+        found += figures.max_detections * OUTLINE_BYTES
+    picture = _largest_picture(header, formats, found, figures)
+    write = found + _write_bytes(header, formats, picture)
     shared = shows_photo(formats) and header.decoded_size(look_size) == header.decoded_size(picture)
     keep = shared and max(look, write) + run <= figures.capacity
     return Plan(factor, detail, network, look_size, picture, look, write, run, keep)
@@ -135,7 +146,7 @@ def _look_size(header: Header, network: Size, detail: int) -> Size:
 def _look_bytes(header: Header, network: Size, detail: int, figures: Figures) -> int:
     size = _look_size(header, network, detail)
     seen = PIXEL_BYTES * prod(header.decoded_size(size)) + NETWORK_INPUT_BYTES * prod(network)
-    found = INSTANCE_BYTES * figures.max_detections * (views(detail) - 1)
+    found = figures.found_bytes(network) * views(detail)
     return WORKING_BYTES + max(header.decode_bytes(size), seen + found)
 
 
@@ -153,11 +164,11 @@ def _write_bytes(header: Header, formats: Sequence[Format], picture: Size) -> in
     return WORKING_BYTES + max(decode, decoded + max(resize, int(encode)))
 
 
-def _largest_picture(header: Header, formats: Sequence[Format], figures: Figures) -> Size:
+def _largest_picture(header: Header, formats: Sequence[Format], found: int, figures: Figures) -> Size:
     picture, scale = header.size, 1.0
-    while _write_bytes(header, formats, picture) > figures.capacity:
+    while (needed := found + _write_bytes(header, formats, picture)) > figures.capacity:
         if not shows_photo(formats) or max(picture) <= SMALLEST:
-            raise TooLarge(_cannot_decode(header, _write_bytes(header, formats, picture), figures))
+            raise TooLarge(_cannot_decode(header, needed, figures))
         scale *= SMALLER
         picture = max(1, round(header.size[0] * scale)), max(1, round(header.size[1] * scale))
     return picture

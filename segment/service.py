@@ -269,6 +269,7 @@ def _load(settings: Settings) -> _Loaded:
         capacity=room - traffic,
         run=model.footprint,
         network_size=model.network_size,
+        mask_bytes=model.engine.mask_bytes,
         max_detections=settings.max_detections,
         detail_pixels=settings.detail_megapixels * 1e6,
     )

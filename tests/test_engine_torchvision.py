@@ -78,3 +78,14 @@ def test_a_class_without_a_label_is_refused(tmp_path: Path) -> None:
     engine = open_file(tmp_path / "m.onnx", labels=LABELS + 90)
     with pytest.raises(ModelError, match=r"answers class \d+, .* SEGMENT_LABELS"):
         engine(photo((99, 99)), 0.0, 5)
+
+
+@pytest.mark.parametrize("size", [(99, 99), (450, 450), (640, 320)])
+def test_masks_are_as_small_as_the_engine_says(size: tuple[int, int], tmp_path: Path) -> None:
+    """100 pasted masks of 450 x 450 were 90 MiB in no plan. What is pasted is kept on a grid like the network's own."""
+    boxes = np.array([[0, 0, *size]] * len(SCORES), np.float32)
+    for grids in (GRIDS, None):
+        engine = open_file(tmp_path / "m.onnx", boxes=boxes, grids=grids)
+        found = engine(photo(size), 0.0, 100)
+        assert len(found) == len(SCORES)
+        assert all(0 < mask.grid.nbytes <= engine.mask_bytes(size) < 64 << 10 for mask in found.masks)

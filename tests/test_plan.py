@@ -16,7 +16,7 @@ from segment.errors import TooLarge
 from segment.formats import Format
 from segment.image import Header
 from segment.options import Options
-from segment.plan import SMALLEST, Figures, Plan, plan, shows_photo
+from segment.plan import OUTLINE_BYTES, SMALLEST, Figures, Plan, plan, shows_photo
 from segment.resize import fitted_size
 from segment.settings import Settings
 
@@ -153,3 +153,18 @@ def test_a_plan_keeps_what_it_promises(
         assert found.picture_size[0] / size[0] == pytest.approx(
             found.picture_size[1] / size[1], rel=0.2, abs=2 / min(size)
         )
+
+
+def test_masks_and_outlines_are_in_the_plan() -> None:
+    """What a run finds stays until the results are written; another family's masks can be as large as its input."""
+    photo = jpeg(400, 400)
+    large = replace(figures(512), mask_bytes=lambda size: 4 * size[0] * size[1])
+    few, many = (options(max_detections=count, format="json") for count in (1, 100))
+    sizes = [plan(photo, asked, ("json",), large) for asked in (few, many)]
+    network = sizes[0].network_size
+    for step in ("look_bytes", "write_bytes"):
+        assert getattr(sizes[0], step) < 100 * 4 * network[0] * network[1] <= getattr(sizes[1], step)
+    outlined = plan(photo, replace(many, segmentation="polygons"), ("json",), large)
+    assert outlined.write_bytes - sizes[1].write_bytes == 100 * OUTLINE_BYTES
+    with pytest.raises(TooLarge):
+        plan(photo, many, ("json",), replace(figures(96), mask_bytes=large.mask_bytes))

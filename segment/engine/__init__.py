@@ -38,6 +38,9 @@ class Engine(Protocol):
         An image of another size is admitted too and fitted by the engine; this one spares resizing it twice.
         """
 
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        """The most bytes of one instance's mask in an image of `size` (width, height)."""
+
     def release(self) -> None:
         """Give up what is kept between runs to make the next one faster."""
 

@@ -72,6 +72,10 @@ class Detectron2:
         """Any size will do."""
         return None
 
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        """PointRend's grids are the largest, 224 x 224."""
+        return 4 * 224 * 224
+
     def release(self) -> None:
         """PyTorch keeps nothing between runs on a CPU."""
 

@@ -17,10 +17,14 @@ import numpy as np
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 
-from segment.mask import THRESHOLD, Mask
+from segment.mask import THRESHOLD, Box, Mask
 
 SAMPLES = 4
 """Samples per grid cell and axis."""
+MAX_POINTS = 4000
+"""Points of a mask's polygons together. A mask with more, which is noise, is traced on half as many samples."""
+PAIRS = 1 << 16
+"""Pairs of points that are compared to find where a hole is reached."""
 
 Ring = NDArray[np.float64]
 """(P, 2) x, y; not closed: the first point is not repeated."""
@@ -34,9 +38,19 @@ def polygons(mask: Mask, size: tuple[int, int]) -> list[list[float]]:
         return []
     columns = _samples(x1 - x0, mask.place[2] - mask.place[0], mask.grid.shape[1])
     rows = _samples(y1 - y0, mask.place[3] - mask.place[1], mask.grid.shape[0])
+    while (result := _traced(mask, (x0, y0, x1, y1), columns, rows)) is None:
+        columns, rows = max(1, columns // 2), max(1, rows // 2)
+    return result
+
+
+def _traced(mask: Mask, frame: Box, columns: int, rows: int) -> list[list[float]] | None:
+    """The polygons of what lies in `frame`, on columns x rows samples; None if they have more than MAX_POINTS."""
+    x0, y0, x1, y1 = frame
     cell = np.array([(x1 - x0) / columns, (y1 - y0) / rows])
     field = mask.moved(-x0, -y0).scaled(1 / cell[0], 1 / cell[1]).paste((0, 0, columns, rows))
     outlines = contour_generator(z=np.pad(field, 1), fill_type=FillType.OuterOffset).filled(THRESHOLD, math.inf)
+    if sum(len(points) for points in outlines[0] if points is not None) > MAX_POINTS:
+        return None
     result = []
     for points, offsets in zip(*outlines, strict=True):
         rings = [points[start : stop - 1] for start, stop in itertools.pairwise(offsets)]
@@ -57,8 +71,11 @@ def _bridged(rings: list[Ring]) -> Ring:
     """An outer ring and its holes as one ring: each hole is reached from the nearest point so far, and left again."""
     outer, *holes = rings
     for hole in holes:
-        distances = ((outer[:, None] - hole[None]) ** 2).sum(axis=2)
+        step = math.ceil(len(outer) * len(hole) / PAIRS)
+        near = hole[::step]
+        distances = ((outer[:, None] - near[None]) ** 2).sum(axis=2)
         here, there = np.unravel_index(distances.argmin(), distances.shape)
+        there *= step
         way = np.concatenate([hole[there:], hole[: there + 1]])
         outer = np.concatenate([outer[: here + 1], way, outer[here:]])
     return outer

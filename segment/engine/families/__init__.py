@@ -39,6 +39,13 @@ class Family(Protocol):
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """See Engine."""
 
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        """See Engine."""
+
+    @property
+    def unmeasured_bytes_per_pixel(self) -> float:
+        """Memory of outputs that grow with what is found, and so are not in a measurement on noise."""
+
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         """The network's inputs by name for an image (H, W, 3) uint8 RGB."""
 
@@ -71,6 +78,9 @@ class FileEngine:
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return self._family.input_size(size)
+
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        return self._family.mask_bytes(size)
 
     def release(self) -> None:
         with self._turn:
@@ -117,7 +127,10 @@ def load(
     memory = replace(memory, **dict[str, Any](overrides))
     network = Network(path, threads, cache, read_scales=facts is None)
     signature = Signature(path.name, network.inputs, network.outputs, properties)
-    return FileEngine(network, recognise(signature, labels), memory)
+    family = recognise(signature, labels)
+    if "bytes_per_pixel" not in overrides:
+        memory = replace(memory, bytes_per_pixel=memory.bytes_per_pixel + family.unmeasured_bytes_per_pixel)
+    return FileEngine(network, family, memory)
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> Family:

@@ -37,9 +37,14 @@ class MaskRcnn:
 
     labels: tuple[str, ...]
     stride: int
+    grid: tuple[int, int] = (28, 28)
+    unmeasured_bytes_per_pixel: float = 0.0
 
     def input_size(self, size: tuple[int, int]) -> None:
         """Any size will do."""
+
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        return 4 * self.grid[0] * self.grid[1]
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         return {
@@ -64,4 +69,5 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
     shapes_fit = all(port.fits(*shape) for port, shape in zip(signature.outputs, OUTPUTS.values(), strict=False))
     if not (facts and ours and shapes_fit):
         return None
-    return MaskRcnn(labels_for(len(facts.labels), labels, facts.labels), facts.stride)
+    _, height, width = signature.outputs[-1].shape
+    return MaskRcnn(labels_for(len(facts.labels), labels, facts.labels), facts.stride, (height or 28, width or 28))

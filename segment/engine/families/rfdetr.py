@@ -46,10 +46,15 @@ class RfDetr:
     boxes: tuple[int, TensorSpec]
     logits: tuple[int, TensorSpec]
     masks: tuple[int, TensorSpec]
+    unmeasured_bytes_per_pixel: float = 0.0
     stride: int = STRIDE
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.size
+
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        height, width = self.masks[1].shape[2:]
+        return 4 * ((height or self.size[1]) + 2) * ((width or self.size[0]) + 2)
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         image = Letterbox.stretch((pixels.shape[1], pixels.shape[0]), self.size).paint(pixels)

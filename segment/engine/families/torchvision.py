@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from segment.detections import Detections
 from segment.engine.families.letterbox import Letterbox
@@ -30,6 +31,10 @@ EXPECTED = (
 )
 
 STRIDE = 32
+MOST = 100
+"""What torchvision's models find at most (box_detections_per_img)."""
+MAX_GRID = 112
+"""Cells a side that are kept of a pasted mask. The network computed 28, so more hold nothing finer."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,15 @@ class Torchvision:
     classes: int
     scores: int
     masks: int
+    pasted: bool
     stride: int = STRIDE
+
+    @property
+    def unmeasured_bytes_per_pixel(self) -> float:
+        return 4.0 * MOST if self.pasted else 0.0
+
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        return 4 * MAX_GRID**2
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return Letterbox.fit(size, self.image.size).inner if self.image.size else None
@@ -88,13 +101,14 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Torchvision | No
     if image is None or len(outputs) != 4 or any(len(ports) != 1 for ports in found):
         return None
     (boxes,), (classes,), (scores,), (masks,) = found
-    return Torchvision(labels or coco_by_number(), image, boxes, classes, scores, masks)
+    pasted = signature.outputs[masks].shape[2:] != (28, 28)
+    return Torchvision(labels or coco_by_number(), image, boxes, classes, scores, masks, pasted)
 
 
 def _box_mask(grid: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
     """A mask over its own box, XYXY in pixels of the canvas."""
     place = as_box(letterbox.to_image(box))
-    return Mask(grid.astype(np.float32), place, place)
+    return Mask(_reduced(grid.astype(np.float32)), place, place)
 
 
 def _pasted_mask(frame: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
@@ -107,4 +121,13 @@ def _pasted_mask(frame: NDArray[Any], box: NDArray[np.float32], letterbox: Lette
     inside = np.clip(np.concatenate([box[:2] - beyond, box[2:] + beyond]), 0, [width, height, width, height])
     window = Window.around(inside, (1.0, 1.0))
     place = as_box(letterbox.to_image(window.place((1.0, 1.0))))
-    return Mask(window.cut(frame).astype(np.float32), place, place)
+    return Mask(_reduced(window.cut(frame).astype(np.float32)), place, place)
+
+
+def _reduced(grid: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`grid` with no more than MAX_GRID cells a side, each the mean of those that it covers."""
+    height, width = grid.shape
+    if max(height, width) <= MAX_GRID:
+        return grid
+    size = min(width, MAX_GRID), min(height, MAX_GRID)
+    return np.array(Image.fromarray(grid).resize(size, Image.Resampling.BOX), np.float32)

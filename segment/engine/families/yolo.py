@@ -68,6 +68,10 @@ class Rows:
     classes: int
 
 
+PROTOTYPE_STRIDE = 4
+"""Pixels of the canvas for each cell of the prototypes."""
+
+
 @dataclass(frozen=True)
 class Yolo:
     """See Family for the interface. `row_port`, `prototype_port`: which of the outputs, and the port itself."""
@@ -78,9 +82,15 @@ class Yolo:
     rows: Rows
     row_port: tuple[int, TensorSpec]
     prototype_port: tuple[int, TensorSpec]
+    unmeasured_bytes_per_pixel: float = 0.0
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return Letterbox.fit(size, self.image.size).inner if self.image.size else None
+
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        canvas = self._letterbox(size).canvas
+        height, width = self.prototype_port[1].shape[2:]
+        return 4 * (height or -(-canvas[1] // PROTOTYPE_STRIDE)) * (width or -(-canvas[0] // PROTOTYPE_STRIDE))
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         return self.image.feed(self._letterbox((pixels.shape[1], pixels.shape[0])).paint(pixels))
