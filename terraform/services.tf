@@ -44,7 +44,7 @@ locals {
   own_settings = keys(merge(local.common_settings, local.http_settings, local.bucket_settings, local.service_size))
 
   # The framework's own. A request that waits for memory holds a thread, and a probe must still find one.
-  framework = { WORKERS = 1, THREADS = var.concurrency + 4 }
+  framework = { THREADS = var.concurrency + 4 }
 
   services = {
     http = {

@@ -63,7 +63,6 @@ run "services" {
         SEGMENT_THREADS      = "1"
         SEGMENT_WAIT_SECONDS = "30"
         THREADS              = "8"
-        WORKERS              = "1"
       }
       events = {
         FUNCTION_TARGET        = "segment_object"
@@ -75,7 +74,6 @@ run "services" {
         SEGMENT_THREADS        = "1"
         SEGMENT_WAIT_SECONDS   = "30"
         THREADS                = "8"
-        WORKERS                = "1"
       }
     }
     error_message = "The code is told its target, its size and its buckets; everything else is its own default."
