@@ -29,12 +29,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+def interpreter(version: str) -> Path | None:
+    """A Python of that version: on PATH, or one of pyenv's, whose shims run only the versions that are selected."""
+    on_path = shutil.which(f"python{version}")
+    candidates = [Path(on_path)] if on_path else []
+    candidates += sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}"))
+
+    def runs(path: Path) -> bool:
+        return subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0
+
+    return next(filter(runs, candidates), None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, tmp_path: Path) -> None:
-    python = shutil.which(f"python{version}")
-    if not python or subprocess.run([python, "--version"], capture_output=True, check=False).returncode:
-        pytest.skip(f"needs python{version}")
+    python = interpreter(version)
+    if not python:
+        pytest.skip(f"needs python{version}, on PATH or installed by pyenv")
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
     programs = tmp_path / "venv" / "bin"
     subprocess.run([programs / "pip", "install", "--quiet", str(wheel)], check=True)
