@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from segment.convert import document as documents
 from segment.errors import ConversionError
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -153,17 +152,10 @@ class Config:
 
 
 def read(path: Path) -> Config:
-    """Read a detectron2 config file. Raises ConversionError."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConversionError(f"The config {path.name} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConversionError(f"The config {path.name} is not a YAML file: {error}.") from None
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:  # PyYAML's own
-        raise ConversionError(f"The config {path.name} is not one that can be read: {error}.") from None
-    if not isinstance(document, dict) or "MODEL" not in document:
-        raise ConversionError(f"The config {path.name} has no MODEL: it is not a detectron2 config.")
+    """Read a detectron2 config file: YAML as `cfg.dump()` or `LazyConfig.save` writes it. Raises ConversionError."""
+    document = documents.read(path)
+    if "MODEL" not in document and "model" not in document:
+        raise ConversionError(f"The config {path.name} has neither MODEL nor model: it is not a detectron2 config.")
     if "_BASE_" in document:
         raise ConversionError(
             f"The config {path.name} builds on _BASE_: {document['_BASE_']}. Give the full config, as a training run "
@@ -173,9 +165,14 @@ def read(path: Path) -> Config:
 
 
 def parse(document: Mapping[str, Any]) -> Config:
-    """The facts of a config given as nested mappings. Raises ConversionError, which names the key."""
+    """The facts of a config given as nested mappings. Raises ConversionError, which names the key.
+
+    A LazyConfig is known by its key `model`, a YAML config by its key `MODEL`.
+    """
+    from segment.convert import lazyconfig  # which builds on this module
+
     try:
-        return _parse(document)
+        return lazyconfig.parse(document) if "model" in document else _parse(document)
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         raise ConversionError(f"The config has a value of another type than detectron2's: {error}.") from None
 

@@ -1,0 +1,154 @@
+"""Read a detectron2 config file as nested plain values, without importing or calling anything.
+
+`cfg.dump()` writes plain YAML. `LazyConfig.save` (detectron2/config/lazy.py) also writes Python tags, which detectron2
+reads with `yaml.unsafe_load`: that imports and calls whatever the file names. Here these tags are read as data, and
+every other tag is refused:
+
+    !!python/name:MODULE.NAME                a Name; it is not imported
+    !!python/tuple                           a list
+    !!python/object:...ShapeSpec             a mapping
+    !!python/object/apply:functools.partial  a Partial; it is not called, and must be of torch.nn or detectron2
+
+Aliases let a small YAML file expand to an enormous document, so the expanded size is checked before it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from segment.errors import ConversionError
+
+MAX_BYTES = 2 << 20
+MAX_VALUES = 200_000
+"""Most values in a document, with every alias expanded."""
+MAX_DEPTH = 64
+
+_PARTIAL_OF = ("torch.nn.", "detectron2.")
+"""Packages whose classes and functions `functools.partial` may name."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """The dotted name of a Python class or function."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A class or function with keyword arguments bound to it."""
+
+    name: Name
+    arguments: dict[str, Any]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The top-level mapping of a YAML file. Raises ConversionError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConversionError(f"The config {path.name} cannot be read: {error.strerror}.") from None
+    if len(data) > MAX_BYTES:
+        raise ConversionError(f"The config {path.name} is larger than {MAX_BYTES >> 20} MiB.")
+    try:
+        text = data.decode("utf-8")
+        _check_size(text)
+        document = yaml.load(text, _Loader)
+    except ConversionError as error:
+        raise ConversionError(f"The config {path.name} is refused: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        raise ConversionError(f"The config {path.name} is not a YAML file that can be read: {error}.") from None
+    if not isinstance(document, dict):
+        raise ConversionError(f"The config {path.name} holds no keys: it is not a detectron2 config.")
+    return cast("dict[str, Any]", document)
+
+
+def _check_size(text: str) -> None:
+    """Raise ConversionError if the document is nested too deeply or expands to too many values."""
+    stack: list[_Size] = [_Size()]
+    anchored: dict[str, _Size] = {}
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append(_Size(event.anchor))
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            closed = stack.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            closed = _Size(event.anchor)
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in anchored:
+                raise ConversionError(f"the alias *{event.anchor} is used inside of the value it refers to.")
+            closed = anchored[event.anchor]
+        else:
+            continue
+        if closed.anchor:
+            anchored[closed.anchor] = closed
+        stack[-1].values += closed.values
+        stack[-1].height = max(stack[-1].height, closed.height + 1)
+        if len(stack) > MAX_DEPTH or stack[-1].height > MAX_DEPTH:
+            raise ConversionError(f"it is nested more than {MAX_DEPTH} levels deep.")
+        if stack[-1].values > MAX_VALUES:
+            raise ConversionError(f"it has more than {MAX_VALUES:,} values.")
+
+
+@dataclass
+class _Size:
+    """How large an expanded YAML node is."""
+
+    anchor: str | None = None
+    values: int = 1
+    height: int = 1
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which calls nothing, and the tags above."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping = super().construct_mapping(node, deep)
+        for key in mapping:
+            if not isinstance(key, str):
+                raise ConversionError(f"its key {key!r} is not text.")
+        return mapping
+
+
+def _python(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
+    """A tag of Python's: data, or refused."""
+    kind, _, name = suffix.partition(":")
+    if kind == "name":
+        return Name(name)
+    if suffix == "tuple" and isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        content = loader.construct_mapping(node, deep=True)
+        if suffix == "object:detectron2.layers.shape_spec.ShapeSpec":
+            return content
+        if suffix == "object/apply:functools.partial":
+            return _partial(content)
+    raise ConversionError(
+        f"the tag !!python/{suffix} would import or call something. Only names, tuples, ShapeSpec and "
+        "functools.partial of classes of torch.nn or detectron2 are read."
+    )
+
+
+def _partial(content: dict[Hashable, Any]) -> Partial:
+    """What PyYAML writes for a partial: {args: [function], state: (function, arguments, keywords, attributes)}."""
+    match content:
+        case {"args": [Name() as name], "state": [Name() as same, [], dict() | None as keywords, None | {}], **rest}:
+            if name == same and not rest and name.name.startswith(_PARTIAL_OF):
+                return Partial(name, keywords or {})
+    raise ConversionError(
+        "the tag !!python/object/apply:functools.partial is read only where it gives keyword arguments to a class or "
+        "function of torch.nn or detectron2."
+    )
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _python)

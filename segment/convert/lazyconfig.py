@@ -1,0 +1,428 @@
+"""Read a detectron2 LazyConfig: the calls that would build the model, as `LazyConfig.save` writes them beside a run.
+
+Each mapping with a `_target_` is a call of a class or function with keyword arguments
+(detectron2/config/instantiate.py). Nothing is called here: the arguments are read, with the defaults of detectron2's
+constructors, as the same Config that a YAML config gives. A call that is not converted, and an argument that is not
+known, is refused by its key. Interpolations such as `${..num_classes}` are OmegaConf's: one dot is the mapping that
+holds the value, each further dot its parent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from segment.convert.config import (
+    BLOCKS,
+    NORMS,
+    Anchors,
+    BoxHead,
+    Config,
+    MaskHead,
+    Pooler,
+    Proposals,
+    Pyramid,
+    ResNet,
+)
+from segment.convert.document import Name
+from segment.errors import ConversionError
+
+_INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
+_MOST_INTERPOLATIONS = 20
+"""How many interpolations may lead to a value before they are taken for a circle."""
+_BATCH_NORM_CLASSES = ("BatchNorm2d", "FrozenBatchNorm2d", "SyncBatchNorm", "NaiveSyncBatchNorm")
+_LAMBDA = "<lambda>"
+_TRAINING = frozenset(
+    (
+        "anchor_boundary_thresh",
+        "anchor_matcher",
+        "batch_size_per_image",
+        "box_reg_loss_type",
+        "fed_loss_num_classes",
+        "freeze_at",
+        "get_fed_loss_cls_weights",
+        "loss_weight",
+        "positive_fraction",
+        "proposal_append_gt",
+        "proposal_matcher",
+        "proposal_matchers",
+        "smooth_l1_beta",
+        "train_on_pred_boxes",
+        "use_fed_loss",
+        "vis_period",
+    )
+)
+"""Arguments that only training reads."""
+_BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
+"""Arguments that must agree with others; where they do not, the shapes of the checkpoint's tensors do not either."""
+_PREDICTOR = "FastRCNNOutputLayers"
+
+
+def parse(document: Mapping[str, Any]) -> Config:
+    """The facts of a LazyConfig given as nested values. Raises ConversionError, which names the key."""
+    model = _Call(document, ("model",), "GeneralizedRCNN")
+    image_format = _image_format(document, model)
+    backbone = model.call("backbone", "FPN")
+    pyramid = _pyramid(backbone)
+    resnet = _resnet(backbone.call("bottom_up", "ResNet"), pyramid.levels)
+    backbone.finish()
+    heads = model.call("roi_heads", "StandardROIHeads", "CascadeROIHeads")
+    levels = (*pyramid.levels, pyramid.levels[-1] + 1)
+    config = Config(
+        format=image_format,
+        mean=model.numbers("pixel_mean", 3),
+        std=model.numbers("pixel_std", 3),
+        classes=heads.whole("num_classes"),
+        resnet=resnet,
+        pyramid=pyramid,
+        proposals=_proposals(model.call("proposal_generator", "RPN"), levels),
+        box=_box_head(heads, levels),
+        mask=_mask_head(heads, levels),
+    )
+    heads.absent("keypoint_in_features", "keypoint_pooler", "keypoint_head")
+    heads.finish()
+    model.finish()
+    return config
+
+
+def _image_format(document: Mapping[str, Any], model: _Call) -> str:
+    """The order of an image's channels: what the test data's mapper delivers, which the model itself never checks."""
+    image_format: str = model.one_of("input_format", ("BGR", "RGB"))
+    path = ("dataloader", "test", "mapper", "image_format")
+    if _at(document, path) is not None:
+        mapper = _resolved(document, path)
+        if mapper != image_format:
+            raise ConversionError(
+                f"dataloader.test.mapper.image_format is {mapper!r} and model.input_format is {image_format!r}; "
+                "they must be the same."
+            )
+    return image_format
+
+
+def _resnet(call: _Call, levels: tuple[int, ...]) -> ResNet:
+    stem, stages = call.call("stem", "BasicStem"), call.call("stages", "make_default_stages")
+    stem.one_of("in_channels", (3,), 3)
+    stem.one_of("out_channels", (64,), 64)
+    norm = stages.norm("norm", "BN")
+    if stem.norm("norm", "BN") != norm:
+        raise ConversionError(f"{stem.key('norm')} must be the same norm as {stages.key('norm')}.")
+    stages.absent("block_class", "bottleneck_channels")
+    stages.one_of("dilation", (1,), 1)
+    groups = stages.one_of("num_groups", (1, 2, 4, 8, 16, 32, 64), 1)
+    resnet = ResNet(
+        blocks=BLOCKS[stages.one_of("depth", tuple(BLOCKS))],
+        norm=norm,
+        groups=groups,
+        width_per_group=64 // groups,
+        stem_channels=64,
+        res2_channels=256,
+        stride_in_1x1=bool(stages.take("stride_in_1x1", False)),
+    )
+    _has_levels(call, "res", levels)
+    call.absent("num_classes")
+    for part in (stem, stages, call):
+        part.finish()
+    return resnet
+
+
+def _has_levels(call: _Call, prefix: str, levels: tuple[int, ...]) -> None:
+    """Check that a bottom-up network returns the maps that the pyramid reads."""
+    if not set(levels) <= set(call.levels("out_features", prefix, (2, 3, 4, 5))):
+        raise ConversionError(f"{call.key('out_features')} lacks maps that the feature pyramid's in_features lists.")
+
+
+def _pyramid(call: _Call) -> Pyramid:
+    call.call("top_block", "LastLevelMaxPool").finish()
+    call.one_of("square_pad", (0,), 0)
+    return Pyramid(
+        levels=call.levels("in_features", "res", (2, 3, 4, 5)),
+        channels=call.whole("out_channels"),
+        norm=call.norm("norm", ""),
+        average=call.one_of("fuse_type", ("sum", "avg"), "sum") == "avg",
+    )
+
+
+def _proposals(call: _Call, allowed: tuple[int, ...]) -> Proposals:
+    levels = call.levels("in_features", "p", allowed)
+    head = call.call("head", "StandardRPNHead")
+    anchors = call.call("anchor_generator", "DefaultAnchorGenerator")
+    head.one_of("box_dim", (4,), 4)
+    strides = anchors.numbers("strides", len(levels))
+    if strides != tuple(2.0**level for level in levels):
+        raise ConversionError(f"{anchors.key('strides')} is {strides}; it must be the strides of {levels}.")
+    proposals = Proposals(
+        levels=levels,
+        conv_dims=tuple(int(dim) for dim in head.numbers("conv_dims", None, (-1,))),
+        anchors=Anchors(
+            anchors.per_level("sizes", len(levels)),
+            anchors.per_level("aspect_ratios", len(levels)),
+            anchors.number("offset", 0.5),
+        ),
+        box_weights=_box_weights(call),
+        nms=call.number("nms_thresh", 0.7),
+        before_nms=_at_test_time(call, "pre_nms_topk"),
+        after_nms=_at_test_time(call, "post_nms_topk"),
+        min_size=call.number("min_box_size", 0.0),
+    )
+    if len({len(s) * len(r) for s, r in zip(proposals.anchors.sizes, proposals.anchors.ratios, strict=True)}) > 1:
+        raise ConversionError(f"{anchors.key('sizes')} must give as many anchors on each level.")
+    for part in (head, anchors, call):
+        part.finish(_BY_SHAPE)
+    return proposals
+
+
+def _at_test_time(call: _Call, name: str) -> int:
+    """The second of a pair, of which the first is for training."""
+    _, count = call.numbers(name, 2)
+    if count < 1 or count != int(count):
+        raise ConversionError(f"{call.key(name)} is {count:g} at test time; it must be a whole number of at least 1.")
+    return int(count)
+
+
+def _box_weights(call: _Call) -> tuple[float, ...]:
+    transform = call.call("box2box_transform", "Box2BoxTransform")
+    weights = transform.numbers("weights", 4)
+    transform.finish()
+    return weights
+
+
+def _box_head(heads: _Call, allowed: tuple[int, ...]) -> BoxHead:
+    pooler = _pooler(heads, "box", allowed)
+    if heads.target == "StandardROIHeads":
+        head, predictor = heads.call("box_head", "FastRCNNConvFCHead"), heads.call("box_predictor", _PREDICTOR)
+        return _box_stage(head, predictor, pooler, cascade=False)
+    box_heads, predictors = heads.calls("box_heads", "FastRCNNConvFCHead"), heads.calls("box_predictors", _PREDICTOR)
+    if len(box_heads) != len(predictors):
+        raise ConversionError(f"{heads.key('box_heads')} and {heads.key('box_predictors')} must have the same length.")
+    stages = [
+        _box_stage(head, predictor, pooler, cascade=True) for head, predictor in zip(box_heads, predictors, strict=True)
+    ]
+    last = stages[-1]
+    if any(replace(stage, box_weights=last.box_weights) != last for stage in stages):
+        raise ConversionError(f"{heads.key('box_heads')}: the stages may differ in box2box_transform only.")
+    return replace(last, box_weights=tuple(stage.box_weights[0] for stage in stages))
+
+
+def _box_stage(head: _Call, predictor: _Call, pooler: Pooler, *, cascade: bool) -> BoxHead:
+    convs, fcs = head.dims("conv_dims"), head.dims("fc_dims")
+    if not fcs:
+        raise ConversionError(f"{head.key('fc_dims')} is empty; a box head with at least one such layer converts.")
+    agnostic = predictor.flag("cls_agnostic_bbox_reg")
+    if cascade and not agnostic:
+        raise ConversionError(f"{predictor.key('cls_agnostic_bbox_reg')} must be true in a cascade.")
+    stage = BoxHead(
+        pooler=pooler,
+        convs=len(convs),
+        conv_channels=convs[0] if convs else 256,
+        norm=head.norm("conv_norm", ""),
+        fcs=len(fcs),
+        fc_channels=fcs[0],
+        agnostic=agnostic,
+        sigmoid=predictor.flag("use_sigmoid_ce"),
+        cascade=cascade,
+        box_weights=(_box_weights(predictor),),
+        min_score=predictor.number("test_score_thresh", 0.0),
+        nms=predictor.number("test_nms_thresh", 0.5),
+        max_detections=predictor.whole("test_topk_per_image", 100),
+    )
+    head.finish(_BY_SHAPE)
+    predictor.finish(_BY_SHAPE)
+    return stage
+
+
+def _mask_head(heads: _Call, allowed: tuple[int, ...]) -> MaskHead:
+    call = heads.call("mask_head", "MaskRCNNConvUpsampleHead")
+    dims = call.dims("conv_dims")
+    if not dims:
+        raise ConversionError(f"{call.key('conv_dims')} is empty; its last value is the width of the upsampling.")
+    classes = call.whole("num_classes")
+    mask = MaskHead(
+        pooler=_pooler(heads, "mask", allowed),
+        convs=len(dims) - 1,
+        channels=dims[0],
+        norm=call.norm("conv_norm", ""),
+        agnostic=classes == 1,
+    )
+    call.finish(_BY_SHAPE)
+    return mask
+
+
+def _pooler(heads: _Call, part: str, allowed: tuple[int, ...]) -> Pooler:
+    levels = heads.levels(f"{part}_in_features", "p", allowed)
+    call = heads.call(f"{part}_pooler", "ROIPooler")
+    call.one_of("pooler_type", ("ROIAlignV2",))
+    call.one_of("canonical_box_size", (224,), 224)
+    call.one_of("canonical_level", (4,), 4)
+    scales = call.numbers("scales", len(levels))
+    if scales != tuple(0.5**level for level in levels):
+        raise ConversionError(f"{call.key('scales')} is {scales}; it must be 1 / stride of {part}_in_features.")
+    pooler = Pooler(levels, call.whole("output_size"), call.whole("sampling_ratio", low=0))
+    call.finish()
+    return pooler
+
+
+class _Call:
+    """A call, whose arguments are taken one by one; every complaint names the argument's key.
+
+    `targets`: names of the classes or functions that may be called, without their module.
+    """
+
+    def __init__(self, document: Mapping[str, Any], path: tuple[str, ...], *targets: str) -> None:
+        self._document = document
+        self._path = path
+        self._arguments = _at(document, path)
+        if not isinstance(self._arguments, Mapping):
+            raise ConversionError(f"{'.'.join(path)} is missing; it must be a call of {' or '.join(targets)}.")
+        self._taken = {"_target_"}
+        name = str(self._arguments.get("_target_"))
+        self.target = name.rpartition(".")[2]
+        if self.target not in targets or not name.startswith("detectron2."):
+            raise ConversionError(
+                f"{self.key('_target_')} is {name}; what converts is {' or '.join(targets)} of detectron2. "
+                "The detectron2 engine runs everything else."
+            )
+
+    def key(self, name: str) -> str:
+        return ".".join((*self._path, name))
+
+    def take(self, name: str, *default: Any) -> Any:
+        """An argument with interpolations resolved. Raises ConversionError if it is absent and has no default."""
+        self._taken.add(name)
+        if name not in self._arguments:
+            if default:
+                return default[0]
+            raise ConversionError(f"{self.key(name)} is missing.")
+        return _resolved(self._document, (*self._path, name))
+
+    def finish(self, ignored: Iterable[str] = ()) -> None:
+        """Raise ConversionError if an argument is left that changes what the network computes."""
+        for name in self._arguments:
+            if name not in self._taken and name not in _TRAINING and name not in ignored:
+                raise ConversionError(f"{self.key(name)} is given, which does not convert. Known: {self._known()}.")
+
+    def _known(self) -> str:
+        return ", ".join(sorted(self._taken - {"_target_"}))
+
+    def absent(self, *names: str) -> None:
+        for name in names:
+            self.one_of(name, (None,), None)
+
+    def call(self, name: str, *targets: str) -> _Call:
+        self._taken.add(name)
+        return _Call(self._document, (*self._path, name), *targets)
+
+    def calls(self, name: str, *targets: str) -> list[_Call]:
+        given = self.take(name)
+        if not isinstance(given, list) or not given:
+            raise ConversionError(f"{self.key(name)} must be a list of calls of {' or '.join(targets)}.")
+        return [_Call(self._document, (*self._path, name, str(i)), *targets) for i in range(len(given))]
+
+    def one_of(self, name: str, allowed: tuple[Any, ...], *default: Any) -> Any:
+        value = self.take(name, *default)
+        if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+            raise ConversionError(
+                f"{self.key(name)} is {value!r}; what converts is {' or '.join(repr(a) for a in allowed)}. "
+                "The detectron2 engine runs everything else."
+            )
+        return value
+
+    def flag(self, name: str) -> bool:
+        return bool(self.one_of(name, (False, True), False))
+
+    def norm(self, name: str, default: str) -> str:
+        """A norm by the name that get_norm of detectron2/layers/batch_norm.py knows.
+
+        A function that LazyConfig.save could not save, as the lambdas of the zoo's LSJ configs, is taken for a batch
+        norm: the checkpoint must then hold a running mean and variance.
+        """
+        value = self.take(name, default)
+        if isinstance(value, Name) and value.name.rpartition(".")[2] in (*_BATCH_NORM_CLASSES, _LAMBDA):
+            return "BN"
+        if value not in NORMS:
+            raise ConversionError(f"{self.key(name)} is {str(value)!r}; what converts is one of {', '.join(NORMS)}.")
+        return str(value)
+
+    def whole(self, name: str, *default: int, low: int = 1) -> int:
+        value = self.take(name, *default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a whole number of at least {low}.")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        value = self.take(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a number.")
+        return float(value)
+
+    def numbers(self, name: str, count: int | None = None, *default: Sequence[float]) -> tuple[float, ...]:
+        value = self.take(name, *default)
+        if not isinstance(value, list | tuple) or (count and len(value) != count):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of {count or 'some'} numbers.")
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must hold numbers.")
+        return tuple(float(v) for v in value)
+
+    def dims(self, name: str) -> list[int]:
+        """Widths of layers, which must all be the same."""
+        dims = self.take(name)
+        if not isinstance(dims, list) or len(set(map(str, dims))) > 1 or not all(_is_width(dim) for dim in dims):
+            raise ConversionError(f"{self.key(name)} is {dims!r}; it must be a list of equal widths.")
+        return dims
+
+    def per_level(self, name: str, levels: int) -> tuple[tuple[float, ...], ...]:
+        """Numbers for each level: one list for all of them, or a list for each."""
+        value = self.take(name)
+        rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        if len(rows) not in (1, levels):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must have one list, or one for each level.")
+        try:
+            return tuple(tuple(float(v) for v in row) for row in rows * (levels if len(rows) == 1 else 1))
+        except (TypeError, ValueError):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must hold numbers.") from None
+
+    def levels(self, name: str, prefix: str, allowed: tuple[int, ...]) -> tuple[int, ...]:
+        """The levels that feature maps such as p2, p3 name."""
+        names = self.take(name)
+        admitted = {f"{prefix}{level}": level for level in allowed}
+        if not isinstance(names, list) or not all(isinstance(n, str) and n in admitted for n in names) or not names:
+            raise ConversionError(f"{self.key(name)} is {names!r}; it must list some of {', '.join(admitted)}.")
+        levels = tuple(admitted[n] for n in names)
+        if levels != tuple(range(levels[0], levels[0] + len(levels))):
+            raise ConversionError(f"{self.key(name)} is {names!r}; it must be neighbours, the finest first.")
+        return levels
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _at(document: Any, path: tuple[str, ...]) -> Any:
+    """What stands at a path, None if nothing does. An index of a list is a part of the path, too."""
+    for part in path:
+        if isinstance(document, Mapping):
+            document = document.get(part)
+        elif isinstance(document, list) and part.isdecimal() and int(part) < len(document):
+            document = document[int(part)]
+        else:
+            return None
+    return document
+
+
+def _resolved(document: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The value at a path, following interpolations. Raises ConversionError for one that leads nowhere."""
+    value = _at(document, path)
+    for _ in range(_MOST_INTERPOLATIONS):
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        found = _INTERPOLATION.fullmatch(value)
+        if not found:
+            break
+        dots, rest = found.groups()
+        above = path[: len(path) - len(dots)] if dots else ()
+        path = (*above, *rest.split("."))
+        value = _at(document, path)
+        if value is None:
+            break
+    raise ConversionError(f"{'.'.join(path)}: the interpolation {value!r} leads to no value.")
