@@ -34,25 +34,23 @@ _MOST_INTERPOLATIONS = 20
 """How many interpolations may lead to a value before they are taken for a circle."""
 _BATCH_NORM_CLASSES = ("BatchNorm2d", "FrozenBatchNorm2d", "SyncBatchNorm", "NaiveSyncBatchNorm")
 _LAMBDA = "<lambda>"
-_TRAINING = frozenset(
-    (
-        "anchor_boundary_thresh",
-        "anchor_matcher",
-        "batch_size_per_image",
-        "box_reg_loss_type",
-        "fed_loss_num_classes",
-        "freeze_at",
-        "get_fed_loss_cls_weights",
-        "loss_weight",
-        "positive_fraction",
-        "proposal_append_gt",
-        "proposal_matcher",
-        "proposal_matchers",
-        "smooth_l1_beta",
-        "train_on_pred_boxes",
-        "use_fed_loss",
-        "vis_period",
-    )
+_TRAINING = (
+    "anchor_boundary_thresh",
+    "anchor_matcher",
+    "batch_size_per_image",
+    "box_reg_loss_type",
+    "fed_loss_num_classes",
+    "freeze_at",
+    "get_fed_loss_cls_weights",
+    "loss_weight",
+    "positive_fraction",
+    "proposal_append_gt",
+    "proposal_matcher",
+    "proposal_matchers",
+    "smooth_l1_beta",
+    "train_on_pred_boxes",
+    "use_fed_loss",
+    "vis_period",
 )
 """Arguments that only training reads."""
 _BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
@@ -340,6 +338,8 @@ class _Call:
         value = self.take(name, default)
         if isinstance(value, Name) and value.name.rpartition(".")[2] in (*_BATCH_NORM_CLASSES, _LAMBDA):
             return "BN"
+        if value is None:
+            return ""
         if value not in NORMS:
             raise ConversionError(f"{self.key(name)} is {str(value)!r}; what converts is one of {', '.join(NORMS)}.")
         return str(value)

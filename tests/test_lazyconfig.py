@@ -1,0 +1,227 @@
+"""LazyConfigs: read as the YAML config of the same model is, and never run."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segment import zoo
+from segment.convert import config, document
+from segment.convert.config import Config
+from segment.errors import ConversionError
+
+GOLDEN = Path(__file__).parent / "golden"
+"""lazy-*.yaml: what detectron2's LazyConfig.save wrote for its own configs of these names."""
+
+
+def lazy(name: str = "lazy-r50") -> dict[str, Any]:
+    return document.read(GOLDEN / f"{name}.yaml")
+
+
+def changed(key: str, value: Any, name: str = "lazy-r50") -> dict[str, Any]:
+    """The config with another value at a dotted key."""
+    given = copy.deepcopy(lazy(name))
+    *parents, last = key.split(".")
+    at: Any = given
+    for parent in parents:
+        at = at[int(parent)] if isinstance(at, list) else at[parent]
+    at[last] = value
+    return given
+
+
+def test_a_lazyconfig_is_read_as_the_yaml_config_of_the_same_model() -> None:
+    assert config.read(GOLDEN / "lazy-r50.yaml") == config.parse(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_1x")))
+
+
+def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
+    """The zoo's LSJ configs make their heads' norm with a lambda, of which the file keeps the name only."""
+    ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")
+    wanted = config.parse(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ")))
+    assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask, norm="BN"))
+
+
+def cascade() -> dict[str, Any]:
+    given = lazy()
+    heads = given["model"]["roi_heads"]
+    heads["_target_"] = "detectron2.modeling.roi_heads.CascadeROIHeads"
+    head, predictor = heads.pop("box_head"), heads.pop("box_predictor")
+    heads["box_heads"] = [copy.deepcopy(head) for _ in range(3)]
+    heads["box_predictors"] = [
+        {
+            **predictor,
+            "box2box_transform": {**predictor["box2box_transform"], "weights": weights},
+            "cls_agnostic_bbox_reg": True,
+            "num_classes": "${...num_classes}",
+        }
+        for weights in ([10, 10, 5, 5], [20, 20, 10, 10], [30, 30, 15, 15])
+    ]
+    return given
+
+
+def test_a_cascade() -> None:
+    assert config.parse(cascade()) == config.parse(zoo.config(zoo.entry("cascade_mask_rcnn_R_50_FPN_1x")))
+
+
+def test_a_cascade_whose_stages_differ_is_refused() -> None:
+    given = cascade()
+    given["model"]["roi_heads"]["box_heads"][1]["fc_dims"] = [512, 512]
+    with pytest.raises(ConversionError, match=r"model\.roi_heads\.box_heads"):
+        config.parse(given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model._target_", "detectron2.modeling.PanopticFPN"),
+        ("model._target_", "os.GeneralizedRCNN"),
+        ("model.backbone", None),
+        ("model.backbone._target_", "detectron2.modeling.RetinaNet"),
+        ("model.backbone.top_block._target_", "detectron2.modeling.backbone.fpn.LastLevelP6P7"),
+        ("model.backbone.square_pad", 1024),
+        ("model.backbone.norm", "LN"),
+        ("model.backbone.in_features", ["res2", "res4"]),
+        ("model.backbone.bottom_up.stages.depth", 18),
+        ("model.backbone.bottom_up.stages.norm", "GN"),
+        ("model.backbone.bottom_up.stages.deform_modulated", True),
+        ("model.backbone.bottom_up.stages._target_", "detectron2.modeling.ResNet.make_stage"),
+        ("model.proposal_generator.anchor_generator.strides", [8, 16, 32, 64, 128]),
+        ("model.proposal_generator.post_nms_topk", [1000, 0]),
+        ("model.roi_heads._target_", "detectron2.projects.point_rend.PointRendROIHeads"),
+        ("model.roi_heads.box_pooler.pooler_type", "ROIAlign"),
+        ("model.roi_heads.box_pooler.scales", [0.25]),
+        ("model.roi_heads.box_head.fc_dims", []),
+        ("model.roi_heads.box_head.fc_dims", [512, 1024]),
+        ("model.roi_heads.box_predictor.box2box_transform.scale_clamp", 2.0),
+        ("model.roi_heads.mask_head.conv_dims", []),
+        ("model.roi_heads.mask_head.conv_norm", document.Name("torch.nn.modules.normalization.LayerNorm")),
+        ("model.roi_heads.keypoint_head", {"_target_": "detectron2.modeling.KRCNNConvDeconvUpsampleHead"}),
+        ("model.roi_heads.num_classes", "many"),
+        ("model.roi_heads.num_classes", True),
+        ("model.pixel_mean", [1.0]),
+        ("model.input_format", "YUV-BT.601"),
+        ("model.something_new", 1),
+        ("dataloader.test.mapper.image_format", "RGB"),
+    ],
+)
+def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+    with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
+        config.parse(changed(key, value))
+
+
+def test_a_map_that_the_backbone_does_not_return_is_refused() -> None:
+    given = changed("model.backbone.in_features", ["res2", "res3", "res4", "res5"])
+    given["model"]["backbone"]["bottom_up"]["out_features"] = ["res3", "res4", "res5"]
+    with pytest.raises(ConversionError, match=r"model\.backbone\.bottom_up\.out_features"):
+        config.parse(given)
+
+
+# Interpolations
+
+
+@pytest.mark.parametrize(
+    "reference", ["${model.roi_heads.num_classes}", "${..num_classes}", "${...roi_heads.num_classes}"]
+)
+def test_interpolations(reference: str) -> None:
+    given = changed("model.roi_heads.mask_head.num_classes", reference)
+    assert config.parse(given) == config.parse(lazy())
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "${.num_classes}",
+        "${..nothing}",
+        "${...........num_classes}",
+        "${oc.env:HOME}",
+        "a${..num_classes}",
+        "${",
+        "${}",
+    ],
+)
+def test_interpolations_that_lead_nowhere_are_refused(reference: str) -> None:
+    with pytest.raises(ConversionError, match=r"interpolation"):
+        config.parse(changed("model.roi_heads.mask_head.num_classes", reference))
+
+
+# Files that would run code
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/object/apply:os.system ['touch TRACE']",
+        "!!python/object/apply:subprocess.check_call [[touch, TRACE]]",
+        "!!python/object/new:pathlib.Path [TRACE]",
+        "!!python/object:pathlib.Path {a: b}",
+        "!!python/module:antigravity ''",
+        "!!python/object/apply:functools.partial {args: [!!python/name:os.system ''], state: "
+        "!!python/tuple [!!python/name:os.system '', !!python/tuple ['touch TRACE'], {}, null]}",
+        "!!python/object/apply:functools.partial {args: [!!python/name:torch.nn.LayerNorm ''], state: "
+        "!!python/tuple [!!python/name:os.system '', !!python/tuple [], {}, null]}",
+        "!!python/object/apply:functools.partial [!!python/name:torch.nn.LayerNorm '']",
+        "!!python/object/apply:functools.partial {args: [], state: 5}",
+        "!!python/object/apply:detectron2.modeling.FPN []",
+        "!!python/tuple {a: b}",
+        "!!python/bytes aGVsbG8=",
+        "!custom x",
+    ],
+)
+def test_tags_that_would_import_or_call_are_refused(value: str, tmp_path: Path) -> None:
+    path, trace = tmp_path / "config.yaml", tmp_path / "trace"
+    path.write_text((GOLDEN / "lazy-r50.yaml").read_text() + "extra: " + value.replace("TRACE", str(trace)) + "\n")
+    with pytest.raises(ConversionError, match=r"config\.yaml"):
+        config.read(path)
+    assert not trace.exists()
+
+
+def test_names_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs_at_import.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "config.yaml"
+    path.write_text((GOLDEN / "lazy-r50.yaml").read_text() + "extra: !!python/name:runs_at_import.value ''\n")
+    assert config.read(path) == config.parse(lazy())
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 10)}]\n" for m, n in zip("abcdefg", "bcdefgh", strict=True)),
+        "model: &m {a: *m}",
+        "model: " + "[" * 100 + "]" * 100,
+        "x: '" + "y" * (3 << 20) + "'",
+        "1: 2",
+        "[1, 2]",
+        "model: 5",
+        "model: {_target_: [1]}",
+    ],
+    ids=["expands", "circle", "deep", "long", "number", "list", "value", "target"],
+)
+def test_odd_files_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConversionError):
+        config.read(tmp_path / "config.yaml")
+
+
+def test_a_value_of_another_type_is_refused() -> None:
+    """Each argument of a good config in turn has odd values; a Config or a ConversionError comes of it."""
+    given = cascade()
+    odds: list[Any] = [None, "text", -1, [], {}, [[]], float("nan"), 10**400, "${model}", document.Name("os.system")]
+
+    def change(node: Any) -> None:
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            if isinstance(value, dict | list):
+                change(value)
+            for odd in odds:
+                node[key] = odd
+                with contextlib.suppress(ConversionError):
+                    assert isinstance(config.parse(given), Config)
+            node[key] = value
+
+    change(given["model"])
