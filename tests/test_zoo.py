@@ -158,6 +158,8 @@ FULL_SIZE = (
     "mask_rcnn_X_101_32x8d_FPN_3x",
     "mask_rcnn_R_50_FPN_400ep_LSJ",
     "cascade_mask_rcnn_R_50_FPN_3x",
+    "mask_rcnn_R_50_C4_3x",
+    "mask_rcnn_R_101_DC5_3x",
 )
 
 
