@@ -30,6 +30,8 @@ RECTIFIED = 0.25
 independent; at 0.25 activations neither grow nor fade over 152 layers."""
 LINEAR = 0.5
 """Variance of the feature pyramid's maps."""
+POOLED = 0.05
+"""Variance over the channels of what res5 gives for a region, averaged over its places (R50-C4)."""
 PIXELS = 60.0
 """Spread of a photo's values around the mean."""
 LOGIT = {"objectness": 1.5, "class": 1.5, "mask": 1.2}
@@ -115,16 +117,21 @@ def _box_heads(config: Config, rng: np.random.Generator) -> Named:
         for i in range(1, head.convs + 1):
             yield from _conv(rng, f"{name}.conv{i}", head.conv_channels, into, 3, head.norm, given=given)
             into, given = head.conv_channels, RECTIFIED
-        into = config.resnet.channels(res5.STAGE) if config.res5_heads else into * head.pooler.resolution**2
+        if config.res5_heads:
+            into, given = config.resnet.channels(res5.STAGE), POOLED
+        else:
+            into *= head.pooler.resolution**2
         for i in range(1, head.fcs + 1):
             yield from _linear(rng, f"{name}.fc{i}", head.fc_channels, into, given=given)
             into, given = head.fc_channels, RECTIFIED
         name = f"roi_heads.box_predictor{suffix}"
-        for key, tensor in _linear(rng, name + ".cls_score", config.classes + 1, into, scale=LOGIT["class"]):
+        for key, tensor in _linear(
+            rng, name + ".cls_score", config.classes + 1, into, given=given, scale=LOGIT["class"]
+        ):
             if key.endswith("bias"):
                 tensor[-1] += BACKGROUND
             yield key, tensor
-        yield from _linear(rng, name + ".bbox_pred", 4 * boxes, into, scale=DELTA["box"])
+        yield from _linear(rng, name + ".bbox_pred", 4 * boxes, into, given=given, scale=DELTA["box"])
 
 
 def _mask_head(config: Config, rng: np.random.Generator) -> Named:

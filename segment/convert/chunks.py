@@ -1,4 +1,4 @@
-"""Parts of a graph that are run on a few rows at a time, as an ONNX Loop.
+"""Run parts of a graph on a few rows at a time, as an ONNX Loop.
 
 detectron2's C4 models run res5 on every region: the crops of 1,000 regions are 800 MB, those of 20 are 16. A part is
 marked while the graph is built, with `begin` on its rows and `end` on what is computed from each; `in_chunks` makes the
@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from segment.convert.graph import Graph
 
 CHUNK = 20
-"""Rows in a chunk. Of 10, 20 and 50, the time is within 10 %; the memory of a chunk is 2 MB a row in float32."""
+"""Rows in a chunk. The crop of one region takes 0.8 MB (1,024 x 14 x 14 float32)."""
 _BEGIN, _END, _LOOP = ".rows", ".result", ".loop"
 
 
