@@ -67,13 +67,13 @@ class ResNet:
     """
 
     blocks: tuple[int, ...]
-    res5_dilation: int
     norm: str
     groups: int
     width_per_group: int
     stem_channels: int
     res2_channels: int
     stride_in_1x1: bool
+    res5_dilation: int = 1
 
     def channels(self, stage: int) -> int:
         """Channels of the output of res`stage`."""
@@ -164,11 +164,11 @@ class Config:
     classes: int
     resnet: ResNet
     pyramid: Pyramid | None
-    feature: int
     proposals: Proposals
     box: BoxHead
     mask: MaskHead
-    res5_heads: bool
+    feature: int = 0
+    res5_heads: bool = False
 
     @property
     def stride(self) -> int:
