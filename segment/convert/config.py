@@ -154,8 +154,8 @@ class MaskHead:
 class Config:
     """A Mask R-CNN as it runs at test time. `mean` and `std` are in the order of `format`.
 
-    `pyramid`: None where proposals and heads read one stage of the ResNet itself, `feature`. `res5_heads`: res5 is run
-    on each region, for boxes and masks, instead of on the image (detectron2's Res5ROIHeads, "C4").
+    `pyramid`: None where proposals and heads read one stage of the ResNet itself, `feature` (0 with a pyramid).
+    `res5_heads`: res5 is run on each region, for boxes and masks, instead of on the image (Res5ROIHeads, "C4").
     """
 
     format: str
@@ -227,7 +227,7 @@ def _parse(document: Mapping[str, Any]) -> Config:
             "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME build_resnet_fpn_backbone; "
             "Res5ROIHeads converts with build_resnet_backbone."
         )
-    feature = pyramid.levels[-1] if pyramid else _feature(keys, resnet, res5_heads)
+    feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
     mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
     std = keys.numbers("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
     if pyramid:
