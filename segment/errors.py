@@ -3,7 +3,6 @@
     SegmentError                    the root
     ├── SettingsError               an environment setting is unknown or has a bad value: the start stops
     ├── ModelError                  a model file is missing, damaged or of no known family
-    ├── MissingPackage              an optional package is not installed; names the command that installs it
     ├── ConversionError             a config or checkpoint cannot become a model file; names the key or tensor
     ├── RequestError                the caller can mend it; the same request would fail again
     │   ├── OptionError             an option is unknown or out of range; names it
@@ -14,6 +13,7 @@
     │   └── FetchError              a URL that could not be fetched
     │       └── RefusedURL          a URL that may not be fetched
     ├── StorageError                a bucket or a folder could not be read or written now; the same may pass later
+    │   └── StorageRefused          it refuses for good: no permission, no such bucket, a request it does not accept
     ├── Busy                        no memory or time now; the same request may pass later
     └── Cancelled                   nobody waits for the result any more
 
@@ -35,10 +35,6 @@ class SettingsError(SegmentError):
 
 class ModelError(SegmentError):
     """A model file is missing, damaged or of no known family."""
-
-
-class MissingPackage(SegmentError):
-    """An optional package is not installed."""
 
 
 class ConversionError(SegmentError):
@@ -86,6 +82,10 @@ class RefusedURL(FetchError):
 
 class StorageError(SegmentError):
     """A bucket or a folder could not be read or written now; the same may pass later."""
+
+
+class StorageRefused(StorageError):
+    """Storage refuses for good, until somebody changes it: no permission, no such bucket, a request it rejects."""
 
 
 class Busy(SegmentError):

@@ -6,7 +6,10 @@ master and then forks, and a network compiled before the fork would hang and run
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,6 @@ from segment.detections import Detections
 from segment.engine import Engine
 from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
-from segment.results import Results
 from segment.settings import Settings
 from segment.tiles import CANDIDATE_SCORE, merge, tiles
 
@@ -31,13 +33,22 @@ EMBEDDED = Path(__file__).parent / "models" / "shapes.onnx"
 class Model:
     """A loaded model. `name` is its file's, without the extension; `labels` are the class names by index."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
-        self.name, self.engine = name, engine
+    def __init__(self, name: str, engine: Engine, files: Sequence[Path] = ()) -> None:
+        self.name, self.engine, self._files = name, engine, files
         self.labels, self.footprint = engine.labels, engine.footprint
         self.milliseconds_per_megapixel = 0.0
         width, height = self.network_size(FIRST_PHOTO, FIRST_RENDER_FACTOR, "aspect")
         self._run(np.zeros((height, width, 3), np.uint8), 1.0, 1)
         self.release()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the model's files, 16 digits; they are read when it is first asked for."""
+        whole = hashlib.sha256()
+        for path in _all_files(self._files):
+            with path.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()[:16]
 
     def __call__(
         self,
@@ -47,7 +58,7 @@ class Model:
         min_score: float = 0.5,
         max_detections: int = 100,
         detail: int = 1,
-    ) -> Results:
+    ) -> Detections:
         """The instances in `photo`, in its pixels, best score first.
 
         `photo`: a file's name, a file's content, a Pillow image, or (H, W, 3) uint8 RGB. Files are turned as their EXIF
@@ -59,7 +70,7 @@ class Model:
         """
         rgb = _rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
-        return Results.of(self.find(rgb, size, min_score, max_detections, detail), self.labels)
+        return self.find(rgb, size, min_score, max_detections, detail)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
         """The (width, height) at which the network sees a photo of `size`."""
@@ -103,6 +114,12 @@ class Model:
         return found
 
 
+def _all_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """These files, and those in these folders, in the order of their names."""
+    for path in paths:
+        yield from sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
+
+
 def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
     if isinstance(photo, (str, Path)):
         photo = Path(photo).read_bytes()
@@ -127,16 +144,20 @@ def from_settings(settings: Settings) -> Model:
         settings.threads or container.cpus(),
         read_labels(Path(settings.labels)) if settings.labels else (),
     )
+    own_labels = [Path(settings.labels)] if settings.labels else []
     figures = {"fixed_bytes": settings.fixed_bytes, "bytes_per_pixel": settings.bytes_per_pixel}
     overrides = {name: value for name, value in figures.items() if value is not None}
     if settings.engine == "detectron2":
         from segment.engine.detectron2 import Detectron2
 
         folder = Path(settings.model)
-        return Model(folder.name, Detectron2(folder, threads=threads, labels=labels, overrides=overrides))
+        return Model(
+            folder.name, Detectron2(folder, threads=threads, labels=labels, overrides=overrides), [folder, *own_labels]
+        )
     path = locate(settings)
     cache = Path(settings.cache) if settings.cache else None
-    return Model(path.stem, engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides))
+    engine = engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides)
+    return Model(path.stem, engine, [path, *own_labels])
 
 
 def locate(settings: Settings) -> Path:

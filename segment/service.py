@@ -116,6 +116,11 @@ class Service:
         return self._load().model.name
 
     @property
+    def model_digest(self) -> str:
+        """A digest of the model's files, and of the file of labels; loads the model."""
+        return self._load().model.digest
+
+    @property
     def footprint(self) -> Footprint:
         """What memory a run of the network takes; loads the model."""
         return self._load().model.footprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from devtools.gcs import Cloud, Fault
 from segment.bucket.store import Object, Store, google, open_store
 from segment.bucket.store.folder import Folder
 from segment.bucket.store.google import Bucket
-from segment.errors import StorageError, TooLarge
+from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 
 MIB = 1 << 20
 
@@ -56,6 +57,21 @@ def test_nothing_is_written_over(store: Store) -> None:
     assert not store.write("a/b", b"2", "text/plain", {})
     (item,) = store.objects()
     assert store.read(item, 10) == b"1"
+
+
+def test_listing_starts_where_it_is_told(store: Store) -> None:
+    put(store, "a", "b", "c/d", "e")
+    assert sorted(item.name for item in store.objects(start="b")) == ["b", "c/d", "e"]
+
+
+def test_only_that_generation_is_deleted(store: Store) -> None:
+    put(store, "a")
+    (item,) = store.objects()
+    store.delete(Object("a", item.generation + 1))
+    assert list(store.objects()) == [item]
+    store.delete(item)
+    store.delete(item)
+    assert list(store.objects()) == []
 
 
 def test_another_generation_is_not_read(store: Store) -> None:
@@ -119,13 +135,47 @@ def test_slow_bucket_is_given_up(cloud: Cloud) -> None:
         Bucket("photos", 1).read(Object("a", item.generation), 10)
 
 
-def test_bucket_that_is_not_there_is_an_error_but_for_reading(cloud: Cloud) -> None:
+def test_missing_bucket_is_refused(cloud: Cloud) -> None:
     bucket = Bucket("nowhere", 1)
-    with pytest.raises(StorageError, match="Could not list in gs://nowhere"):
+    with pytest.raises(StorageRefused, match="Could not list in gs://nowhere"):
         list(bucket.objects())
-    with pytest.raises(StorageError, match="Could not write in gs://nowhere"):
+    with pytest.raises(StorageRefused, match="Could not write in gs://nowhere"):
         bucket.write("a", b"", "", {})
-    assert bucket.read(Object("a", 1), 10) is None
+    with pytest.raises(StorageRefused, match="Could not read in gs://nowhere"):
+        bucket.read(Object("a", 1), 10)
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_refusal_is_told_from_failure(cloud: Cloud, status: int) -> None:
+    item = cloud.put("photos", "a", b"1")
+    cloud.faults.add(Fault(status))
+    bucket = Bucket("photos", 5)
+    for attempt in (
+        lambda: list(bucket.objects()),
+        lambda: bucket.read(Object("a", item.generation), 10),
+        lambda: bucket.write("b", b"", "", {}),
+        lambda: bucket.delete(Object("a", item.generation)),
+    ):
+        with pytest.raises(StorageRefused):
+            attempt()
+
+
+def test_packed_object_is_verified_and_unpacked(cloud: Cloud) -> None:
+    packed = gzip.compress(b"a photo")
+    item = cloud.put("photos", "a", packed, content_encoding="gzip")
+    assert Bucket("photos", 2).read(Object("a", item.generation, len(packed), item.crc32c), 100) == b"a photo"
+    with pytest.raises(StorageError, match="damaged"):
+        Bucket("photos", 2).read(Object("a", item.generation, len(packed), "AAAAAA=="), 100)
+    bomb = cloud.put("photos", "b", gzip.compress(bytes(1000)), content_encoding="gzip")
+    with pytest.raises(TooLarge, match="when unpacked"):
+        Bucket("photos", 2).read(Object("b", bomb.generation), 100)
+
+
+@pytest.mark.parametrize("content", [b"no gzip", b"", gzip.compress(b"a photo")[:-9]])
+def test_object_wrongly_marked_as_gzip_is_corrupt(cloud: Cloud, content: bytes) -> None:
+    item = cloud.put("photos", "a", content, content_encoding="gzip")
+    with pytest.raises(CorruptImage, match="content-encoding is gzip"):
+        Bucket("photos", 2).read(Object("a", item.generation), 100)
 
 
 def test_missing_credentials_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

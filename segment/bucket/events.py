@@ -1,19 +1,21 @@
 """Bucket events: a new object in a bucket becomes results in the output bucket, exactly once.
 
-Deliveries come at least once, late, twice, at once and out of order. Each is about one generation of one object, and
-the results' names follow from that (NAME/GENERATION/overlay.png and detections.json). They are written only where
-nothing is. So a delivery finds all of them and has nothing to do, or writes what is missing, with the same content
-whoever writes it, as the same photo and settings always give the same bytes. Nothing else needs to be remembered.
+Events are delivered at least once, late, twice, at once and out of order. Each is about one generation of one object,
+and the names of the results follow from that (results.py). They are written only where there is no object. So a
+delivery finds the results complete and has nothing to do, or writes what is missing.
 
-What a delivery comes to, and what that means to who delivered it:
+What a delivery results in, and how it is answered:
 
 | | |
 |---|---|
 | the results are written, or were before | acknowledged |
 | the object was deleted or overwritten meanwhile | acknowledged: its new generation has its own event |
-| RequestError: not an image, corrupt, too large | `error.json` where the results would be; acknowledged |
-| the event is not understood, or not for us | acknowledged, logged |
+| RequestError: not an image, corrupt, too large; the object may not be read | `error.json` beside it; acknowledged |
+| StorageRefused: the output bucket does not exist or may not be written | ERROR in the log; acknowledged |
+| the event is not understood, or not for this service | acknowledged, logged |
 | StorageError, Busy, ModelError, anything else | 503 or 500: delivered again, at last dead-lettered |
+
+What is acknowledged with an ERROR is made up for by the backfill, once the cause has been removed.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, 
 
 from segment.bucket.objects import describe, is_result, segment_object
 from segment.bucket.store import Object, overlap
-from segment.errors import Busy, ModelError, SettingsError, StorageError
+from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
 from segment.service import Service
 from segment.settings import Settings
 
@@ -70,6 +72,8 @@ def handle(service: Service, event: CloudEvent) -> None:
         return
     try:
         segment_object(service, source, item, destination, settings.output_prefix)
+    except StorageRefused as error:
+        log.error("%s: given up: %s", item.name, error, extra=describe(source, item))
     except (StorageError, Busy) as error:
         log.warning("%s: to be delivered again: %s", item.name, error, extra=describe(source, item))
         raise ServiceUnavailable from None

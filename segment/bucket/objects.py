@@ -1,8 +1,8 @@
-"""One object of a bucket or a folder: read it, segment it, write its results exactly once.
+"""One photo of a bucket or a folder: read it, segment it, write its results exactly once.
 
-The results' names follow from the object's name and generation (NAME/GENERATION/overlay.png and detections.json), and
-they are written only where nothing is. So whoever comes to an object finds all of its results and has nothing to do, or
-writes what is missing. Nothing else needs to be remembered.
+Reading, the network and writing of different photos overlap. A photo's file is held in the budget for received bytes
+and its results in the budget for requests until they are written (segment/service.py), so memory stays bounded however
+many photos are worked on at once. `results.py` says which results a photo has and when they are made again.
 """
 
 from __future__ import annotations
@@ -12,32 +12,43 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from segment import container
+from segment.bucket.results import (
+    ERROR_NAME,
+    LIMITS_KEY,
+    SOURCE_KEY,
+    Limits,
+    NameTooLong,
+    Results,
+    Run,
+    limits_of,
+    refused_by,
+)
 from segment.bucket.store import Object, Store
-from segment.errors import Busy, RequestError
-from segment.formats import FORMATS, Format
+from segment.errors import Busy, RequestError, StorageError, StorageRefused, TooLarge
+from segment.formats import FORMATS, File, Format
 from segment.options import Options
-from segment.service import Service
+from segment.service import Result, Service
 
 log = logging.getLogger(__name__)
 
-ERROR_NAME = "error.json"
-SOURCE_KEY = "segment-source"
-"""Custom metadata that marks an object as a result."""
 MAX_NAME_BYTES = 1024
 """Length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
+ATTEMPTS = 3
+"""How often a photo is begun anew because somebody else wrote results of another run at the same time."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an object; `reason` says why it was refused."""
+    """What became of an object; `reason` says why it was refused, or why not even its error.json could be written."""
 
-    kind: Literal["segmented", "done before", "gone", "refused"]
+    kind: Literal["segmented", "done before", "gone", "refused", "lost"]
     instances: int | None = None
     reason: str = ""
 
@@ -45,11 +56,14 @@ class Outcome:
 def segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
     """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
 
-    Raises StorageError, Busy or ModelError for what may pass later.
+    Raises StorageError, Busy or ModelError for what may pass later, StorageRefused for results that can be neither
+    looked for nor written.
     """
     start = time.perf_counter()
-    outcome = _segment_object(service, source, item, destination, prefix)
-    level = logging.WARNING if outcome.kind == "refused" else logging.INFO
+    photo = _Photo(service, source, item, destination, f"{prefix}{item.name}/{item.generation}/")
+    outcome = photo.segment()
+    levels = {"refused": logging.WARNING, "lost": logging.ERROR}
+    level = levels.get(outcome.kind, logging.INFO)
     message = f"{item.name}: {outcome.kind}" + (f": {outcome.reason}" if outcome.reason else "")
     fields: dict[str, object] = {"milliseconds": round((time.perf_counter() - start) * 1000, 1)}
     if outcome.instances is not None:
@@ -67,65 +81,173 @@ def describe(source: Store, item: Object) -> dict[str, object]:
     }
 
 
-def _segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
-    settings = service.settings
-    folder = f"{prefix}{item.name}/{item.generation}/"
-    formats = cast("tuple[Format, ...]", settings.output_formats)
-    names = {FORMATS[wanted].file_name: folder + FORMATS[wanted].file_name for wanted in formats}
-    if len(max(*names.values(), folder + ERROR_NAME, key=len).encode()) > MAX_NAME_BYTES:
-        return Outcome("refused", reason=f"The results' names would be longer than {MAX_NAME_BYTES} bytes.")
-    there = {found.name for found in destination.objects(folder)}
-    if there.issuperset(names.values()) or folder + ERROR_NAME in there:
-        return Outcome("done before")
-    address, generation = f"{source.address}/{item.name}", str(item.generation)
-    metadata = {SOURCE_KEY: address, "segment-generation": generation}
-    options = Options.defaults(settings)
-    with _in_hand(settings.wait_seconds):
+@dataclass(frozen=True)
+class _Photo:
+    """One generation of an object, and the `folder` of its results in `destination`."""
+
+    service: Service
+    source: Store
+    item: Object
+    destination: Store
+    folder: str
+
+    def segment(self) -> Outcome:
+        """Do what is left to do."""
+        if self._too_long(ERROR_NAME):
+            return Outcome("lost", reason=_TOO_LONG)
+        # Four deliveries at once do the work once: three wait, and then find the results.
+        with _turn(f"{self.destination.address}/{self.folder}", self.service.settings.wait_seconds):
+            for _ in range(ATTEMPTS):
+                there = Results.find(self.destination, self.folder)
+                if there.complete(self._names) or (there.error and self._is_final(there.error)):
+                    return Outcome("done before")
+                if outcome := self._make(there):
+                    return outcome
+        raise StorageError(f"Results of {self.item.name} made with other settings were written at the same time.")
+
+    @property
+    def _formats(self) -> tuple[Format, ...]:
+        return cast("tuple[Format, ...]", self.service.settings.output_formats)
+
+    @property
+    def _names(self) -> Sequence[str]:
+        return [FORMATS[kind].file_name for kind in self._formats]
+
+    def _too_long(self, name: str) -> bool:
+        return len((self.folder + name).encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES
+
+    def _is_final(self, error: Object) -> bool:
+        """Whether an error.json would be the same again."""
+        limits = refused_by(self.destination, error)
+        return limits is None or limits == self._limits().text()
+
+    def _limits(self) -> Limits:
+        settings = self.service.settings
+        asked = (Options.defaults(settings), self._formats, settings.fixed_bytes, settings.bytes_per_pixel)
+        return Limits(
+            memory=container.memory_limit(settings.memory),
+            max_upload=settings.max_upload,
+            model=f"{self.service.model_name} {self.service.model_digest}",
+            settings=repr(asked),
+        )
+
+    def _make(self, there: Results) -> Outcome | None:
+        """Segment the photo and write what is missing; None if others have written results of another run meanwhile."""
+        with ExitStack() as held:
+            try:
+                if any(map(self._too_long, self._names)):
+                    raise NameTooLong(_TOO_LONG)
+                data = self._read(held)
+                if data is None:
+                    return Outcome("gone")
+                result, options, replaces = self._run(data, there, held)
+            except (RequestError, _SourceRefused) as error:
+                self._write_error(error, there)
+                return Outcome("refused", reason=str(error))
+            del data
+            service = self.service
+            run = Run.of(service.model_name, service.model_digest, options, result.render_factor, result.detail)
+            if replaces:
+                self._delete(there)
+            missing = [file for file in result.files if replaces or file.name not in there.files]
+            if not all(self._write(file, run) for file in missing):
+                return None
+        if there.error:
+            with suppress(StorageRefused):  # it is from before, and does not count beside results
+                self.destination.delete(there.error)
+        return Outcome("segmented", result.instances)
+
+    def _read(self, held: ExitStack) -> bytes | None:
+        """The photo's file, in a reservation that `held` ends; None if it is gone."""
+        limit = self.service.upload_limit
+        reservation = held.enter_context(self.service.receive())
+        reserved = min(limit if self.item.size is None else self.item.size, limit)
+        reservation.grow(reserved)
         try:
-            data = source.read(item, settings.max_upload)
-            if data is None:
-                return Outcome("gone")
-            # All formats, though some may be there: what is missing then agrees with them.
-            result = service.segment(data, options, formats)
-        except RequestError as error:
-            title = _words(type(error).__name__)
-            problem = {"title": title, "detail": str(error), "source": address, "generation": generation}
-            body = json.dumps(problem, ensure_ascii=False).encode()
-            destination.write(folder + ERROR_NAME, body, "application/problem+json", metadata)
-            return Outcome("refused", reason=str(error))
-        del data
-        metadata |= {"segment-model": service.model_name, "segment-settings": _settings(options)}
-        for file in result.files:
-            if names[file.name] not in there:
-                destination.write(names[file.name], file.body, file.content_type, metadata)
-    return Outcome("segmented", result.instances)
+            data = self.source.read(self.item, limit)
+        except StorageRefused as error:
+            raise _SourceRefused(str(error)) from error
+        if data is not None and len(data) > reserved:  # it was compressed
+            reservation.grow(len(data) - reserved)
+        return data
+
+    def _run(self, data: bytes, there: Results, held: ExitStack) -> tuple[Result, Options, bool]:
+        """The results in all formats, the options they were made with, and whether they replace what is there."""
+        service, defaults = self.service, Options.defaults(self.service.settings)
+        options = there.resume(service.model_name, service.model_digest, defaults)
+        if options is not None:
+            try:
+                return service.segment(data, options, self._formats, until=held), options, False
+            except TooLarge:
+                if not there.files:
+                    raise
+        return service.segment(data, defaults, self._formats, until=held), defaults, True
+
+    def _write(self, file: File, run: Run) -> bool:
+        """Write a result; False if there is one of another run."""
+        metadata = self._metadata() | run.metadata()
+        if self.destination.write(self.folder + file.name, file.body, file.content_type, metadata):
+            return True
+        found = Results.find(self.destination, self.folder).files.get(file.name)
+        return found is not None and Run.from_metadata(found.metadata) == run
+
+    def _delete(self, there: Results) -> None:
+        """Delete results that cannot be completed."""
+        try:
+            for item in there.files.values():
+                self.destination.delete(item)
+        except StorageRefused as error:
+            raise StorageRefused(
+                f"The results in {self.folder} were begun with another model or other settings. They cannot be "
+                f"completed, and could not be replaced: {error}"
+            ) from error
+
+    def _write_error(self, error: RequestError | StorageRefused, there: Results) -> None:
+        kind = "StorageRefused" if isinstance(error, StorageRefused) else type(error).__name__
+        problem: dict[str, object] = {"title": _words(kind), "detail": str(error)}
+        metadata = self._metadata()
+        problem |= {"source": metadata[SOURCE_KEY], "generation": str(self.item.generation)}
+        if limits := limits_of(error, self._limits()):
+            problem["limits"] = json.loads(limits)
+            metadata[LIMITS_KEY] = limits
+        if there.error:
+            with suppress(StorageRefused):  # then the old one stays
+                self.destination.delete(there.error)
+        body = json.dumps(problem, ensure_ascii=False).encode()
+        self.destination.write(self.folder + ERROR_NAME, body, "application/problem+json", metadata)
+
+    def _metadata(self) -> dict[str, str]:
+        address = f"{self.source.address}/{self.item.name}"
+        return {SOURCE_KEY: address, "segment-generation": str(self.item.generation)}
 
 
-_hand = threading.Lock()
+_TOO_LONG = f"The names of the results would be longer than {MAX_NAME_BYTES:,} bytes."
+
+
+class _SourceRefused(StorageRefused):
+    """The photo may not be read."""
+
+
+_guard = threading.Lock()
+_turns: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
 
 
 @contextmanager
-def _in_hand(wait_seconds: float) -> Iterator[None]:
-    """One object's bytes at a time in this process: photos that wait and results on their way are in no budget.
-
-    Raises Busy.
-    """
-    if not _hand.acquire(timeout=wait_seconds):
-        raise Busy(f"Other objects were in hand for {wait_seconds:g} s.", 5)
+def _turn(key: str, wait_seconds: float) -> Iterator[None]:
+    """One at a time with this key, in this process. Raises Busy."""
+    with _guard:
+        lock = _turns.get(key) or _turns.setdefault(key, threading.Lock())
+    if not lock.acquire(timeout=min(wait_seconds, threading.TIMEOUT_MAX)):
+        raise Busy(f"Another delivery of this photo was not done within {wait_seconds:g} s.", 5)
     try:
         yield
     finally:
-        _hand.release()
+        lock.release()
 
 
 def _words(name: str) -> str:
     """CorruptImage -> Corrupt image."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
-
-
-def _settings(options: Options) -> str:
-    asked = ("render_factor", "fit", "detail", "min_score", "max_detections")
-    return json.dumps({key: getattr(options, key) for key in asked})
 
 
 def is_result(item: Object) -> bool:

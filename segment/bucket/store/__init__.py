@@ -1,8 +1,8 @@
-"""Where photos are read from and results are written to: a bucket or a folder, behind one small seam.
+"""Where photos are read from and results are written to: the `Store` interface of buckets and folders.
 
-A `Store` never writes over anything: the generation of an object is named when it is read, and writing succeeds only
-where nothing is. That is all that is needed to have exactly one result of everything, however often it is asked for.
-`google.py` is Cloud Storage, `folder.py` a folder.
+A `Store` never overwrites: reading names the generation of the object, writing succeeds only where there is no object,
+and deleting names the generation too. This is enough to have exactly one result of each photo, however often it is
+asked for. `google.py` is Cloud Storage, `folder.py` a folder.
 """
 
 from __future__ import annotations
@@ -29,20 +29,29 @@ class Object:
 
 
 class Store(Protocol):
-    """A place of objects. Thread-safe. Each method raises StorageError for what may pass later."""
+    """A place of objects. Thread-safe.
+
+    Each method raises StorageError for a failure that may pass later, StorageRefused for one that will not.
+    """
 
     @property
     def address(self) -> str:
         """What users call it, such as gs://bucket."""
 
-    def objects(self, prefix: str = "") -> Iterator[Object]:
-        """Every object whose name starts with `prefix`, by name."""
+    def objects(self, prefix: str = "", start: str = "") -> Iterator[Object]:
+        """Every object whose name starts with `prefix` and is not less than `start`, by name."""
 
     def read(self, item: Object, limit: int) -> bytes | None:
-        """That very generation; None if it is not there any more. Raises TooLarge above `limit` bytes."""
+        """The content of that generation; None if it is not there any more.
+
+        Raises TooLarge above `limit` bytes, CorruptImage if the content cannot be unpacked.
+        """
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Write an object where none is, whole or not at all; False if there is one, which stays as it is."""
+
+    def delete(self, item: Object) -> None:
+        """Delete that generation; nothing happens if it is not there any more."""
 
 
 def open_store(address: str, seconds: float) -> tuple[Store, str]:

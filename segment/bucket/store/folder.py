@@ -6,6 +6,7 @@ and folders whose name starts with a dot are not seen; a write that is under way
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segment.bucket.store import Object
-from segment.errors import StorageError, TooLarge
+from segment.errors import StorageError, StorageRefused, TooLarge
+
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class Folder:
@@ -27,12 +30,12 @@ class Folder:
         """The folder's path."""
         return str(self.path)
 
-    def objects(self, prefix: str = "") -> Iterator[Object]:
+    def objects(self, prefix: str = "", start: str = "") -> Iterator[Object]:
         """Every file whose name, relative to the folder and with slashes, starts with `prefix`."""
         with self._as_storage_error():
             for path in _walk(self._inside(prefix.rpartition("/")[0])):
                 name = path.relative_to(self.path).as_posix()
-                if name.startswith(prefix):
+                if name.startswith(prefix) and name >= start:
                     state = path.stat()
                     yield Object(name, state.st_mtime_ns // 1000, state.st_size)
 
@@ -63,6 +66,13 @@ class Folder:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
 
+    def delete(self, item: Object) -> None:
+        """Delete the file, unless it has changed since."""
+        path = self._inside(item.name)
+        with self._as_storage_error(), suppress(FileNotFoundError):
+            if path.stat().st_mtime_ns // 1000 == item.generation:
+                path.unlink()
+
     def _inside(self, name: str) -> Path:
         path = Path(os.path.normpath(self.path / name))
         if not path.is_relative_to(self.path):
@@ -74,7 +84,8 @@ class Folder:
         try:
             yield
         except OSError as error:
-            raise StorageError(f"{error.filename or self.path}: {error.strerror or error}.") from error
+            kind = StorageRefused if error.errno in _REFUSED else StorageError
+            raise kind(f"{error.filename or self.path}: {error.strerror or error}.") from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -1,8 +1,11 @@
 """Cloud Storage, with its own client library.
 
-Requests that can be repeated are, with backoff, until the call's time is up: reads name their generation and writes
-require that nothing is there, so none can be done twice (https://cloud.google.com/storage/docs/retry-strategy). A
-write whose answer was lost meets itself on the second try, and the precondition fails: it is there.
+Requests are repeated with backoff until the call's time is up: reads name their generation and writes require that
+there is no object, so none can be done twice (https://cloud.google.com/storage/docs/retry-strategy). A write whose
+answer was lost finds its own object on the second try: the precondition fails, and the object is there.
+
+Objects are downloaded as they are stored and unpacked here (content-encoding gzip), so that the checksum, which is that
+of the stored bytes, can be verified always.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import base64
 import io
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import google_crc32c
-from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+from google.api_core.exceptions import BadRequest, Forbidden, GoogleAPIError, NotFound, PreconditionFailed
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.storage import Blob, Client
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
@@ -25,7 +29,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from requests import RequestException
 
 from segment.bucket.store import Object
-from segment.errors import StorageError, TooLarge
+from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -64,33 +68,37 @@ class Bucket:
         """gs://bucket"""
         return f"gs://{self.name}"
 
-    def objects(self, prefix: str = "") -> Iterator[Object]:
-        """Every object whose name starts with `prefix`, a page at a time."""
+    def objects(self, prefix: str = "", start: str = "") -> Iterator[Object]:
+        """Every object whose name starts with `prefix` and is not less than `start`, a page of 1,000 at a time."""
+        where = {"prefix": prefix or None, "start_offset": start or None}
         with self._as_storage_error("list"):
-            for blob in client().list_blobs(self.name, prefix=prefix or None, fields=LISTED, **self._call):
+            for blob in client().list_blobs(self.name, fields=LISTED, **where, **self._call):
                 yield Object(blob.name, blob.generation, blob.size, blob.crc32c, blob.metadata or {})
 
     def read(self, item: Object, limit: int) -> bytes | None:
-        """That very generation, checked against its checksum; None if it was deleted or overwritten."""
+        """The content of that generation, verified and unpacked; None if it was deleted or overwritten."""
         if item.size is not None and item.size > limit:
             raise TooLarge(_too_large(limit, item.size))
         sink = _Sink(limit, self.seconds)
         with self._as_storage_error("read"):
             blob = client().bucket(self.name).blob(item.name, generation=item.generation)
             try:
-                blob.download_to_file(sink, **self._call)
+                blob.download_to_file(sink, raw_download=True, **self._call)
             except NotFound:
+                self._require_bucket()
                 return None
         data = sink.getvalue()
         self._verify(data, blob, item)
-        return data
+        return _unpack(data, limit) if blob.content_encoding == "gzip" else data
+
+    def _require_bucket(self) -> None:
+        """Raise NotFound if there is no such bucket. Needs no permission but to list objects."""
+        next(iter(client().list_blobs(self.name, max_results=1, **self._call)), None)
 
     def _verify(self, data: bytes, blob: Blob, item: Object) -> None:
-        """Hold the bytes against the object's checksum: the client does not when it took up a cut download again."""
+        """Compare the bytes with the object's checksum: the client does not when it resumed a cut download."""
         expected = item.crc32c or blob.crc32c
-        if blob.content_encoding == "gzip" or expected is None:  # of what is stored, not of what it unpacks to
-            return
-        if base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode() != expected:
+        if expected and base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode() != expected:
             raise StorageError(f"{self.address}/{item.name} arrived damaged.")
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
@@ -104,12 +112,23 @@ class Bucket:
                 if not client().bucket(self.name).blob(name).exists(**self._call):
                     raise  # it was there and is gone: try again later
                 return False
+            except NotFound as error:  # of the bucket, or of an upload in pieces that the server has forgotten
+                self._require_bucket()
+                raise StorageError(f"Could not write in {self.address}: {error}") from error
         return True
+
+    def delete(self, item: Object) -> None:
+        """Delete that generation; nothing happens if it is not there any more."""
+        with self._as_storage_error("delete"), suppress(NotFound, PreconditionFailed):
+            blob = client().bucket(self.name).blob(item.name)
+            blob.delete(if_generation_match=item.generation, **self._call)
 
     @contextmanager
     def _as_storage_error(self, what: str) -> Iterator[None]:
         try:
             yield
+        except (BadRequest, Forbidden, NotFound) as error:
+            raise StorageRefused(f"Could not {what} in {self.address}: {type(error).__name__}: {error}") from error
         except (GoogleAPIError, GoogleAuthError, InvalidResponse, DataCorruption, RequestException, OSError) as error:
             raise StorageError(f"Could not {what} in {self.address}: {type(error).__name__}: {error}") from error
 
@@ -129,6 +148,23 @@ class _Sink(io.BytesIO):
         if time.monotonic() > self._deadline:
             raise StorageError("The download takes too long.")
         return super().write(data)
+
+
+def _unpack(data: bytes, limit: int) -> bytes:
+    """Unpack gzip, up to `limit` bytes. Raises TooLarge, CorruptImage."""
+    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        content = unpacker.decompress(data, limit + 1)
+    except zlib.error:
+        raise CorruptImage(_NO_GZIP) from None
+    if len(content) > limit:
+        raise TooLarge(_too_large(limit))
+    if not unpacker.eof:
+        raise CorruptImage(_NO_GZIP)
+    return content
+
+
+_NO_GZIP = "The object's content-encoding is gzip, but its content is not gzip, or is cut off."
 
 
 def _too_large(limit: int, size: int | None = None) -> str:
