@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment import zoo
+from segment.convert import backbone, res5
 from segment.convert import config as configs
-from segment.convert.config import BATCH_NORMS, Config
+from segment.convert.config import BATCH_NORMS, Config, ResNet
 
 Array = NDArray[np.float32]
 
@@ -29,6 +30,8 @@ RECTIFIED = 0.25
 independent; at 0.25 activations neither grow nor fade over 152 layers."""
 LINEAR = 0.5
 """Variance of the feature pyramid's maps."""
+POOLED = 0.05
+"""Variance over the channels of what res5 gives for a region, averaged over its places (R50-C4)."""
 PIXELS = 60.0
 """Spread of a photo's values around the mean."""
 LOGIT = {"objectness": 1.5, "class": 1.5, "mask": 1.2}
@@ -52,34 +55,48 @@ Named = Iterator[tuple[str, NDArray[np.generic]]]
 
 
 def _resnet(config: Config, rng: np.random.Generator) -> Named:
-    net, prefix = config.resnet, "backbone.bottom_up."
+    net, prefix = config.resnet, backbone.prefix(config)
     spread = PIXELS / float(np.mean(config.std))
     yield from _conv(rng, prefix + "stem.conv1", net.stem_channels, 3, 7, net.norm, given=spread**2)
-    into, out, width = net.stem_channels, net.res2_channels, net.groups * net.width_per_group
-    for level, blocks in enumerate(net.blocks, start=2):
-        for block in range(blocks):
-            name = f"{prefix}res{level}.{block}"
-            if into != out:
-                yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED)
-            yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED)
-            yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm)
-            # Each block adds a little, so that the sum of all stays within the spread.
-            yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5)
-            into = out
-        out, width = out * 2, width * 2
+    into = net.stem_channels
+    for stage, blocks in enumerate(net.blocks, start=2):
+        yield from _stage(rng, net, f"{prefix}res{stage}", stage, into, blocks)
+        into = net.channels(stage)
+
+
+def _stage(
+    rng: np.random.Generator,
+    net: ResNet,
+    prefix: str,
+    stage: int,
+    into: int,
+    blocks: int,
+) -> Named:
+    out, width = net.channels(stage), net.groups * net.width_per_group * 2 ** (stage - 2)
+    for block in range(blocks):
+        name = f"{prefix}.{block}"
+        if into != out:
+            yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED)
+        yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED)
+        yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm)
+        # Each block adds a little, so that the sum of all stays within the spread.
+        yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5)
+        into = out
 
 
 def _pyramid(config: Config, rng: np.random.Generator) -> Named:
+    if not config.pyramid:
+        return
     channels, norm = config.pyramid.channels, config.pyramid.norm
     for level in config.pyramid.levels:
-        into = config.resnet.res2_channels * 2 ** (level - 2)
+        into = config.resnet.channels(level)
         yield from _conv(rng, f"backbone.fpn_lateral{level}", channels, into, 1, norm, given=2 * RECTIFIED)
         merged = 1.0 + config.pyramid.levels[-1] - level  # each finer level adds the coarser ones
         yield from _conv(rng, f"backbone.fpn_output{level}", channels, channels, 3, norm, given=merged)
 
 
 def _proposals(config: Config, rng: np.random.Generator) -> Named:
-    rpn, prefix, into, given = config.proposals, "proposal_generator.rpn_head.", config.pyramid.channels, LINEAR
+    rpn, prefix, into, given = config.proposals, "proposal_generator.rpn_head.", config.channels, LINEAR
     for i, dim in enumerate(rpn.conv_dims):
         name = "conv" if len(rpn.conv_dims) == 1 else f"conv.conv{i}"
         out = into if dim == -1 else dim
@@ -91,27 +108,36 @@ def _proposals(config: Config, rng: np.random.Generator) -> Named:
 
 
 def _box_heads(config: Config, rng: np.random.Generator) -> Named:
+    if config.res5_heads:
+        yield from _stage(rng, config.resnet, res5.NAME, res5.STAGE, config.channels, res5.BLOCKS)
     head, boxes = config.box, 1 if config.box.agnostic else config.classes
     for stage in range(len(head.box_weights)):
         suffix = f".{stage}" if head.cascade else ""
-        name, into, given = f"roi_heads.box_head{suffix}", config.pyramid.channels, LINEAR
+        name, into, given = f"roi_heads.box_head{suffix}", config.channels, LINEAR
         for i in range(1, head.convs + 1):
             yield from _conv(rng, f"{name}.conv{i}", head.conv_channels, into, 3, head.norm, given=given)
             into, given = head.conv_channels, RECTIFIED
-        into *= head.pooler.resolution**2
+        if config.res5_heads:
+            into, given = config.resnet.channels(res5.STAGE), POOLED
+        else:
+            into *= head.pooler.resolution**2
         for i in range(1, head.fcs + 1):
             yield from _linear(rng, f"{name}.fc{i}", head.fc_channels, into, given=given)
             into, given = head.fc_channels, RECTIFIED
         name = f"roi_heads.box_predictor{suffix}"
-        for key, tensor in _linear(rng, name + ".cls_score", config.classes + 1, into, scale=LOGIT["class"]):
+        for key, tensor in _linear(
+            rng, name + ".cls_score", config.classes + 1, into, given=given, scale=LOGIT["class"]
+        ):
             if key.endswith("bias"):
                 tensor[-1] += BACKGROUND
             yield key, tensor
-        yield from _linear(rng, name + ".bbox_pred", 4 * boxes, into, scale=DELTA["box"])
+        yield from _linear(rng, name + ".bbox_pred", 4 * boxes, into, given=given, scale=DELTA["box"])
 
 
 def _mask_head(config: Config, rng: np.random.Generator) -> Named:
-    head, prefix, into, given = config.mask, "roi_heads.mask_head.", config.pyramid.channels, LINEAR
+    head, prefix, into, given = config.mask, "roi_heads.mask_head.", config.channels, LINEAR
+    if config.res5_heads:
+        into = config.resnet.channels(res5.STAGE)
     for i in range(1, head.convs + 1):
         yield from _conv(rng, f"{prefix}mask_fcn{i}", head.channels, into, 3, head.norm, given=given)
         into, given = head.channels, RECTIFIED

@@ -21,27 +21,26 @@ def main() -> None:
     """Write docs/page-empty.png, page-result.png and page-phone.png."""
     FOLDER.mkdir(exist_ok=True)
     with serve() as server, browser() as running:
-        empty = _open(running, server.url, {"width": 1280, "height": 760}, dark=False)
+        empty = _open(running, server.url, {"width": 1280, "height": 800}, dark=False)
         _shoot(empty, "page-empty")
-        _segment(empty, 1)
+        _segment(empty, 2)
         _shoot(empty, "page-result")
-        phone = _open(running, server.url, {"width": 390, "height": 760}, dark=True)
-        _segment(phone, 2)
-        phone.locator("#objects button").first.click()
-        phone.evaluate("scrollTo(0, 0)")
+        phone = _open(running, server.url, {"width": 390, "height": 844}, dark=True)
+        _segment(phone, 3)
+        phone.locator("#objects li > button").first.click()
         _shoot(phone, "page-phone")
 
 
 def _open(running: Browser, url: str, size: ViewportSize, *, dark: bool) -> Page:
     page = running.new_context(viewport=size, color_scheme="dark" if dark else "light").new_page()
     page.goto(url)
-    expect(page.locator("#about")).to_be_visible(timeout=60_000)
+    expect(page.locator("#model-chip, #demo").last).to_be_visible(timeout=60_000)
     return page
 
 
 def _segment(page: Page, example: int) -> None:
     page.locator(".example").nth(example).click()
-    expect(page.locator("#objects button").first).to_be_visible(timeout=60_000)
+    expect(page.locator("#objects li > button").first).to_be_visible(timeout=60_000)
     expect(page.locator("#progress")).to_be_hidden()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -33,7 +34,9 @@ REDELIVERY_SECONDS = (1.0, 30.0)
 
 
 def main(arguments: list[str]) -> int:
-    """Run until interrupted, or until the handler ends."""
+    """Run until SIGINT or SIGTERM, or until the handler ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job inherits a SIGINT that is ignored
+        signal.signal(number, signal.default_int_handler)
     photos, results = (Folder(path) for path in (arguments or (PHOTOS, RESULTS)))
     photos.path.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{(port := free_port())}"

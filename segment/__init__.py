@@ -3,8 +3,8 @@
 import segment
 
 model = segment.load("model.onnx")
-found = model(PIL.Image.open("photo.jpg"))
-found.boxes, found.scores, [model.labels[i] for i in found.classes], found.masks
+found = model("photo.jpg")
+found.boxes, found.scores, found.names, found.masks
 """
 
 from __future__ import annotations
@@ -13,5 +13,6 @@ from segment.detections import Detections
 from segment.errors import SegmentError
 from segment.mask import Mask
 from segment.model import Model, load
+from segment.results import Results
 
-__all__ = ["Detections", "Mask", "Model", "SegmentError", "load"]
+__all__ = ["Detections", "Mask", "Model", "Results", "SegmentError", "load"]

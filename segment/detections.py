@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def at(self, size: tuple[int, int]) -> Detections:
+    def at(self, size: tuple[int, int]) -> Self:
         """The same instances in the frame scaled to `size` (width, height)."""
         sx, sy = size[0] / self.size[0], size[1] / self.size[1]
         return replace(
@@ -42,7 +43,7 @@ class Detections:
             size=size,
         )
 
-    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Detections:
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
         """Those instances, in that order."""
         index = np.asarray(indices, np.int64)
         return replace(

@@ -3,6 +3,7 @@
     SegmentError                    the root
     ├── SettingsError               an environment setting is unknown or has a bad value: the start stops
     ├── ModelError                  a model file is missing, damaged or of no known family
+    ├── MissingPackage              an optional package is not installed; names the command that installs it
     ├── ConversionError             a config or checkpoint cannot become a model file; names the key or tensor
     ├── RequestError                the caller can mend it; the same request would fail again
     │   ├── OptionError             an option is unknown or out of range; names it
@@ -35,6 +36,10 @@ class SettingsError(SegmentError):
 
 class ModelError(SegmentError):
     """A model file is missing, damaged or of no known family."""
+
+
+class MissingPackage(SegmentError):
+    """An optional package is not installed."""
 
 
 class ConversionError(SegmentError):

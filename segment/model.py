@@ -22,6 +22,7 @@ from segment.detections import Detections
 from segment.engine import Engine
 from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
+from segment.results import Results
 from segment.settings import Settings
 from segment.tiles import CANDIDATE_SCORE, merge, tiles
 
@@ -58,7 +59,7 @@ class Model:
         min_score: float = 0.5,
         max_detections: int = 100,
         detail: int = 1,
-    ) -> Detections:
+    ) -> Results:
         """The instances in `photo`, in its pixels, best score first.
 
         `photo`: a file's name, a file's content, a Pillow image, or (H, W, 3) uint8 RGB. Files are turned as their EXIF
@@ -70,7 +71,7 @@ class Model:
         """
         rgb = _rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
-        return self.find(rgb, size, min_score, max_detections, detail)
+        return Results.of(self.find(rgb, size, min_score, max_detections, detail), self.labels)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
         """The (width, height) at which the network sees a photo of `size`."""

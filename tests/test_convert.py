@@ -27,7 +27,7 @@ from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 TRAINING = Path(__file__).parent.parent / "training"
-FAMILIES = ("r50", "x101", "agnostic", "gn", "cascade")
+FAMILIES = ("r50", "x101", "agnostic", "gn", "cascade", "c4", "dc5")
 BOX, SCORE, MASK, SHARE = 0.05, 1e-3, 5e-3, 0.95
 """Tolerances: pixels per box coordinate, score, mean absolute difference of a mask, share of detections within them."""
 
@@ -145,7 +145,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
     [
         ("MODEL.META_ARCHITECTURE", "RetinaNet"),
         ("MODEL.META_ARCHITECTURE", "PanopticFPN"),
-        ("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+        ("MODEL.BACKBONE.NAME", "build_mvitv2_fpn_backbone"),
         ("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"),
         ("MODEL.PROPOSAL_GENERATOR.NAME", "RRPN"),
         ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
@@ -154,6 +154,8 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
         ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "all"),
+        ("MODEL.RESNETS.OUT_FEATURES", ["stem"]),
         ("MODEL.RESNETS.RES5_DILATION", 2),
         ("MODEL.RESNETS.DEPTH", 18),
         ("MODEL.RESNETS.NORM", "LN"),

@@ -19,6 +19,7 @@ LEVELS = (
     ("settings", "memory", "image", "detections", "labels", "modelfile"),
     ("options", "tiles", "engine", "zoo"),
     ("output", "plan", "convert"),
+    ("results",),
     ("model",),
     ("service", "__init__"),
     ("web", "bucket"),

@@ -62,3 +62,18 @@ def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, t
     assert done.returncode == 1
     assert "pip install 'segment-serverless[convert]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["supervision==0.31.2", "fiftyone==1.22.1"])
+def test_results_convert_to(library: str, wheel: Path, tmp_path: Path) -> None:
+    """tests/test_results.py, in an environment that has the library and the wheel."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([programs / "pip", "install", "--quiet", str(wheel), "pytest", library], check=True)
+    name = library.partition("=")[0]
+    command: list[str | Path] = [programs / "python", "-m", "pytest", "-p", "no:cacheprovider", "--noconftest"]
+    command += ["-k", name, ROOT / "tests" / "test_results.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout

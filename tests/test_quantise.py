@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from PIL import Image
 
 from segment import convert, modelfile
 from segment.__main__ import main
+from segment.convert import checkpoint, config
 from segment.engine import load
 from segment.errors import ConversionError
 from training import shapes
 
 DEMO = Path("segment/models/shapes.onnx")
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,33 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
         convert.quantised(convert.load(DEMO), [])
     with pytest.raises(ConversionError, match="cannot be read"):
         convert.load(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "side"), [("c4", 14), ("dc5", 28)])
+def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Path) -> None:
+    """Every convolution is quantised, also those inside loops, and the file says how much memory it needs."""
+    model = convert.convert(config.read(GOLDEN / f"{name}.yaml"), checkpoint.read(GOLDEN / f"{name}.pkl"))
+    images = np.load(GOLDEN / f"{name}.npz")
+    photos = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, photo in enumerate(photos):
+        Image.fromarray(images[f"image{i}"]).save(photo)
+    narrow = convert.quantised(model, photos)
+    made_by = {output: node.op_type for node in _nodes(narrow.graph) for output in node.output}
+    convolutions = [node for node in _nodes(narrow.graph) if node.op_type == "Conv"]
+    assert {made_by[node.input[1]] for node in convolutions} == {"DequantizeLinear"}
+    facts = convert.finish(narrow, tmp_path / "int8.onnx")
+    assert facts.precision == "int8"
+    assert facts.fixed_bytes > 0
+    assert facts.bytes_per_pixel > 0
+    found = load(tmp_path / "int8.onnx", threads=2)(images["image0"], 0.0, 20)
+    assert len(found) == 20
+    assert {mask.grid.shape for mask in found.masks} == {(side, side)}
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the loops in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)

@@ -1,235 +1,111 @@
-"""A photo's results are of one run: after a crash between two writes, with other settings, with another model."""
+"""Results in the types of other libraries, made and read by those libraries themselves.
+
+supervision and FiftyOne are not among the development requirements: the slow test in test_package.py installs each into
+an environment of its own and runs this file there.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-import shutil
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
+import sys
 
+import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from devtools.gcs import Cloud, Fault
-from segment.bucket.objects import segment_object
-from segment.bucket.results import Run
-from segment.bucket.store import Object, Store, google, open_store
-from segment.errors import StorageError, StorageRefused
-from segment.model import EMBEDDED
-from segment.options import Options
-from segment.service import Service
-from segment.settings import Settings
-from training.shapes import scene
+from segment.detections import Detections, from_boxes
+from segment.errors import MissingPackage
+from segment.mask import THRESHOLD
+from segment.results import Results
 
-FIRST = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "1", "SEGMENT_MIN_SCORE": "0.4"}
+SIZE = 61, 47
+LABELS = ("person", "bicycle", "car")
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        cloud.create_bucket("results")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
+def found() -> Results:
+    """Four discs in their boxes, one of them without a pixel; whole and broken coordinates, one up to the edge."""
+    boxes = np.array([[1, 2, 31, 22], [3.4, 4.6, 18.2, 28.9], [40.5, 20.5, 61, 47], [5, 30, 9, 40]], np.float32)
+    y, x = np.mgrid[-1:1:28j, -1:1:28j]
+    disc = np.clip(1.5 - np.hypot(x, y), 0, 1).astype(np.float32)
+    grids = np.stack([disc, disc, disc, np.zeros_like(disc)])
+    scores = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+    return Results.of(from_boxes(boxes, scores, np.array([2, 0, 1, 2]), grids, SIZE), LABELS)
 
 
-@cache
-def photo() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(scene(3, (320, 240))[0]).save(buffer, "JPEG")
-    return buffer.getvalue()
+def pixels(found: Detections) -> NDArray[np.bool_]:
+    """(N, height, width): every mask in the whole frame."""
+    return np.array([mask.paste((0, 0, *SIZE)) >= THRESHOLD for mask in found.masks]).reshape(-1, SIZE[1], SIZE[0])
 
 
-@cache
-def service(**changed: str) -> Service:
-    return Service(Settings.from_environment(FIRST | {f"SEGMENT_{k.upper()}": v for k, v in changed.items()}))
+def test_the_labels_stay(found: Results) -> None:
+    assert found.names == ["car", "person", "bicycle", "car"]
+    assert found.select([1]).names == ["person"]
+    assert found.at((10, 10)).labels == LABELS
 
 
-def expected(by: Service) -> dict[str, bytes]:
-    """What this service makes of the photo, when nothing is there."""
-    result = by.segment(photo(), Options.defaults(by.settings), by.settings.output_formats)  # type: ignore[arg-type]
-    return {file.name: file.body for file in result.files}
+@pytest.mark.parametrize("segmentation", ["rle", "polygons"])
+def test_pycocotools_evaluates_to_coco(found: Results, segmentation: str) -> None:
+    """The results, taken as the truth, are found completely by COCO's own evaluation."""
+    found = found.select([0, 1, 2])
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": 7, "width": SIZE[0], "height": SIZE[1]}],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(LABELS)],
+        "annotations": found.to_coco(image_id=7),
+    }
+    truth.createIndex()
+    results = truth.loadRes(found.to_coco(7, segmentation))  # type: ignore[arg-type]
+    evaluation = COCOeval(truth, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[1] == pytest.approx(1)
+    assert evaluation.stats[0] > (0.99 if segmentation == "rle" else 0.8)
+    if segmentation == "rle":
+        for annotation, mask in zip(truth.dataset["annotations"], pixels(found), strict=True):
+            assert (truth.annToMask(annotation) == mask).all()
 
 
-def deliver(cloud: Cloud, by: Service) -> str:
-    """Have this service deal with the photo; what became of it."""
-    (found,) = cloud.objects("photos").values()
-    item = Object(found.name, found.generation, len(found.content))
-    source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds)[0] for name in ("photos", "results"))
-    return segment_object(by, source, item, destination, "").kind
+@pytest.mark.parametrize("dense", [False, True])
+def test_supervision_has_every_pixel(found: Results, dense: bool) -> None:
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed; see test_package.py")
+    theirs = found.to_supervision(dense)
+    assert isinstance(theirs, supervision.Detections)
+    assert (theirs.xyxy == found.boxes).all()
+    assert (theirs.confidence == found.scores).all()
+    assert theirs["class_name"].tolist() == found.names
+    assert (np.asarray(theirs.mask) == pixels(found)).all()
+    picture = supervision.MaskAnnotator().annotate(np.zeros((SIZE[1], SIZE[0], 3), np.uint8), theirs)
+    assert ((picture > 0).any(axis=2) == pixels(found).any(axis=0)).all()
 
 
-def there(cloud: Cloud) -> dict[str, bytes]:
-    return {name.rpartition("/")[2]: found.content for name, found in cloud.objects("results").items()}
+def test_supervision_of_nothing(found: Results) -> None:
+    pytest.importorskip("supervision", reason="supervision is not installed; see test_package.py")
+    assert len(found.select([]).to_supervision()) == 0
 
 
-def crash_after_one_write(cloud: Cloud, by: Service) -> None:
-    fault = cloud.faults.add(Fault(503, path="^/upload/", skip=1))
-    with pytest.raises(StorageError):
-        deliver(cloud, by)
-    assert fault.hits
-    cloud.faults.clear()
-    assert len(there(cloud)) == 1
+def test_fiftyone_has_every_pixel(found: Results) -> None:
+    fiftyone = pytest.importorskip("fiftyone", reason="fiftyone is not installed; see test_package.py")
+    theirs = found.to_fiftyone()
+    assert isinstance(theirs, fiftyone.Detections)
+    assert [detection.label for detection in theirs.detections] == found.names
+    assert [detection.confidence for detection in theirs.detections] == pytest.approx(found.scores)
+    for detection, mask, box in zip(theirs.detections, pixels(found), found.boxes, strict=True):
+        x, y, width, height = np.array(detection.bounding_box) * (*SIZE, *SIZE)
+        assert (x, y, x + width, y + height) == pytest.approx(box, abs=1)
+        left, top = round(x), round(y)
+        rows, columns = detection.mask.shape
+        assert (detection.mask == mask[top : top + rows, left : left + columns]).all()
+        assert detection.mask.sum() == mask.sum()
+    drawn = theirs.detections[0].to_segmentation(frame_size=SIZE, target=1)
+    assert (drawn.mask == pixels(found)[0]).mean() > 0.98
 
 
-OTHER: list[dict[str, str]] = [
-    {"render_factor": "12"},
-    {"render_factor": "auto"},
-    {"detail": "2"},
-    {"fit": "square", "min_score": "0.9"},
-    {"max_detections": "200"},
-    {"output_formats": "json,png"},
-]
-
-
-@pytest.mark.parametrize("other", OTHER, ids=str)
-def test_what_is_there_decides_how_the_rest_is_made(cloud: Cloud, other: dict[str, str]) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    crash_after_one_write(cloud, service())
-    assert deliver(cloud, service(**other)) == "segmented"
-    assert there(cloud) == expected(service())
-    assert len({Run.from_metadata(found.metadata) for found in cloud.objects("results").values()}) == 1
-    assert len(cloud.writes) == 3, "the photo and two results, none of them written again"
-
-
-@pytest.mark.parametrize("other", OTHER, ids=str)
-def test_format_added_later_agrees_with_the_others(cloud: Cloud, other: dict[str, str]) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    deliver(cloud, service())
-    assert deliver(cloud, service(**other | {"output_formats": "png,json,ids"})) == "segmented"
-    assert there(cloud) == expected(service(output_formats="png,json,ids"))
-
-
-def test_complete_results_are_never_touched(cloud: Cloud) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    deliver(cloud, service())
-    before = len(cloud.requests)
-    assert deliver(cloud, service(render_factor="12")) == "done before"
-    assert len(cloud.requests) == before + 1
-
-
-@pytest.fixture
-def renamed(tmp_path: Path) -> Service:
-    """A service with another model."""
-    shutil.copy(EMBEDDED, tmp_path / "other.onnx")
-    return service(model=str(tmp_path / "other.onnx"), render_factor="12")
-
-
-def test_results_of_another_model_are_replaced_as_one(cloud: Cloud, renamed: Service) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    crash_after_one_write(cloud, service())
-    assert deliver(cloud, renamed) == "segmented"
-    assert there(cloud) == expected(renamed)
-
-
-def test_results_that_can_be_neither_completed_nor_replaced_are_left(cloud: Cloud, renamed: Service) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    crash_after_one_write(cloud, service())
-    before = there(cloud)
-    cloud.faults.add(Fault(403, method="DELETE"))
-    with pytest.raises(StorageRefused, match="begun with another model"):
-        deliver(cloud, renamed)
-    assert there(cloud) == before
-
-
-def test_more_detections_than_memory_is_planned_for_are_not_resumed(cloud: Cloud) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    crash_after_one_write(cloud, service(max_detections="50"))
-    assert deliver(cloud, service(max_detections="5")) == "segmented"
-    assert there(cloud) == expected(service(max_detections="5"))
-
-
-def test_old_results_that_disagree_are_replaced_when_a_format_is_added(cloud: Cloud) -> None:
-    item = cloud.put("photos", "a.jpg", photo())
-    for number, name in enumerate(("overlay.png", "detections.json")):
-        about = {"segment-source": "gs://photos/a.jpg", "segment-settings": str(number)}
-        cloud.put("results", f"a.jpg/{item.generation}/{name}", b"old", metadata=about)
-    assert deliver(cloud, service()) == "segmented"
-    assert there(cloud) == expected(service())
-
-
-def test_two_services_at_once_leave_one_run(cloud: Cloud) -> None:
-    """While one has written its first file, the other, which saw nothing there, wants to write its own."""
-    cloud.put("photos", "a.jpg", photo())
-    first, second = service(), service(render_factor="12")
-    crash_after_one_write(cloud, first)
-    ((name, overlay),) = cloud.objects("results").items()
-    cloud.delete("results", name)
-    late = [overlay]
-
-    class Interrupted(Service):
-        def segment(self, *arguments: Any, **rest: Any) -> Any:
-            result = second.segment(*arguments, **rest)
-            if late:
-                cloud.put("results", name, late.pop().content, metadata=overlay.metadata)
-            return result
-
-    assert deliver(cloud, Interrupted(second.settings)) == "segmented"
-    assert there(cloud) == expected(first)
-
-
-# In a folder, which keeps no metadata
-
-
-def in_folders(tmp_path: Path, by: Service) -> tuple[str, dict[str, bytes]]:
-    source: Store = open_store(str(tmp_path / "photos"), 1)[0]
-    (item,) = source.objects()
-    kind = segment_object(by, source, item, open_store(str(tmp_path / "results"), 1)[0], "").kind
-    found = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
-    return kind, {path.name: path.read_bytes() for path in found}
-
-
-def test_half_a_result_in_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(photo())
-    assert in_folders(tmp_path, service()) == ("segmented", expected(service()))
-    next((tmp_path / "results").rglob("overlay.png")).unlink()
-    other = service(render_factor="12")
-    assert in_folders(tmp_path, other) == ("segmented", expected(other))
-    assert in_folders(tmp_path, service()) == ("done before", expected(other))
-
-
-# What was refused
-
-
-@pytest.mark.parametrize("where", ["bucket", "folder"])
-def test_refusal_is_repeated_only_when_another_limit_holds(cloud: Cloud, tmp_path: Path, where: str) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").write_bytes(photo())
-    cloud.put("photos", "a.jpg", photo())
-
-    def turn(by: Service) -> tuple[str, dict[str, bytes]]:
-        return in_folders(tmp_path, by) if where == "folder" else (deliver(cloud, by), there(cloud))
-
-    small = service(max_upload="1Ki")
-    kind, found = turn(small)
-    assert (kind, set(found), json.loads(found["error.json"])["title"]) == ("refused", {"error.json"}, "Too large")
-    assert turn(small) == ("done before", found)
-    kind, found = turn(service(max_upload="2Ki"))
-    assert (kind, "2,048" in json.loads(found["error.json"])["detail"]) == ("refused", True)
-    assert turn(service()) == ("segmented", expected(service()))
-
-
-def test_refusal_for_memory_is_lifted_by_a_larger_instance(cloud: Cloud) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    huge = {"render_factor": "256", "bytes_per_pixel": "1000"}
-    assert deliver(cloud, service(memory="1500Mi", **huge)) == "refused"
-    assert deliver(cloud, service(memory="1500Mi", **huge)) == "done before"
-    assert deliver(cloud, service(memory="1600Mi", **huge)) == "refused"
-    assert deliver(cloud, service(memory="1600Mi")) == "segmented"
-    assert there(cloud) == expected(service(memory="1600Mi"))
-
-
-def test_error_that_may_not_be_deleted_does_not_count_beside_results(cloud: Cloud) -> None:
-    cloud.put("photos", "a.jpg", photo())
-    deliver(cloud, service(max_upload="1Ki"))
-    cloud.faults.add(Fault(403, method="DELETE"))
-    assert deliver(cloud, service(max_upload="2Ki")) == "refused"
-    assert deliver(cloud, service()) == "segmented"
-    assert set(there(cloud)) == {"error.json", "overlay.png", "detections.json"}
-    assert deliver(cloud, service(max_upload="1Ki")) == "done before"
+@pytest.mark.parametrize("package", ["supervision", "fiftyone"])
+def test_a_missing_library_is_one_sentence(found: Results, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=f"needs the package {package}. Install it with: pip install"):
+        getattr(found, f"to_{package}")()

@@ -158,6 +158,8 @@ FULL_SIZE = (
     "mask_rcnn_X_101_32x8d_FPN_3x",
     "mask_rcnn_R_50_FPN_400ep_LSJ",
     "cascade_mask_rcnn_R_50_FPN_3x",
+    "mask_rcnn_R_50_C4_3x",
+    "mask_rcnn_R_101_DC5_3x",
 )
 
 
@@ -201,7 +203,7 @@ def test_a_full_size_model_converts_and_serves(name: str, tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     seconds, gibibytes = map(float, done.stdout.split())
     assert seconds < 60
-    assert gibibytes < 2
+    assert gibibytes < max(2, 4 * zoo.entry(name).megabytes / 1000)  # DC5: 400 MB in one fully connected layer
     engine = engines.load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0))
     found = engine(np.random.default_rng(0).integers(0, 256, (320, 416, 3), np.uint8), 0.05, 100)
     assert len(found) > 0

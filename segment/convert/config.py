@@ -6,7 +6,7 @@ converted to something else. A key that is absent has detectron2's own default (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,29 @@ NORMS = ("", "GN", *BATCH_NORMS)
 _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # key: (detectron2's default, the values that are converted)
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
-    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", ("build_resnet_fpn_backbone",)),
+    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", ("build_resnet_fpn_backbone", "build_resnet_backbone")),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", ("RPN",)),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead", ("StandardRPNHead",)),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator", ("DefaultAnchorGenerator",)),
-    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("StandardROIHeads", "CascadeROIHeads")),
-    "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
+    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads")),
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead", ("MaskRCNNConvUpsampleHead",)),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
     "MODEL.MASK_ON": (False, (True,)),
     "MODEL.KEYPOINT_ON": (False, (False,)),
     "MODEL.LOAD_PROPOSALS": (False, (False,)),
     "MODEL.RESNETS.DEPTH": (50, tuple(BLOCKS)),
-    "MODEL.RESNETS.RES5_DILATION": (1, (1,)),
+    "MODEL.RESNETS.RES5_DILATION": (1, (1, 2)),
     "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
     "MODEL.FPN.NORM": ("", NORMS),
     "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
-    "MODEL.ROI_BOX_HEAD.NORM": ("", NORMS),
     "MODEL.ROI_MASK_HEAD.NORM": ("", NORMS),
     "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
+}
+_REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    # Res5ROIHeads does not read these.
+    "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", NORMS),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
 }
 
 
@@ -57,7 +60,11 @@ class Anchors:
 
 @dataclass(frozen=True)
 class ResNet:
-    """The bottom-up network."""
+    """The bottom-up network: stages res2, res3 and so on.
+
+    `blocks`: the number of bottleneck blocks of each stage that is built, from res2. `res5_dilation`: 2 keeps res5 at
+    the stride of res4.
+    """
 
     blocks: tuple[int, ...]
     norm: str
@@ -66,6 +73,15 @@ class ResNet:
     stem_channels: int
     res2_channels: int
     stride_in_1x1: bool
+    res5_dilation: int = 1
+
+    def channels(self, stage: int) -> int:
+        """Channels of the output of res`stage`."""
+        return self.res2_channels << (stage - 2)
+
+    def level(self, stage: int) -> int:
+        """The stride of res`stage` as a power of two."""
+        return stage - 1 if stage == 5 and self.res5_dilation == 2 else stage
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Proposals:
-    """The region proposal network. `levels` as in Pyramid; 6 is the pooled p5."""
+    """The region proposal network. `levels` as in Pyramid; one above the pyramid's last is that one, pooled."""
 
     levels: tuple[int, ...]
     conv_dims: tuple[int, ...]
@@ -103,7 +119,10 @@ class Pooler:
 
 @dataclass(frozen=True)
 class BoxHead:
-    """The second stage's boxes. One entry of `box_weights` per cascade stage; a plain head has one."""
+    """The second stage's boxes. One entry of `box_weights` per cascade stage; a plain head has one.
+
+    `convs` and `fcs` are 0 where res5 takes their place (Config.res5_heads).
+    """
 
     pooler: Pooler
     convs: int
@@ -133,22 +152,38 @@ class MaskHead:
 
 @dataclass(frozen=True)
 class Config:
-    """A Mask R-CNN with a feature pyramid, as it runs at test time. `mean` and `std` are in the order of `format`."""
+    """A Mask R-CNN as it runs at test time. `mean` and `std` are in the order of `format`.
+
+    `pyramid`: None where proposals and heads read one stage of the ResNet itself, `feature` (0 with a pyramid).
+    `res5_heads`: res5 is run on each region, for boxes and masks, instead of on the image (Res5ROIHeads, "C4").
+    """
 
     format: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
     resnet: ResNet
-    pyramid: Pyramid
+    pyramid: Pyramid | None
     proposals: Proposals
     box: BoxHead
     mask: MaskHead
+    feature: int = 0
+    res5_heads: bool = False
 
     @property
     def stride(self) -> int:
-        """The padded image is a multiple of this many pixels: the stride of the coarsest pyramid input."""
-        return int(2 ** self.pyramid.levels[-1])
+        """The stride of the coarsest map. With a pyramid, the image is padded to a multiple of it."""
+        return int(2 ** (self.pyramid.levels[-1] if self.pyramid else self.resnet.level(self.feature)))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the maps that proposals and heads read."""
+        return self.pyramid.channels if self.pyramid else self.resnet.channels(self.feature)
+
+    @property
+    def mask_side(self) -> int:
+        """Masks are predicted at mask_side x mask_side before they are upsampled by two."""
+        return -(-self.box.pooler.resolution // 2) if self.res5_heads else self.mask.pooler.resolution
 
 
 def read(path: Path) -> Config:
@@ -181,27 +216,35 @@ def _parse(document: Mapping[str, Any]) -> Config:
     keys = _Keys(document)
     for key, (default, allowed) in _REQUIRED.items():
         keys.one_of(key, default, allowed)
-    deformable = keys.get("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False] * 4)
-    if any(deformable):
-        raise ConversionError(f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deformable}; deformable stages do not convert.")
-    pyramid_levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", (2, 3, 4, 5))
-    roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid_levels, pyramid_levels[-1] + 1))
+    res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
+    if not res5_heads:
+        for key, (default, allowed) in _REQUIRED_OF_STANDARD_HEADS.items():
+            keys.one_of(key, default, allowed)
+    resnet = _resnet(keys)
+    pyramid = _pyramid(keys, resnet)
+    if pyramid and res5_heads:
+        raise ConversionError(
+            "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME build_resnet_fpn_backbone; "
+            "Res5ROIHeads converts with build_resnet_backbone."
+        )
+    feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
     mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
     std = keys.numbers("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
+    if pyramid:
+        rpn_levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
+        roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
+    else:
+        rpn_levels = roi_levels = (resnet.level(feature),)
     return Config(
         format=keys.get("INPUT.FORMAT", "BGR"),
         mean=mean,
         std=std,
         classes=keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80),
-        resnet=_resnet(keys),
-        pyramid=Pyramid(
-            levels=pyramid_levels,
-            channels=keys.whole("MODEL.FPN.OUT_CHANNELS", 256),
-            norm=keys.get("MODEL.FPN.NORM", ""),
-            average=keys.get("MODEL.FPN.FUSE_TYPE", "sum") == "avg",
-        ),
-        proposals=_proposals(keys, pyramid_levels),
-        box=_box_head(keys, roi_levels),
+        resnet=resnet,
+        pyramid=pyramid,
+        feature=feature,
+        proposals=_proposals(keys, rpn_levels),
+        box=_box_head(keys, roi_levels, res5_heads),
         mask=MaskHead(
             pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", roi_levels, 14),
             convs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, low=0),
@@ -209,12 +252,20 @@ def _parse(document: Mapping[str, Any]) -> Config:
             norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
             agnostic=bool(keys.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)),
         ),
+        res5_heads=res5_heads,
     )
 
 
 def _resnet(keys: _Keys) -> ResNet:
+    stages = max(keys.levels("MODEL.RESNETS.OUT_FEATURES", "res", (2, 3, 4, 5), ["res4"], neighbours=False)) - 1
+    deform = keys.get("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False] * 4)
+    if not isinstance(deform, list | tuple) or any(deform):
+        raise ConversionError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deform!r}; deformable convolutions do not convert."
+        )
     return ResNet(
-        blocks=BLOCKS[keys.get("MODEL.RESNETS.DEPTH", 50)],
+        blocks=BLOCKS[keys.get("MODEL.RESNETS.DEPTH", 50)][:stages],
+        res5_dilation=keys.get("MODEL.RESNETS.RES5_DILATION", 1),
         norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
         groups=keys.whole("MODEL.RESNETS.NUM_GROUPS", 1),
         width_per_group=keys.whole("MODEL.RESNETS.WIDTH_PER_GROUP", 64),
@@ -224,8 +275,39 @@ def _resnet(keys: _Keys) -> ResNet:
     )
 
 
-def _proposals(keys: _Keys, pyramid_levels: tuple[int, ...]) -> Proposals:
-    levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid_levels, pyramid_levels[-1] + 1))
+def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
+    if keys.get("MODEL.BACKBONE.NAME", "build_resnet_backbone") != "build_resnet_fpn_backbone":
+        return None
+    built = tuple(range(2, 2 + len(resnet.blocks)))
+    levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", built)
+    if resnet.res5_dilation != 1:
+        raise ConversionError(
+            f"MODEL.RESNETS.RES5_DILATION is {resnet.res5_dilation} and MODEL.BACKBONE.NAME build_resnet_fpn_backbone; "
+            "a pyramid needs a res5 that is not dilated."
+        )
+    return Pyramid(
+        levels=levels,
+        channels=keys.whole("MODEL.FPN.OUT_CHANNELS", 256),
+        norm=keys.get("MODEL.FPN.NORM", ""),
+        average=keys.get("MODEL.FPN.FUSE_TYPE", "sum") == "avg",
+    )
+
+
+def _feature(keys: _Keys, resnet: ResNet, res5_heads: bool) -> int:
+    """The one stage that proposals and heads both read where there is no pyramid."""
+    built = tuple(range(2, 2 + len(resnet.blocks)))
+    proposals = keys.levels("MODEL.RPN.IN_FEATURES", "res", built, ["res4"])
+    heads = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "res", (4,) if res5_heads else built, ["res4"])
+    for key, stages in (("MODEL.RPN.IN_FEATURES", proposals), ("MODEL.ROI_HEADS.IN_FEATURES", heads)):
+        if len(stages) > 1 or stages != heads:
+            raise ConversionError(
+                f"{key} is {['res' + str(stage) for stage in stages]}; without a feature pyramid, "
+                "proposals and heads must read the same one stage."
+            )
+    return heads[0]
+
+
+def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
     sizes = keys.per_level("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]], len(levels))
     ratios = keys.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]], len(levels))
     counts = {len(s) * len(r) for s, r in zip(sizes, ratios, strict=True)}
@@ -246,7 +328,7 @@ def _proposals(keys: _Keys, pyramid_levels: tuple[int, ...]) -> Proposals:
     )
 
 
-def _box_head(keys: _Keys, levels: tuple[int, ...]) -> BoxHead:
+def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead:
     cascade = keys.get("MODEL.ROI_HEADS.NAME", "") == "CascadeROIHeads"
     agnostic = bool(keys.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False))
     if cascade and not agnostic:
@@ -259,8 +341,11 @@ def _box_head(keys: _Keys, levels: tuple[int, ...]) -> BoxHead:
             "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
             [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]],
         )
-    convs, fcs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, low=0), keys.whole("MODEL.ROI_BOX_HEAD.NUM_FC", 0, low=0)
-    if not fcs:
+    convs, fcs = 0, 0
+    if not res5_heads:
+        convs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, low=0)
+        fcs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_FC", 0, low=0)
+    if not fcs and not res5_heads:
         raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; a box head with at least one such layer converts.")
     return BoxHead(
         pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
@@ -296,7 +381,9 @@ class _Keys:
     def get(self, key: str, default: Any) -> Any:
         value: Any = self.document
         for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
+            if not isinstance(value, Mapping):
+                raise ConversionError(f"{key} cannot be read: the key above it holds {value!r}, not a mapping.")
+            if part not in value:
                 return default
             value = value[part]
         return value
@@ -331,12 +418,18 @@ class _Keys:
         rows = list(rows) * (levels if len(rows) == 1 else 1)
         return tuple(tuple(float(v) for v in row) for row in rows)
 
-    def levels(self, key: str, prefix: str, allowed: tuple[int, ...]) -> tuple[int, ...]:
-        names = self.get(key, [])
+    def levels(
+        self, key: str, prefix: str, allowed: tuple[int, ...], default: Sequence[str] = (), *, neighbours: bool = True
+    ) -> tuple[int, ...]:
+        """The numbers of the feature maps that `key` lists: (2, 3) for ["res2", "res3"] with the prefix "res"."""
+        names = self.get(key, default)
         admitted = {f"{prefix}{level}": level for level in allowed}
-        levels = tuple(admitted.get(name, 0) for name in names)
-        if not levels or levels != tuple(range(levels[0], levels[0] + len(levels))) or not levels[0]:
+        if not isinstance(names, list | tuple) or not names or not all(name in admitted for name in names):
+            raise ConversionError(f"{key} is {names!r}; it must list some of {', '.join(admitted)}.")
+        levels = tuple(admitted[name] for name in names)
+        if levels != (tuple(range(levels[0], levels[0] + len(levels))) if neighbours else tuple(sorted(set(levels)))):
             raise ConversionError(
-                f"{key} is {list(names)}; it must be neighbours among {', '.join(admitted)}, in order."
+                f"{key} is {list(names)}; it must be {'neighbours' if neighbours else 'different ones'} among "
+                f"{', '.join(admitted)}, in order."
             )
         return levels

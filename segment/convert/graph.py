@@ -31,6 +31,7 @@ class Graph:
         self._graph = self._model.graph
         self._graph.name = "segment"
         self._constants: set[str] = set()
+        self._names: set[str] = set()
         self._count = 0
 
     def op(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any) -> str:
@@ -41,6 +42,9 @@ class Graph:
         """Add a node with `outputs` outputs and return their names."""
         self._count += 1
         base = name or f"{kind.lower()}_{self._count}"
+        if base in self._names:  # a layer that is used again
+            base = f"{base}_{self._count}"
+        self._names.add(base)
         names = [base] + [f"{base}_{i}" for i in range(1, outputs)]
         self._graph.node.append(helper.make_node(kind, list(inputs), names, name=base, **attributes))
         return names

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from segment.convert import boxes as box
-from segment.convert import pooler
-from segment.convert.backbone import convolution
+from segment.convert import chunks, pooler, res5
 from segment.convert.config import BoxHead, Config, MaskHead
 from segment.convert.graph import Graph
+from segment.convert.layers import convolution
 from segment.convert.pooler import Rois
-from segment.convert.weights import Weights
+from segment.convert.weights import Array, Weights
 
 MANY_CLASSES = 200
 """Up to this many, all classes' masks are predicted and one is kept, as upstream does it: one int8 convolution, 0.25 MB
@@ -43,14 +43,17 @@ def box_head(
     scores: list[str] = []
     for stage, weights in enumerate(head.box_weights):
         suffix = f".{stage}" if head.cascade else ""
-        by_level = pooler.assign(g, head.pooler, rois)
-        rois, *scores = (g.gather(earlier, by_level.order) for earlier in (rois, *scores))
-        x = _box_features(g, w, config, maps, by_level, "roi_heads.box_head" + suffix)
+        if config.res5_heads:
+            x, width = res5.box_features(g, w, config, maps, rois)
+        else:
+            by_level = pooler.assign(g, head.pooler, rois)
+            rois, *scores = (by_level.arranged(g, earlier) for earlier in (rois, *scores))
+            x, width = _box_features(g, w, config, maps, by_level, "roi_heads.box_head" + suffix), head.fc_channels
         name = "roi_heads.box_predictor" + suffix
-        logits = _linear(g, w, x, name + ".cls_score", head.fc_channels, config.classes + 1)
+        logits = _linear(g, w, x, name + ".cls_score", width, config.classes + 1)
         scores.append(g.op("Sigmoid", logits) if head.sigmoid else g.op("Softmax", logits, axis=1))
         per_roi = 1 if head.agnostic else config.classes
-        deltas = _linear(g, w, x, name + ".bbox_pred", head.fc_channels, 4 * per_roi)
+        deltas = _linear(g, w, x, name + ".bbox_pred", width, 4 * per_roi)
         each = g.op("Unsqueeze", rois, g.ints(1))
         if per_roi > 1:
             each = g.op("Expand", each, g.ints(1, per_roi, 1))
@@ -62,7 +65,7 @@ def box_head(
 
 def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
     """Crops (N, C, r, r) of rois -> (N, fc_channels)."""
-    head, into = config.box, config.pyramid.channels
+    head, into = config.box, config.channels
     if head.fcs and not head.convs:
         x, width, first = _by_rows(g, w, config, maps, rois, name + ".fc1"), head.fc_channels, 2
     else:
@@ -83,7 +86,7 @@ def _by_rows(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: R
 
     The layer is a sum over all values of a crop, so its rows can be added up: one row of 1,000 crops is 7 MB, not 50.
     """
-    head, channels = config.box, config.pyramid.channels
+    head, channels = config.box, config.channels
     side, out = head.pooler.resolution, head.fc_channels
     weight = w.take(f"{name}.weight", out, channels * side**2).reshape(out, channels, side, side)
     bias = w.take(f"{name}.bias", out)
@@ -136,19 +139,30 @@ def select(
 
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances found, each for its own class."""
+    if config.pyramid:
+        rois = pooler.assign(g, config.mask.pooler, found.boxes)
+        x = _mask_features(g, w, config, pooler.crop(g, config.mask.pooler, maps, rois), config.channels)
+        label = rois.arranged(g, found.classes)
+        return rois.restored(g, _pick_class(g, w, config, _class_logits(g, w, config, x), label))
+    # Without a pyramid the maps have 1,024 or 2,048 channels, so one crop takes 0.8 or 1.6 MB.
+    part = "mask_regions"
+    boxes = chunks.begin(g, part, found.boxes)
+    if config.res5_heads:
+        x, into = res5.features(g, w, config, maps, boxes)
+    else:
+        x, into = pooler.crop(g, config.mask.pooler, maps, pooler.assign(g, config.mask.pooler, boxes)), config.channels
+    x = chunks.end(g, part, _class_logits(g, w, config, _mask_features(g, w, config, x, into)))
+    return _pick_class(g, w, config, x, found.classes)
+
+
+def _mask_features(g: Graph, w: Weights, config: Config, x: str, into: int) -> str:
+    """x (N, into, r, r) -> (N, 4 * C, r, r): four places for each."""
     head = config.mask
-    rois = pooler.assign(g, head.pooler, found.boxes)
-    x = pooler.crop(g, head.pooler, maps, rois)
-    into = config.pyramid.channels
     for i in range(1, head.convs + 1):
         name = f"roi_heads.mask_head.mask_fcn{i}"
         x = convolution(g, w, x, name, into, head.channels, kernel=3, norm=head.norm, relu=True)
         into = head.channels
-    quarters = _upsampled(g, w, head, x, into)  # (N, 4 * C, r, r)
-    probabilities = g.op("Sigmoid", _predict(g, w, head, config.classes, quarters, g.gather(found.classes, rois.order)))
-    # Sorting the order gives, for each instance, where its mask stands.
-    _, place = g.ops("TopK", rois.order, g.op("Shape", rois.order), outputs=2, axis=0, largest=0)
-    return g.gather(probabilities, place)
+    return _upsampled(g, w, head, x, into)
 
 
 def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
@@ -164,24 +178,45 @@ def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
     return g.op("Relu", g.conv(x, kernel, np.tile(bias, 4), name=name))
 
 
-def _predict(g: Graph, w: Weights, head: MaskHead, classes: int, x: str, label: str) -> str:
-    """x (N, 4 * C, r, r) -> logits (N, 2r, 2r) of each instance's own class only."""
-    name, side = "roi_heads.mask_head.predictor", head.pooler.resolution
-    outputs = 1 if head.agnostic else classes
-    weight, bias = w.take(name + ".weight", outputs, head.channels, 1, 1), w.take(name + ".bias", outputs)
-    if outputs > MANY_CLASSES:
+def _has_many_classes(config: Config) -> bool:
+    return not config.mask.agnostic and config.classes > MANY_CLASSES
+
+
+def _predictor(w: Weights, config: Config) -> tuple[str, Array, Array]:
+    """The name, weight (outputs, C, 1, 1) and bias (outputs,) of the last layer."""
+    name, outputs = "roi_heads.mask_head.predictor", 1 if config.mask.agnostic else config.classes
+    weight = w.take(name + ".weight", outputs, config.mask.channels, 1, 1)
+    return name, weight, w.take(name + ".bias", outputs)
+
+
+def _class_logits(g: Graph, w: Weights, config: Config, x: str) -> str:
+    """x (N, 4 * C, r, r) -> logits (N, 4 * outputs, r, r) of all classes; with many, x as it is, for `_pick_class`."""
+    if _has_many_classes(config):
+        return x
+    name, weight, bias = _predictor(w, config)
+    return g.conv(x, np.tile(weight, (4, 1, 1, 1)), np.tile(bias, 4), name=name, group=4)
+
+
+def _pick_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str:
+    """Mask probabilities (N, 2r, 2r) of each instance's own class, label (N,).
+
+    x: the logits (N, 4 * outputs, r, r) of all classes, or with many (N, 4 * C, r, r), from which to compute one.
+    """
+    head, side = config.mask, config.mask_side
+    outputs = 1 if head.agnostic else config.classes
+    if _has_many_classes(config):
+        name, weight, bias = _predictor(w, config)
         column = g.gather(g.constant(weight.reshape(outputs, 1, -1, 1), name=name + ".weight"), label)  # (N, 1, C, 1)
         shift = g.gather(g.constant(bias.reshape(outputs, 1, 1, 1), name=name + ".bias"), label)
         places = g.op("Transpose", g.reshape(x, 0, 4, head.channels, side**2), perm=[0, 1, 3, 2])  # (N, 4, r * r, C)
         logits = g.op("Add", g.op("MatMul", places, column), shift)
     else:
-        logits = g.conv(x, np.tile(weight, (4, 1, 1, 1)), np.tile(bias, 4), name=name, group=4)
-        logits = g.reshape(logits, -1, outputs, side, side)  # (N * 4, outputs, r, r)
+        logits = g.reshape(x, -1, outputs, side, side)  # (N * 4, outputs, r, r)
         if outputs > 1:
             four_times = g.op("Expand", g.op("Unsqueeze", label, g.ints(1)), g.ints(1, 4))
             logits = _pick(g, logits, g.reshape(four_times, -1))
     rows_and_columns = g.op("Transpose", g.reshape(logits, -1, 2, 2, side, side), perm=[0, 3, 1, 4, 2])
-    return g.reshape(rows_and_columns, -1, 2 * side, 2 * side)
+    return g.op("Sigmoid", g.reshape(rows_and_columns, -1, 2 * side, 2 * side))
 
 
 def _pick(g: Graph, x: str, index: str) -> str:

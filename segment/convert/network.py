@@ -10,23 +10,21 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from segment.convert import backbone, boxes, heads
+from segment.convert import backbone, boxes, chunks, heads, res5
 from segment.convert.config import Config
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph, tensor
 from segment.convert.proposals import proposals
 from segment.convert.weights import Weights
 
-STEM = "backbone.bottom_up.stem.conv1.weight"
-
 
 def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> onnx.ModelProto:
     """The network of `config` with the checkpoint's `tensors`. Raises ConversionError. `tensors` is emptied."""
     g = Graph()
-    w = Weights(tensors)
+    w = Weights(tensors, shared=res5.NAME)
     tensors.clear()
     frame = _frame(g)
     image = _normalise(g, w, config)
-    maps = backbone.pyramid(g, w, config.pyramid, backbone.resnet(g, w, config.resnet, image))
+    maps = backbone.feature_maps(g, w, config, image)
     rois = proposals(g, w, config, maps, frame)
     scores, found_boxes = heads.box_head(g, w, config, maps, rois, frame)
     found = heads.select(g, config.box, config.classes, scores, found_boxes, "min_score", "max_detections")
@@ -34,8 +32,8 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
     w.finish()
     for name, value in (("boxes", found.boxes), ("scores", found.scores), ("classes", found.classes), ("masks", masks)):
         g.rename(value, name)
-    side = 2 * config.mask.pooler.resolution
-    return g.model(
+    side = 2 * config.mask_side
+    model = g.model(
         [
             tensor("image", UINT8, "height", "width", 3),
             tensor("min_score", FLOAT),
@@ -49,6 +47,8 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
         ],
         metadata,
     )
+    chunks.in_chunks(model)
+    return model
 
 
 def _frame(g: Graph) -> boxes.Frame:
@@ -59,16 +59,19 @@ def _frame(g: Graph) -> boxes.Frame:
 
 
 def _normalise(g: Graph, w: Weights, config: Config) -> str:
-    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W') minus the mean, H' and W' padded to the stride with zeros.
+    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W') minus the mean; for a pyramid padded to its stride with zeros.
 
     The first convolution's weights are turned to RGB order and divided by the standard deviation instead of the image.
     """
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     if config.format == "BGR":
         mean, std = mean[::-1], std[::-1]
-    w.replace(STEM, lambda weight: (weight[:, ::-1] if config.format == "BGR" else weight) / std[:, None, None])
+    stem = backbone.prefix(config) + "stem.conv1.weight"
+    w.replace(stem, lambda weight: (weight[:, ::-1] if config.format == "BGR" else weight) / std[:, None, None])
     x = g.op("Transpose", g.cast("image", FLOAT), perm=[2, 0, 1])
     x = g.op("Unsqueeze", g.op("Sub", x, g.constant(mean[:, None, None])), g.ints(0))
+    if not config.pyramid:
+        return x
     size = g.slice(g.op("Shape", x), g.ints(2), g.ints(4))
     past = g.op("Mod", size, g.ints(config.stride))
     padding = g.op("Mod", g.op("Sub", g.ints(config.stride), past), g.ints(config.stride))

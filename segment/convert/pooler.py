@@ -32,16 +32,30 @@ _ZERO = numpy_helper.from_array(np.zeros(1, np.int64))
 class Rois:
     """Boxes by level. Tensor names: `boxes` (n, 4) and `images` (n,) int64, all zero, for each level of the pooler.
 
-    `order` (N,) int64: the i-th crop is that of the given box order[i].
+    `order` (N,) int64: the i-th crop is that of the given box order[i]; empty where they are in the boxes' order.
     """
 
     boxes: list[str]
     images: list[str]
     order: str
 
+    def arranged(self, g: Graph, x: str) -> str:
+        """x (N, ...), in the boxes' order -> in the crops' order."""
+        return g.gather(x, self.order) if self.order else x
+
+    def restored(self, g: Graph, x: str) -> str:
+        """x (N, ...), in the crops' order -> in the boxes' order."""
+        if not self.order:
+            return x
+        # Sorting the order gives, for each box, where its crop stands.
+        _, place = g.ops("TopK", self.order, g.op("Shape", self.order), outputs=2, axis=0, largest=0)
+        return g.gather(x, place)
+
 
 def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
     """boxes (N, 4) -> the same, by the level that each is cropped from."""
+    if len(pooler.levels) == 1:
+        return Rois([boxes], [_images(g, boxes)], "")
     size = g.op("Sqrt", box.area(g, boxes))
     ratio = g.op("Add", g.op("Div", size, g.scalar(CANONICAL_SIZE)), g.scalar(1e-8))
     log2 = g.op("Div", g.op("Log", ratio), g.scalar(0.6931471805599453))
@@ -52,7 +66,12 @@ def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
     on_level = g.op("Equal", g.op("Unsqueeze", level, g.ints(1)), levels)  # (N, levels)
     counts = g.op("ReduceSum", g.cast(on_level, INT64), g.ints(0), keepdims=0)
     by_level = g.ops("Split", g.gather(boxes, order), counts, outputs=len(pooler.levels), axis=0)
-    return Rois(by_level, [g.op("ConstantOfShape", g.dim(part, 0), value=_ZERO) for part in by_level], order)
+    return Rois(by_level, [_images(g, part) for part in by_level], order)
+
+
+def _images(g: Graph, boxes: str) -> str:
+    """The image that each of boxes (n, 4) is in: there is one."""
+    return g.op("ConstantOfShape", g.dim(boxes, 0), value=_ZERO)
 
 
 def crop(g: Graph, pooler: Pooler, maps: dict[int, str], rois: Rois, rows: range | None = None) -> str:
@@ -73,7 +92,7 @@ def crop(g: Graph, pooler: Pooler, maps: dict[int, str], rois: Rois, rows: range
         )
         for level, boxes, images in zip(pooler.levels, rois.boxes, rois.images, strict=True)
     ]
-    return g.op("Concat", *crops, axis=0)
+    return g.op("Concat", *crops, axis=0) if len(crops) > 1 else crops[0]
 
 
 def _part(g: Graph, boxes: str, rows: range, resolution: int) -> str:

@@ -64,7 +64,7 @@ class _Head:
     """Convolutions, then an objectness and a box per anchor; the same weights on every level."""
 
     def __init__(self, w: Weights, config: Config) -> None:
-        into = config.pyramid.channels
+        into = config.channels
         dims = [into if d == -1 else d for d in config.proposals.conv_dims]
         names = ["conv"] if len(dims) == 1 else [f"conv.conv{i}" for i in range(len(dims))]
         self.convs = []

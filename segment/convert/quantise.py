@@ -19,6 +19,7 @@ import onnx
 from onnx import helper
 
 from segment import image
+from segment.convert import chunks
 from segment.errors import ConversionError, ImageError
 from segment.resize import fitted_size
 
@@ -44,6 +45,7 @@ def quantise(model: onnx.ModelProto, photos: Sequence[Path], render_factor: int,
     if not inputs:
         raise ConversionError("The calibration folder holds no photos; give some tens like those to segment.")
     nncf.set_log_level(logging.ERROR)
+    chunks.whole(model)
     quantised: onnx.ModelProto = nncf.quantize(
         model,
         nncf.Dataset(inputs),
@@ -51,6 +53,8 @@ def quantise(model: onnx.ModelProto, photos: Sequence[Path], render_factor: int,
         subset_size=len(inputs),
         ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
     )
+    chunks.in_chunks(model)
+    chunks.in_chunks(quantised)
     _quantise_crops_early(quantised.graph)
     onnx.checker.check_model(quantised)
     return quantised

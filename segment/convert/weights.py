@@ -24,16 +24,20 @@ Array = NDArray[np.float32]
 
 
 class Weights:
-    """The tensors of a checkpoint, each taken once."""
+    """The tensors of a checkpoint, each taken once, but for those of layers that are used more than once: `shared`."""
 
-    def __init__(self, tensors: Mapping[str, NDArray[np.generic]]) -> None:
-        self._tensors = dict(tensors)
+    def __init__(self, tensors: Mapping[str, NDArray[np.generic]], shared: str = "") -> None:
+        self._tensors, self._shared = dict(tensors), shared
+        self._taken: set[str] = set()
 
     def take(self, name: str, *shape: int) -> Array:
         """The tensor `name` as float32 of `shape`. Raises ConversionError."""
         if name not in self._tensors:
             raise ConversionError(f"The checkpoint has no tensor {name}, which this config needs.")
-        tensor = self._tensors.pop(name)
+        tensor = self._tensors[name]
+        if not (self._shared and name.startswith(self._shared)):
+            del self._tensors[name]
+        self._taken.add(name)
         if tensor.shape != shape:
             raise ConversionError(
                 f"The checkpoint's tensor {name} has the shape {tensor.shape}; this config needs {shape}."
@@ -71,7 +75,7 @@ class Weights:
 
     def finish(self) -> None:
         """Raise ConversionError if a tensor is left that no network of this config has."""
-        left = sorted(name for name in self._tensors if not _NOT_NEEDED.search(name))
+        left = sorted(name for name in self._tensors.keys() - self._taken if not _NOT_NEEDED.search(name))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConversionError(

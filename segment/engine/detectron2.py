@@ -1,4 +1,4 @@
-"""detectron2 itself, in this process: for configs that do not convert (C4, DC5, deformable, PointRend, RegNet ...).
+"""detectron2 itself, in this process: for configs that do not convert (deformable, PointRend, RegNet ...).
 
 A model is a folder as a training run leaves it: `config.yaml`, `model_final.pth` or `.pkl`, and if there is one
 `labels.txt` or `metadata.json` with the names of the classes. Both kinds of config are read: those of yacs, which have

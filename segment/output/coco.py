@@ -35,7 +35,7 @@ def coco(
         "annotations": [],
     }
     # As text one by one: the numbers of a polygon take several times the memory of their digits.
-    annotations = [_dump(_annotation(detections, i, labels, segmentation)) for i in range(len(detections))]
+    annotations = [_dump(annotation(detections, i, labels, segmentation)) for i in range(len(detections))]
     return file("json", _dump(document).removesuffix(b"]}") + b",".join(annotations) + b"]}")
 
 
@@ -43,9 +43,10 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _annotation(
+def annotation(
     detections: Detections, index: int, labels: Sequence[str], segmentation: Segmentation
 ) -> dict[str, object]:
+    """One instance in COCO's terms; see `coco` for the fields."""
     mask, size = detections.masks[index], detections.size
     x0, y0, x1, y1 = (float(value) for value in detections.boxes[index])
     category = int(detections.classes[index])

@@ -38,6 +38,7 @@ from segment.errors import Busy, OptionError, SegmentError
 from segment.formats import FORMATS, Format
 from segment.memory import Reservation
 from segment.options import Options
+from segment.output.overlay import PALETTE
 from segment.service import Result, Service
 from segment.settings import Settings
 from segment.web import openapi
@@ -78,6 +79,13 @@ CHUNK = 1 << 16
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
 """How much of a refused body is read and dropped, and for how long, so that the client reads the answer."""
 PAGE = Path(__file__).parent / "page"
+EXAMPLES = {
+    "coins.jpg": "a photograph of ancient coins",
+    "scene-1.jpg": "stars, circles and a ring",
+    "scene-2.jpg": "a busy scene of overlapping shapes",
+    "scene-3.jpg": "striped circles and rings",
+}
+"""Photos in which the demo model finds something: the page's file, and what it shows."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -224,7 +232,15 @@ def _ready(service: Service, _request: Request) -> Response:
 
 def _model(service: Service, request: Request) -> Response:
     settings = service.settings
-    about = {**service.describe(), "max_upload": settings.max_upload, "options": openapi.options(settings)}
+    demo = not settings.model
+    about = {
+        **service.describe(),
+        "max_upload": settings.max_upload,
+        "options": openapi.options(settings),
+        "palette": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in PALETTE],
+        "demo": demo,
+        "examples": [{"src": src, "about": text} for src, text in EXAMPLES.items()] if demo else [],
+    }
     return _cacheable(json.dumps(about).encode(), "application/json", request)
 
 
@@ -349,12 +365,32 @@ def _after_the_body(request: Request, response: Response) -> Response:
     return response
 
 
+SCRIPTS = (
+    "about",
+    "cutout",
+    "detections",
+    "dom",
+    "downloads",
+    "drawing",
+    "masks",
+    "network",
+    "objects",
+    "page",
+    "photolist",
+    "photos",
+    "service",
+    "snippets",
+    "sources",
+    "state",
+    "tags",
+    "viewer",
+)
 _ASSETS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
-    **{f"/scene-{number}.jpg": (f"scene-{number}.jpg", "image/jpeg") for number in (1, 2, 3)},
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in SCRIPTS},
+    **{f"/{name}": (name, "image/jpeg") for name in EXAMPLES},
 }
 ROUTES: dict[str, dict[str, Handler]] = {
     **{path: {"GET": _asset(name, content_type)} for path, (name, content_type) in _ASSETS.items()},

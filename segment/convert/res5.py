@@ -1,0 +1,29 @@
+"""The second stage of "C4" models: res5 of the ResNet, run on each region instead of on the image.
+
+He et al., "Deep Residual Learning", 2015, appendix A; detectron2/modeling/roi_heads/roi_heads.py (Res5ROIHeads). Boxes
+and masks share its weights, and it is most of the network's work: it is done for every proposal.
+"""
+
+from __future__ import annotations
+
+from segment.convert import backbone, chunks, pooler
+from segment.convert.config import Config
+from segment.convert.graph import Graph
+from segment.convert.weights import Weights
+
+NAME = "roi_heads.res5"
+STAGE, BLOCKS = 5, 3
+
+
+def box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
+    """boxes (N, 4) -> (N, C), and C: the mean of each region's features."""
+    part = "box_regions"
+    x, channels = features(g, w, config, maps, chunks.begin(g, part, boxes))
+    return chunks.end(g, part, g.op("ReduceMean", x, axes=[2, 3], keepdims=0)), channels
+
+
+def features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
+    """boxes (N, 4) -> (N, C, r / 2, r / 2), and C."""
+    crops = pooler.crop(g, config.box.pooler, maps, pooler.assign(g, config.box.pooler, boxes))
+    x = backbone.stage(g, w, config.resnet, crops, NAME, STAGE, config.channels, blocks=BLOCKS, stride=2)
+    return x, config.resnet.channels(STAGE)

@@ -1,0 +1,101 @@
+// COCO's run-length masks as outlines that a canvas can fill, stroke, clip with and hit-test.
+
+/** The numbers in COCO's compressed run lengths: 0s and 1s by turns, column by column (cocoapi, maskApi.c, rleFrString). */
+export function runLengths(text) {
+  const lengths = [];
+  for (let at = 0; at < text.length;) {
+    let value = 0, shift = 0, code;
+    do {
+      code = text.charCodeAt(at++) - 48;
+      value |= (code & 31) << shift;
+      shift += 5;
+    } while (code & 32);
+    if (code & 16) value |= -1 << shift;
+    if (lengths.length > 2) value += lengths[lengths.length - 2];
+    lengths.push(value);
+  }
+  return lengths;
+}
+
+/**
+ * The mask's own rectangle, sampled at `scale`: {x, y, width, height, bits} in scaled pixels, `bits` row by row.
+ * Throws RangeError for run lengths that do not add up to the mask's size.
+ */
+export function decodeMask({ size: [height, width], counts }, scale) {
+  const runs = [], lengths = runLengths(counts);
+  let at = 0, left = Infinity, right = -1, top = Infinity, bottom = -1;
+  lengths.forEach((length, i) => {
+    for (let start = at, end = at + length; i % 2 && start < end;) {
+      const column = Math.floor(start / height), y0 = start - column * height, y1 = Math.min(height, y0 + end - start);
+      runs.push([column, y0, y1]);
+      left = Math.min(left, column); right = Math.max(right, column);
+      top = Math.min(top, y0); bottom = Math.max(bottom, y1);
+      start += y1 - y0;
+    }
+    at += length;
+  });
+  if (at !== height * width) throw new RangeError(`The runs cover ${at} pixels, the mask has ${height * width}`);
+  if (right < 0) return { x: 0, y: 0, width: 0, height: 0, bits: new Uint8Array(0) };
+  const x = Math.floor(left * scale), y = Math.floor(top * scale);
+  const mask = { x, y, width: Math.ceil((right + 1) * scale) - x, height: Math.ceil(bottom * scale) - y };
+  mask.bits = new Uint8Array(mask.width * mask.height);
+  for (const [column, y0, y1] of runs) {
+    const first = Math.ceil(column * scale - 0.5), last = Math.ceil((column + 1) * scale - 0.5);
+    const from = Math.max(y, Math.ceil(y0 * scale - 0.5)), to = Math.min(y + mask.height, Math.ceil(y1 * scale - 0.5));
+    for (let cx = Math.max(x, first); cx < Math.min(x + mask.width, last); cx++) {
+      for (let cy = from; cy < to; cy++) mask.bits[(cy - y) * mask.width + cx - x] = 1;
+    }
+  }
+  return mask;
+}
+
+/**
+ * The closed lines between a mask's pixels and the others, as lists of [x, y] in the mask's pixels.
+ *
+ * Marching squares: in every square of four pixel centres the line joins the middles of two sides. The mask lies on the
+ * line's right, so outer lines run clockwise and holes the other way; filled by the even-odd rule, holes stay open.
+ */
+export function outlines({ x, y, width, height, bits }) {
+  const wide = width + 2, padded = new Uint8Array(wide * (height + 2));
+  for (let row = 0; row < height; row++) padded.set(bits.subarray(row * width, (row + 1) * width), (row + 1) * wide + 1);
+  // Sides of the square whose lower right pixel is (column, row), as half steps from the corner of that pixel.
+  const LEFT = [-1, 0], TOP = [0, -1], RIGHT = [1, 0], BOTTOM = [0, 1];
+  // By the four pixels, upper left 1, upper right 2, lower left 4, lower right 8: [from, to] of each line.
+  const CASES = [
+    [], [[TOP, LEFT]], [[RIGHT, TOP]], [[RIGHT, LEFT]], [[LEFT, BOTTOM]], [[TOP, BOTTOM]], [[RIGHT, TOP], [LEFT, BOTTOM]],
+    [[RIGHT, BOTTOM]], [[BOTTOM, RIGHT]], [[TOP, LEFT], [BOTTOM, RIGHT]], [[BOTTOM, TOP]], [[BOTTOM, LEFT]],
+    [[LEFT, RIGHT]], [[TOP, RIGHT]], [[LEFT, TOP]], [],
+  ];
+  const next = new Map(), stride = 2 * width + 5, key = (px, py) => (2 * py + 1) * stride + 2 * px + 1;
+  for (let row = 0; row <= height; row++) {
+    for (let column = 0; column <= width; column++) {
+      const at = row * wide + column;
+      const which = padded[at] + 2 * padded[at + 1] + 4 * padded[at + wide] + 8 * padded[at + wide + 1];
+      for (const [from, to] of CASES[which]) {
+        next.set(key(column + from[0] / 2, row + from[1] / 2), [column + to[0] / 2, row + to[1] / 2]);
+      }
+    }
+  }
+  const lines = [];
+  for (const start of next.keys()) {
+    const line = [];
+    for (let at = start, point; (point = next.get(at)); at = key(...point)) {
+      next.delete(at);
+      const [a, b] = line.slice(-2);
+      if (b && (b[0] - a[0]) * (point[1] - b[1]) === (b[1] - a[1]) * (point[0] - b[0])) line.pop();
+      line.push(point);
+    }
+    if (line.length > 2) lines.push(line.map(([px, py]) => [x + px, y + py]));
+  }
+  return lines;
+}
+
+/** The mask of a COCO segmentation as a Path2D in pixels of the photo, to be filled by the even-odd rule. */
+export function maskPath(segmentation, scale) {
+  const path = new Path2D();
+  for (const line of outlines(decodeMask(segmentation, scale))) {
+    line.forEach(([x, y], i) => path[i ? "lineTo" : "moveTo"](x / scale, y / scale));
+    path.closePath();
+  }
+  return path;
+}

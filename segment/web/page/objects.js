@@ -1,0 +1,81 @@
+// The list of objects, with the filters above it; the row of the object that was chosen also shows its cut-out.
+
+import { $, element, percent } from "./dom.js";
+import { cutoutTools } from "./cutout.js";
+import { alone, classesFound, colourOf, emit, found, light, on, pin, shown, state } from "./state.js";
+
+const rows = new Map(); // object -> its <li>
+
+function listObjects() {
+  const objects = shown(), focused = document.activeElement?.closest?.("#objects li")?.dataset.id;
+  rows.clear();
+  for (const object of objects) rows.set(object, row(object));
+  $("objects").replaceChildren(...rows.values());
+  if (focused) $("objects").querySelector(`[data-id="${focused}"] button`)?.focus();
+  $("count").textContent = found().length ? `${objects.length} of ${found().length}` : "";
+  $("none").hidden = objects.length > 0 || !state.current?.objects;
+  $("none").textContent = found().length
+    ? "No object has this score. Lower the score, or raise the render factor."
+    : "No object was found. Raise the render factor or the detail, or try another photo.";
+  $("score").value = state.minScore;
+  $("score-out").textContent = state.minScore.toFixed(2);
+  showFocus();
+}
+
+function row(object) {
+  const { category_name: name, score } = object;
+  const button = element("button", { type: "button" },
+    element("span", { class: "swatch" }), element("span", { class: "name" }, name),
+    element("span", { class: "meter" }), element("span", { class: "score" }, percent(score)));
+  button.style.setProperty("--swatch", colourOf(object));
+  button.style.setProperty("--score", `${score * 100}%`);
+  button.addEventListener("mouseenter", () => light(object));
+  button.addEventListener("mouseleave", () => light(null));
+  button.addEventListener("focus", () => light(object));
+  button.addEventListener("blur", () => light(null));
+  button.addEventListener("click", () => pin(object));
+  return element("li", { data: { id: object.id } }, button);
+}
+
+function showFocus() {
+  for (const [object, item] of rows) {
+    const [button, tools] = item.children, pinned = state.pinned === object;
+    button.classList.toggle("lit", alone() === object);
+    button.setAttribute("aria-pressed", pinned);
+    if (!pinned) tools?.remove();
+    else if (!tools) {
+      item.append(cutoutTools(object));
+      item.scrollIntoView({ block: "nearest" });
+    }
+  }
+}
+
+function listClasses() {
+  const names = classesFound();
+  state.hiddenClasses = new Set([...state.hiddenClasses].filter((name) => names.includes(name)));
+  $("classes").hidden = names.length < 2 && !state.hiddenClasses.size;
+  $("classes").replaceChildren(...names.map((name) => {
+    const box = element("input", { type: "checkbox", checked: !state.hiddenClasses.has(name) });
+    box.addEventListener("change", () => {
+      state.hiddenClasses[box.checked ? "delete" : "add"](name);
+      emit("filter");
+    });
+    return element("label", { class: "chip" }, box, name);
+  }));
+}
+
+on("photo", listClasses);
+on("photo filter model", listObjects);
+on("focus", showFocus);
+
+$("score").addEventListener("input", () => { state.minScore = Number($("score").value); emit("filter"); });
+for (const layer of ["masks", "boxes", "labels"]) {
+  $(layer).addEventListener("change", () => { state.layers[layer] = $(layer).checked; emit("filter"); });
+}
+$("colours").addEventListener("change", () => { state.colours = $("colours").value; emit("filter"); });
+$("objects").addEventListener("keydown", (event) => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key], items = [...rows.values()];
+  if (!step) return;
+  event.preventDefault();
+  items[items.indexOf(document.activeElement.closest("li")) + step]?.firstElementChild.focus();
+});

@@ -1,0 +1,85 @@
+// The photos as a list, and what is going on: progress, problems, the line about the result.
+
+import { $, element } from "./dom.js";
+import { cancel, removeAll, removePhoto, showPhoto } from "./photos.js";
+import { found, isShown, on, shown, state } from "./state.js";
+
+const rows = new Map(); // photo -> its <li>
+
+function listPhotos() {
+  $("photos-bar").hidden = !state.photos.length;
+  for (const [photo, item] of rows) if (!state.photos.includes(photo)) { item.remove(); rows.delete(photo); }
+  for (const photo of state.photos) {
+    if (!rows.has(photo)) {
+      rows.set(photo, row(photo));
+      $("photos").append(rows.get(photo));
+    }
+    update(photo, rows.get(photo));
+  }
+}
+
+function row(photo) {
+  const open = element("button", { type: "button", class: "open" },
+    element("span", { class: "thumbnail" }), element("span", { class: "words" },
+      element("span", { class: "name" }, photo.name), element("span", { class: "state" })));
+  const remove = element("button", { type: "button", class: "remove", "aria-label": `Remove ${photo.name}` }, "×");
+  open.addEventListener("click", () => showPhoto(photo));
+  remove.addEventListener("click", () => removePhoto(photo));
+  return element("li", {}, open, remove);
+}
+
+function update(photo, item) {
+  const open = item.firstElementChild, current = photo === state.current;
+  if (open.getAttribute("aria-current") !== String(current)) {
+    open.setAttribute("aria-current", current);
+    if (current) item.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+  open.dataset.status = photo.status;
+  open.querySelector(".state").textContent = statusOf(photo);
+  if (photo.thumbnail && !photo.thumbnail.parentNode) open.querySelector(".thumbnail").replaceChildren(photo.thumbnail);
+}
+
+function statusOf({ status, objects }) {
+  if (status !== "done") return { waiting: "Waiting", busy: "Working", failed: "Failed", cancelled: "Cancelled" }[status];
+  const count = objects.filter(isShown).length;
+  return `${count} ${count === 1 ? "object" : "objects"}`;
+}
+
+function showProgress() {
+  const busy = state.photos.find((photo) => photo.status === "busy"), at = state.photos.indexOf(busy) + 1;
+  $("progress").hidden = !busy;
+  document.body.classList.toggle("busy", busy !== undefined && busy === state.current);
+  $("work").setAttribute("aria-busy", Boolean(busy));
+  if (!busy) return;
+  const { text, part } = busy.progress;
+  $("progress-text").textContent = state.photos.length > 1 ? `Photo ${at} of ${state.photos.length}: ${text}` : text;
+  if (part === undefined) $("bar").removeAttribute("value"); else $("bar").value = part * 100;
+}
+
+/** Show a problem that belongs to no photo; null shows that of the photo, if it has one. */
+export function showProblem(problem) {
+  const seen = problem ?? state.current?.problem;
+  $("problem").hidden = !seen;
+  $("problem-title").textContent = seen ? `${seen.title}:` : "";
+  $("problem-detail").textContent = seen?.message ?? "";
+}
+
+function showState() {
+  const { current } = state, done = Boolean(current?.objects);
+  $("work").dataset.state = current?.picture ? "shown" : "empty";
+  $("drop").hidden = Boolean(current?.picture);
+  $("intro").classList.toggle("sr-only", state.photos.length > 0); // it holds the page's only h1
+  for (const part of ["result", "view", "save", "sections", "under"]) $(part).hidden = !current?.picture;
+  const count = shown().length;
+  $("status-count").textContent = done ? `${count} ${count === 1 ? "object" : "objects"} shown.` : "";
+  $("summary").textContent = done ? current.summary : "";
+  for (const button of document.querySelectorAll("[data-download]")) button.disabled = !done || (!count && found().length > 0);
+  $("said").textContent = "";
+}
+
+on("photos filter", listPhotos);
+on("photos", showProgress);
+on("photos photo", () => showProblem(null));
+on("photos photo filter", showState);
+$("cancel").addEventListener("click", cancel);
+$("clear").addEventListener("click", () => { removeAll(); $("file").focus(); });

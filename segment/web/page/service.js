@@ -1,0 +1,74 @@
+// Requests to the service. Whatever goes wrong is a Problem, also an answer that is not what it should be.
+
+export class Problem extends Error {
+  constructor(title, detail) {
+    super(detail);
+    this.title = title;
+  }
+}
+
+export class Aborted extends Error {}
+
+const UNREACHABLE = ["No answer", "The service cannot be reached. Check the connection and try again."];
+const UNREADABLE = ["Unreadable answer", "The service's answer is not what this page expects. Reload the page and try again."];
+
+export async function getModel() {
+  let response;
+  try {
+    response = await fetch("model");
+  } catch {
+    throw new Problem(...UNREACHABLE);
+  }
+  if (!response.ok) throw await problemOf(await response.blob(), response.status);
+  try {
+    const model = await response.json();
+    return model;
+  } catch {
+    throw new Problem(...UNREADABLE);
+  }
+}
+
+/**
+ * POST a photo with these options.
+ *
+ * `source`: {blob} or {url}. `onSent` gets the part that has been sent, 0 to 1. Resolves to {blob, header}, where `header`
+ * gives a header's value by name; rejects with a Problem, or with Aborted after `signal` was aborted.
+ */
+export function segment(source, options, { signal, onSent } = {}) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest(); // fetch does not report an upload's progress
+    request.open("POST", "segment?" + new URLSearchParams(options));
+    request.responseType = "blob";
+    request.upload.onprogress = (event) => onSent?.(event.loaded / event.total);
+    request.upload.onload = () => onSent?.(1);
+    request.onload = () => {
+      if (request.status === 200) resolve({ blob: request.response, header: (name) => request.getResponseHeader(name) ?? "" });
+      else problemOf(request.response, request.status).then(reject);
+    };
+    request.onerror = () => reject(new Problem(...UNREACHABLE));
+    request.onabort = () => reject(new Aborted());
+    signal?.addEventListener("abort", () => request.abort());
+    const [type, body] = source.blob
+      ? ["application/octet-stream", source.blob]
+      : ["application/json", JSON.stringify({ url: source.url })];
+    request.setRequestHeader("Content-Type", type);
+    request.send(body);
+  });
+}
+
+/** The JSON in `blob`, read by `reader`, which throws for what it cannot use. Rejects with a Problem. */
+export async function readAnswer(blob, reader) {
+  try {
+    return reader(JSON.parse(await blob.text()));
+  } catch {
+    throw new Problem(...UNREADABLE);
+  }
+}
+
+async function problemOf(blob, status) {
+  try {
+    const { title, detail } = JSON.parse(await blob.text());
+    if (typeof title === "string" && typeof detail === "string") return new Problem(title, detail);
+  } catch { /* not a problem document */ }
+  return new Problem(`Error ${status}`, "The service gave no reason. Try again in a moment.");
+}

@@ -1,0 +1,56 @@
+// The state that the modules share. A module that changes it emits an event; the modules that show it listen.
+//
+//   model   the model has been loaded
+//   photos  a photo was added or removed, or its progress changed
+//   photo   another photo is shown, or the one shown has a new result
+//   filter  the lowest score, the classes, the layers or the colours have changed
+//   focus   another object is seen alone
+
+export const LOWEST_SCORE = 0.05; // requested from the service; the score slider filters from there on
+
+export const state = {
+  model: null,             // the answer of GET /model
+  photos: [],              // in the order in which they were added, see photos.js
+  current: null,           // the photo shown
+  minScore: 0.5,
+  hiddenClasses: new Set(),
+  layers: { masks: true, boxes: true, labels: true },
+  colours: "instance",     // or "class"
+  lit: null,               // the object under the pointer or the focus
+  pinned: null,            // the object that was chosen
+};
+
+const events = new EventTarget();
+export const emit = (...names) => names.forEach((name) => events.dispatchEvent(new Event(name)));
+export const on = (names, listener) => names.split(" ").forEach((name) => events.addEventListener(name, listener));
+
+/** The detections of the photo shown, best score first. */
+export const found = () => state.current?.objects ?? [];
+export const classesFound = () => [...new Set(found().map((object) => object.category_name))].sort();
+export const isShown = (object) => object.score >= state.minScore && !state.hiddenClasses.has(object.category_name);
+export const shown = () => found().filter(isShown);
+/** The one object that is seen alone, or null. */
+export const alone = () => state.lit ?? state.pinned;
+
+export function colourOf(object) {
+  const { palette } = state.model;
+  return palette[(state.colours === "class" ? object.category_id : object.rank) % palette.length];
+}
+
+export function light(object) {
+  if (state.lit === object) return;
+  state.lit = object;
+  emit("focus");
+}
+
+export function pin(object) {
+  state.pinned = state.pinned === object ? null : object;
+  if (!state.pinned) state.lit = null;
+  emit("focus");
+}
+
+on("photo filter", () => { // an object that is not shown cannot be in focus
+  const objects = shown();
+  if (!objects.includes(state.pinned)) state.pinned = null;
+  if (!objects.includes(state.lit)) state.lit = null;
+});

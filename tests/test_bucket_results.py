@@ -1,0 +1,235 @@
+"""A photo's results are of one run: after a crash between two writes, with other settings, with another model."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from devtools.gcs import Cloud, Fault
+from segment.bucket.objects import segment_object
+from segment.bucket.results import Run
+from segment.bucket.store import Object, Store, google, open_store
+from segment.errors import StorageError, StorageRefused
+from segment.model import EMBEDDED
+from segment.options import Options
+from segment.service import Service
+from segment.settings import Settings
+from training.shapes import scene
+
+FIRST = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "1", "SEGMENT_MIN_SCORE": "0.4"}
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        cloud.create_bucket("results")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
+
+
+@cache
+def photo() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene(3, (320, 240))[0]).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@cache
+def service(**changed: str) -> Service:
+    return Service(Settings.from_environment(FIRST | {f"SEGMENT_{k.upper()}": v for k, v in changed.items()}))
+
+
+def expected(by: Service) -> dict[str, bytes]:
+    """What this service makes of the photo, when nothing is there."""
+    result = by.segment(photo(), Options.defaults(by.settings), by.settings.output_formats)  # type: ignore[arg-type]
+    return {file.name: file.body for file in result.files}
+
+
+def deliver(cloud: Cloud, by: Service) -> str:
+    """Have this service deal with the photo; what became of it."""
+    (found,) = cloud.objects("photos").values()
+    item = Object(found.name, found.generation, len(found.content))
+    source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds)[0] for name in ("photos", "results"))
+    return segment_object(by, source, item, destination, "").kind
+
+
+def there(cloud: Cloud) -> dict[str, bytes]:
+    return {name.rpartition("/")[2]: found.content for name, found in cloud.objects("results").items()}
+
+
+def crash_after_one_write(cloud: Cloud, by: Service) -> None:
+    fault = cloud.faults.add(Fault(503, path="^/upload/", skip=1))
+    with pytest.raises(StorageError):
+        deliver(cloud, by)
+    assert fault.hits
+    cloud.faults.clear()
+    assert len(there(cloud)) == 1
+
+
+OTHER: list[dict[str, str]] = [
+    {"render_factor": "12"},
+    {"render_factor": "auto"},
+    {"detail": "2"},
+    {"fit": "square", "min_score": "0.9"},
+    {"max_detections": "200"},
+    {"output_formats": "json,png"},
+]
+
+
+@pytest.mark.parametrize("other", OTHER, ids=str)
+def test_what_is_there_decides_how_the_rest_is_made(cloud: Cloud, other: dict[str, str]) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    crash_after_one_write(cloud, service())
+    assert deliver(cloud, service(**other)) == "segmented"
+    assert there(cloud) == expected(service())
+    assert len({Run.from_metadata(found.metadata) for found in cloud.objects("results").values()}) == 1
+    assert len(cloud.writes) == 3, "the photo and two results, none of them written again"
+
+
+@pytest.mark.parametrize("other", OTHER, ids=str)
+def test_format_added_later_agrees_with_the_others(cloud: Cloud, other: dict[str, str]) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    deliver(cloud, service())
+    assert deliver(cloud, service(**other | {"output_formats": "png,json,ids"})) == "segmented"
+    assert there(cloud) == expected(service(output_formats="png,json,ids"))
+
+
+def test_complete_results_are_never_touched(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    deliver(cloud, service())
+    before = len(cloud.requests)
+    assert deliver(cloud, service(render_factor="12")) == "done before"
+    assert len(cloud.requests) == before + 1
+
+
+@pytest.fixture
+def renamed(tmp_path: Path) -> Service:
+    """A service with another model."""
+    shutil.copy(EMBEDDED, tmp_path / "other.onnx")
+    return service(model=str(tmp_path / "other.onnx"), render_factor="12")
+
+
+def test_results_of_another_model_are_replaced_as_one(cloud: Cloud, renamed: Service) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    crash_after_one_write(cloud, service())
+    assert deliver(cloud, renamed) == "segmented"
+    assert there(cloud) == expected(renamed)
+
+
+def test_results_that_can_be_neither_completed_nor_replaced_are_left(cloud: Cloud, renamed: Service) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    crash_after_one_write(cloud, service())
+    before = there(cloud)
+    cloud.faults.add(Fault(403, method="DELETE"))
+    with pytest.raises(StorageRefused, match="begun with another model"):
+        deliver(cloud, renamed)
+    assert there(cloud) == before
+
+
+def test_more_detections_than_memory_is_planned_for_are_not_resumed(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    crash_after_one_write(cloud, service(max_detections="50"))
+    assert deliver(cloud, service(max_detections="5")) == "segmented"
+    assert there(cloud) == expected(service(max_detections="5"))
+
+
+def test_old_results_that_disagree_are_replaced_when_a_format_is_added(cloud: Cloud) -> None:
+    item = cloud.put("photos", "a.jpg", photo())
+    for number, name in enumerate(("overlay.png", "detections.json")):
+        about = {"segment-source": "gs://photos/a.jpg", "segment-settings": str(number)}
+        cloud.put("results", f"a.jpg/{item.generation}/{name}", b"old", metadata=about)
+    assert deliver(cloud, service()) == "segmented"
+    assert there(cloud) == expected(service())
+
+
+def test_two_services_at_once_leave_one_run(cloud: Cloud) -> None:
+    """While one has written its first file, the other, which saw nothing there, wants to write its own."""
+    cloud.put("photos", "a.jpg", photo())
+    first, second = service(), service(render_factor="12")
+    crash_after_one_write(cloud, first)
+    ((name, overlay),) = cloud.objects("results").items()
+    cloud.delete("results", name)
+    late = [overlay]
+
+    class Interrupted(Service):
+        def segment(self, *arguments: Any, **rest: Any) -> Any:
+            result = second.segment(*arguments, **rest)
+            if late:
+                cloud.put("results", name, late.pop().content, metadata=overlay.metadata)
+            return result
+
+    assert deliver(cloud, Interrupted(second.settings)) == "segmented"
+    assert there(cloud) == expected(first)
+
+
+# In a folder, which keeps no metadata
+
+
+def in_folders(tmp_path: Path, by: Service) -> tuple[str, dict[str, bytes]]:
+    source: Store = open_store(str(tmp_path / "photos"), 1)[0]
+    (item,) = source.objects()
+    kind = segment_object(by, source, item, open_store(str(tmp_path / "results"), 1)[0], "").kind
+    found = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    return kind, {path.name: path.read_bytes() for path in found}
+
+
+def test_half_a_result_in_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(photo())
+    assert in_folders(tmp_path, service()) == ("segmented", expected(service()))
+    next((tmp_path / "results").rglob("overlay.png")).unlink()
+    other = service(render_factor="12")
+    assert in_folders(tmp_path, other) == ("segmented", expected(other))
+    assert in_folders(tmp_path, service()) == ("done before", expected(other))
+
+
+# What was refused
+
+
+@pytest.mark.parametrize("where", ["bucket", "folder"])
+def test_refusal_is_repeated_only_when_another_limit_holds(cloud: Cloud, tmp_path: Path, where: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(photo())
+    cloud.put("photos", "a.jpg", photo())
+
+    def turn(by: Service) -> tuple[str, dict[str, bytes]]:
+        return in_folders(tmp_path, by) if where == "folder" else (deliver(cloud, by), there(cloud))
+
+    small = service(max_upload="1Ki")
+    kind, found = turn(small)
+    assert (kind, set(found), json.loads(found["error.json"])["title"]) == ("refused", {"error.json"}, "Too large")
+    assert turn(small) == ("done before", found)
+    kind, found = turn(service(max_upload="2Ki"))
+    assert (kind, "2,048" in json.loads(found["error.json"])["detail"]) == ("refused", True)
+    assert turn(service()) == ("segmented", expected(service()))
+
+
+def test_refusal_for_memory_is_lifted_by_a_larger_instance(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    huge = {"render_factor": "256", "bytes_per_pixel": "1000"}
+    assert deliver(cloud, service(memory="1500Mi", **huge)) == "refused"
+    assert deliver(cloud, service(memory="1500Mi", **huge)) == "done before"
+    assert deliver(cloud, service(memory="1600Mi", **huge)) == "refused"
+    assert deliver(cloud, service(memory="1600Mi")) == "segmented"
+    assert there(cloud) == expected(service(memory="1600Mi"))
+
+
+def test_error_that_may_not_be_deleted_does_not_count_beside_results(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    deliver(cloud, service(max_upload="1Ki"))
+    cloud.faults.add(Fault(403, method="DELETE"))
+    assert deliver(cloud, service(max_upload="2Ki")) == "refused"
+    assert deliver(cloud, service()) == "segmented"
+    assert set(there(cloud)) == {"error.json", "overlay.png", "detections.json"}
+    assert deliver(cloud, service(max_upload="1Ki")) == "done before"
