@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 
-from devtools.server import Server
+from devtools.server import Server, serve
+from segment.model import EMBEDDED
 from tests.browser import browser, chromium
 from tests.conftest import jpeg
 from training.shapes import scene
@@ -366,6 +371,128 @@ class TestLayers:
         expect(result.locator("#divider")).to_be_visible()
 
 
+TAGS = """() => {
+    window.tags = [];
+    const { fillText, clearRect } = CanvasRenderingContext2D.prototype;
+    CanvasRenderingContext2D.prototype.clearRect = function (...all) { window.tags = []; clearRect.apply(this, all); };
+    CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+        window.tags.push([x, y - 9, x + this.measureText(text).width, y + 9]);
+        fillText.call(this, text, x, y);
+    };
+}"""
+
+
+class TestZoom:
+    def scale(self, page: Page) -> str:
+        return page.locator("#zoom-level").inner_text()
+
+    def test_buttons_keys_and_wheel(self, result: Page) -> None:
+        result.get_by_role("button", name="Zoom in", exact=True).click()
+        assert self.scale(result) == "150 %"
+        result.locator("#frame").focus()
+        result.keyboard.press("+")
+        assert self.scale(result) == "225 %"
+        result.keyboard.press("0")
+        assert self.scale(result) == "100 %"
+        result.locator("#frame").hover()
+        result.mouse.wheel(0, -300)
+        expect(result.locator("#zoom-level")).to_have_text("200 %")
+        result.locator("#zoom-level").click()
+        assert self.scale(result) == "100 %"
+        expect(result.get_by_role("button", name="Zoom out")).to_be_disabled()
+
+    def test_dragging_moves_the_photo_and_does_not_click(self, result: Page) -> None:
+        frame = result.locator("#frame").bounding_box()
+        assert frame
+        for _ in range(3):
+            result.locator("#zoom-in").click()
+        before = ink(result)
+        x, y = frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2
+        result.mouse.move(x, y)
+        result.mouse.down()
+        result.mouse.move(x - 150, y - 80, steps=4)
+        result.mouse.up()
+        result.mouse.move(5, 5)
+        assert ink(result) != before
+        expect(result.locator("#objects [aria-pressed=true]")).to_have_count(0)
+        result.locator("#frame").focus()
+        after = ink(result)
+        result.keyboard.press("ArrowLeft")
+        assert ink(result) != after
+
+    def test_pinch(self, chrome: Browser, server: Server, photo: bytes) -> None:
+        context = chrome.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+        page = context.new_page()
+        page.goto(server.url)
+        choose(page, photo)
+        box = page.locator("#frame").bounding_box()
+        assert box
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        session = context.new_cdp_session(page)
+        for kind, apart in (("Start", 20), ("Move", 40), ("Move", 60), ("End", 0)):
+            points = [{"x": x - apart, "y": y}, {"x": x + apart, "y": y}] if apart else []
+            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+        expect(page.locator("#zoom-level")).to_have_text("300 %")
+        context.close()
+
+
+class TestOneObject:
+    def test_its_row_scrolls_into_view(self, page: Page) -> None:
+        page.locator(".example").first.click()
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+        expect(objects(page).last).not_to_be_in_viewport()
+        page.evaluate(
+            "import('/state.js').then((page) => page.pin(page.shown().at(-1)))"
+        )  # as a click on the photo does
+        expect(objects(page).last).to_be_in_viewport(ratio=1)
+        expect(page.locator(".cutout")).to_be_in_viewport(ratio=0.9)
+
+    def test_its_cut_out_is_saved_and_copied(self, result: Page) -> None:
+        objects(result).nth(1).click()
+        tools = result.locator(".cutout")
+        with result.expect_download() as started:
+            tools.get_by_role("button", name="Save").click()
+        name = objects(result).nth(1).locator(".name").inner_text()
+        assert started.value.suggested_filename == f"my photo-{name}-2.png"
+        saved = Image.open(started.value.path())
+        opaque = int((np.asarray(saved)[..., 3] > 127).sum())
+        area = result.evaluate("import('/state.js').then(({ state }) => state.pinned.area)")
+        assert opaque == pytest.approx(area, rel=0.05)
+        tools.get_by_role("button", name="Copy").click()
+        expect(result.locator("#said")).to_contain_text("Copied the cut-out")
+        copied = result.evaluate(
+            """async () => {
+            const [item] = await navigator.clipboard.read();
+            const { width, height } = await createImageBitmap(await item.getType('image/png'));
+            return [width, height]; }"""
+        )
+        assert tuple(copied) == saved.size
+
+    def test_zoom_to_it(self, result: Page) -> None:
+        objects(result).nth(1).click()
+        result.locator(".cutout").get_by_role("button", name="Zoom in").click()
+        assert result.locator("#zoom-level").inner_text() != "100 %"
+
+    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+    def test_labels_do_not_cover_each_other(self, page: Page, size: Size) -> None:
+        page.evaluate(TAGS)
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.locator(".example").first.click()
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+        page.mouse.move(1, 1)  # off the photo, where it would show one object alone
+        slide(page, "#score", 0.05)
+        assert ink(page)
+        tags = page.evaluate("window.tags")
+        assert len(tags) > 15
+        overlapping = [
+            (a, b)
+            for i, a in enumerate(tags)
+            for b in tags[i + 1 :]
+            if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        ]
+        assert overlapping == []
+
+
 class TestNetwork:
     def test_render_factor_says_what_it_costs_and_asks_again(self, result: Page) -> None:
         expect(result.locator("#cost")).to_contain_text("0.16 megapixels")
@@ -423,6 +550,30 @@ class TestTakingAway:
         name, data = self.download(result, "Cut-outs ZIP")
         assert len(zipfile.ZipFile(io.BytesIO(data)).namelist()) == shown
 
+    @pytest.mark.parametrize("result_format", ["picture", "data", "cut-outs"])
+    @pytest.mark.parametrize("language", ["curl", "JavaScript", "Python"])
+    def test_code_runs_as_it_is_written(
+        self, result: Page, photo: bytes, tmp_path: Path, language: str, result_format: str
+    ) -> None:
+        programs = {"curl": ["sh"], "JavaScript": ["node", "--input-type=module"], "Python": [sys.executable, "-"]}
+        if shutil.which(programs[language][0]) is None:
+            pytest.skip(f"needs {programs[language][0]}")
+        slide(result, "#score", 0.8)
+        result.locator("#code").click()
+        result.get_by_label(language, exact=True).check()
+        result.locator("#snippet-format").select_option(label=result_format)
+        (tmp_path / "my photo.jpg").write_bytes(photo)
+        code = result.locator("#snippet").inner_text()
+        subprocess.run(programs[language], input=code, text=True, cwd=tmp_path, check=True, timeout=60)
+        (made,) = set(tmp_path.iterdir()) - {tmp_path / "my photo.jpg"}
+        shown = objects(result).count()
+        if result_format == "picture":
+            assert Image.open(made).size == (320, 240)
+        elif result_format == "data":
+            assert len(json.loads(made.read_bytes())["annotations"]) == shown
+        else:
+            assert len(zipfile.ZipFile(made).namelist()) == shown
+
     def test_copy_as_curl(self, result: Page, server: Server) -> None:
         slide(result, "#score", 0.8)
         result.get_by_label("Boxes", exact=True).uncheck()
@@ -433,6 +584,60 @@ class TestTakingAway:
         assert copied.startswith("curl --fail-with-body \\\n  -F 'file=@\"my photo.jpg\"'")
         for part in (server.url + "/segment?", "min_score=0.8", "boxes=false", "render_factor=25", "-o overlay.png"):
             assert part in copied
+
+
+class TestFormData:
+    """What a form of any other page sends: multipart with the browser's own boundary and line ends."""
+
+    @pytest.mark.parametrize("size", [1 << 10, 100_000, 1_000_003, 10 << 20, 30_000_000])
+    @pytest.mark.parametrize("kind", ["random", "newlines", "photo"])
+    def test_uploads_arrive_whole(
+        self, chrome: Browser, large: Server, photo: bytes, tmp_path: Path, size: int, kind: str
+    ) -> None:
+        rest = np.random.default_rng(size).bytes(size) if kind != "newlines" else b"\r\n--" * (size // 4)
+        (tmp_path / "photo.jpg").write_bytes(
+            (photo + rest) if kind == "photo" else rest
+        )  # JPEGs may be followed by more
+        context = chrome.new_context()
+        page = context.new_page()
+        page.goto(large.url)
+        page.set_input_files("#file", [])
+        page.evaluate(
+            """() => { const input = document.createElement('input');
+            input.type = 'file'; input.id = 'upload'; document.body.append(input); }"""
+        )
+        page.set_input_files("#upload", tmp_path / "photo.jpg")
+        status, answer = page.evaluate(
+            """async () => {
+            const form = new FormData();
+            form.append('file', document.getElementById('upload').files[0]);
+            form.append('format', 'json');
+            const response = await fetch('/segment', {method: 'POST', body: form});
+            return [response.status, await response.json()]; }"""
+        )
+        context.close()
+        if kind == "photo":
+            assert (status, answer["image"]["width"]) == (200, 320)
+        else:
+            assert (status, answer["title"]) == (415, "Unsupported image")
+
+    @pytest.fixture(scope="class")
+    def large(self) -> Iterator[Server]:
+        with serve(SEGMENT_MAX_UPLOAD="32Mi", SEGMENT_MEMORY="2Gi") as running:
+            yield running
+
+
+class TestAnotherModel:
+    def test_has_neither_the_demos_examples_nor_its_name(self, chrome: Browser, tmp_path: Path) -> None:
+        own = tmp_path / "own.onnx"
+        shutil.copy(EMBEDDED, own)
+        with serve(SEGMENT_MODEL=str(own)) as server:
+            page = chrome.new_page()
+            page.goto(server.url)
+            expect(page.locator("#model-chip")).to_contain_text("own")
+            expect(page.locator("#examples")).to_be_hidden()
+            expect(page.locator("#demo")).to_be_hidden()
+            page.close()
 
 
 class TestEveryone:
