@@ -51,6 +51,11 @@ class Model:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()[:16]
 
+    @property
+    def file_bytes(self) -> int:
+        """The size of the model's files in bytes."""
+        return sum(path.stat().st_size for path in _all_files(self._files))
+
     def __call__(
         self,
         photo: str | Path | bytes | Image.Image | NDArray[np.uint8],

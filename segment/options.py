@@ -79,7 +79,8 @@ def describe(settings: Settings) -> dict[str, Option]:
     detail = values.number(int, 1, MAX_DETAIL)
     return {
         "render_factor": Option(
-            "The network sees at most (16 x render_factor)^2 pixels. auto is the largest that fits the memory.",
+            "The network sees at most (16 x render_factor)^2 pixels. auto is the largest that the photo and the "
+            "instance's memory allow.",
             values.auto_or(factor),
         ),
         "fit": Option(

@@ -51,10 +51,12 @@ SMALLEST = 64
 class Figures:
     """What a plan has to keep to.
 
-    `capacity`: bytes for requests. `run`: what a run of the network takes. `network_size`: (photo's size, render
-    factor, fit) -> the (width, height) that the network sees. `max_detections`: what one run finds at most.
-    `mask_bytes`: network's size -> bytes of one instance's mask at most. `detail_pixels`: with detail auto, how many
-    pixels the network may see of one photo in all its runs.
+    `capacity`: bytes for requests. `auto_capacity`: bytes that `auto` counts on. It depends on the instance's size and
+    the model alone, where `capacity` depends on what this process happens to hold, so that the same photo gets the same
+    results in each process; by default it is `capacity`. `run`: what a run of the network takes. `network_size`:
+    (photo's size, render factor, fit) -> the (width, height) that the network sees. `max_detections`: what one run
+    finds at most. `mask_bytes`: network's size -> bytes of one instance's mask at most. `detail_pixels`: with detail
+    auto, how many pixels the network may see of one photo in all its runs.
     """
 
     capacity: int
@@ -63,6 +65,12 @@ class Figures:
     max_detections: int = 100
     detail_pixels: float = 4e6
     mask_bytes: Callable[[Size], int] = lambda network: INSTANCE_BYTES
+    auto_capacity: int | None = None
+
+    @property
+    def for_auto(self) -> Figures:
+        """The same with the capacity that `auto` counts on, or with what there is if that is less."""
+        return self if self.auto_capacity is None else replace(self, capacity=min(self.capacity, self.auto_capacity))
 
     def narrowed(self, options: Options) -> Figures:
         """The same for a request whose runs are asked for fewer detections."""
@@ -119,9 +127,9 @@ def shows_photo(formats: Iterable[Format]) -> bool:
 def plan(header: Header, options: Options, formats: Sequence[Format], figures: Figures) -> Plan:
     """The plan with the largest picture, up to the photo's size, that fits. Raises TooLarge."""
     figures = figures.narrowed(options)
-    factor = options.render_factor or _best_factor(header, options, figures)
+    factor = options.render_factor or _best_factor(header, options, figures.for_auto)
     network = figures.network_size(header.size, factor, options.fit)
-    detail = options.detail or _best_detail(header, network, figures)
+    detail = options.detail or _best_detail(header, network, figures.for_auto)
     look_size = _look_size(header, network, detail)
     look, run = _look_bytes(header, network, detail, figures), figures.network_bytes(network)
     if look + run > figures.capacity:

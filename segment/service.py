@@ -30,6 +30,11 @@ from segment.settings import Settings
 TRAFFIC_SHARE = 0.1
 """Of the room for requests, what photos' files take from when they are received until the answer is sent."""
 
+EXPECTED_BYTES = {"openvino": 96 << 20, "detectron2": 640 << 20}
+EXPECTED_PER_FILE_BYTE = 1.25
+"""What a loaded service is expected to hold, by engine, and per byte of the model's files; a little more than is
+measured. `auto` counts on this, as what a process really holds differs from one to the next."""
+
 log = logging.getLogger(__name__)
 
 
@@ -270,8 +275,10 @@ def _load(settings: Settings) -> _Loaded:
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())
     traffic = int(room * TRAFFIC_SHARE)
+    expected = EXPECTED_BYTES[settings.engine] + int(EXPECTED_PER_FILE_BYTE * model.file_bytes)
     figures = Figures(
         capacity=room - traffic,
+        auto_capacity=int(capacity(limit, expected) * (1 - TRAFFIC_SHARE)),
         run=model.footprint,
         network_size=model.network_size,
         mask_bytes=model.engine.mask_bytes,
@@ -283,6 +290,13 @@ def _load(settings: Settings) -> _Loaded:
         raise ModelError(
             f"The model {model.name} leaves {room >> 20} MiB of this instance's {limit >> 20} MiB: too little for the "
             "smallest render factor. Give the instance more memory, or a smaller or int8 model."
+        )
+    if figures.for_auto.capacity < (figures.auto_capacity or 0):
+        log.warning(
+            "This process holds %d MiB more than expected of the model %s: render_factor=auto may come to less than in "
+            "other processes.",
+            (capacity(limit, expected) - room) >> 20,
+            model.name,
         )
     seconds = round(time.perf_counter() - start, 3)
     log.info("Loaded the model %s", model.name, extra={"seconds": seconds, "memory_limit": limit, "memory_free": room})

@@ -238,6 +238,19 @@ class TestLittleMemory:
         assert 4 <= segment(tight, photo, render_factor="auto").render_factor <= 40
 
 
+def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not depend on what a process happens to hold after loading."""
+    photos = [encoded(size) for size in ((200, 150), (640, 480), (3000, 2000))]
+    answers = set()
+    for held in (70, 81, 99, 106):
+        monkeypatch.setattr(container, "held", lambda held=held: held * MIB)
+        one = Service(Settings(memory=256 * MIB, render_factor=None, detail=None))
+        chosen = [segment(one, photo, "json", max_detections="20") for photo in photos]
+        answers.add(tuple((result.render_factor, result.detail) for result in chosen))
+    assert len(answers) == 1
+    assert len({factor for factor, _ in answers.pop()}) > 1
+
+
 def test_a_model_that_leaves_no_room_says_so_each_time() -> None:
     service = Service(Settings(memory=20 * MIB))
     for _ in range(2):
