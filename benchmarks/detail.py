@@ -102,8 +102,8 @@ def look(folder: Path, factor: int, detail: int) -> dict[str, Any]:
             spent.append(time.perf_counter() - start)
             network_size = result.network_size
             for instance in json.loads(result.files[0].body)["annotations"]:
-                keys = ("category_id", "score", "segmentation")
-                found.append({"image_id": int(photo.stem), **{key: instance[key] for key in keys}})
+                row = {key: instance[key] for key in ("score", "segmentation")}
+                found.append({"image_id": int(photo.stem), "category_id": instance["category_id"] - 1, **row})
     return {
         "network_size": network_size,
         "seconds": statistics.median(spent),

@@ -38,12 +38,11 @@ class Results(Detections):
     def to_coco(self, image_id: int = 1, segmentation: Segmentation = "rle") -> list[dict[str, object]]:
         """The instances in COCO's results format, as `pycocotools.coco.COCO.loadRes` reads it.
 
-        Each has `image_id`, `category_id` (the index into `labels`), `category_name`, `bbox` (x, y, width, height in
-        pixels), `score`, `area` and `segmentation`: compressed RLE, or polygons, which are exact for display but which
-        COCO's tools fill without holes.
+        Each has `image_id`, `category_id` (the index into `labels` plus one), `category_name`, `bbox` (x, y, width,
+        height in pixels), `score`, `area` and `segmentation`: compressed RLE, or polygons, which are exact for display
+        but which COCO's tools fill without holes.
         """
-        rows = [annotation(self, index, self.labels, segmentation) for index in range(len(self))]
-        return [{"image_id": image_id, **row} for row in rows]
+        return [annotation(self, index, self.labels, segmentation, image_id) for index in range(len(self))]
 
     def to_supervision(self, dense: bool = False) -> Any:
         """The instances as `supervision.Detections`, with the class names in `data["class_name"]`.

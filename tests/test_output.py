@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as pycoco
+from pycocotools.coco import COCO
 
 from segment.detections import Detections
 from segment.formats import OverlayFormat
@@ -63,11 +65,13 @@ def test_pictures(format: OverlayFormat, name: str, kind: str) -> None:
 def test_coco_says_what_was_found() -> None:
     found = document(some())
     assert found["image"] == {"width": 120, "height": 80, "file_name": "a.jpg"}
-    assert found["categories"] == [{"id": i, "name": name} for i, name in enumerate(LABELS)]
+    assert found["images"] == [{"id": 1, "file_name": "", "width": 120, "height": 80}]
+    assert [(one["id"], one["name"]) for one in found["categories"]] == list(enumerate(LABELS, 1))
     first = found["annotations"][0]
     assert {**first, "segmentation": None, "area": None} == {
         "id": 1,
-        "category_id": 1,
+        "image_id": 1,
+        "category_id": 2,
         "category_name": "ring/of: fire",
         "score": 0.99,
         "bbox": [10, 10, 60, 50],
@@ -84,6 +88,22 @@ def test_coco_is_read_by_pycocotools() -> None:
         dense = mask.paste((0, 0, *SIZE)) >= THRESHOLD
         assert (pycoco.decode(annotation["segmentation"]) == dense).all()
         assert annotation["area"] == dense.sum()
+
+
+@pytest.mark.parametrize("segmentation", ["rle", "polygons"])
+def test_the_document_is_a_coco_dataset(segmentation: Segmentation, tmp_path: Path) -> None:
+    """pycocotools loads the file as it is, and paints the masks on the image that they refer to."""
+    (tmp_path / "detections.json").write_bytes(coco(some(), LABELS, segmentation, {}).body)
+    dataset = COCO(tmp_path / "detections.json")
+    (image,) = dataset.loadImgs(dataset.getImgIds())
+    assert (image["width"], image["height"]) == SIZE
+    assert [one["name"] for one in dataset.loadCats(dataset.getCatIds())] == list(LABELS)
+    dataset.info()
+    found = dataset.loadAnns(dataset.getAnnIds(imgIds=image["id"]))
+    for annotation, mask in zip(found, some().masks[:2], strict=False):
+        dense = mask.paste((0, 0, *SIZE)) >= THRESHOLD
+        assert (dataset.annToMask(annotation) != dense).mean() < (0.02 if segmentation == "polygons" else 1e-9)
+    assert dataset.loadCats(found[0]["category_id"])[0]["name"] == found[0]["category_name"] == LABELS[1]
 
 
 @given(st.lists(masks(), max_size=3), frames, st.sampled_from(["rle", "polygons"]))

@@ -1,6 +1,7 @@
-"""Detections as JSON in COCO's terms (https://cocodataset.org/#format-results).
+"""Detections as a COCO document (https://cocodataset.org/#format-data), with the score of COCO's results format.
 
-The same detections always give the same bytes. No metadata of the photo is copied: it may say where it was taken.
+The document is a dataset of one image, which `pycocotools.coco.COCO` loads. The same detections always give the same
+bytes. No metadata of the photo is copied: it may say where the photo was taken.
 """
 
 from __future__ import annotations
@@ -13,40 +14,55 @@ from segment.formats import File, file
 from segment.options import Segmentation
 from segment.output import polygons, rle
 
+INFO = {"description": "Instances found by segment-serverless"}
+
 
 def coco(
     detections: Detections, labels: Sequence[str], segmentation: Segmentation, about: Mapping[str, object]
 ) -> File:
-    """detections.json in COCO's terms.
+    """detections.json, a COCO document.
 
-        {"image": {"width": 1280, "height": 960, ...about},
-         "categories": [{"id": 0, "name": "person"}, ...],
-         "annotations": [{"id": 1, "category_id": 0, "category_name": "person", "score": 0.98,
+        {"info": {"description": "..."},
+         "licenses": [],
+         "image": {"width": 1280, "height": 960, ...about},
+         "images": [{"id": 1, "file_name": "", "width": 1280, "height": 960}],
+         "categories": [{"id": 1, "name": "person", "supercategory": ""}, ...],
+         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "category_name": "person", "score": 0.98,
                           "bbox": [x, y, width, height], "area": 1234, "iscrowd": 0, "segmentation": ...}, ...]}
 
-    All in pixels of the frame. `id` is the instance's value in the map of ids. `area` is the number of the mask's
-    pixels. `segmentation` is compressed RLE or a list of polygons (see rle.py, polygons.py). `category_id` is the
-    index into the model's labels.
+    All lengths are in pixels of the frame. `id` is the instance's value in the map of ids. `area` is the number of the
+    mask's pixels. `segmentation` is compressed RLE or a list of polygons (see rle.py, polygons.py). `category_id` is
+    the index into the model's labels plus one: many readers of COCO take category 0 for the background. `image` is not
+    part of COCO: it says how the photo was segmented. A photo sent over HTTP has no name, so `file_name` is empty.
     """
     width, height = detections.size
     document = {
+        "info": INFO,
+        "licenses": [],
         "image": {"width": width, "height": height, **about},
-        "categories": [{"id": index, "name": name} for index, name in enumerate(labels)],
+        "images": [{"id": 1, "file_name": "", "width": width, "height": height}],
+        "categories": categories(labels),
         "annotations": [],
     }
     # As text one by one: the numbers of a polygon take several times the memory of their digits.
-    annotations = [_dump(annotation(detections, i, labels, segmentation)) for i in range(len(detections))]
-    return file("json", _dump(document).removesuffix(b"]}") + b",".join(annotations) + b"]}")
+    annotations = [dump(annotation(detections, i, labels, segmentation)) for i in range(len(detections))]
+    return file("json", dump(document).removesuffix(b"]}") + b",".join(annotations) + b"]}")
 
 
-def _dump(value: object) -> bytes:
+def categories(labels: Sequence[str]) -> list[dict[str, object]]:
+    """COCO's categories for the model's labels, numbered from 1."""
+    return [{"id": index, "name": name, "supercategory": ""} for index, name in enumerate(labels, 1)]
+
+
+def dump(value: object) -> bytes:
+    """`value` as compact JSON in UTF-8."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def annotation(
-    detections: Detections, index: int, labels: Sequence[str], segmentation: Segmentation
+    detections: Detections, index: int, labels: Sequence[str], segmentation: Segmentation, image_id: int = 1
 ) -> dict[str, object]:
-    """One instance in COCO's terms; see `coco` for the fields."""
+    """One instance as a COCO annotation; see `coco` for the fields."""
     mask, size = detections.masks[index], detections.size
     x0, y0, x1, y1 = (float(value) for value in detections.boxes[index])
     category = int(detections.classes[index])
@@ -58,7 +74,8 @@ def annotation(
         outline = polygons.polygons(mask, size) if area else []
     return {
         "id": index + 1,
-        "category_id": category,
+        "image_id": image_id,
+        "category_id": category + 1,
         "category_name": labels[category],
         "score": round(float(detections.scores[index]), 4),
         "bbox": [round(value, 2) + 0.0 for value in (x0, y0, x1 - x0, y1 - y0)],  # + 0.0: never -0.0

@@ -34,7 +34,7 @@ export const alone = () => state.lit ?? state.pinned;
 
 export function colourOf(object) {
   const { palette } = state.model;
-  return palette[(state.colours === "class" ? object.category_id : object.rank) % palette.length];
+  return palette[(state.colours === "class" ? object.category_id - 1 : object.rank) % palette.length];
 }
 
 export function light(object) {
