@@ -5,9 +5,9 @@
 
 A request is billed for the time it takes, not for the CPU it uses. On the default instance (1 vCPU, 512 MiB) the two
 are the same as long as requests come one after another. Requests that share an instance are billed once for the time
-they share; time spent on the network is billed without using CPU. A photo over HTTP is counted without its upload, whose
-time depends on the client. A photo in a bucket is counted with every storage call, as operations and as time waited for,
-and alone on its instance (tests/test_cost.py counts the calls of the real handler).
+they share; time spent on the network is billed without using CPU. A photo over HTTP is counted without its upload,
+whose time depends on the client. A photo in a bucket is counted alone on its instance, with every storage call as an
+operation and as time waited for (tests/test_cost.py counts the calls of the real handler).
 
 A result is measured if a file of benchmarks/results holds an object with `cpu_seconds` and a `name`, at any depth.
 """
@@ -94,6 +94,7 @@ def table() -> str:
     billed = billed_seconds(cpu_seconds)
     waited = billed_seconds(cpu_seconds + (LISTS + READS + WRITES) * CALL_SECONDS)
     vcpu, memory = billed * VCPUS * VCPU_SECOND, billed * GIB * GIB_SECOND
+    uploads = UPLOADS_BY_USER + WRITES
     lines = [
         f"For one photo of {cpu_seconds:.3g} CPU seconds ({name}), billed as {billed:.1f} s, 1,000 photos are:",
         "",
@@ -105,7 +106,7 @@ def table() -> str:
         "",
         f"in a bucket: {(LISTS + READS + WRITES)} storage calls of {CALL_SECONDS * 1000:.0f} ms each are waited for",
         f"billed as {waited:.1f} s                             = ${request_dollars(1000, waited):.4f}",
-        f"{UPLOADS_BY_USER + WRITES},000 uploads, {LISTS},000 lists, {READS},000 reads     = ${storage_dollars(1000):.4f}",
+        f"{uploads},000 uploads, {LISTS},000 lists, {READS},000 reads     = ${storage_dollars(1000):.4f}",
         f"together                                     = ${bucket_dollars(1000, cpu_seconds):.4f}",
         "```",
         "",
