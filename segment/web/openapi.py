@@ -74,7 +74,7 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
             "/health": _plain("health", "Whether the process lives", "Status"),
             "/ready": _plain("ready", "Whether the model is loaded; loads it", "Status"),
         },
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": {**SCHEMAS, **_bodies(options(settings))}},
     }
 
 
@@ -137,31 +137,22 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
     result = {
         "description": "The segmented photo, in the format asked for.",
         "headers": {n: {"description": about, "schema": {"type": "string"}} for n, about in RESULT_HEADERS.items()},
-        "content": {kind: detections if kind == "application/json" else {} for kind in media_types},
+        "content": {kind: detections if kind == "application/json" else {"schema": _BINARY} for kind in media_types},
     }
     responses = {"200": result, **failures}
     parameters = [
         {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
         for name, schema in schemas.items()
     ]
-    binary = {"type": "string", "format": "binary"}
-    url = {"type": "string", "format": "uri", "minLength": 1}
-    about_url = "Where the photo is: a public http or https URL."
-    image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
-    form = {"type": "object", "properties": {"file": binary, **schemas}, "required": ["file"]}
-    body = {
-        "type": "object",
-        "properties": {"url": {**url, "description": about_url}, "image": image, **schemas},
-        "oneOf": [{"required": ["url"]}, {"required": ["image"]}],
-        "additionalProperties": False,
-    }
-    content = {"multipart/form-data": form, "application/json": body, **dict.fromkeys(PHOTO_TYPES, binary)}
+    by_url_or_data = {"oneOf": [{"$ref": "#/components/schemas/UrlBody"}, {"$ref": "#/components/schemas/ImageBody"}]}
+    form = {"$ref": "#/components/schemas/FormBody"}
+    content = {"multipart/form-data": form, "application/json": by_url_or_data, **dict.fromkeys(PHOTO_TYPES, _BINARY)}
     return {
         "get": {
             "operationId": "segmentUrl",
             "summary": "Segment the photo at a URL",
             "parameters": [
-                {"name": "url", "in": "query", "required": True, "schema": url, "description": about_url},
+                {"name": "url", "in": "query", "required": True, "schema": _URL, "description": _URL["description"]},
                 *parameters,
             ],
             "responses": responses,
@@ -173,6 +164,30 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
             "requestBody": {"required": True, "content": {kind: {"schema": s} for kind, s in content.items()}},
             "responses": responses,
         },
+    }
+
+
+def _bodies(schemas: dict[str, Json]) -> dict[str, Json]:
+    """The forms and JSON objects that carry a photo, each with its options.
+
+    They are named components, and what JSON may hold is two of them: client generators make a class of each. Generated
+    clients send every default. An option is refused when it is given twice, so only the query's have defaults.
+    """
+    schemas = {name: {k: v for k, v in schema.items() if k != "default"} for name, schema in schemas.items()}
+    image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
+    return {
+        "FormBody": {"type": "object", "properties": {"file": _BINARY, **schemas}, "required": ["file"]},
+        "UrlBody": _json_body("url", _URL, schemas),
+        "ImageBody": _json_body("image", image, schemas),
+    }
+
+
+def _json_body(name: str, schema: Json, schemas: dict[str, Json]) -> Json:
+    return {
+        "type": "object",
+        "properties": {name: schema, **schemas},
+        "required": [name],
+        "additionalProperties": False,
     }
 
 
@@ -193,6 +208,13 @@ def _object(required: str, **properties: Json) -> Json:
     return {"type": "object", "required": required.split(), "properties": properties}
 
 
+_BINARY = {"type": "string", "format": "binary"}
+_URL = {
+    "type": "string",
+    "format": "uri",
+    "minLength": 1,
+    "description": "Where the photo is: a public http or https URL.",
+}
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 _LIST_OF_TEXT = {"type": "array", "items": _TEXT}
 _BOX = {
