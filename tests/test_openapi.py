@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import html
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pycocotools.mask
 import pytest
 import requests
 import schemathesis
+from PIL import Image
 
 from devtools.server import Server, serve
 from segment import options
 from segment.settings import Settings
 from segment.web import app as web
+from segment.web import openapi
 
 SCHEMATHESIS = Path(__file__).parent / "schemathesis.toml"
 
@@ -52,6 +62,61 @@ def test_docs_show_every_option_operation_and_problem(server: Server) -> None:
         assert f'id="{title.lower().replace(" ", "-")}"' in page.text
     assert "built-in method" not in page.text
     assert 'src="http' not in page.text
+
+
+def code(server: Server, element: str) -> str:
+    """The text of an element of /docs."""
+    page = requests.get(server.url + "/docs", timeout=5).text
+    found = re.search(rf'<code id="{element}">(.*?)</code>', page, re.DOTALL)
+    assert found
+    return html.unescape(found[1])
+
+
+def test_the_commands_in_docs_run_as_they_are_written(server: Server, photo: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    addresses = {"URL": server.url, "PHOTO_URL": server.url + "/scene-1.jpg"}
+    commands = code(server, "commands").replace("curl ", "curl --fail ")
+    subprocess.run(
+        ["sh", "-e"], input=commands, text=True, cwd=tmp_path, env=os.environ | addresses, check=True, timeout=60
+    )
+    assert Image.open(tmp_path / "out.png").format == "PNG"
+    assert Image.open(tmp_path / "out.webp").format == "WEBP"
+    assert json.loads((tmp_path / "detections.json").read_bytes())["annotations"]
+    assert zipfile.ZipFile(tmp_path / "cutouts.zip").namelist()
+
+
+def test_the_command_in_deploy_runs_as_it_is_written(server: Server, photo: bytes, tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "deploy" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^```sh\n(curl .*?)^```", guide, re.DOTALL | re.MULTILINE)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    for name, answer in (("gcloud", "a-token"), ("terraform", server.url)):  # the two say who asks, and whom
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {answer}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=os.environ | path, check=True, timeout=60)
+    assert Image.open(tmp_path / "segmented.png").size == (320, 240)
+
+
+def test_the_decoder_in_docs(server: Server, photo: bytes) -> None:
+    program = code(server, "decoder")
+    assert len(program[program.index("def") :].splitlines()) == 10
+    names: dict[str, Any] = {}
+    exec(program, names)
+    answer = requests.post(server.url + "/segment?format=json&min_score=0.05", files={"file": photo}, timeout=60).json()
+    for found in [*answer["annotations"], *openapi.DETECTIONS_SAMPLE["annotations"]]:
+        mask = names["decode"](**found["segmentation"])
+        assert np.array_equal(mask, pycocotools.mask.decode(found["segmentation"]))
+        assert mask.sum() == found["area"]
+
+
+def test_the_samples_look_like_real_answers(server: Server, photo: bytes) -> None:
+    real = requests.post(server.url + "/segment?format=json", files={"file": photo}, timeout=60).json()
+    sample = openapi.DETECTIONS_SAMPLE
+    assert set(sample) == set(real) - {"info", "licenses", "images"}
+    assert list(sample["image"]) == list(real["image"])
+    assert list(sample["annotations"][0]) == list(real["annotations"][0])
+    problem = requests.post(server.url + "/segment?min_score=2", files={"file": photo}, timeout=60).json()
+    assert problem == openapi.PROBLEM_SAMPLE
 
 
 def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:

@@ -6,6 +6,7 @@ in: the document cannot say anything else than the service does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,9 @@ def page(document: Json, problems: Problems) -> str:
         for parameter in parameters
     ]
     errors = [(status, title, about, anchor(title)) for status, title, about in sorted(problems)]
+    samples = {name: json.dumps(sample, indent=2) for name, sample in _SAMPLES.items()}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        document=document, options=rows, headers=RESULT_HEADERS, problems=errors
+        document=document, options=rows, headers=RESULT_HEADERS, problems=errors, samples=samples
     )
 
 
@@ -119,12 +121,12 @@ def _plainly(value: object) -> str:
 
 
 ABOUT = """\
-Send a photo to /segment and get it back with every object drawn as a mask with its label and score, or get the same as
-data. /detect answers the same, for clients of the original application.
+Send a photo to /segment. The answer is the photo with every object drawn as a mask with its label and score, or the
+same as data. /detect is an alias, for clients of the original application.
 
-A photo is the body itself, or "file" in a form, or in JSON "image" (base64, or a data URL) or "url". An option stands
-in the query, or beside the photo in the form or the JSON. What is answered is set by the option "format", or else by
-the Accept header.
+A photo is the body itself, the field "file" of a form, or in JSON "image" (base64 or a data URL) or "url". Options go
+into the query, or beside the photo into the form or the JSON. The format of the answer is set by the option "format",
+or else by the Accept header.
 """
 
 
@@ -231,6 +233,31 @@ _MASK = {
         {"type": "array", "items": {"type": "array", "items": _NUMBER}},
     ],
 }
+PROBLEM_SAMPLE: Json = {
+    "type": "/docs#bad-option",
+    "title": "Bad option",
+    "status": 400,
+    "detail": "min_score is '2'; it must be a number from 0 to 1.",
+    "option": "min_score",
+}
+DETECTIONS_SAMPLE: Json = {
+    "image": {"width": 8, "height": 6, "model": "shapes", "render_factor": 25, "fit": "aspect", "detail": 1},
+    "categories": [{"id": 1, "name": "circle"}],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "category_name": "circle",
+            "score": 0.98,
+            "bbox": [2, 1, 4, 4],
+            "area": 14,
+            "iscrowd": 0,
+            "segmentation": {"size": [6, 8], "counts": ">321000O<"},
+        }
+    ],
+}
+"""An answer for a photo of 8 x 6 pixels, short enough to read; tests/test_openapi.py checks it against a real one."""
 SCHEMAS: Json = {
     "Problem": _object(
         "type title status detail",
@@ -269,3 +296,4 @@ SCHEMAS: Json = {
         },
     ),
 }
+_SAMPLES = {"detections": DETECTIONS_SAMPLE, "problem": PROBLEM_SAMPLE}
