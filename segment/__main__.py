@@ -27,6 +27,7 @@ EXTRAS = {
     **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
     **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
     "google": "gcp",
+    "pyarrow": "parquet",
 }
 """The extra of the distribution that installs a package which some commands import."""
 
@@ -72,7 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
     )
-    image.add_argument("-f", "--format", default="png", help="one or more of png, jpeg, webp, json, ids, cutouts")
+    image.add_argument(
+        "-f",
+        "--format",
+        default="",
+        help="files per photo: one or more of png, jpeg, webp, json, ids, cutouts; default: png, or none with -d",
+    )
+    image.add_argument("-d", "--dataset", default="", help="one dataset of all photos: coco, parquet, or both")
+    image.add_argument("-j", "--jobs", default="auto", metavar="N", help="photos in work at a time; default: auto")
     image.set_defaults(run=commands.image)
 
     convert = commands_of.add_parser("convert", help="a detectron2 config and checkpoint into a model file")

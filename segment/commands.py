@@ -7,53 +7,37 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from segment import container
+from segment import container, values
+from segment.dataset.photos import find
 from segment.engine.footprint import Footprint
-from segment.errors import ConversionError, ModelError, OptionError, SegmentError
+from segment.errors import ConversionError, ModelError, OptionError
+from segment.formats import Format
 from segment.labels import read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
-from segment.values import MIB
+from segment.values import MIB, BadValue
 
 if TYPE_CHECKING:
     import onnx
 
-PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
-
 
 def image(arguments: argparse.Namespace) -> int:
-    """Segment photos; one that fails is reported and the rest go on."""
+    """Segment photos and folders of them; one that fails is reported at the end and the rest go on."""
+    from segment.dataset import run
+
     settings = Settings.from_environment(os.environ)
-    service = Service(settings)
-    raw_options = dict(_pair(text) for text in arguments.set)
-    formats = [Options.parse({"format": name}, settings).format for name in arguments.format.split(",")]
-    options = Options.parse(raw_options, settings)
-    photos = list(dict.fromkeys(_photos(arguments.photos)))
-    names = _result_names(photos)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    for photo in tqdm(photos, unit="photo", disable=len(photos) < 2 or not sys.stderr.isatty()):
-        try:
-            result = service.segment(photo.read_bytes(), options, formats)
-        except (SegmentError, OSError) as error:
-            failures += 1
-            tqdm.write(f"{photo}: {error}", file=sys.stderr)
-            continue
-        for file in result.files:
-            (arguments.output / f"{names[photo]}.{file.name}").write_bytes(file.body)
-        tqdm.write(f"{photo}: {result.instances} instances in {sum(result.timings.values()):.0f} ms")
-    return 1 if failures else 0
+    datasets = _choices("dataset", arguments.dataset, run.Dataset)
+    formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
+    options = Options.parse(dict(_pair(text) for text in arguments.set), settings)
+    jobs = None if arguments.jobs == "auto" else _jobs(arguments.jobs)
+    job = run.Job(arguments.output, options, formats, datasets)
+    return run.run(arguments.photos, job, Service(settings), jobs)
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -79,7 +63,7 @@ def _require_calibration(arguments: argparse.Namespace) -> None:
     """Refuse --int8 without photos before anything is downloaded or read. Raises ConversionError."""
     if arguments.int8 and not arguments.calibrate:
         raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
-    if arguments.calibrate and not next(_photos([arguments.calibrate]), None):
+    if arguments.calibrate and not next(find([arguments.calibrate]), None):
         raise ConversionError(f"--calibrate {arguments.calibrate}: there are no photos in this folder.")
 
 
@@ -88,7 +72,7 @@ def _finish(model: onnx.ModelProto, arguments: argparse.Namespace) -> int:
     from segment import convert as converter
 
     if arguments.int8:
-        photos = list(_photos([arguments.calibrate]))
+        photos = [photo.path for photo in find([arguments.calibrate])]
         model = converter.quantised(model, photos, arguments.proposals)
     elif arguments.proposals is not None:
         converter.limit(model, arguments.proposals)
@@ -164,8 +148,7 @@ def backfill(arguments: argparse.Namespace) -> int:
 
     settings = Settings.from_environment(os.environ)
     log.configure(settings.project)
-    filling.end_on_sigterm()
-    return filling.run(arguments.source, arguments.destination, Service(filling.patient(settings)), os.environ)
+    return filling.run(arguments.source, arguments.destination, Service(settings), os.environ)
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -186,25 +169,19 @@ def warm(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _photos(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files among `paths`, and the photos in the folders among them."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in PHOTOS)
-        else:
-            yield path
+def _choices(name: str, given: str, choices: Any) -> tuple[Any, ...]:
+    """The names in `given`, separated by commas, each one of `choices`. Raises OptionError."""
+    try:
+        return tuple(dict.fromkeys(values.choice(choices).parse(word) for word in given.split(",") if word))
+    except BadValue as error:
+        raise OptionError(name, f"{name} {error}") from None
 
 
-def _result_names(photos: Sequence[Path]) -> dict[Path, str]:
-    """What each photo's results are called: as the photos, with their extensions if some differ in nothing else.
-
-    Raises OptionError where results would overwrite each other.
-    """
-    names = Counter(photo.name for photo in photos)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise OptionError("photos", f"There is more than one {twice[0]}; give each folder an output of its own.")
-    differ = len({photo.stem for photo in photos}) == len(photos)
-    return {photo: photo.stem if differ else photo.name for photo in photos}
+def _jobs(given: str) -> int:
+    try:
+        return int(values.number(int, 1, 256).parse(given))
+    except BadValue as error:
+        raise OptionError("jobs", f"--jobs {error} or auto") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

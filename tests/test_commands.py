@@ -41,15 +41,21 @@ def run(*arguments: str | Path) -> int:
     return main([str(argument) for argument in arguments])
 
 
+def results(folder: Path) -> set[str]:
+    """Every file in the folder that is a result, by its path."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return found - {".segment.sqlite"}
+
+
 class TestImage:
     def test_every_photo_of_a_folder(self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "new" / "results"
         assert run("image", photos, "-o", out, "-f", "png,json", "--set", "render_factor=16") == 0
-        assert {path.name for path in out.iterdir()} == {
-            f"{name}.{file}" for name in "ab" for file in ("overlay.png", "detections.json")
+        assert results(out) == {
+            f"{name}.{file}" for name in ("a", "deeper/b") for file in ("overlay.png", "detections.json")
         }
         assert json.loads((out / "a.detections.json").read_text())["image"]["render_factor"] == 16
-        with Image.open(out / "b.overlay.png") as picture:
+        with Image.open(out / "deeper" / "b.overlay.png") as picture:
             assert picture.size == (268, 274)
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 2
@@ -67,7 +73,7 @@ class TestImage:
         Image.fromarray(scene(2)[0]).save(body, "JPEG")
         (photos / "_broken.jpg").write_bytes(body.getvalue()[:1000])
         assert run("image", photos, photos / "nowhere.jpg", "-o", tmp_path / "out", "-f", "json") == 1
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.detections.json", "b.detections.json"}
+        assert results(tmp_path / "out") == {"a.detections.json", "deeper/b.detections.json", "errors.csv"}
         errors = capsys.readouterr().err
         assert "_broken.jpg: This JPEG is cut off" in errors
         assert "nowhere.jpg" in errors
@@ -78,11 +84,13 @@ class TestImage:
         (photos / "a.png").write_bytes((photos / "a.jpg").read_bytes())
         out = tmp_path / "out"
         assert run("image", photos, photos / "a.jpg", "-o", out, "-f", "json") == 0
-        assert {"a.jpg.detections.json", "a.png.detections.json"} < {path.name for path in out.iterdir()}
+        assert {"a.jpg.detections.json", "a.png.detections.json"} < results(out)
         (photos / "more").mkdir()
-        (photos / "more" / "a.jpg").write_bytes(b"another")
-        assert run("image", photos, "-o", tmp_path / "none", "-f", "json") == 1
-        assert "There is more than one a.jpg; give each folder an output of its own." in capsys.readouterr().err
+        (photos / "more" / "a.jpg").write_bytes((photos / "a.jpg").read_bytes())
+        assert run("image", photos, "-o", out, "-f", "json") == 0
+        assert {"a.jpg.detections.json", "more/a.detections.json"} < results(out)
+        assert run("image", photos / "a.jpg", photos / "more" / "a.jpg", "-o", tmp_path / "none", "-f", "json") == 1
+        assert "There is more than one a.jpg. Use a separate output folder for each" in capsys.readouterr().err
         assert not (tmp_path / "none").exists()
 
     @pytest.mark.parametrize(

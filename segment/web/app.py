@@ -369,7 +369,6 @@ SCRIPTS = (
     "about",
     "cutout",
     "detections",
-    "docs",
     "dom",
     "downloads",
     "drawing",

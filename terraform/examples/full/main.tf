@@ -8,9 +8,6 @@ terraform {
     google = {
       source = "hashicorp/google"
     }
-    google-beta = {
-      source = "hashicorp/google-beta"
-    }
   }
 
   # backend "gcs" { bucket = "shop-terraform-state" }
@@ -35,12 +32,6 @@ provider "google" {
   project = var.project_id
 
   # Budgets belong to the billing account: without these two, a user's own login is charged to no project and refused.
-  billing_project       = var.project_id
-  user_project_override = true
-}
-
-provider "google-beta" {
-  project               = var.project_id
   billing_project       = var.project_id
   user_project_override = true
 }

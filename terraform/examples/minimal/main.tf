@@ -7,9 +7,6 @@ terraform {
     google = {
       source = "hashicorp/google"
     }
-    google-beta = {
-      source = "hashicorp/google-beta"
-    }
   }
 }
 

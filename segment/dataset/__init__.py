@@ -1,0 +1,1 @@
+"""Folders of photos in, files per photo and datasets out."""

@@ -1,0 +1,220 @@
+"""Datasets of a folder of photos, read by the tools that people read them with."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from PIL import Image
+from pycocotools import mask as pycoco
+from pycocotools.coco import COCO
+
+from devtools.server import ROOT
+from segment.__main__ import main
+from segment.dataset import coco, parquet
+from segment.dataset.journal import Entry, Journal
+from segment.errors import StorageError
+from training.shapes import CLASSES, scene
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos, two of the same name in different folders, and one that is cut off."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png")):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene(number)[0]).save(path)
+    (folder / "broken.jpg").write_bytes((folder / "IMG_0001.jpg").read_bytes()[:1000])
+    return folder
+
+
+def run(*arguments: str | Path) -> int:
+    return main(["image", *(str(argument) for argument in arguments)])
+
+
+def load(out: Path) -> COCO:
+    return COCO(out / "instances.json")
+
+
+def names(dataset: COCO) -> list[str]:
+    return [image["file_name"] for image in dataset.loadImgs(dataset.getImgIds())]
+
+
+def test_one_coco_dataset_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run(photos, "-o", out, "-d", "coco", "-f", "json") == 1
+    errors = capsys.readouterr().err
+    assert "broken.jpg: This JPEG is cut off" in errors
+    assert "1 photos could not be segmented" in errors
+    assert (out / "errors.csv").read_text().splitlines()[0] == "photo,error"
+    dataset = load(out)
+    assert names(dataset) == ["IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png"]
+    assert [one["name"] for one in dataset.loadCats(dataset.getCatIds())] == list(CLASSES)
+    assert min(dataset.getCatIds()) == 1
+    found = dataset.dataset["annotations"]
+    assert [one["id"] for one in found] == list(range(1, len(found) + 1))
+    for image in dataset.loadImgs(dataset.getImgIds()):
+        file = out / Path(image["file_name"]).with_suffix(".detections.json")
+        own = json.loads(file.read_text())["annotations"]
+        mine = dataset.loadAnns(dataset.getAnnIds(imgIds=image["id"]))
+        keys = ("category_id", "score", "bbox", "area", "segmentation")
+        assert [[one[key] for key in keys] for one in mine] == [[one[key] for key in keys] for one in own]
+        with Image.open(photos / image["file_name"]) as photo:
+            assert dataset.annToMask(mine[0]).shape == photo.size[::-1]
+
+
+def test_supervision_reads_the_dataset(photos: Path, tmp_path: Path) -> None:
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    assert run(photos / "deeper", "-o", tmp_path / "out", "-d", "coco") == 0
+    read = supervision.DetectionDataset.from_coco(
+        str(photos / "deeper"), str(tmp_path / "out" / "instances.json"), force_masks=True
+    )
+    truth = load(tmp_path / "out")
+    assert len(read) == 2
+    for path, _, found in read:
+        (image,) = [one for one in truth.dataset["images"] if one["file_name"] == Path(path).name]
+        expected = truth.loadAnns(truth.getAnnIds(imgIds=image["id"]))
+        assert [read.classes[index] for index in found.class_id] == [one["category_name"] for one in expected]
+        assert [int(mask.sum()) for mask in found.mask] == [one["area"] for one in expected]
+
+
+def test_duckdb_reads_the_parquet_dataset(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos / "deeper", "-o", out, "-d", "parquet,coco") == 0
+    assert not list(out.rglob("*.png")), "a dataset is instead of files per photo"
+
+    def query(columns: str) -> list[tuple[Any, ...]]:
+        source = f"read_parquet('{out}/instances.parquet/**/*.parquet', hive_partitioning = true)"
+        return duckdb.connect().execute(f"SELECT {columns} FROM {source}").fetchall()
+
+    truth = {
+        (image["file_name"], one["category_name"], one["score"], one["area"], one["segmentation"]["counts"])
+        for one in load(out).dataset["annotations"]
+        for image in [load(out).loadImgs(one["image_id"])[0]]
+    }
+    assert set(query('photo, "class", score, area, rle')) == truth
+    for rle, height, width, area in query("rle, photo_height, photo_width, area"):
+        assert pycoco.decode({"counts": rle, "size": [height, width]}).sum() == area
+    assert query("DISTINCT model") == [("shapes",)]
+    times = {path.stat().st_mtime_ns for path in (photos / "deeper").iterdir()}
+    assert {time for (time,) in query("generation")} <= times
+
+
+def test_a_run_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (photos / "deeper", "-o", tmp_path / "out", "-d", "coco", "-f", "ids")
+    assert run(*arguments) == 0
+    first = (tmp_path / "out" / "instances.json").read_bytes()
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    assert "2 photos were done before" in capsys.readouterr().out
+    assert (tmp_path / "out" / "instances.json").read_bytes() == first
+
+    (tmp_path / "out" / "b.ids.png").unlink()
+    assert run(*arguments) == 0
+    shown = capsys.readouterr().out
+    assert "b.png: " in shown
+    assert "1 photos were done before" in shown
+    assert run(*arguments, "-s", "min_score=0.9") == 0
+    assert "done before" not in capsys.readouterr().out, "other options give other results"
+
+    (photos / "deeper" / "b.png").unlink()
+    os.utime(photos / "deeper" / "IMG_0001.jpg", ns=(0, 0))
+    assert run(*arguments) == 0
+    assert "done before" not in capsys.readouterr().out, "the photo has changed"
+    assert names(load(tmp_path / "out")) == ["IMG_0001.jpg"]
+
+
+def test_a_killed_run_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for number in range(14):
+        Image.fromarray(scene(number)[0]).save(photos / f"{number}.png")
+    command = [sys.executable, "-u", "-m", "segment", "image", str(photos), "-o", str(out), "-d", "coco", "-j", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout
+    for _ in range(3):
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert not (out / "instances.json").exists()
+    assert run(photos, "-o", out, "-d", "coco") == 0
+    shown = capsys.readouterr().out
+    assert 3 <= 14 - shown.count(" instances in ") < 14
+    assert run(photos, "-o", tmp_path / "fresh", "-d", "coco") == 0
+    assert (out / "instances.json").read_bytes() == (tmp_path / "fresh" / "instances.json").read_bytes()
+
+
+def test_results_in_the_folder_of_the_photos_are_no_photos(photos: Path) -> None:
+    for _ in range(2):
+        assert run(photos / "deeper", "-o", photos / "deeper" / "out", "-f", "png", "-d", "coco") == 0
+        assert names(load(photos / "deeper" / "out")) == ["IMG_0001.jpg", "b.png"]
+
+
+def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(photos / "deeper", photos / "IMG_0001.jpg", tmp_path / "none", "-o", out, "-d", "coco") == 1
+    (photos / "other").mkdir()
+    (photos / "deeper" / "b.png").rename(photos / "other" / "IMG_0001.jpg")
+    assert run(photos / "deeper", photos / "other", "-o", out, "-d", "coco") == 0
+    assert names(load(out)) == ["deeper/IMG_0001.jpg", "other/IMG_0001.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-j", "0"], "--jobs is '0'; it must be"),
+        (["-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
+        (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
+        (["-s", "classes=unicorn"], "This model has no class 'unicorn'"),
+    ],
+)
+def test_a_bad_option_is_explained(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run(photos, "-o", tmp_path / "out", *arguments) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
+    with Journal(tmp_path), pytest.raises(StorageError, match="Is another run writing to it"):
+        Journal(tmp_path)
+
+
+def test_a_damaged_journal_is_explained(tmp_path: Path) -> None:
+    (tmp_path / ".segment.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(StorageError, match="Delete it to segment all photos again"):
+        Journal(tmp_path)
+
+
+def entries(count: int) -> Iterator[Entry]:
+    found = {"category_id": 1, "category_name": "circle", "score": 0.9, "bbox": [1, 2, 3, 4], "area": 9, "iscrowd": 0}
+    found |= {"segmentation": {"size": [10, 10], "counts": "x" * 200}}
+    for number in range(count):
+        yield Entry(
+            f"{number}.jpg", number, {"image": {"width": 10, "height": 10}, "annotations": [{"id": 1, **found}]}
+        )
+
+
+@pytest.mark.parametrize("kind", ["coco", "parquet"])
+def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, kind: str) -> None:
+    peaks = []
+    for count in (2_000, 8_000) if kind == "coco" else (15_000, 30_000):
+        tracemalloc.start()
+        if kind == "coco":
+            coco.write(functools.partial(entries, count), ["circle"], tmp_path)
+        else:
+            parquet.write(entries(count), "model", tmp_path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 100_000
