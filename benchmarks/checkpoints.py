@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segment import zoo
 from segment.convert import backbone, res5
 from segment.convert import config as configs
-from segment.convert.config import BATCH_NORMS, Config, ResNet
+from segment.convert.config import BATCH_NORMS, Config, RegNet, ResNet
 
 Array = NDArray[np.float32]
 
@@ -46,7 +46,7 @@ def checkpoint(config: Config, seed: int = 0) -> dict[str, NDArray[np.generic]]:
     """Every tensor that detectron2's own state_dict holds for `config`, by name."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[np.generic]] = {}
-    for part in (_resnet, _pyramid, _proposals, _box_heads, _mask_head):
+    for part in (_bottom_up, _pyramid, _proposals, _box_heads, _mask_head):
         tensors.update(part(config, rng))
     return tensors
 
@@ -54,14 +54,40 @@ def checkpoint(config: Config, seed: int = 0) -> dict[str, NDArray[np.generic]]:
 Named = Iterator[tuple[str, NDArray[np.generic]]]
 
 
-def _resnet(config: Config, rng: np.random.Generator) -> Named:
-    net, prefix = config.resnet, backbone.prefix(config)
+def _bottom_up(config: Config, rng: np.random.Generator) -> Named:
     spread = PIXELS / float(np.mean(config.std))
+    if isinstance(config.bottom_up, RegNet):
+        return _regnet(config.bottom_up, backbone.prefix(config), rng, spread)
+    return _resnet(config.bottom_up, backbone.prefix(config), rng, spread)
+
+
+def _resnet(net: ResNet, prefix: str, rng: np.random.Generator, spread: float) -> Named:
     yield from _conv(rng, prefix + "stem.conv1", net.stem_channels, 3, 7, net.norm, given=spread**2)
     into = net.stem_channels
     for stage, blocks in enumerate(net.blocks, start=2):
         yield from _stage(rng, net, f"{prefix}res{stage}", stage, into, blocks)
         into = net.channels(stage)
+
+
+def _regnet(net: RegNet, prefix: str, rng: np.random.Generator, spread: float) -> Named:
+    into = net.stem_channels
+    yield from _conv(rng, prefix + "stem.conv", into, 3, 3, net.norm, given=spread**2, norm_name=prefix + "stem.bn")
+    for stage, (width, blocks, group) in enumerate(zip(net.widths, net.blocks, net.group_widths, strict=True), start=1):
+        for block in range(1, blocks + 1):
+            name = f"{prefix}s{stage}.b{block}"
+            inner = name + ".f"
+            if block == 1:
+                yield from _conv(
+                    rng, name + ".proj", width, into, 1, net.norm, given=2 * RECTIFIED, norm_name=name + ".bn"
+                )
+            a, b, c = (f"{inner}.{part}_bn" for part in "abc")
+            yield from _conv(rng, inner + ".a", width, into, 1, net.norm, given=2 * RECTIFIED, norm_name=a)
+            yield from _conv(rng, inner + ".b", width, group, 3, net.norm, norm_name=b)
+            if squeezed := round(into * net.se_ratio):
+                yield from _conv(rng, inner + ".se.f_ex.0", squeezed, width, 1, "")
+                yield from _conv(rng, inner + ".se.f_ex.2", width, squeezed, 1, "")
+            yield from _conv(rng, inner + ".c", width, width, 1, net.norm, scale=0.5 / blocks**0.5, norm_name=c)
+            into = width
 
 
 def _stage(
@@ -84,12 +110,17 @@ def _stage(
         into = out
 
 
+def _plain_resnet(config: Config) -> ResNet:
+    assert isinstance(config.bottom_up, ResNet)  # the only one that has res5
+    return config.bottom_up
+
+
 def _pyramid(config: Config, rng: np.random.Generator) -> Named:
     if not config.pyramid:
         return
     channels, norm = config.pyramid.channels, config.pyramid.norm
     for level in config.pyramid.levels:
-        into = config.resnet.channels(level)
+        into = config.bottom_up.channels(level)
         yield from _conv(rng, f"backbone.fpn_lateral{level}", channels, into, 1, norm, given=2 * RECTIFIED)
         merged = 1.0 + config.pyramid.levels[-1] - level  # each finer level adds the coarser ones
         yield from _conv(rng, f"backbone.fpn_output{level}", channels, channels, 3, norm, given=merged)
@@ -109,7 +140,7 @@ def _proposals(config: Config, rng: np.random.Generator) -> Named:
 
 def _box_heads(config: Config, rng: np.random.Generator) -> Named:
     if config.res5_heads:
-        yield from _stage(rng, config.resnet, res5.NAME, res5.STAGE, config.channels, res5.BLOCKS)
+        yield from _stage(rng, _plain_resnet(config), res5.NAME, res5.STAGE, config.channels, res5.BLOCKS)
     head, boxes = config.box, 1 if config.box.agnostic else config.classes
     for stage in range(len(head.box_weights)):
         suffix = f".{stage}" if head.cascade else ""
@@ -118,7 +149,7 @@ def _box_heads(config: Config, rng: np.random.Generator) -> Named:
             yield from _conv(rng, f"{name}.conv{i}", head.conv_channels, into, 3, head.norm, given=given)
             into, given = head.conv_channels, RECTIFIED
         if config.res5_heads:
-            into, given = config.resnet.channels(res5.STAGE), POOLED
+            into, given = config.bottom_up.channels(res5.STAGE), POOLED
         else:
             into *= head.pooler.resolution**2
         for i in range(1, head.fcs + 1):
@@ -137,7 +168,7 @@ def _box_heads(config: Config, rng: np.random.Generator) -> Named:
 def _mask_head(config: Config, rng: np.random.Generator) -> Named:
     head, prefix, into, given = config.mask, "roi_heads.mask_head.", config.channels, LINEAR
     if config.res5_heads:
-        into = config.resnet.channels(res5.STAGE)
+        into = config.bottom_up.channels(res5.STAGE)
     for i in range(1, head.convs + 1):
         yield from _conv(rng, f"{prefix}mask_fcn{i}", head.channels, into, 3, head.norm, given=given)
         into, given = head.channels, RECTIFIED
@@ -159,6 +190,7 @@ def _conv(
     *,
     given: float = RECTIFIED,
     scale: float = 1.0,
+    norm_name: str = "",
 ) -> Named:
     """A convolution whose input has the variance `given` and whose output has the spread `scale`."""
     weight = _values(rng, (out, into, kernel, kernel), into * kernel**2, given)
@@ -167,13 +199,14 @@ def _conv(
         yield name + ".bias", np.zeros(out, np.float32)
         return
     yield name + ".weight", weight
-    yield name + ".norm.weight", (scale * rng.uniform(0.8, 1.2, out)).astype(np.float32)
-    yield name + ".norm.bias", (scale * rng.normal(0, 0.1, out)).astype(np.float32)
+    norm_name = norm_name or name + ".norm"
+    yield norm_name + ".weight", (scale * rng.uniform(0.8, 1.2, out)).astype(np.float32)
+    yield norm_name + ".bias", (scale * rng.normal(0, 0.1, out)).astype(np.float32)
     if norm in BATCH_NORMS:
-        yield name + ".norm.running_mean", rng.normal(0, 0.1, out).astype(np.float32)
-        yield name + ".norm.running_var", rng.uniform(0.8, 1.2, out).astype(np.float32)
+        yield norm_name + ".running_mean", rng.normal(0, 0.1, out).astype(np.float32)
+        yield norm_name + ".running_var", rng.uniform(0.8, 1.2, out).astype(np.float32)
         if norm != "FrozenBN":
-            yield name + ".norm.num_batches_tracked", np.array(0, np.int64)
+            yield norm_name + ".num_batches_tracked", np.array(0, np.int64)
 
 
 def _linear(

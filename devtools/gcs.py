@@ -283,10 +283,12 @@ class Cloud:
     """The server and what it keeps; a context manager that serves while it is entered.
 
     `on_finalize`, if given, is called with each object that was written, as a bucket's notification would be sent.
+    `latency`: seconds that every request takes at least, as over a network.
     """
 
     def __init__(self, port: int = 0, seed: int = 0, on_finalize: Callable[[Object], None] | None = None) -> None:
         self.faults = Faults(seed)
+        self.latency = 0.0
         self.writes: list[Write] = []
         self.requests: list[tuple[str, str]] = []
         self._on_finalize = on_finalize
@@ -609,6 +611,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer any method, with whatever goes wrong."""
         cloud, url = self.server.cloud, urlsplit(self.path)
         cloud.requests.append((self.command, unquote(self.path)))
+        time.sleep(cloud.latency)
         fault = cloud.faults.draw(self.command, unquote(self.path))
         media = url.path.startswith("/download/")
         self._unread = int(self.headers.get("Content-Length") or 0)

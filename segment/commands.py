@@ -148,7 +148,8 @@ def backfill(arguments: argparse.Namespace) -> int:
 
     settings = Settings.from_environment(os.environ)
     log.configure(settings.project)
-    return filling.run(arguments.source, arguments.destination, Service(settings), os.environ)
+    filling.end_on_sigterm()
+    return filling.run(arguments.source, arguments.destination, Service(filling.patient(settings)), os.environ)
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -70,8 +70,25 @@ resource "google_pubsub_subscription" "dead" {
   name                       = "${var.name}-dead"
   topic                      = google_pubsub_topic.dead.id
   labels                     = var.labels
-  ack_deadline_seconds       = 60
+  ack_deadline_seconds       = var.ack_deadline_seconds
   message_retention_duration = "${var.dead_letter_days * 86400}s"
+
+  # Pub/Sub itself delivers the dead letters again, as the events they were. One that fails stays in this subscription.
+  dynamic "push_config" {
+    for_each = var.redrive ? [google_cloud_run_v2_service.segment["events"].uri] : []
+    content {
+      push_endpoint = push_config.value
+      oidc_token {
+        service_account_email = google_service_account.push.email
+        audience              = push_config.value
+      }
+    }
+  }
+
+  retry_policy {
+    minimum_backoff = "10s"
+    maximum_backoff = "600s"
+  }
 
   expiration_policy {
     ttl = ""

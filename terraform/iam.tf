@@ -24,22 +24,30 @@ resource "google_project_service" "used" {
   disable_on_destroy = false
 }
 
+# The data sources do not depend on google_project_service.used: adding an API would make them unknown, and every grant that
+# refers to them would be replaced. Their own APIs must be enabled before the first plan (deploy/README.md, step 1).
 data "google_project" "this" {
   project_id = var.project_id
-
-  depends_on = [google_project_service.used]
 }
 
-# Cloud Storage's own account in this project; reading it makes it.
-data "google_storage_project_service_account" "this" {
+# The service agent of Cloud Storage in the project of the input bucket: it publishes the notifications. Reading it creates it.
+data "google_storage_project_service_account" "input" {
+  project = coalesce(var.input_project, var.project_id)
+}
+
+# The service agent of Pub/Sub. Enabling the API does not create it, and a grant to an account that does not exist is refused.
+resource "google_project_service_identity" "pubsub" {
+  provider = google-beta
+
   project = var.project_id
+  service = "pubsub.googleapis.com"
 
   depends_on = [google_project_service.used]
 }
 
 locals {
-  pubsub_agent  = "serviceAccount:service-${data.google_project.this.number}@gcp-sa-pubsub.iam.gserviceaccount.com"
-  storage_agent = "serviceAccount:${data.google_storage_project_service_account.this.email_address}"
+  pubsub_agent  = google_project_service_identity.pubsub.member
+  storage_agent = "serviceAccount:${data.google_storage_project_service_account.input.email_address}"
 }
 
 resource "google_service_account" "http" {
@@ -84,10 +92,17 @@ resource "google_storage_bucket_iam_member" "reads_photos" {
   member = google_service_account.bucket.member
 }
 
-# Writing results; looking whether one is there already; replacing half of one.
-resource "google_storage_bucket_iam_member" "writes_results" {
+# Creating results. An existing object cannot be overwritten or deleted with this role.
+resource "google_storage_bucket_iam_member" "creates_results" {
   bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
-  role   = "roles/storage.objectUser"
+  role   = "roles/storage.objectCreator"
+  member = google_service_account.bucket.member
+}
+
+# Finding out which results exist already.
+resource "google_storage_bucket_iam_member" "reads_results" {
+  bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  role   = "roles/storage.objectViewer"
   member = google_service_account.bucket.member
 }
 
@@ -123,8 +138,6 @@ resource "google_service_account_iam_member" "pubsub_signs_as_push" {
   service_account_id = google_service_account.push.name
   role               = "roles/iam.serviceAccountTokenCreator"
   member             = local.pubsub_agent
-
-  depends_on = [google_pubsub_topic.photos] # the agent exists once Pub/Sub has been used
 }
 
 # ... and moves what cannot be delivered: it takes it off the subscription and publishes it as a dead letter.

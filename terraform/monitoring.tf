@@ -1,4 +1,5 @@
-# The two things that must never happen unseen: an instance killed for its memory, and a photo given up on.
+# What an operator must hear of: an instance killed for its memory, a photo given up on, photos that wait for too long, and
+# a backfill job that failed.
 
 resource "google_monitoring_notification_channel" "email" {
   for_each = var.alert_emails
@@ -97,8 +98,73 @@ resource "google_monitoring_alert_policy" "dead_letters" {
     mime_type = "text/markdown"
     content   = <<-EOT
       Each message names a photo: `gcloud pubsub subscriptions pull ${var.name}-dead --project ${var.project_id} --limit 10`.
-      Look for its name in the log of `${var.name}-events`, mend the cause, then run the `${var.name}-backfill` job: it segments
-      what has no result yet.
+      Look for its name in the log of `${var.name}-events` and fix the cause. Then deliver the dead letters again:
+      `terraform apply -var redrive=true`, and `terraform apply` when the subscription is empty.
+    EOT
+  }
+}
+
+resource "google_monitoring_alert_policy" "oldest_photo" {
+  count = var.alerts ? 1 : 0
+
+  project               = var.project_id
+  display_name          = "${var.name}: photos wait"
+  combiner              = "OR"
+  severity              = "WARNING"
+  user_labels           = var.labels
+  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+
+  conditions {
+    display_name = "A photo has waited for more than ${var.oldest_photo_minutes} minutes"
+    condition_threshold {
+      filter          = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${google_pubsub_subscription.photos.name}\" AND metric.type=\"pubsub.googleapis.com/subscription/oldest_unacked_message_age\""
+      comparison      = "COMPARISON_GT"
+      threshold_value = var.oldest_photo_minutes * 60
+      duration        = "0s"
+
+      aggregations {
+        alignment_period   = "60s"
+        per_series_aligner = "ALIGN_MAX"
+      }
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = <<-EOT
+      The oldest photo of `${google_pubsub_subscription.photos.name}` has not been segmented for ${var.oldest_photo_minutes} minutes.
+      Either its deliveries fail (the log of `${var.name}-events` has the reason), or photos arrive faster than they are
+      segmented: raise `events_max_instances`.
+    EOT
+  }
+}
+
+resource "google_monitoring_alert_policy" "backfill" {
+  count = var.alerts ? 1 : 0
+
+  project               = var.project_id
+  display_name          = "${var.name}: backfill failed"
+  combiner              = "OR"
+  severity              = "ERROR"
+  user_labels           = var.labels
+  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+
+  # PromQL: the metric has no value before the job's first execution.
+  conditions {
+    display_name = "An execution of ${google_cloud_run_v2_job.backfill.name} failed"
+    condition_prometheus_query_language {
+      query                     = "sum(increase(run_googleapis_com:job_completed_execution_count{monitored_resource=\"cloud_run_job\",job_name=\"${google_cloud_run_v2_job.backfill.name}\",result=\"failed\"}[5m])) > 0"
+      duration                  = "0s"
+      evaluation_interval       = "60s"
+      disable_metric_validation = true
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = <<-EOT
+      The log of the job `${google_cloud_run_v2_job.backfill.name}` names the photos that failed and why. Execute it again after the
+      cause is fixed: photos that have results are skipped.
     EOT
   }
 }

@@ -43,9 +43,6 @@ locals {
   job_size     = { SEGMENT_MEMORY = local.job_memory, SEGMENT_THREADS = local.job_cpu }
   own_settings = keys(merge(local.common_settings, local.http_settings, local.bucket_settings, local.service_size))
 
-  # The framework's own. A request that waits for memory holds a thread, and a probe must still find one.
-  framework = { THREADS = var.concurrency + 4 }
-
   services = {
     http = {
       name            = var.name
@@ -59,6 +56,7 @@ locals {
       }[var.ingress]
       min_instances = var.min_instances
       max_instances = var.max_instances
+      concurrency   = var.concurrency
     }
     events = {
       name            = "${var.name}-events"
@@ -68,6 +66,7 @@ locals {
       ingress         = "INGRESS_TRAFFIC_INTERNAL_ONLY" # Pub/Sub of the same project counts as internal
       min_instances   = 0
       max_instances   = var.events_max_instances
+      concurrency     = coalesce(var.events_concurrency, min(2, var.concurrency))
     }
   }
 }
@@ -86,7 +85,7 @@ resource "google_cloud_run_v2_service" "segment" {
     labels                           = var.labels
     service_account                  = each.value.service_account
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN${var.generation}"
-    max_instance_request_concurrency = var.concurrency
+    max_instance_request_concurrency = each.value.concurrency
     timeout                          = "${var.timeout_seconds}s"
 
     scaling {
@@ -130,8 +129,9 @@ resource "google_cloud_run_v2_service" "segment" {
       dynamic "env" {
         for_each = {
           for name, value in merge(
-            { FUNCTION_TARGET = each.value.target },
-            local.framework, local.service_size, local.common_settings, each.value.settings, var.environment,
+            # A request that waits for memory holds a thread; four more keep the probes answered.
+            { FUNCTION_TARGET = each.value.target, THREADS = each.value.concurrency + 4 },
+            local.service_size, local.common_settings, each.value.settings, var.environment,
           ) : name => tostring(value) if value != null
         }
         content {

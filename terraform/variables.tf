@@ -114,8 +114,8 @@ variable "cpu" {
     error_message = "cpu must be 1, 2, 4, 6 or 8, or a fraction from 0.08."
   }
   validation {
-    condition     = var.cpu >= 1 || (var.generation == 1 && var.concurrency == 1)
-    error_message = "cpu below 1 needs generation = 1 and concurrency = 1."
+    condition     = var.cpu >= 1 || (var.generation == 1 && var.concurrency == 1 && coalesce(var.events_concurrency, 1) == 1)
+    error_message = "cpu below 1 needs generation = 1, concurrency = 1 and events_concurrency = 1."
   }
 }
 
@@ -138,6 +138,17 @@ variable "concurrency" {
   validation {
     condition     = var.concurrency >= 1 && var.concurrency <= 80 && floor(var.concurrency) == var.concurrency
     error_message = "concurrency must be a whole number from 1 to 80; more would only wait."
+  }
+}
+
+variable "events_concurrency" {
+  description = "Photos of the bucket that an events instance is given at once; null is 2, or 1 where concurrency is 1. Two overlap reading, inference and writing; more would wait for memory, and a wait that ends in 503 counts as a delivery attempt."
+  type        = number
+  default     = null
+
+  validation {
+    condition     = var.events_concurrency == null ? true : var.events_concurrency >= 1 && var.events_concurrency <= 80 && floor(var.events_concurrency) == var.events_concurrency
+    error_message = "events_concurrency must be a whole number from 1 to 80."
   }
 }
 
@@ -350,6 +361,17 @@ variable "create_input_bucket" {
   }
 }
 
+variable "input_project" {
+  description = "Project of an existing input bucket that is in another project: Cloud Storage's service agent of that project publishes the notifications."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.input_project == null || !var.create_input_bucket
+    error_message = "input_project needs create_input_bucket = false: a bucket made here is in project_id."
+  }
+}
+
 variable "input_prefix" {
   description = "Only objects whose name starts so are segmented, such as photos/."
   type        = string
@@ -455,9 +477,9 @@ variable "ack_deadline_seconds" {
 }
 
 variable "max_delivery_attempts" {
-  description = "Deliveries of one photo before it becomes a dead letter. A busy service counts as one too; with the backoff of 10 s to 10 min, 20 take about two and a half hours."
+  description = "Deliveries of one photo before it becomes a dead letter. Pub/Sub counts a 503 of a busy service too, hence its maximum: with the backoff of 10 s to 10 min, 100 deliveries take about 16 hours."
   type        = number
-  default     = 20
+  default     = 100
 
   validation {
     condition     = var.max_delivery_attempts >= 5 && var.max_delivery_attempts <= 100 && floor(var.max_delivery_attempts) == var.max_delivery_attempts
@@ -474,6 +496,12 @@ variable "dead_letter_days" {
     condition     = var.dead_letter_days >= 1 && var.dead_letter_days <= 31 && floor(var.dead_letter_days) == var.dead_letter_days
     error_message = "dead_letter_days must be a whole number from 1 to 31."
   }
+}
+
+variable "redrive" {
+  description = "Deliver the dead letters to the events service again. Set it after the cause is fixed, and back to false when the subscription is empty."
+  type        = bool
+  default     = false
 }
 
 # The job that segments what was in the bucket before.
@@ -503,9 +531,20 @@ variable "backfill_hours" {
 # What is watched.
 
 variable "alerts" {
-  description = "Make alert policies for memory kills and dead letters."
+  description = "Make alert policies for memory kills, dead letters, undelivered photos and failed backfill jobs."
   type        = bool
   default     = true
+}
+
+variable "oldest_photo_minutes" {
+  description = "Alert when a photo has waited for so many minutes to be segmented."
+  type        = number
+  default     = 60
+
+  validation {
+    condition     = var.oldest_photo_minutes >= 5 && var.oldest_photo_minutes <= 1440 && floor(var.oldest_photo_minutes) == var.oldest_photo_minutes
+    error_message = "oldest_photo_minutes must be a whole number from 5 to 1440."
+  }
 }
 
 variable "alert_emails" {

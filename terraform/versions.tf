@@ -6,5 +6,9 @@ terraform {
       source  = "hashicorp/google"
       version = ">= 6.50, < 8"
     }
+    google-beta = { # for google_project_service_identity, which is in no other
+      source  = "hashicorp/google-beta"
+      version = ">= 6.50, < 8"
+    }
   }
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 
 import numpy as np
 import pytest
@@ -11,6 +12,20 @@ from PIL import Image
 
 from devtools.server import Server, serve
 from training.shapes import scene
+
+OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "test_package.py")
+"""Skips whose reason names one of these are about a Python package that other tests, or nobody by default, installs."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With REQUIRE_ALL=1, fail a test that is skipped for what the machine lacks: a program, a right, a kernel."""
+    report = yield
+    if os.environ.get("REQUIRE_ALL") == "1" and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if not any(name in reason for name in OPTIONAL):
+            report.outcome, report.longrepr = "failed", f"REQUIRE_ALL=1 does not allow this skip: {reason}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,14 @@ import json
 import logging
 import os
 import pty
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from fcntl import ioctl
@@ -24,7 +28,7 @@ from devtools.gcs import Cloud, Fault
 from devtools.server import ROOT
 from segment.bucket import backfill
 from segment.bucket.store import Object, google
-from segment.errors import SettingsError
+from segment.errors import SettingsError, StorageError
 from segment.formats import File
 from segment.options import Options
 from segment.service import Service
@@ -173,6 +177,71 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud) -> None:
     cloud.faults.clear()
     assert run("gs://photos") == 0
     assert len(cloud.objects("results")) == 4 * 2 + 1
+
+
+def test_failed_page_of_a_listing_does_not_end_the_run(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backfill, "LISTING_PAUSES", (0.01, 0.01))
+    names = [f"{n:04}" for n in range(2100)]
+    for name in names:
+        cloud.put("photos", name, b"")
+    fault = cloud.faults.add(Fault(503, path="b/photos/o\\?.*pageToken", skip=1))
+    store = google.Bucket("photos", 1)
+    found = []
+    for item in backfill.listed(store, ""):
+        found.append(item.name)
+        if item.name == "1999":  # the next page fails for longer than one call is retried
+            threading.Timer(1.5, cloud.faults.clear).start()
+    assert fault.hits
+    assert found == names
+    assert "To be listed again" in caplog.text
+
+
+def test_listing_that_keeps_failing_ends_the_run(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backfill, "LISTING_PAUSES", (0.01,))
+    cloud.faults.add(Fault(503, path="b/photos/o"))
+    with pytest.raises(StorageError):
+        list(backfill.listed(google.Bucket("photos", 1), ""))
+
+
+def test_sigterm_ends_process_1(cloud: Cloud) -> None:
+    """The kernel does not deliver a signal without a handler to process 1, which the command is in a container."""
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("needs unshare and the right to make a PID namespace")
+    for n in range(4):
+        cloud.put("photos", f"{n}.jpg", photo(n))
+    hold = cloud.faults.add(Fault("hold", "after", path="^/upload/"))
+    words, rest = command("gs://photos", "gs://results", STORAGE_EMULATOR_HOST=cloud.url)
+    with subprocess.Popen([*unshare, *words], stdout=subprocess.PIPE, text=True, **rest) as process:  # type: ignore
+        assert hold.reached.wait(60)
+        (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGTERM)
+        start = time.monotonic()
+        output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - start < 5
+    assert "Stopped by SIGTERM" in output
+
+
+def test_backfill_waits_as_long_as_it_takes(cloud: Cloud) -> None:
+    """Photos that take longer than SEGMENT_WAIT_SECONDS, with memory for one at a time."""
+    for n in range(6):
+        cloud.put("photos", f"{n}.jpg", photo(n))
+    done = finish(
+        "gs://photos",
+        "gs://results",
+        SEGMENT_WAIT_SECONDS="0",
+        SEGMENT_QUEUE="0",
+        SEGMENT_MEMORY="224Mi",
+        SEGMENT_DETAIL="4",
+        SEGMENT_RENDER_FACTOR="12",
+    )
+    assert done.returncode == 0, done.stdout
+    assert len(cloud.objects("results")) == 12
 
 
 def test_what_failed_for_good_is_not_tried_again(cloud: Cloud) -> None:

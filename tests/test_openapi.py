@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import html
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pycocotools.mask
+import pytest
 import requests
 import schemathesis
+from PIL import Image
 
 from devtools.server import Server, serve
 from segment import options
 from segment.settings import Settings
 from segment.web import app as web
+from segment.web import openapi
 
 SCHEMATHESIS = Path(__file__).parent / "schemathesis.toml"
 
@@ -51,6 +64,61 @@ def test_docs_show_every_option_operation_and_problem(server: Server) -> None:
     assert 'src="http' not in page.text
 
 
+def code(server: Server, element: str) -> str:
+    """The text of an element of /docs."""
+    page = requests.get(server.url + "/docs", timeout=5).text
+    found = re.search(rf'<code id="{element}">(.*?)</code>', page, re.DOTALL)
+    assert found
+    return html.unescape(found[1])
+
+
+def test_the_commands_in_docs_run_as_they_are_written(server: Server, photo: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    addresses = {"URL": server.url, "PHOTO_URL": server.url + "/scene-1.jpg"}
+    commands = code(server, "commands").replace("curl ", "curl --fail ")
+    subprocess.run(
+        ["sh", "-e"], input=commands, text=True, cwd=tmp_path, env=os.environ | addresses, check=True, timeout=60
+    )
+    assert Image.open(tmp_path / "out.png").format == "PNG"
+    assert Image.open(tmp_path / "out.webp").format == "WEBP"
+    assert json.loads((tmp_path / "detections.json").read_bytes())["annotations"]
+    assert zipfile.ZipFile(tmp_path / "cutouts.zip").namelist()
+
+
+def test_the_command_in_deploy_runs_as_it_is_written(server: Server, photo: bytes, tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "deploy" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^```sh\n(curl .*?)^```", guide, re.DOTALL | re.MULTILINE)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    for name, answer in (("gcloud", "a-token"), ("terraform", server.url)):  # the two say who asks, and whom
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {answer}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=os.environ | path, check=True, timeout=60)
+    assert Image.open(tmp_path / "segmented.png").size == (320, 240)
+
+
+def test_the_decoder_in_docs(server: Server, photo: bytes) -> None:
+    program = code(server, "decoder")
+    assert len(program[program.index("def") :].splitlines()) == 10
+    names: dict[str, Any] = {}
+    exec(program, names)
+    answer = requests.post(server.url + "/segment?format=json&min_score=0.05", files={"file": photo}, timeout=60).json()
+    for found in [*answer["annotations"], *openapi.DETECTIONS_SAMPLE["annotations"]]:
+        mask = names["decode"](**found["segmentation"])
+        assert np.array_equal(mask, pycocotools.mask.decode(found["segmentation"]))
+        assert mask.sum() == found["area"]
+
+
+def test_the_samples_look_like_real_answers(server: Server, photo: bytes) -> None:
+    real = requests.post(server.url + "/segment?format=json", files={"file": photo}, timeout=60).json()
+    sample = openapi.DETECTIONS_SAMPLE
+    assert set(sample) == set(real) - {"info", "licenses", "images"}
+    assert list(sample["image"]) == list(real["image"])
+    assert list(sample["annotations"][0]) == list(real["annotations"][0])
+    problem = requests.post(server.url + "/segment?min_score=2", files={"file": photo}, timeout=60).json()
+    assert problem == openapi.PROBLEM_SAMPLE
+
+
 def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
     schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
     for form in ("rle", "polygons"):
@@ -72,3 +140,77 @@ def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
         [*command, server.url + "/openapi.json"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+PYTHON_CLIENT = """
+import base64, sys
+from pathlib import Path
+from client import Client
+from client.api.default import segment
+from client.models import Detections, FormBody, ImageBody, Problem
+from client.models.segment_format import SegmentFormat
+from client.types import File
+
+url, photo = sys.argv[1:]
+client = Client(url)
+with open(photo, "rb") as file:
+    form = FormBody(file=File(payload=file, file_name="photo.jpg"))
+    found = segment.sync(client=client, body=form, format_=SegmentFormat.JSON, min_score=0.3)
+assert isinstance(found, Detections), found
+assert found.annotations[0].score >= 0.3
+body = ImageBody(image=base64.b64encode(Path(photo).read_bytes()).decode())
+again = segment.sync(client=client, body=body, format_=SegmentFormat.JSON, min_score=0.3)
+assert again == found
+problem = segment.sync(client=client, body=ImageBody(image="eA=="), format_=SegmentFormat.JSON)
+assert isinstance(problem, Problem) and problem.status == 415, problem
+"""
+TYPESCRIPT_CLIENT = """
+import { readFileSync } from "node:fs";
+import createClient from "openapi-fetch";
+import type { components, paths } from "./schema.js";
+
+const [url, photo] = process.argv.slice(2);
+const client = createClient<paths>({ baseUrl: url! });
+const form = new FormData();
+form.append("file", new Blob([readFileSync(photo!)]), "photo.jpg");
+const { data, error } = await client.POST("/segment", {
+  params: { query: { format: "json", min_score: 0.3 } },
+  body: form as unknown as { file: string }, // openapi-typescript knows no files: a binary string is a string to it
+  bodySerializer: (body) => body as unknown as FormData,
+});
+if (error) throw new Error(error.detail);
+const found = data as components["schemas"]["Detections"];
+if (!(found.annotations[0]!.score >= 0.3)) throw new Error(JSON.stringify(found));
+const refused = await client.POST("/segment", { params: { query: { format: "json" } }, body: { image: "eA==" } });
+if (refused.error?.status !== 415) throw new Error(JSON.stringify(refused));
+"""
+
+
+@pytest.mark.slow
+def test_a_client_generated_by_openapi_python_client(server: Server, photo: bytes, tmp_path: Path) -> None:
+    """Needs a package index."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "openapi-python-client==0.29.1"], check=True, timeout=300)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    (tmp_path / "use.py").write_text(PYTHON_CLIENT, encoding="utf-8")
+    generate = ["generate", "--url", server.url + "/openapi.json", "--meta", "none", "--output-path", "client"]
+    subprocess.run([python.with_name("openapi-python-client"), *generate], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([python, "use.py", server.url, "photo.jpg"], cwd=tmp_path, check=True, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm")
+def test_a_client_generated_by_openapi_typescript(server: Server, photo: bytes, tmp_path: Path) -> None:
+    """Needs a package index."""
+    packages = ["openapi-typescript@7.13.0", "openapi-fetch@0.17.0", "typescript@5.9.3", "@types/node@20.19.43"]
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    (tmp_path / "use.mts").write_text(TYPESCRIPT_CLIENT, encoding="utf-8")
+    strict = ["--strict", "--noUncheckedIndexedAccess", "--skipLibCheck", "--target", "es2022", "--module", "nodenext"]
+    for command in (
+        ["npm", "install", "--silent", *packages],
+        ["npx", "--no-install", "openapi-typescript", server.url + "/openapi.json", "-o", "schema.d.ts"],
+        ["npx", "--no-install", "tsc", *strict, "use.mts"],
+        ["node", "use.mjs", server.url, "photo.jpg"],
+    ):
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=300)

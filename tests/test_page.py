@@ -627,6 +627,24 @@ class TestFormData:
             yield running
 
 
+class TestDocs:
+    def test_try_it(self, page: Page, server: Server, photo: bytes) -> None:
+        page.goto(server.url + "/docs")
+        page.set_input_files("#try-file", [file("a.jpg", photo)])
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator("#try-status")).to_contain_text("200", timeout=30_000)
+        expect(page.locator("#try-headers")).to_contain_text("segment-instances")
+        expect(page.locator("#try-text")).to_contain_text('"annotations"')
+        page.locator("#try-options").fill("format=png")
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator("#try-picture")).to_be_visible(timeout=30_000)
+        page.locator("#try-options").fill("min_score=2")
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator("#try-status")).to_contain_text("400", timeout=30_000)
+        expect(page.locator("#try-text")).to_contain_text("a number from 0 to 1")
+        expect(page.locator("#try-picture")).to_be_hidden()
+
+
 class TestAnotherModel:
     def test_has_neither_the_demos_examples_nor_its_name(self, chrome: Browser, tmp_path: Path) -> None:
         own = tmp_path / "own.onnx"

@@ -1,12 +1,18 @@
-"""What was in a bucket, or a folder, before anyone listened: the same work as for an event, object after object.
+"""Segment what is in a bucket or a folder already: for each object the same work as for an event.
 
-Nothing is remembered between runs: an object whose results are there is done, so a run that was stopped is taken up
-again by starting it again, and runs beside events do no harm. Several tasks share a bucket by the hash of each name.
+Nothing is remembered between runs: an object whose results are there is done. So a run that was stopped continues when
+it is started again, and runs beside events do no harm. Several tasks share a bucket by the hash of each name.
+
+A backfill is in no hurry: it waits for memory as long as it takes, and a page of the listing that fails is asked for
+again, with growing pauses. SIGTERM ends it at once, as results are only ever written whole.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import os
+import signal
 import sys
 import threading
 import time
@@ -15,19 +21,24 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from segment.bucket.objects import describe, is_result, segment_object
 from segment.bucket.store import Object, Store, open_store, overlap
-from segment.errors import Busy, ModelError, SettingsError, StorageError
+from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
 from segment.service import Service
 from segment.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WORKERS = 2
-"""Objects in hand at once: while one is read or written, the other is in the network. More would only fill memory."""
+WORKERS = 16
+"""Objects that are worked on at once, most of which wait for storage or for memory: enough to keep two cores busy when
+a storage call takes 60 ms (benchmarks/backfill.py)."""
+LISTING_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
+"""Seconds to wait after each failure in a row of the listing, beside the retries of each call; then the run ends."""
 LOG_SECONDS = 30.0
 """How often progress is logged where nobody watches a bar."""
 FAILED = "failed for now"
@@ -51,7 +62,7 @@ def run(source: str, destination: str, service: Service, environment: Mapping[st
         )
     service.load()
     with _progress() as progress:
-        mine = _Shared(item for item in photos.objects(photos_prefix) if falls_to(item, index, count))
+        mine = _Shared(item for item in listed(photos, photos_prefix) if falls_to(item, index, count))
 
         def work() -> None:
             while (item := mine.next()) is not None:
@@ -83,6 +94,45 @@ def falls_to(item: Object, index: int, count: int) -> bool:
     if item.name.endswith("/") or is_result(item):
         return False
     return zlib.crc32(item.name.encode("utf-8", "surrogateescape")) % count == index
+
+
+def patient(settings: Settings) -> Settings:
+    """The settings with which a backfill waits for memory as long as it takes."""
+    return replace(settings, wait_seconds=math.inf, queue=max(settings.queue, WORKERS))
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process at once, also as process 1, which the kernel would shield from it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        log.warning("Stopped by SIGTERM. The next run continues with what has no results yet.")
+        sys.stdout.flush()
+        os._exit(128 + number)  # threads in the middle of a storage call or of the network are not waited for
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def listed(store: Store, prefix: str) -> Iterator[Object]:
+    """Every object whose name starts with `prefix`. A listing that fails continues where it failed.
+
+    Raises StorageRefused at once, StorageError after LISTING_PAUSES.
+    """
+    last, failures = "", 0
+    while True:
+        try:
+            for item in store.objects(prefix, last):
+                if not last or item.name != last:
+                    last, failures = item.name, 0
+                    yield item
+            return
+        except StorageRefused:
+            raise
+        except StorageError as error:
+            if failures == len(LISTING_PAUSES):
+                raise
+            log.warning("%s To be listed again in %g s.", error, LISTING_PAUSES[failures])
+            time.sleep(LISTING_PAUSES[failures])
+            failures += 1
 
 
 def _source(address: str, settings: Settings) -> tuple[Store, str]:

@@ -1,4 +1,4 @@
-"""ResNet, with or without a feature pyramid: pixels -> one feature map per level.
+"""The backbone: a bottom-up network, with or without a feature pyramid: pixels -> one feature map per level.
 
 ResNet: He et al., "Deep Residual Learning", 2015; detectron2/modeling/backbone/resnet.py (BottleneckBlock).
 Pyramid: Lin et al., "Feature Pyramid Networks", 2017; detectron2/modeling/backbone/fpn.py.
@@ -8,23 +8,33 @@ Tensor names in the checkpoint are detectron2's: `backbone.bottom_up.res4.2.conv
 
 from __future__ import annotations
 
-from segment.convert.config import Config, Pyramid, ResNet
+from segment.convert.config import Config, Pyramid, RegNet, ResNet
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
+from segment.convert.regnet import regnet
 from segment.convert.weights import Weights
 
 
 def prefix(config: Config) -> str:
-    """Where the checkpoint has the ResNet."""
+    """Where the checkpoint has the bottom-up network."""
     return "backbone.bottom_up." if config.pyramid else "backbone."
+
+
+def stem(config: Config) -> str:
+    """The first convolution."""
+    return prefix(config) + ("stem.conv" if isinstance(config.bottom_up, RegNet) else "stem.conv1")
 
 
 def feature_maps(g: Graph, w: Weights, config: Config, image: str) -> dict[int, str]:
     """image (1, 3, H, W) -> level: map (1, config.channels, H / 2^level, W / 2^level), as the second stage reads it."""
-    features = _resnet(g, w, config.resnet, image, prefix(config))
+    network = config.bottom_up
+    if isinstance(network, RegNet):
+        features = regnet(g, w, network, image, prefix(config))
+    else:
+        features = _resnet(g, w, network, image, prefix(config))
     if config.pyramid:
-        return _pyramid(g, w, config.pyramid, config.resnet, features)
-    return {config.resnet.level(config.feature): features[config.feature]}
+        return _pyramid(g, w, config.pyramid, network, features)
+    return {network.level(config.feature): features[config.feature]}
 
 
 def _resnet(g: Graph, w: Weights, config: ResNet, x: str, prefix: str) -> dict[int, str]:
@@ -110,13 +120,15 @@ def _bottleneck(
     return g.op("Relu", g.op("Add", y, x))
 
 
-def _pyramid(g: Graph, w: Weights, config: Pyramid, resnet: ResNet, features: dict[int, str]) -> dict[int, str]:
+def _pyramid(
+    g: Graph, w: Weights, config: Pyramid, network: ResNet | RegNet, features: dict[int, str]
+) -> dict[int, str]:
     """stage: feature map -> level: (1, channels, H / 2^level, W / 2^level), and one coarser level on top."""
     finer: str | None = None
     maps: dict[int, str] = {}
     for level in reversed(config.levels):
         name = f"backbone.fpn_lateral{level}"
-        merged = convolution(g, w, features[level], name, resnet.channels(level), config.channels, norm=config.norm)
+        merged = convolution(g, w, features[level], name, network.channels(level), config.channels, norm=config.norm)
         if finer is not None:
             merged = g.op("Add", merged, _upsample(g, finer))
             if config.average:

@@ -85,6 +85,29 @@ class ResNet:
 
 
 @dataclass(frozen=True)
+class RegNet:
+    """The bottom-up network: stages s1, s2 and so on, with an entry of `widths`, `blocks` and `group_widths` for each.
+
+    `se_ratio`: width of a squeeze-and-excitation layer as a part of its block's input; 0 where there is none.
+    """
+
+    stem_channels: int
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    group_widths: tuple[int, ...]
+    se_ratio: float
+    norm: str
+
+    def channels(self, stage: int) -> int:
+        """Channels of the map of stride 2^stage, which s1 has for stage 2."""
+        return self.widths[stage - 2]
+
+    def level(self, stage: int) -> int:
+        """The stride of a stage as a power of two."""
+        return stage
+
+
+@dataclass(frozen=True)
 class Pyramid:
     """The feature pyramid. `levels` are those of its inputs, as powers of two of the stride: 2 for res2."""
 
@@ -154,15 +177,15 @@ class MaskHead:
 class Config:
     """A Mask R-CNN as it runs at test time. `mean` and `std` are in the order of `format`.
 
-    `pyramid`: None where proposals and heads read one stage of the ResNet itself, `feature` (0 with a pyramid).
-    `res5_heads`: res5 is run on each region, for boxes and masks, instead of on the image (Res5ROIHeads, "C4").
+    `pyramid`: None where proposals and heads read one stage of the bottom-up network itself, `feature` (which is 0 with
+    a pyramid). `res5_heads`: res5 is run on each region, for boxes and masks, instead of on the image ("C4").
     """
 
     format: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
-    resnet: ResNet
+    bottom_up: ResNet | RegNet
     pyramid: Pyramid | None
     proposals: Proposals
     box: BoxHead
@@ -173,12 +196,12 @@ class Config:
     @property
     def stride(self) -> int:
         """The stride of the coarsest map. With a pyramid, the image is padded to a multiple of it."""
-        return int(2 ** (self.pyramid.levels[-1] if self.pyramid else self.resnet.level(self.feature)))
+        return int(2 ** (self.pyramid.levels[-1] if self.pyramid else self.bottom_up.level(self.feature)))
 
     @property
     def channels(self) -> int:
         """Channels of the maps that proposals and heads read."""
-        return self.pyramid.channels if self.pyramid else self.resnet.channels(self.feature)
+        return self.pyramid.channels if self.pyramid else self.bottom_up.channels(self.feature)
 
     @property
     def mask_side(self) -> int:
@@ -240,7 +263,7 @@ def _parse(document: Mapping[str, Any]) -> Config:
         mean=mean,
         std=std,
         classes=keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80),
-        resnet=resnet,
+        bottom_up=resnet,
         pyramid=pyramid,
         feature=feature,
         proposals=_proposals(keys, rpn_levels),

@@ -9,10 +9,13 @@ holds the value, each further dot its parent.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from segment.convert.config import (
     BLOCKS,
@@ -24,6 +27,7 @@ from segment.convert.config import (
     Pooler,
     Proposals,
     Pyramid,
+    RegNet,
     ResNet,
 )
 from segment.convert.document import Name
@@ -56,6 +60,8 @@ _TRAINING = (
 _BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
 """Arguments that must agree with others; where they do not, the shapes of the checkpoint's tensors do not either."""
 _PREDICTOR = "FastRCNNOutputLayers"
+MAX_BLOCKS, MAX_WIDTH = 1000, 100_000
+"""Largest depth and width of a RegNet that is read."""
 
 
 def parse(document: Mapping[str, Any]) -> Config:
@@ -64,7 +70,7 @@ def parse(document: Mapping[str, Any]) -> Config:
     image_format = _image_format(document, model)
     backbone = model.call("backbone", "FPN")
     pyramid = _pyramid(backbone)
-    resnet = _resnet(backbone.call("bottom_up", "ResNet"), pyramid.levels)
+    bottom_up = _bottom_up(backbone.call("bottom_up", "ResNet", "RegNet"), pyramid.levels)
     backbone.finish()
     heads = model.call("roi_heads", "StandardROIHeads", "CascadeROIHeads")
     levels = (*pyramid.levels, pyramid.levels[-1] + 1)
@@ -73,7 +79,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         mean=model.numbers("pixel_mean", 3),
         std=model.numbers("pixel_std", 3),
         classes=heads.whole("num_classes"),
-        resnet=resnet,
+        bottom_up=bottom_up,
         pyramid=pyramid,
         proposals=_proposals(model.call("proposal_generator", "RPN"), levels),
         box=_box_head(heads, levels),
@@ -99,7 +105,21 @@ def _image_format(document: Mapping[str, Any], model: _Call) -> str:
     return image_format
 
 
-def _resnet(call: _Call, levels: tuple[int, ...]) -> ResNet:
+def _bottom_up(call: _Call, levels: tuple[int, ...]) -> ResNet | RegNet:
+    network = _regnet(call) if call.target == "RegNet" else _resnet(call)
+    if not set(levels) <= set(_network_levels(call, "out_features")):
+        raise ConversionError(f"{call.key('out_features')} lacks maps that the feature pyramid's in_features lists.")
+    call.finish()
+    return network
+
+
+def _network_levels(call: _Call, name: str) -> tuple[int, ...]:
+    """Levels of maps by the names of a ResNet, res2 and so on, or of a RegNet, s1 and so on."""
+    names = {f"res{level}": level for level in (2, 3, 4, 5)} | {f"s{level - 1}": level for level in (2, 3, 4, 5)}
+    return call.levels(name, names)
+
+
+def _resnet(call: _Call) -> ResNet:
     stem, stages = call.call("stem", "BasicStem"), call.call("stages", "make_default_stages")
     stem.one_of("in_channels", (3,), 3)
     stem.one_of("out_channels", (64,), 64)
@@ -118,24 +138,63 @@ def _resnet(call: _Call, levels: tuple[int, ...]) -> ResNet:
         res2_channels=256,
         stride_in_1x1=bool(stages.take("stride_in_1x1", False)),
     )
-    _has_levels(call, "res", levels)
     call.absent("num_classes")
-    for part in (stem, stages, call):
-        part.finish()
+    stem.finish()
+    stages.finish()
     return resnet
 
 
-def _has_levels(call: _Call, prefix: str, levels: tuple[int, ...]) -> None:
-    """Check that a bottom-up network returns the maps that the pyramid reads."""
-    if not set(levels) <= set(call.levels("out_features", prefix, (2, 3, 4, 5))):
-        raise ConversionError(f"{call.key('out_features')} lacks maps that the feature pyramid's in_features lists.")
+def _regnet(call: _Call) -> RegNet:
+    call.name("stem_class", "SimpleStem")
+    call.name("block_class", "ResBottleneckBlock")
+    call.one_of("stride", (2,), 2)
+    call.one_of("bottleneck_ratio", (1,), 1)
+    call.absent("activation_class")
+    depth, group_width, first = call.whole("depth"), call.whole("group_width"), call.whole("w_0")
+    slope, factor = call.number("w_a"), call.number("w_m")
+    if not (slope >= 0 and 1 < factor < MAX_WIDTH and first % 8 == 0 and depth <= MAX_BLOCKS):
+        raise ConversionError(
+            f"{call.key('w_a')}, w_m, w_0 and depth are {slope:g}, {factor:g}, {first} and {depth}; w_a must be at "
+            f"least 0, w_m more than 1, w_0 a multiple of 8 and depth at most {MAX_BLOCKS}."
+        )
+    widths, blocks = regnet_stages(slope, first, factor, depth)
+    if not (widths[-1] <= MAX_WIDTH and 1 <= len(widths) <= 4):
+        raise ConversionError(
+            f"{call.key('w_a')}, w_m, w_0 and depth make stages of {widths} channels; at most 4 stages of at most "
+            f"{MAX_WIDTH} channels convert."
+        )
+    groups = tuple(min(group_width, width) for width in widths)
+    ratio = call.number("se_ratio", 0.0)
+    if not 0 <= ratio <= MAX_WIDTH:
+        raise ConversionError(f"{call.key('se_ratio')} is {ratio}; it must be at least 0.")
+    return RegNet(
+        stem_channels=call.whole("stem_width"),
+        widths=tuple(max(group, round(width / group) * group) for width, group in zip(widths, groups, strict=True)),
+        blocks=blocks,
+        group_widths=groups,
+        se_ratio=ratio,
+        norm=call.norm("norm", "BN"),
+    )
+
+
+def regnet_stages(slope: float, first: int, factor: float, depth: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Width and number of blocks of each stage (Radosavovic et al. 2020, equations 2 to 4).
+
+    The width of block i is first + slope * i, rounded to a power of `factor` times `first` and then to a multiple of 8;
+    the blocks of the same width are a stage.
+    """
+    wanted = np.arange(depth) * slope + first
+    powers = np.round(np.log(wanted / first) / math.log(factor))
+    rounded = np.round(first * np.power(factor, powers) / 8) * 8
+    widths, blocks = np.unique(rounded, return_counts=True)
+    return tuple(int(width) for width in widths), tuple(int(count) for count in blocks)
 
 
 def _pyramid(call: _Call) -> Pyramid:
     call.call("top_block", "LastLevelMaxPool").finish()
     call.one_of("square_pad", (0,), 0)
     return Pyramid(
-        levels=call.levels("in_features", "res", (2, 3, 4, 5)),
+        levels=_network_levels(call, "in_features"),
         channels=call.whole("out_channels"),
         norm=call.norm("norm", ""),
         average=call.one_of("fuse_type", ("sum", "avg"), "sum") == "avg",
@@ -143,7 +202,7 @@ def _pyramid(call: _Call) -> Pyramid:
 
 
 def _proposals(call: _Call, allowed: tuple[int, ...]) -> Proposals:
-    levels = call.levels("in_features", "p", allowed)
+    levels = call.levels("in_features", _pyramid_names(allowed))
     head = call.call("head", "StandardRPNHead")
     anchors = call.call("anchor_generator", "DefaultAnchorGenerator")
     head.one_of("box_dim", (4,), 4)
@@ -169,6 +228,10 @@ def _proposals(call: _Call, allowed: tuple[int, ...]) -> Proposals:
     for part in (head, anchors, call):
         part.finish(_BY_SHAPE)
     return proposals
+
+
+def _pyramid_names(levels: tuple[int, ...]) -> dict[str, int]:
+    return {f"p{level}": level for level in levels}
 
 
 def _at_test_time(call: _Call, name: str) -> int:
@@ -248,7 +311,7 @@ def _mask_head(heads: _Call, allowed: tuple[int, ...]) -> MaskHead:
 
 
 def _pooler(heads: _Call, part: str, allowed: tuple[int, ...]) -> Pooler:
-    levels = heads.levels(f"{part}_in_features", "p", allowed)
+    levels = heads.levels(f"{part}_in_features", _pyramid_names(allowed))
     call = heads.call(f"{part}_pooler", "ROIPooler")
     call.one_of("pooler_type", ("ROIAlignV2",))
     call.one_of("canonical_box_size", (224,), 224)
@@ -350,8 +413,8 @@ class _Call:
             raise ConversionError(f"{self.key(name)} is {value!r}; it must be a whole number of at least {low}.")
         return value
 
-    def number(self, name: str, default: float) -> float:
-        value = self.take(name, default)
+    def number(self, name: str, *default: float) -> float:
+        value = self.take(name, *default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must be a number.")
         return float(value)
@@ -382,10 +445,15 @@ class _Call:
         except (TypeError, ValueError):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must hold numbers.") from None
 
-    def levels(self, name: str, prefix: str, allowed: tuple[int, ...]) -> tuple[int, ...]:
-        """The levels that feature maps such as p2, p3 name."""
+    def name(self, name: str, wanted: str) -> None:
+        """Check that an argument is the class `wanted` of detectron2."""
+        value = str(self.take(name))
+        if not (value.startswith("detectron2.") and value.rpartition(".")[2] == wanted):
+            raise ConversionError(f"{self.key(name)} is {value}; what converts is detectron2's {wanted}.")
+
+    def levels(self, name: str, admitted: Mapping[str, int]) -> tuple[int, ...]:
+        """The levels that names of feature maps such as p2, p3 stand for."""
         names = self.take(name)
-        admitted = {f"{prefix}{level}": level for level in allowed}
         if not isinstance(names, list) or not all(isinstance(n, str) and n in admitted for n in names) or not names:
             raise ConversionError(f"{self.key(name)} is {names!r}; it must list some of {', '.join(admitted)}.")
         levels = tuple(admitted[n] for n in names)

@@ -66,7 +66,7 @@ def _normalise(g: Graph, w: Weights, config: Config) -> str:
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     if config.format == "BGR":
         mean, std = mean[::-1], std[::-1]
-    stem = backbone.prefix(config) + "stem.conv1.weight"
+    stem = backbone.stem(config) + ".weight"
     w.replace(stem, lambda weight: (weight[:, ::-1] if config.format == "BGR" else weight) / std[:, None, None])
     x = g.op("Transpose", g.cast("image", FLOAT), perm=[2, 0, 1])
     x = g.op("Unsqueeze", g.op("Sub", x, g.constant(mean[:, None, None])), g.ints(0))

@@ -7,7 +7,7 @@ and masks share its weights, and it is most of the network's work: it is done fo
 from __future__ import annotations
 
 from segment.convert import backbone, chunks, pooler
-from segment.convert.config import Config
+from segment.convert.config import Config, ResNet
 from segment.convert.graph import Graph
 from segment.convert.weights import Weights
 
@@ -25,5 +25,7 @@ def box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], box
 def features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
     """boxes (N, 4) -> (N, C, r / 2, r / 2), and C."""
     crops = pooler.crop(g, config.box.pooler, maps, pooler.assign(g, config.box.pooler, boxes))
-    x = backbone.stage(g, w, config.resnet, crops, NAME, STAGE, config.channels, blocks=BLOCKS, stride=2)
-    return x, config.resnet.channels(STAGE)
+    resnet = config.bottom_up
+    assert isinstance(resnet, ResNet)
+    x = backbone.stage(g, w, resnet, crops, NAME, STAGE, config.channels, blocks=BLOCKS, stride=2)
+    return x, resnet.channels(STAGE)

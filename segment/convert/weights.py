@@ -52,26 +52,30 @@ class Weights:
         if name in self._tensors:
             self._tensors[name] = change(np.asarray(self._tensors[name], np.float32))
 
-    def conv(self, name: str, out: int, into: int, kernel: int, norm: str) -> tuple[Array, Array | None]:
+    def conv(
+        self, name: str, out: int, into: int, kernel: int, norm: str, norm_name: str = ""
+    ) -> tuple[Array, Array | None]:
         """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, its batch norm folded in.
 
         A convolution has a bias of its own only where no norm follows. With GN the bias is None: see `affine`.
+        `norm_name`: the checkpoint's name of the norm, `{name}.norm` if empty.
         """
         weight = self.take(f"{name}.weight", out, into, kernel, kernel)
         if not norm:
             return weight, self.take(f"{name}.bias", out)
         if norm not in BATCH_NORMS:
             return weight, None
-        scale, shift = self.affine(name, out)
-        mean = self.take(f"{name}.norm.running_mean", out).astype(np.float64)
-        variance = self.take(f"{name}.norm.running_var", out).astype(np.float64)
+        norm_name = norm_name or f"{name}.norm"
+        scale, shift = self.affine(norm_name, out)
+        mean = self.take(f"{norm_name}.running_mean", out).astype(np.float64)
+        variance = self.take(f"{norm_name}.running_var", out).astype(np.float64)
         factor = scale / np.sqrt(variance + BN_EPSILON)
         folded = (weight * factor[:, None, None, None]).astype(np.float32)
         return folded, (shift - mean * factor).astype(np.float32)
 
-    def affine(self, name: str, channels: int) -> tuple[Array, Array]:
-        """Scale and shift (channels,) of the norm after convolution `name`."""
-        return self.take(f"{name}.norm.weight", channels), self.take(f"{name}.norm.bias", channels)
+    def affine(self, norm_name: str, channels: int) -> tuple[Array, Array]:
+        """Scale and shift (channels,) of the norm called `norm_name`."""
+        return self.take(f"{norm_name}.weight", channels), self.take(f"{norm_name}.bias", channels)
 
     def finish(self) -> None:
         """Raise ConversionError if a tensor is left that no network of this config has."""

@@ -369,6 +369,7 @@ SCRIPTS = (
     "about",
     "cutout",
     "detections",
+    "docs",
     "dom",
     "downloads",
     "drawing",

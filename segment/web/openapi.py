@@ -6,6 +6,7 @@ in: the document cannot say anything else than the service does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
             "/health": _plain("health", "Whether the process lives", "Status"),
             "/ready": _plain("ready", "Whether the model is loaded; loads it", "Status"),
         },
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": {**SCHEMAS, **_bodies(options(settings))}},
     }
 
 
@@ -92,8 +93,9 @@ def page(document: Json, problems: Problems) -> str:
         for parameter in parameters
     ]
     errors = [(status, title, about, anchor(title)) for status, title, about in sorted(problems)]
+    samples = {name: json.dumps(sample, indent=2) for name, sample in _SAMPLES.items()}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        document=document, options=rows, headers=RESULT_HEADERS, problems=errors
+        document=document, options=rows, headers=RESULT_HEADERS, problems=errors, samples=samples
     )
 
 
@@ -119,12 +121,12 @@ def _plainly(value: object) -> str:
 
 
 ABOUT = """\
-Send a photo to /segment and get it back with every object drawn as a mask with its label and score, or get the same as
-data. /detect answers the same, for clients of the original application.
+Send a photo to /segment. The answer is the photo with every object drawn as a mask with its label and score, or the
+same as data. /detect is an alias, for clients of the original application.
 
-A photo is the body itself, or "file" in a form, or in JSON "image" (base64, or a data URL) or "url". An option stands
-in the query, or beside the photo in the form or the JSON. What is answered is set by the option "format", or else by
-the Accept header.
+A photo is the body itself, the field "file" of a form, or in JSON "image" (base64 or a data URL) or "url". Options go
+into the query, or beside the photo into the form or the JSON. The format of the answer is set by the option "format",
+or else by the Accept header.
 """
 
 
@@ -137,31 +139,22 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
     result = {
         "description": "The segmented photo, in the format asked for.",
         "headers": {n: {"description": about, "schema": {"type": "string"}} for n, about in RESULT_HEADERS.items()},
-        "content": {kind: detections if kind == "application/json" else {} for kind in media_types},
+        "content": {kind: detections if kind == "application/json" else {"schema": _BINARY} for kind in media_types},
     }
     responses = {"200": result, **failures}
     parameters = [
         {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
         for name, schema in schemas.items()
     ]
-    binary = {"type": "string", "format": "binary"}
-    url = {"type": "string", "format": "uri", "minLength": 1}
-    about_url = "Where the photo is: a public http or https URL."
-    image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
-    form = {"type": "object", "properties": {"file": binary, **schemas}, "required": ["file"]}
-    body = {
-        "type": "object",
-        "properties": {"url": {**url, "description": about_url}, "image": image, **schemas},
-        "oneOf": [{"required": ["url"]}, {"required": ["image"]}],
-        "additionalProperties": False,
-    }
-    content = {"multipart/form-data": form, "application/json": body, **dict.fromkeys(PHOTO_TYPES, binary)}
+    by_url_or_data = {"oneOf": [{"$ref": "#/components/schemas/UrlBody"}, {"$ref": "#/components/schemas/ImageBody"}]}
+    form = {"$ref": "#/components/schemas/FormBody"}
+    content = {"multipart/form-data": form, "application/json": by_url_or_data, **dict.fromkeys(PHOTO_TYPES, _BINARY)}
     return {
         "get": {
             "operationId": "segmentUrl",
             "summary": "Segment the photo at a URL",
             "parameters": [
-                {"name": "url", "in": "query", "required": True, "schema": url, "description": about_url},
+                {"name": "url", "in": "query", "required": True, "schema": _URL, "description": _URL["description"]},
                 *parameters,
             ],
             "responses": responses,
@@ -173,6 +166,30 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
             "requestBody": {"required": True, "content": {kind: {"schema": s} for kind, s in content.items()}},
             "responses": responses,
         },
+    }
+
+
+def _bodies(schemas: dict[str, Json]) -> dict[str, Json]:
+    """The forms and JSON objects that carry a photo, each with its options.
+
+    They are named components, and what JSON may hold is two of them: client generators make a class of each. Generated
+    clients send every default. An option is refused when it is given twice, so only the query's have defaults.
+    """
+    schemas = {name: {k: v for k, v in schema.items() if k != "default"} for name, schema in schemas.items()}
+    image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
+    return {
+        "FormBody": {"type": "object", "properties": {"file": _BINARY, **schemas}, "required": ["file"]},
+        "UrlBody": _json_body("url", _URL, schemas),
+        "ImageBody": _json_body("image", image, schemas),
+    }
+
+
+def _json_body(name: str, schema: Json, schemas: dict[str, Json]) -> Json:
+    return {
+        "type": "object",
+        "properties": {name: schema, **schemas},
+        "required": [name],
+        "additionalProperties": False,
     }
 
 
@@ -193,6 +210,13 @@ def _object(required: str, **properties: Json) -> Json:
     return {"type": "object", "required": required.split(), "properties": properties}
 
 
+_BINARY = {"type": "string", "format": "binary"}
+_URL = {
+    "type": "string",
+    "format": "uri",
+    "minLength": 1,
+    "description": "Where the photo is: a public http or https URL.",
+}
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 _LIST_OF_TEXT = {"type": "array", "items": _TEXT}
 _BOX = {
@@ -209,6 +233,31 @@ _MASK = {
         {"type": "array", "items": {"type": "array", "items": _NUMBER}},
     ],
 }
+PROBLEM_SAMPLE: Json = {
+    "type": "/docs#bad-option",
+    "title": "Bad option",
+    "status": 400,
+    "detail": "min_score is '2'; it must be a number from 0 to 1.",
+    "option": "min_score",
+}
+DETECTIONS_SAMPLE: Json = {
+    "image": {"width": 8, "height": 6, "model": "shapes", "render_factor": 25, "fit": "aspect", "detail": 1},
+    "categories": [{"id": 1, "name": "circle"}],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "category_name": "circle",
+            "score": 0.98,
+            "bbox": [2, 1, 4, 4],
+            "area": 14,
+            "iscrowd": 0,
+            "segmentation": {"size": [6, 8], "counts": ">321000O<"},
+        }
+    ],
+}
+"""An answer for a photo of 8 x 6 pixels, short enough to read; tests/test_openapi.py checks it against a real one."""
 SCHEMAS: Json = {
     "Problem": _object(
         "type title status detail",
@@ -247,3 +296,4 @@ SCHEMAS: Json = {
         },
     ),
 }
+_SAMPLES = {"detections": DETECTIONS_SAMPLE, "problem": PROBLEM_SAMPLE}

@@ -57,8 +57,8 @@ def entries() -> Mapping[str, Entry]:
     """Every model of the zoo by name."""
     facts = tomllib.loads((FOLDER / "models.toml").read_text(encoding="utf-8"))
 
-    def entry(name: str, file: str, parts: Sequence[str] = (), **rest: Any) -> Entry:
-        config = functools.reduce(merged, [facts["parts"][part] for part in parts], facts["base"])
+    def entry(name: str, file: str, base: str = "base", parts: Sequence[str] = (), **rest: Any) -> Entry:
+        config = functools.reduce(merged, [facts["parts"][part] for part in parts], facts[base])
         return Entry(name=name, file=file, base=facts["url"], license=facts["license"], config=config, **rest)
 
     return {name: entry(name, **row) for name, row in facts["models"].items()}

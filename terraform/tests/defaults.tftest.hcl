@@ -1,5 +1,11 @@
 # What a project id and an image alone make.
 
+mock_provider "google-beta" {
+  mock_resource "google_project_service_identity" {
+    defaults = { member = "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com" }
+  }
+}
+
 mock_provider "google" {
   mock_data "google_project" {
     defaults = { number = "123456789012" }
@@ -40,8 +46,12 @@ run "services" {
     error_message = "Nothing runs, and nothing is paid for, without requests; ten instances are the most."
   }
   assert {
-    condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].max_instance_request_concurrency == 4 && service.template[0].timeout == "60s"])
-    error_message = "Four requests at once, for a minute at most."
+    condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].max_instance_request_concurrency } == { http = 4, events = 2 }
+    error_message = "An instance is given four requests at once, or two photos of the bucket."
+  }
+  assert {
+    condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].timeout == "60s"])
+    error_message = "A request takes a minute at most."
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].containers[0].startup_probe[0].http_get[0].path == "/ready" && service.template[0].containers[0].liveness_probe[0].http_get[0].path == "/health"])
@@ -73,7 +83,7 @@ run "services" {
         SEGMENT_PROJECT        = "my-project"
         SEGMENT_THREADS        = "1"
         SEGMENT_WAIT_SECONDS   = "30"
-        THREADS                = "8"
+        THREADS                = "6"
       }
     }
     error_message = "The code is told its target, its size and its buckets; everything else is its own default."
@@ -147,8 +157,16 @@ run "storage" {
 
 run "monitoring" {
   assert {
-    condition     = length(google_monitoring_alert_policy.memory_kills) == 1 && length(google_monitoring_alert_policy.dead_letters) == 1
-    error_message = "Both alerts are on."
+    condition     = [for policies in [google_monitoring_alert_policy.memory_kills, google_monitoring_alert_policy.dead_letters, google_monitoring_alert_policy.oldest_photo, google_monitoring_alert_policy.backfill] : length(policies)] == [1, 1, 1, 1]
+    error_message = "All four alerts are on."
+  }
+  assert {
+    condition     = strcontains(google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].filter, "subscription_id=\"segment-photos\"") && google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].threshold_value == 3600
+    error_message = "An alert fires when the oldest photo has waited for an hour."
+  }
+  assert {
+    condition     = strcontains(google_monitoring_alert_policy.backfill[0].conditions[0].condition_prometheus_query_language[0].query, "job_name=\"segment-backfill\",result=\"failed\"")
+    error_message = "An alert fires when an execution of the backfill job fails."
   }
   assert {
     condition     = strcontains(google_logging_metric.memory_kills.filter, "textPayload=~\"Memory limit of .* exceeded\"") && strcontains(google_logging_metric.memory_kills.filter, "(\"segment\" OR \"segment-events\")") && strcontains(google_logging_metric.memory_kills.filter, "\"segment-backfill\"")

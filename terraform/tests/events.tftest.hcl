@@ -1,5 +1,11 @@
 # The way of an event, from the bucket to the service or to the dead letters.
 
+mock_provider "google-beta" {
+  mock_resource "google_project_service_identity" {
+    defaults = { member = "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com" }
+  }
+}
+
 mock_provider "google" {
   mock_data "google_project" {
     defaults = { number = "123456789012" }
@@ -44,11 +50,27 @@ run "delivery" {
     error_message = "What fails is tried again ever more slowly."
   }
   assert {
-    condition     = google_pubsub_subscription.photos.dead_letter_policy[0].dead_letter_topic == google_pubsub_topic.dead.id && google_pubsub_subscription.photos.dead_letter_policy[0].max_delivery_attempts == 20
-    error_message = "After twenty deliveries an event is a dead letter."
+    condition     = google_pubsub_subscription.photos.dead_letter_policy[0].dead_letter_topic == google_pubsub_topic.dead.id && google_pubsub_subscription.photos.dead_letter_policy[0].max_delivery_attempts == 100
+    error_message = "After a hundred deliveries an event is a dead letter."
   }
   assert {
     condition     = google_pubsub_subscription.dead.topic == google_pubsub_topic.dead.id && google_pubsub_subscription.dead.message_retention_duration == "1209600s" && google_pubsub_subscription.dead.expiration_policy[0].ttl == ""
     error_message = "Dead letters wait two weeks in a subscription of their own."
+  }
+  assert {
+    condition     = length(google_pubsub_subscription.dead.push_config) == 0
+    error_message = "Dead letters are not delivered until that is asked for."
+  }
+}
+
+run "redrive" {
+  variables { redrive = true }
+  assert {
+    condition     = google_pubsub_subscription.dead.push_config[0].push_endpoint == google_cloud_run_v2_service.segment["events"].uri && google_pubsub_subscription.dead.push_config[0].oidc_token == google_pubsub_subscription.photos.push_config[0].oidc_token
+    error_message = "Dead letters are pushed to the events service, as the photos' events are."
+  }
+  assert {
+    condition     = google_pubsub_subscription.dead.ack_deadline_seconds == google_pubsub_subscription.photos.ack_deadline_seconds && length(google_pubsub_subscription.dead.dead_letter_policy) == 0
+    error_message = "A dead letter has the same time, and is kept when it fails again."
   }
 }

@@ -1,5 +1,11 @@
 # Who runs as whom, and who is allowed what. Every grant is asserted here: a missing one would show only when a photo is lost.
 
+mock_provider "google-beta" {
+  mock_resource "google_project_service_identity" {
+    defaults = { member = "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com" }
+  }
+}
+
 mock_provider "google" {
   mock_data "google_project" {
     defaults = { number = "123456789012" }
@@ -35,8 +41,12 @@ run "accounts_and_grants" {
     error_message = "Photos are read, not written."
   }
   assert {
-    condition     = google_storage_bucket_iam_member.writes_results.role == "roles/storage.objectUser" && google_storage_bucket_iam_member.writes_results.bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.writes_results.member == google_service_account.bucket.member
-    error_message = "Results are read and written."
+    condition     = google_storage_bucket_iam_member.creates_results.role == "roles/storage.objectCreator" && google_storage_bucket_iam_member.creates_results.bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.creates_results.member == google_service_account.bucket.member
+    error_message = "Results are created, never overwritten or deleted."
+  }
+  assert {
+    condition     = google_storage_bucket_iam_member.reads_results.role == "roles/storage.objectViewer" && google_storage_bucket_iam_member.reads_results.bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.reads_results.member == google_service_account.bucket.member
+    error_message = "Results that exist are seen."
   }
   assert {
     condition     = google_pubsub_topic_iam_member.storage_publishes.role == "roles/pubsub.publisher" && google_pubsub_topic_iam_member.storage_publishes.topic == google_pubsub_topic.photos.name && google_pubsub_topic_iam_member.storage_publishes.member == "serviceAccount:service-123456789012@gs-project-accounts.iam.gserviceaccount.com"

@@ -1,5 +1,11 @@
 # What is not the default: each option arrives where it belongs.
 
+mock_provider "google-beta" {
+  mock_resource "google_project_service_identity" {
+    defaults = { member = "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com" }
+  }
+}
+
 mock_provider "google" {
   mock_data "google_project" {
     defaults = { number = "123456789012" }
@@ -50,6 +56,8 @@ run "settings" {
     min_instances        = 2
     max_instances        = 3
     events_max_instances = 4
+    events_concurrency   = 3
+    oldest_photo_minutes = 10
     ingress              = "load-balancer"
     labels               = { team = "vision" }
   }
@@ -90,10 +98,14 @@ run "settings" {
         SEGMENT_RENDER_FACTOR  = "auto"
         SEGMENT_THREADS        = "4"
         SEGMENT_WAIT_SECONDS   = "5"
-        THREADS                = "16"
+        THREADS                = "7"
       }
     }
     error_message = "Both services get the common settings and each its own."
+  }
+  assert {
+    condition     = google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].threshold_value == 600
+    error_message = "oldest_photo_minutes is the alert's threshold."
   }
   assert {
     condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].scaling[0].max_instance_count } == { http = 3, events = 4 }
@@ -152,6 +164,7 @@ run "first_generation" {
 run "existing_buckets" {
   variables {
     input_bucket         = "photos"
+    input_project        = "photos-project"
     create_input_bucket  = false
     output_bucket        = "results"
     create_output_bucket = false
@@ -160,12 +173,16 @@ run "existing_buckets" {
     alerts               = false
   }
   assert {
-    condition     = length(google_storage_bucket.input) + length(google_storage_bucket.output) + length(google_artifact_registry_repository.images) + length(google_project_service.used) + length(google_monitoring_alert_policy.memory_kills) + length(google_monitoring_alert_policy.dead_letters) == 0
+    condition     = length(google_storage_bucket.input) + length(google_storage_bucket.output) + length(google_artifact_registry_repository.images) + length(google_project_service.used) + length(google_monitoring_alert_policy.memory_kills) + length(google_monitoring_alert_policy.dead_letters) + length(google_monitoring_alert_policy.oldest_photo) + length(google_monitoring_alert_policy.backfill) == 0
     error_message = "Nothing is made that is there already or not wanted."
   }
   assert {
-    condition     = [google_storage_notification.photos.bucket, google_storage_bucket_iam_member.reads_photos.bucket, google_storage_bucket_iam_member.writes_results.bucket] == ["photos", "photos", "results"]
+    condition     = [google_storage_notification.photos.bucket, google_storage_bucket_iam_member.reads_photos.bucket, google_storage_bucket_iam_member.creates_results.bucket, google_storage_bucket_iam_member.reads_results.bucket] == ["photos", "photos", "results", "results"]
     error_message = "The existing buckets are watched, read and written."
+  }
+  assert {
+    condition     = data.google_storage_project_service_account.input.project == "photos-project"
+    error_message = "The service agent of the bucket's own project publishes its notifications."
   }
   assert {
     condition     = output.input_bucket == "photos" && output.output_bucket == "results" && output.repository == null

@@ -2,6 +2,12 @@
 # expects must come, so one run can break a rule of many variables at once. A rule that compares two variables is looked at only if both are
 # good in themselves, hence the runs of their own for these.
 
+mock_provider "google-beta" {
+  mock_resource "google_project_service_identity" {
+    defaults = { member = "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com" }
+  }
+}
+
 mock_provider "google" {
   mock_data "google_project" {
     defaults = { number = "123456789012" }
@@ -36,6 +42,8 @@ run "accepts_the_least" {
     min_instances         = 0
     max_instances         = 1
     events_max_instances  = 1
+    events_concurrency    = 1
+    oldest_photo_minutes  = 5
     invokers              = []
     ingress               = "internal"
     cors_origins          = ["*"]
@@ -84,6 +92,8 @@ run "accepts_the_most" {
     min_instances         = 1000
     max_instances         = 1000
     events_max_instances  = 1000
+    events_concurrency    = 80
+    oldest_photo_minutes  = 1440
     invokers              = ["user:a@b.example", "group:a@b.example", "serviceAccount:a@b.iam.gserviceaccount.com", "domain:b.example"]
     ingress               = "load-balancer"
     cors_origins          = ["https://a.example", "http://localhost:3000"]
@@ -96,6 +106,7 @@ run "accepts_the_most" {
     environment           = { SEGMENT_QUEUE = "0" }
     input_bucket          = "in.example"
     create_input_bucket   = false
+    input_project         = "photos-project"
     output_bucket         = "out.example"
     create_output_bucket  = false
     output_formats        = ["png", "jpeg", "webp", "json", "ids", "cutouts"]
@@ -195,6 +206,8 @@ run "refuses_too_little" {
     timeout_seconds       = 9
     max_instances         = 0
     events_max_instances  = 0
+    events_concurrency    = 0
+    oldest_photo_minutes  = 4
     invokers              = ["allUsers"]
     ingress               = "none"
     cors_origins          = ["example.com"]
@@ -216,7 +229,7 @@ run "refuses_too_little" {
     alert_emails          = ["me"]
     budget                = { billing_account = "mine", amount = 1 }
   }
-  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.invokers, var.ingress, var.cors_origins, var.model, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.alert_emails, var.budget]
+  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.model, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.alert_emails, var.budget]
 }
 
 run "refuses_too_much" {
@@ -233,6 +246,8 @@ run "refuses_too_much" {
     timeout_seconds       = 601
     max_instances         = 1001
     events_max_instances  = 1001
+    events_concurrency    = 81
+    oldest_photo_minutes  = 1441
     invokers              = ["me@example.com"]
     ingress               = "ALL"
     cors_origins          = ["https://example.com/page"]
@@ -253,7 +268,7 @@ run "refuses_too_much" {
     alert_emails          = ["me@example"]
     budget                = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
   }
-  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.invokers, var.ingress, var.cors_origins, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.alert_emails, var.budget]
+  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.alert_emails, var.budget]
 }
 
 run "refuses_fractions_and_what_lacks_its_end" {
@@ -264,6 +279,8 @@ run "refuses_fractions_and_what_lacks_its_end" {
     timeout_seconds       = 60.5
     max_instances         = 1.5
     events_max_instances  = 1.5
+    events_concurrency    = 1.5
+    oldest_photo_minutes  = 5.5
     render_factor         = "25.5"
     max_detections        = 1.5
     max_delivery_attempts = 5.5
@@ -274,7 +291,7 @@ run "refuses_fractions_and_what_lacks_its_end" {
     name                  = "segment-"
     project_id            = "my-project-"
   }
-  expect_failures = [var.keep_images, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.render_factor, var.max_detections, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.image, var.name, var.project_id]
+  expect_failures = [var.keep_images, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.render_factor, var.max_detections, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.image, var.name, var.project_id]
 }
 
 run "refuses_less_than_128_MiB" {
@@ -598,4 +615,23 @@ run "refuses_an_ack_deadline_of_120_5_s" {
     ack_deadline_seconds = 120.5
   }
   expect_failures = [var.ack_deadline_seconds]
+}
+
+run "refuses_two_photos_at_once_with_less_than_a_cpu" {
+  command = plan
+  variables {
+    generation         = 1
+    concurrency        = 1
+    cpu                = 0.5
+    events_concurrency = 2
+  }
+  expect_failures = [var.cpu]
+}
+
+run "refuses_another_project_for_a_bucket_made_here" {
+  command = plan
+  variables {
+    input_project = "photos-project"
+  }
+  expect_failures = [var.input_project]
 }

@@ -1,4 +1,4 @@
-"""Extract, from a PyPI package, the argument schema of the google resources that terraform/ uses.
+"""Extract, from two PyPI packages, the argument schema of the google and google-beta resources that terraform/ uses.
 
 Terraform checks a configuration against what its provider says it accepts, and the provider comes from a registry
 that a test must not need. HashiCorp publishes the same knowledge on PyPI: the CDK's bindings of the google provider
@@ -26,8 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "cdktf-cdktf-provider-google==16.12.1"  # of version 6.50 of the provider
-PROVIDER = "registry.terraform.io/hashicorp/google"
+PACKAGES = {  # of version 6.50 of the providers
+    "google": "cdktf-cdktf-provider-google==16.12.1",
+    "google-beta": "cdktf-cdktf-provider-google-beta==16.12.1",
+}
+REGISTRY = "registry.terraform.io/hashicorp/"
 PROVIDER_ARGUMENTS = ("project", "region", "zone", "billing_project", "user_project_override")
 HERE = Path(__file__).resolve().parent
 MODULE = HERE.parents[1] / "terraform"
@@ -130,17 +133,23 @@ def attribute_type(code: str) -> Any:
     return GETTER_TYPES[getter[1] or getter[2]]
 
 
-def used(keyword: str) -> list[str]:
-    """The google types that terraform/*.tf names after `keyword`, which is "resource" or "data"."""
+def used(keyword: str, provider: str) -> list[str]:
+    """The types of `provider` that terraform/*.tf names after `keyword`, which is "resource" or "data".
+
+    A block belongs to the provider that its first argument names, else to google.
+    """
     text = "\n".join(path.read_text() for path in sorted(MODULE.glob("*.tf")))
-    return sorted(set(re.findall(rf'^{keyword} "(google_\w+)"', text, re.M)))
+    blocks = re.findall(rf'^{keyword} "(google_\w+)" "\w+" \{{\n(?:  provider += (\S+)\n)?', text, re.M)
+    return sorted({name for name, named in blocks if (named or "google") == provider})
 
 
-def sources(package: str) -> Iterator[tuple[str, Source]]:
-    """(type or "provider", its source) for everything used, from the wheel that pip downloads."""
-    wanted = {"provider": "provider"}
-    wanted |= {name.removeprefix("google_").replace("_", "-"): name for name in used("resource")}
-    wanted |= {name.replace("_", "-").replace("google-", "data-google-", 1): name for name in used("data")}
+def sources(provider: str) -> Iterator[tuple[str, Source]]:
+    """(type or "provider", its source) for everything used of `provider`, from the wheel that pip downloads."""
+    wanted = {"provider"}
+    for name in used("resource", provider):  # the folders of the beta provider keep the prefix
+        wanted |= {name.removeprefix("google_").replace("_", "-"), name.replace("_", "-")}
+    wanted |= {name.replace("_", "-").replace("google-", "data-google-", 1) for name in used("data", provider)}
+    package = PACKAGES[provider]
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package]
         subprocess.run(pip, check=True)
@@ -157,10 +166,10 @@ def sources(package: str) -> Iterator[tuple[str, Source]]:
                     yield parts[2], Source(stream.read().decode())
 
 
-def schema(package: str) -> dict[str, Any]:
-    """The extract, in the format of `terraform providers schema -json`."""
+def tables_of(provider: str) -> dict[str, Any]:
+    """The schemas of one provider and of what is used of it. Exits if the package lacks a type."""
     tables: dict[str, Any] = {"provider": {}, "resource_schemas": {}, "data_source_schemas": {}}
-    for folder, source in sources(package):
+    for folder, source in sources(provider):
         if folder == "provider":
             tables["provider"] = {"version": 0, "block": source.block(source.main, only=PROVIDER_ARGUMENTS)}
             continue
@@ -168,10 +177,16 @@ def schema(package: str) -> dict[str, Any]:
         assert found
         table = tables["data_source_schemas" if folder.startswith("data-") else "resource_schemas"]
         table[found[1]] = {"version": 0, "block": source.block(source.main)}
-    missing = {*used("resource"), *used("data")} - {*tables["resource_schemas"], *tables["data_source_schemas"]}
+    found_types = {*tables["resource_schemas"], *tables["data_source_schemas"]}
+    missing = {*used("resource", provider), *used("data", provider)} - found_types
     if missing:
-        raise SystemExit(f"{package} has no {', '.join(sorted(missing))}")
-    return {"format_version": "1.0", "provider_schemas": {PROVIDER: tables}}
+        raise SystemExit(f"{PACKAGES[provider]} has no {', '.join(sorted(missing))}")
+    return tables
+
+
+def schema() -> dict[str, Any]:
+    """The extract, in the format of `terraform providers schema -json`."""
+    return {"format_version": "1.0", "provider_schemas": {REGISTRY + name: tables_of(name) for name in PACKAGES}}
 
 
 def write(extract: dict[str, Any], path: Path) -> None:
@@ -181,4 +196,4 @@ def write(extract: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(schema(PACKAGE), HERE / "google.schema.json")
+    write(schema(), HERE / "google.schema.json")

@@ -1,4 +1,4 @@
-"""A Terraform provider that knows what the google provider accepts, and can do nothing.
+"""Terraform providers that know what google and google-beta accept, and can do nothing.
 
 `terraform validate` and `terraform test` with `mock_provider` ask a provider only for its schema. This serves the one
 in google.schema.json over Terraform's plugin protocol 6
@@ -6,7 +6,7 @@ in google.schema.json over Terraform's plugin protocol 6
 generated messages). Terraform talks to a provider that runs already, instead of installing and starting one, when
 TF_REATTACH_PROVIDERS says where (https://developer.hashicorp.com/terraform/plugin/debugging). So, by hand:
 
-    python tests/terraform/stub_provider.py SOCKET &    prints the value for TF_REATTACH_PROVIDERS; ends with its stdin
+    python tests/terraform/stub_provider.py FOLDER &    prints the value for TF_REATTACH_PROVIDERS; ends with its stdin
     cd terraform && terraform init -backend=false && terraform validate && terraform test
 """
 
@@ -80,18 +80,24 @@ class StubProvider(rpc.ProviderServicer):  # type: ignore[misc, unused-ignore]
         return pb.StopProvider.Response()
 
 
-def serve(socket: Path) -> None:
-    """Serve on a Unix socket, say so on one line of stdout, and go on until stdin is closed."""
-    ((name, tables),) = json.loads(SCHEMA.read_text())["provider_schemas"].items()
+def start(tables: dict[str, Any], socket: Path) -> tuple[grpc.Server, dict[str, Any]]:
+    """A running server of one provider on a Unix socket, and how Terraform attaches to it."""
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     rpc.add_ProviderServicer_to_server(StubProvider(tables), server)
     server.add_insecure_port(f"unix://{socket}")
     server.start()
     address = {"Network": "unix", "String": str(socket)}
-    reattach = {"Protocol": "grpc", "ProtocolVersion": 6, "Pid": os.getpid(), "Test": True, "Addr": address}
-    print(json.dumps({name: reattach}), flush=True)
+    return server, {"Protocol": "grpc", "ProtocolVersion": 6, "Pid": os.getpid(), "Test": True, "Addr": address}
+
+
+def serve(folder: Path) -> None:
+    """Serve each provider on a Unix socket in `folder`, say where on one line of stdout, and end with stdin."""
+    providers = json.loads(SCHEMA.read_text())["provider_schemas"]
+    started = {name: start(tables, folder / Path(name).name) for name, tables in providers.items()}
+    print(json.dumps({name: reattach for name, (_, reattach) in started.items()}), flush=True)
     sys.stdin.read()
-    server.stop(grace=0)
+    for server, _ in started.values():
+        server.stop(grace=0)
 
 
 if __name__ == "__main__":

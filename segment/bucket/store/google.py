@@ -27,6 +27,7 @@ from google.cloud.storage import Blob, Client
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests import RequestException
+from requests.adapters import HTTPAdapter
 
 from segment.bucket.store import Object
 from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
@@ -34,6 +35,8 @@ from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 """How long a connection may be silent before the request is tried again."""
+CONNECTIONS = 32
+"""Connections that are kept; as many threads may call at once."""
 CHUNK_BYTES = 8 << 20
 """Larger results are sent in pieces, each of which is copied."""
 LISTED = "items(name,generation,size,crc32c,metadata),nextPageToken"
@@ -45,7 +48,10 @@ def client() -> Client:
     """The process's client, with its connections; made on first use, in the worker that uses it."""
     # Else it looks every bucket up in the background, for traces that are not taken here.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-    return Client(project=None)
+    made = Client(project=None)
+    for scheme in ("https://", "http://"):
+        made._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+    return made
 
 
 class Bucket:

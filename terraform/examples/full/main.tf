@@ -8,6 +8,9 @@ terraform {
     google = {
       source = "hashicorp/google"
     }
+    google-beta = {
+      source = "hashicorp/google-beta"
+    }
   }
 
   # backend "gcs" { bucket = "shop-terraform-state" }
@@ -32,6 +35,12 @@ provider "google" {
   project = var.project_id
 
   # Budgets belong to the billing account: without these two, a user's own login is charged to no project and refused.
+  billing_project       = var.project_id
+  user_project_override = true
+}
+
+provider "google-beta" {
+  project               = var.project_id
   billing_project       = var.project_id
   user_project_override = true
 }

@@ -1,0 +1,88 @@
+"""RegNetX and RegNetY: bottom-up networks whose widths grow linearly from block to block, in stages of equal blocks.
+
+Radosavovic et al., "Designing Network Design Spaces", 2020. RegNetY adds squeeze and excitation (Hu et al.,
+"Squeeze-and-Excitation Networks", 2018); detectron2/modeling/backbone/regnet.py (SimpleStem, ResBottleneckBlock).
+"""
+
+from __future__ import annotations
+
+from segment.convert.config import RegNet
+from segment.convert.graph import Graph
+from segment.convert.layers import convolution
+from segment.convert.weights import Weights
+
+
+def regnet(g: Graph, w: Weights, config: RegNet, x: str, prefix: str) -> dict[int, str]:
+    """x (1, 3, H, W) -> level: map (1, config.channels(level), H / 2^level, W / 2^level), from level 2 up."""
+    name, into = prefix + "stem", config.stem_channels
+    x = convolution(
+        g,
+        w,
+        x,
+        name + ".conv",
+        3,
+        into,
+        kernel=3,
+        stride=2,
+        norm=config.norm,
+        norm_name=name + ".bn",
+        relu=True,
+    )
+    features = {}
+    for stage, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True), start=1):
+        for block in range(1, blocks + 1):
+            stride = 2 if block == 1 else 1
+            x = _block(
+                g, w, config, x, f"{prefix}s{stage}.b{block}", into, width, config.group_widths[stage - 1], stride
+            )
+            into = width
+        features[stage + 1] = x
+    return features
+
+
+def _block(
+    g: Graph, w: Weights, config: RegNet, x: str, name: str, into: int, width: int, group_width: int, stride: int
+) -> str:
+    """1x1, 3x3 and 1x1 convolutions, the channels weighted before the last, around which the input is added again."""
+    norm, inner = config.norm, name + ".f"
+    y = convolution(g, w, x, inner + ".a", into, width, norm=norm, norm_name=inner + ".a_bn", relu=True)
+    y = convolution(
+        g,
+        w,
+        y,
+        inner + ".b",
+        width,
+        width,
+        kernel=3,
+        stride=stride,
+        groups=width // group_width,
+        norm=norm,
+        norm_name=inner + ".b_bn",
+        relu=True,
+    )
+    squeezed = round(into * config.se_ratio)
+    if squeezed:
+        y = _excite(g, w, y, inner + ".se.f_ex", width, squeezed)
+    y = convolution(g, w, y, inner + ".c", width, width, norm=norm, norm_name=inner + ".c_bn")
+    if into != width or stride != 1:
+        x = convolution(g, w, x, name + ".proj", into, width, stride=stride, norm=norm, norm_name=name + ".bn")
+    return g.op("Relu", g.op("Add", y, x))
+
+
+def _excite(g: Graph, w: Weights, x: str, name: str, width: int, squeezed: int) -> str:
+    """x (1, width, H, W) times a gate between 0 and 1 for each channel, which depends on all places.
+
+    The gate is written as products of matrices, which int8 leaves in float: it is a few thousand multiplications, and
+    an error in it changes a whole channel.
+    """
+    mean = g.op("ReduceMean", x, axes=[2, 3], keepdims=0)  # (1, width)
+    hidden = g.op("Relu", _product(g, w, mean, name + ".0", width, squeezed))
+    gate = g.op("Sigmoid", _product(g, w, hidden, name + ".2", squeezed, width))
+    return g.op("Mul", x, g.op("Unsqueeze", gate, g.ints(2, 3)))
+
+
+def _product(g: Graph, w: Weights, x: str, name: str, into: int, out: int) -> str:
+    """x (1, into) -> (1, out): a 1x1 convolution of the checkpoint."""
+    weight = w.take(f"{name}.weight", out, into, 1, 1).reshape(out, into)
+    product = g.op("MatMul", x, g.constant(weight.T.copy(), name=f"{name}.weight"), name=name)
+    return g.op("Add", product, g.constant(w.take(f"{name}.bias", out), name=f"{name}.bias"))

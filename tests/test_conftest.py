@@ -1,0 +1,34 @@
+"""REQUIRE_ALL=1: what the machine lacks is a failure, not a silent skip."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SKIPS = """
+import pytest
+
+@pytest.mark.skipif(True, reason="needs Chromium (apt-get install chromium)")
+def test_of_a_program(): ...
+
+def test_of_a_right():
+    pytest.skip("needs root")
+
+@pytest.mark.skipif(True, reason="detectron2 is not installed (requirements-detectron2.txt)")
+def test_of_an_optional_package(): ...
+"""
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("", "3 skipped"), ("1", "1 failed, 1 skipped, 1 error")])
+def test_skips_fail_where_everything_is_required(tmp_path: Path, required: str, outcome: str) -> None:
+    (tmp_path / "test_skips.py").write_text(SKIPS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {**os.environ, "REQUIRE_ALL": required}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert outcome in done.stdout
+    assert ("needs root" in done.stdout) == bool(required)

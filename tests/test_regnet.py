@@ -1,0 +1,111 @@
+"""RegNets from LazyConfigs: the paper's stages, detectron2's answers (tests/test_convert.py), int8."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from segment import convert, zoo
+from segment.convert import checkpoint, config, document
+from segment.convert.config import RegNet
+from segment.convert.lazyconfig import regnet_stages
+from segment.engine import load
+from segment.engine.footprint import Footprint
+from segment.errors import ConversionError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def lazy() -> dict[str, Any]:
+    return copy.deepcopy(document.read(GOLDEN / "lazy-regnety.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "blocks"),
+    [
+        ((38.65, 96, 2.43, 23), (2, 5, 14, 2)),  # RegNetX-4.0GF
+        ((31.41, 96, 2.24, 22), (2, 6, 12, 2)),  # RegNetY-4.0GF
+    ],
+)
+def test_the_stages_are_the_papers(parameters: tuple[float, int, float, int], blocks: tuple[int, ...]) -> None:
+    assert regnet_stages(*parameters)[1] == blocks
+
+
+@pytest.mark.parametrize(("name", "widths"), [("x", (80, 240, 560, 1360)), ("y", (128, 192, 512, 1088))])
+def test_widths_are_multiples_of_the_groups(name: str, widths: tuple[int, ...]) -> None:
+    network = config.parse(zoo.config(zoo.entry(f"mask_rcnn_regnet{name}_4gf_dds_FPN_100ep_LSJ"))).bottom_up
+    assert isinstance(network, RegNet)
+    assert network.widths == widths
+
+
+def test_the_zoos_rows_are_what_detectron2_saves() -> None:
+    assert config.read(GOLDEN / "lazy-regnety-lsj.yaml") == config.parse(
+        zoo.config(zoo.entry("mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ"))
+    )
+    row = config.parse(zoo.config(zoo.entry("mask_rcnn_regnetx_4gf_dds_FPN_400ep_LSJ"))).bottom_up
+    assert config.read(GOLDEN / "lazy-regnetx.yaml").bottom_up == replace(row, norm="FrozenBN")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stem_class", document.Name("detectron2.modeling.backbone.regnet.ResStem")),
+        ("stem_class", document.Name("os.SimpleStem")),
+        ("block_class", document.Name("detectron2.modeling.backbone.regnet.VanillaBlock")),
+        ("activation_class", document.Name("torch.nn.SiLU")),
+        ("bottleneck_ratio", 2.0),
+        ("stride", 1),
+        ("w_0", 13),
+        ("w_a", -1.0),
+        ("w_a", float("nan")),
+        ("w_a", 1e9),
+        ("depth", 10**9),
+        ("se_ratio", -0.25),
+        ("norm", "LN"),
+        ("out_features", ["s4"]),
+    ],
+)
+def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+    given = lazy()
+    given["model"]["backbone"]["in_features"] = ["s1", "s2", "s3", "s4"]
+    given["model"]["backbone"]["bottom_up"][key] = value
+    with pytest.raises(ConversionError, match=r"model\.backbone\.bottom_up\.\w+"):
+        config.parse(given)
+
+
+def test_a_norm_that_could_not_be_saved_needs_a_checkpoint_of_batch_norms() -> None:
+    given, tensors = lazy(), checkpoint.read(GOLDEN / "lazy-regnety.pkl")
+    for head in ("box_head", "mask_head"):
+        given["model"]["roi_heads"][head]["conv_norm"] = document.Name("a.<lambda>")
+    assert (
+        convert.convert(config.parse(given), dict(tensors)).graph
+        == convert.convert(config.read(GOLDEN / "lazy-regnety.yaml"), dict(tensors)).graph
+    )
+    del tensors["roi_heads.box_head.conv1.norm.running_mean"]
+    with pytest.raises(ConversionError, match=r"no tensor roi_heads\.box_head\.conv1\.norm\.running_mean"):
+        convert.convert(config.parse(given), tensors)
+
+
+def test_int8_leaves_the_gates_in_float(tmp_path: Path) -> None:
+    answers = np.load(GOLDEN / "lazy-regnety.npz")
+    photos = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(photos):
+        Image.fromarray(answers[f"image{i}"]).save(path)
+    wide = convert.convert(config.read(GOLDEN / "lazy-regnety.yaml"), checkpoint.read(GOLDEN / "lazy-regnety.pkl"))
+    narrow = convert.quantised(wide, photos)
+    made_by = {name: node.op_type for node in narrow.graph.node for name in node.output}
+    gates = [node for node in narrow.graph.node if node.op_type == "MatMul" and ".se." in node.name]
+    assert len(gates) == 2 * 12
+    assert not any(made_by.get(name) == "DequantizeLinear" for node in gates for name in node.input)
+    convolutions = [node for node in narrow.graph.node if node.op_type == "Conv"]
+    assert all(made_by.get(node.input[1]) == "DequantizeLinear" for node in convolutions)
+    onnx.save(narrow, tmp_path / "int8.onnx")
+    found = load(tmp_path / "int8.onnx", threads=1, memory=Footprint(0, 0.0))(answers["image0"], 0.0, 20)
+    assert len(found) > 0
