@@ -185,6 +185,7 @@ class TestSeveralPhotos:
         self.choose(page, [("a.jpg", photo), ("b.jpg", b"no photo"), ("c.jpg", jpeg(scene(50_007, (200, 300))[0]))])
         expect(self.entry(page, "b.jpg")).to_contain_text("Failed", timeout=30_000)
         expect(self.entry(page, "c.jpg")).to_contain_text("object", timeout=30_000)
+        expect(self.entry(page, "c.jpg").locator("canvas")).to_be_visible()
         assert photo_size(page) == [320, 240]
         expect(page.get_by_role("alert")).to_be_hidden()
         self.entry(page, "b.jpg").locator(".open").click()
@@ -643,6 +644,22 @@ class TestDocs:
         expect(page.locator("#try-status")).to_contain_text("400", timeout=30_000)
         expect(page.locator("#try-text")).to_contain_text("a number from 0 to 1")
         expect(page.locator("#try-picture")).to_be_hidden()
+
+
+class TestLoading:
+    def test_says_that_the_model_is_being_loaded_and_takes_photos(
+        self, chrome: Browser, server: Server, photo: bytes
+    ) -> None:
+        page, held = chrome.new_page(), list[Route]()
+        page.route("**/model", lambda route: held.append(route))  # noqa: PLW0108 (Playwright wants a function)
+        page.goto(server.url)
+        expect(page.locator("#loading")).to_contain_text("Loading the model")
+        page.set_input_files("#file", [file("a.jpg", photo)])
+        expect(page.locator("#photos .state")).to_have_text("Waiting")
+        held[0].continue_()
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+        expect(page.locator("#loading")).to_be_hidden()
+        page.close()
 
 
 class TestAnotherModel:

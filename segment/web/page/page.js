@@ -25,9 +25,14 @@ function showSection(id) {
 for (const button of $("sections").children) button.addEventListener("click", () => showSection(button.dataset.section));
 on("focus", () => { if (state.pinned) showSection("result"); });
 
+// The first request for the model loads it.
+const patience = setTimeout(() => { $("loading").hidden = false; }, 300);
 try {
   state.model = await getModel();
   emit("model");
 } catch (problem) {
   showProblem(problem);
+} finally {
+  clearTimeout(patience);
+  $("loading").hidden = true;
 }

@@ -100,7 +100,7 @@ async function segmentPhoto(photo, signal) {
     if (signal.aborted) throw new Aborted();
     Object.assign(photo, answer, { summary: summarise(header), status: "done" });
     learnSpeed(header);
-    if (photo === state.current) await display(photo, signal);
+    if (photo === state.current) await display(photo, signal); else await addThumbnail(photo);
   } catch (error) {
     if (error instanceof Aborted || signal.aborted) return; // who aborted has set the status
     photo.problem = error instanceof Problem ? error : new Problem("Failed", "The answer could not be shown.");
@@ -143,6 +143,16 @@ async function decode(photo, signal) {
     photo.plain = (await segment(photo, plain, { signal })).blob;
   }
   return createImageBitmap(photo.plain);
+}
+
+/** The thumbnail of a photo that is not shown, if the browser can read it. */
+async function addThumbnail(photo) {
+  if (photo.thumbnail || !photo.blob) return;
+  try {
+    const picture = await createImageBitmap(photo.blob);
+    photo.thumbnail = thumbnail(picture);
+    picture.close();
+  } catch { /* a format that the browser cannot read: it stays without */ }
 }
 
 function thumbnail(picture) {
