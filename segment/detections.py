@@ -55,6 +55,12 @@ class Detections:
         )
 
 
+def nonempty(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which boxes (N, 4) XYXY have an area, as detectron2's Boxes.nonempty: (N,) bool."""
+    result: NDArray[np.bool_] = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return result
+
+
 def from_boxes(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],

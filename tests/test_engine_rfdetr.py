@@ -98,3 +98,12 @@ def test_a_background_needs_no_label(tmp_path: Path) -> None:
     Truth(3).open(tmp_path / "m.onnx")
     engine = load(tmp_path / "m.onnx", threads=1, labels=("cat", "dog"), memory=Footprint(0, 0.0))
     assert engine.labels == ("cat", "dog", "background")
+
+
+def test_boxes_without_an_area_take_no_place(tmp_path: Path) -> None:
+    truth = Truth(5)
+    best = np.argsort(-truth.logits.max(1), kind="stable")
+    truth.boxes[best[:5], 2] = 0
+    found = truth.open(tmp_path / "m.onnx")(photo((60, 50)), 0.05, 3)
+    assert len(found) == 3
+    assert found.boxes[:, 2].min() > 0

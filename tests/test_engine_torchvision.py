@@ -89,3 +89,11 @@ def test_masks_are_as_small_as_the_engine_says(size: tuple[int, int], tmp_path: 
         found = engine(photo(size), 0.0, 100)
         assert len(found) == len(SCORES)
         assert all(0 < mask.grid.nbytes <= engine.mask_bytes(size) < 64 << 10 for mask in found.masks)
+
+
+def test_boxes_without_an_area_take_no_place(tmp_path: Path) -> None:
+    boxes = BOXES.copy()
+    boxes[:5, 2] = boxes[:5, 0]
+    found = open_file(tmp_path / "m.onnx", boxes=boxes)(photo((100, 90)), 0.0, 3)
+    np.testing.assert_array_equal(found.scores, SCORES[5:8])
+    assert len(found.masks) == 3

@@ -273,3 +273,17 @@ def test_labels_must_be_as_many_as_the_classes(tmp_path: Path, metadata: dict[st
 def test_names_that_are_none_are_passed_over(tmp_path: Path, names: str) -> None:
     engine = open_file(Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx", metadata={"names": names}))
     assert engine.labels == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("layout", ["raw", "final"])
+def test_boxes_without_an_area_on_the_photo_take_no_place(tmp_path: Path, layout: str) -> None:
+    truth = Truth((96, 64), GRID if layout == "raw" else 300, 3)
+    truth.boxes[np.argsort(-truth.scores.max(1), kind="stable")[:5], :2] = -500  # outside
+    rows = np.ascontiguousarray(getattr(truth, layout))
+    metadata = NAMES | ({"end2end": "True"} if layout == "final" else {})
+    engine = open_file(truth.save(tmp_path / "m.onnx", rows, metadata=metadata))
+    image = photo((96, 64))
+    assert len(engine(image, 0.5, 300)) > 3
+    found = engine(image, 0.5, 3)
+    assert len(found) == 3
+    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()

@@ -62,6 +62,11 @@ class Letterbox:
         """Boxes (..., 4) XYXY in pixels of the canvas -> in pixels of the image."""
         return (boxes - self._offsets) / self._gains
 
+    def clip_to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `to_image`, and clipped to the image: what lies outside has no area."""
+        clipped: NDArray[np.float32] = np.clip(self.to_image(boxes), 0, np.array(self.image * 2, np.float32))
+        return clipped
+
     def to_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes (..., 4) XYXY in pixels of the image -> in pixels of the canvas."""
         return boxes * self._gains + self._offsets

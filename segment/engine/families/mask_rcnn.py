@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.detections import Detections, from_boxes
+from segment.detections import Detections, from_boxes, nonempty
 from segment.engine.signature import Signature
 from segment.labels import labels_for
 from segment.modelfile import ModelMetadata
@@ -58,7 +58,7 @@ class MaskRcnn:
     ) -> Detections:
         boxes, scores, classes, masks = (output.copy() for output in outputs)
         found = from_boxes(boxes, scores, classes, masks, size)
-        solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        solid = nonempty(boxes)
         return found if solid.all() else found.select(np.flatnonzero(solid))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.detections import Detections
+from segment.detections import Detections, nonempty
 from segment.engine.families.letterbox import Letterbox
 from segment.engine.families.logits import Window, as_box, to_grid
 from segment.engine.signature import ImageInput, Signature, TensorSpec
@@ -68,15 +68,16 @@ class RfDetr:
         boxes, logits, masks = (port.to_real(outputs[at][0]) for at, port in (self.boxes, self.logits, self.masks))
         with np.errstate(over="ignore"):
             scores = np.divide(1, 1 + np.exp(-logits.ravel()), dtype=np.float32)
-        best = np.argsort(-scores, kind="stable")[: min(MOST, max_detections)]
+        best = np.argsort(-scores, kind="stable")[:MOST]
         best = best[scores[best] > min_score]
         queries, classes = np.divmod(best, logits.shape[1])
         centres, halves = boxes[queries, :2], boxes[queries, 2:] / 2
         frame = np.array(size * 2, np.float32)
         unit: NDArray[np.float32] = np.concatenate([centres - halves, centres + halves], axis=1)
         corners: NDArray[np.float32] = np.clip(unit * frame, 0, frame)
-        found = Detections(corners, scores[best], classes, tuple(_mask(masks[query], size) for query in queries), size)
-        return found.select(np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])))
+        kept = np.flatnonzero(nonempty(corners))[:max_detections]
+        grids = tuple(_mask(masks[query], size) for query in queries[kept])
+        return Detections(corners[kept], scores[best[kept]], classes[kept], grids, size)
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segment.detections import Detections
+from segment.detections import Detections, nonempty
 from segment.engine.families.letterbox import Letterbox
 from segment.engine.families.logits import Window, as_box
 from segment.engine.signature import ImageInput, Signature
@@ -68,11 +68,11 @@ class Torchvision:
     ) -> Detections:
         letterbox = self._letterbox(size)
         all_scores = outputs[self.scores].astype(np.float32, copy=False)
-        best = np.argsort(-all_scores, kind="stable")[:max_detections]
+        best = np.argsort(-all_scores, kind="stable")
         best = best[all_scores[best] > min_score]
         boxes = outputs[self.boxes][best].astype(np.float32, copy=False)
-        corners = np.clip(letterbox.to_image(boxes), 0, np.array(size * 2, np.float32))
-        solid = np.flatnonzero((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1]))
+        corners = letterbox.clip_to_image(boxes)
+        solid = np.flatnonzero(nonempty(corners))[:max_detections]
         masks = outputs[self.masks]
         pasted = masks.shape[2:] == letterbox.canvas[::-1]
         cut = _pasted_mask if pasted else _box_mask

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.detections import Detections
+from segment.detections import Detections, nonempty
 from segment.engine.families.letterbox import Letterbox
 from segment.engine.families.logits import Window, as_box, to_grid
 from segment.engine.families.nms import suppress
@@ -100,11 +100,10 @@ class Yolo:
     ) -> Detections:
         table, prototypes = (port.to_real(outputs[at][0]) for at, port in (self.row_port, self.prototype_port))
         letterbox = self._letterbox(size)
-        best = _best(table if self.rows.across else table.T, self.rows, min_score, max_detections)
-        boxes = np.clip(letterbox.to_image(best.boxes), 0, np.array(size * 2, np.float32))
-        solid = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-        masks = tuple(_mask(prototypes, best.coefficients[i], boxes[i], letterbox) for i in solid)
-        return Detections(boxes[solid], best.scores[solid], best.classes[solid], masks, size)
+        best = _best(table if self.rows.across else table.T, self.rows, letterbox, min_score, max_detections)
+        boxes = letterbox.clip_to_image(best.boxes)
+        masks = tuple(_mask(prototypes, *pair, letterbox) for pair in zip(best.coefficients, boxes, strict=True))
+        return Detections(boxes, best.scores, best.classes, masks, size)
 
     def _letterbox(self, size: tuple[int, int]) -> Letterbox:
         return Letterbox.fit(size, self.image.size) if self.image.size else Letterbox.pad(size, self.stride)
@@ -164,10 +163,14 @@ class _Found:
     coefficients: NDArray[np.float32]
 
 
-def _best(table: NDArray[np.float32], rows: Rows, min_score: float, limit: int) -> _Found:
-    """At most `limit` instances in `table` (channels, anchors); an anchor counts once for each class it scores in."""
+def _best(table: NDArray[np.float32], rows: Rows, letterbox: Letterbox, min_score: float, limit: int) -> _Found:
+    """At most `limit` instances in `table` (channels, anchors); an anchor counts once for each class it scores in.
+
+    Boxes without an area on the image are dropped first, so that they take no place of another instance.
+    """
     if rows.kind == "final":
         anchors = np.flatnonzero(table[4] > min_score)
+        anchors = anchors[nonempty(letterbox.clip_to_image(table[:4, anchors].T))]
         chosen = table[:, anchors[np.argsort(-table[4, anchors], kind="stable")[:limit]]]
         return _Found(chosen[:4].T, chosen[4], chosen[5].astype(np.int64), chosen[6:].T)
     first, last = _HEAD[rows.kind], _HEAD[rows.kind] + rows.classes
@@ -181,6 +184,8 @@ def _best(table: NDArray[np.float32], rows: Rows, min_score: float, limit: int) 
         classes, anchors, scores = classes[best], anchors[best], scores[best]
     centres, halves = table[:2, anchors].T, table[2:4, anchors].T / 2
     boxes = np.concatenate([centres - halves, centres + halves], axis=1)
+    visible = nonempty(letterbox.clip_to_image(boxes))
+    boxes, scores, classes, anchors = boxes[visible], scores[visible], classes[visible], anchors[visible]
     kept = suppress(boxes, scores, classes, IOU_THRESHOLD, limit)
     return _Found(boxes[kept], scores[kept], classes[kept], table[last:, anchors[kept]].T)
 
