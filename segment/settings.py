@@ -82,6 +82,11 @@ class Settings:
         values.number(float, 1, 300),
         "How long one call to Cloud Storage is retried.",
     )
+    delivery_seconds: float = _setting(
+        50.0,
+        values.number(float, 1, 600),
+        "Time limit of one bucket event, all waiting and calls together; then it is delivered again.",
+    )
     zoo_url: str = _setting("", values.url(), "Mirror of the model zoo; empty is detectron2's own server.")
     input_bucket: str = _setting("", values.text(), "If set, events from other buckets are ignored.")
     input_prefix: str = _setting("", values.text(), "Only objects whose name starts with this are segmented.")

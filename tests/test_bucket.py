@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -27,7 +28,7 @@ from werkzeug.exceptions import HTTPException
 
 from devtools.events import eventarc, post_event, pubsub, push_message
 from devtools.gcs import Cloud, Fault, Object
-from devtools.server import FRAMEWORK, Server, free_port, serve, start
+from devtools.server import FRAMEWORK, ROOT, Server, free_port, serve, start
 from segment.bucket import events
 from segment.bucket.events import check, handle, parse, why_ignored
 from segment.bucket.results import ERROR_NAME
@@ -476,6 +477,39 @@ def test_storage_that_does_not_answer_has_it_delivered_again(
     cloud.faults.clear()
     assert eventarc(handler.url, item).ok
     assert_complete(cloud, item)
+
+
+def test_time_limits_add_up_to_less_than_the_deadline() -> None:
+    """The worst case of a delivery is below the time limits of the request and of the acknowledgement.
+
+    Waiting and calls share SEGMENT_DELIVERY_SECONDS. What is under way then goes on: one stage of the pipeline, and at
+    most one call for each result that is written, one that looks whose result is there, and one for an error.json.
+    """
+    variables = (ROOT / "terraform" / "variables.tf").read_text()
+
+    def default(name: str) -> float:
+        found = re.search(rf'variable "{name}" {{.*?default += (\d+)\n', variables, re.DOTALL)
+        assert found
+        return float(found[1])
+
+    settings = Settings()
+    last_calls = (len(settings.output_formats) + 2) * google.LAST_SECONDS
+    stage = 3.0
+    worst_case = settings.delivery_seconds + last_calls + stage
+    assert worst_case < default("timeout_seconds") <= default("ack_deadline_seconds")
+
+
+@pytest.mark.parametrize("path", [_LIST, _DOWNLOAD, _UPLOAD])
+def test_delivery_keeps_to_its_time_limit(cloud: Cloud, path: str) -> None:
+    """Each call could be retried for 60 s; the delivery has 2 s for all of them."""
+    limits = {"SEGMENT_STORAGE_SECONDS": "60", "SEGMENT_DELIVERY_SECONDS": "2"}
+    with serve("segment_object", STORAGE_EMULATOR_HOST=cloud.url, **SETTINGS | limits) as handler:
+        assert eventarc(handler.url, cloud.put("photos", f"warm {len(path)}.jpg", photo(1))).ok
+        cloud.faults.add(Fault("stall", path=path, seconds=1))
+        start = time.monotonic()
+        assert eventarc(handler.url, cloud.put("photos", f"slow {len(path)}.jpg", photo(1))).status_code == 503
+        assert time.monotonic() - start < 2 + 3 * google.LAST_SECONDS
+        cloud.faults.clear()
 
 
 def test_precondition_that_fails_for_no_reason_loses_nothing(cloud: Cloud, handler: Server) -> None:

@@ -15,6 +15,9 @@ What a delivery results in, and how it is answered:
 | the event is not understood, or not for this service | acknowledged, logged |
 | StorageError, Busy, ModelError, anything else | 503 or 500: delivered again, at last dead-lettered |
 
+The whole of a delivery ends by SEGMENT_DELIVERY_SECONDS, but for the stage or the last call that is under way: waiting
+and calls share that time, so it stays below the request's time limit and Pub/Sub's acknowledgement deadline.
+
 What is acknowledged with an ERROR is made up for by the backfill, once the cause has been removed.
 """
 
@@ -25,6 +28,7 @@ import binascii
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,13 +69,16 @@ def handle(service: Service, event: CloudEvent) -> None:
         log.info("Ignored: not about a new object.", extra={"event": _get(event, "id"), "type": _get(event, "type")})
         return
     bucket, item = found
-    source, destination = (Bucket(name, settings.storage_seconds) for name in (bucket, settings.output_bucket))
+    deadline = time.monotonic() + settings.delivery_seconds
+    source, destination = (
+        Bucket(name, settings.storage_seconds, deadline) for name in (bucket, settings.output_bucket)
+    )
     if reason := why_ignored(settings, bucket, item):
         level = logging.WARNING if reason is AMONG_RESULTS else logging.INFO
         log.log(level, "%s: ignored: %s", item.name, reason, extra=describe(source, item))
         return
     try:
-        segment_object(service, source, item, destination, settings.output_prefix)
+        segment_object(service, source, item, destination, settings.output_prefix, deadline)
     except StorageRefused as error:
         log.error("%s: given up: %s", item.name, error, extra=describe(source, item))
     except (StorageError, Busy) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -31,8 +32,9 @@ from segment.bucket.results import (
     refused_by,
 )
 from segment.bucket.store import Object, Store
-from segment.errors import Busy, RequestError, StorageError, StorageRefused, TooLarge
+from segment.errors import Busy, Cancelled, RequestError, StorageError, StorageRefused, TooLarge
 from segment.formats import FORMATS, File, Format
+from segment.memory import Reservation
 from segment.options import Options
 from segment.service import Result, Service
 
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 MAX_NAME_BYTES = 1024
 """Length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
+POLL_SECONDS = 0.05
+"""How often memory for a photo's file is asked for while there is none."""
 ATTEMPTS = 3
 """How often a photo is begun anew because somebody else wrote results of another run at the same time."""
 
@@ -53,14 +57,18 @@ class Outcome:
     reason: str = ""
 
 
-def segment_object(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> Outcome:
+def segment_object(
+    service: Service, source: Store, item: Object, destination: Store, prefix: str, deadline: float = math.inf
+) -> Outcome:
     """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
+
+    No stage begins and no waiting lasts after `deadline` (time.monotonic()). Stores keep to a deadline of their own.
 
     Raises StorageError, Busy or ModelError for what may pass later, StorageRefused for results that can be neither
     looked for nor written.
     """
     start = time.perf_counter()
-    photo = _Photo(service, source, item, destination, f"{prefix}{item.name}/{item.generation}/")
+    photo = _Photo(service, source, item, destination, f"{prefix}{item.name}/{item.generation}/", deadline)
     outcome = photo.segment()
     levels = {"refused": logging.WARNING, "lost": logging.ERROR}
     level = levels.get(outcome.kind, logging.INFO)
@@ -90,13 +98,14 @@ class _Photo:
     item: Object
     destination: Store
     folder: str
+    deadline: float
 
     def segment(self) -> Outcome:
         """Do what is left to do."""
         if self._too_long(ERROR_NAME):
             return Outcome("lost", reason=_TOO_LONG)
         # Four deliveries at once do the work once: three wait, and then find the results.
-        with _turn(f"{self.destination.address}/{self.folder}", self.service.settings.wait_seconds):
+        with _turn(f"{self.destination.address}/{self.folder}", self._wait_seconds()):
             for _ in range(ATTEMPTS):
                 there = Results.find(self.destination, self.folder)
                 if there.complete(self._names) or (there.error and self._is_final(there.error)):
@@ -104,6 +113,13 @@ class _Photo:
                 if outcome := self._make(there):
                     return outcome
         raise StorageError(f"Results of {self.item.name} made with other settings were written at the same time.")
+
+    def _late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def _wait_seconds(self) -> float:
+        """How long to wait for something that another photo has."""
+        return min(self.service.settings.wait_seconds, max(self.deadline - time.monotonic(), 0.0))
 
     @property
     def _formats(self) -> tuple[Format, ...]:
@@ -141,6 +157,8 @@ class _Photo:
                 if data is None:
                     return Outcome("gone")
                 result, options, replaces = self._run(data, there, held)
+            except Cancelled:
+                raise Busy("The time limit of this delivery was reached before the photo was segmented.", 5) from None
             except (RequestError, _SourceRefused) as error:
                 self._write_error(error, there)
                 return Outcome("refused", reason=str(error))
@@ -162,14 +180,23 @@ class _Photo:
         limit = self.service.upload_limit
         reservation = held.enter_context(self.service.receive())
         reserved = min(limit if self.item.size is None else self.item.size, limit)
-        reservation.grow(reserved)
+        self._grow(reservation, reserved)
         try:
             data = self.source.read(self.item, limit)
         except StorageRefused as error:
             raise _SourceRefused(str(error)) from error
         if data is not None and len(data) > reserved:  # it was compressed
-            reservation.grow(len(data) - reserved)
+            self._grow(reservation, len(data) - reserved)
         return data
+
+    def _grow(self, reservation: Reservation, count: int) -> None:
+        """Reserve memory for `count` more bytes of the photo. Raises TooLarge, Busy."""
+        seconds = self._wait_seconds()
+        until = time.monotonic() + seconds
+        while not reservation.try_grow(count):
+            if time.monotonic() > until:
+                raise Busy(f"Timed out after {seconds:g} s waiting for memory.", 5)
+            time.sleep(POLL_SECONDS)
 
     def _run(self, data: bytes, there: Results, held: ExitStack) -> tuple[Result, Options, bool]:
         """The results in all formats, the options they were made with, and whether they replace what is there."""
@@ -177,11 +204,11 @@ class _Photo:
         options = there.resume(service.model_name, service.model_digest, defaults)
         if options is not None:
             try:
-                return service.segment(data, options, self._formats, until=held), options, False
+                return service.segment(data, options, self._formats, held, self._late), options, False
             except TooLarge:
                 if not there.files:
                     raise
-        return service.segment(data, defaults, self._formats, until=held), defaults, True
+        return service.segment(data, defaults, self._formats, held, self._late), defaults, True
 
     def _write(self, file: File, run: Run) -> bool:
         """Write a result; False if there is one of another run."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import time
 import zlib
@@ -35,6 +36,8 @@ from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 """How long a connection may be silent before the request is tried again."""
+LAST_SECONDS = 1.0
+"""How long a call may take that begins after the deadline."""
 CONNECTIONS = 32
 """Connections that are kept; as many threads may call at once."""
 CHUNK_BYTES = 8 << 20
@@ -57,14 +60,23 @@ def client() -> Client:
 class Bucket:
     """A Store that is a bucket.
 
-    A call that fails is tried again for `seconds`, so it takes READ_SECONDS more at most. With the three or four calls
-    of a delivery that is well below Pub/Sub's longest acknowledgement deadline, 600 s.
+    A call that fails is tried again for `seconds`, or until `deadline` (time.monotonic()) if that is earlier; the last
+    try may take READ_SECONDS more. A call after the deadline has a second, so that what is as good as done is finished.
     """
 
-    def __init__(self, name: str, seconds: float) -> None:
+    def __init__(self, name: str, seconds: float, deadline: float = math.inf) -> None:
         self.name = name
-        self.seconds = seconds
-        self._call: dict[str, Any] = {
+        self._seconds, self._deadline = seconds, deadline
+
+    @property
+    def seconds(self) -> float:
+        """How long a call that begins now is tried."""
+        return min(self._seconds, max(LAST_SECONDS, self._deadline - time.monotonic()))
+
+    @property
+    def _call(self) -> dict[str, Any]:
+        seconds = self.seconds
+        return {
             "timeout": (min(CONNECT_SECONDS, seconds), min(READ_SECONDS, seconds)),
             "retry": DEFAULT_RETRY.with_timeout(seconds).with_delay(initial=min(1.0, seconds / 60), maximum=10.0),
         }
