@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from segment import container, image
 from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
+from segment.errors import Cancelled
 from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
 from segment.results import Results
@@ -89,11 +90,14 @@ class Model:
         min_score: float,
         max_detections: int,
         detail: int = 1,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Detections:
         """The instances in `photo`, an RGB image, in its pixels, best score first.
 
         The whole photo and, with `detail` 2 or more, each of its detail x detail tiles are scaled to `network_size`
-        (width, height) and run one after the other: memory stays that of one run.
+        (width, height) and run one after the other: memory stays that of one run. `cancelled` is asked before each tile.
+
+        Raises Cancelled when it returns True.
         """
         lowest = min_score if detail == 1 else min(min_score, CANDIDATE_SCORE)
         seen = photo if photo.size == network_size else image.resize(photo, network_size)
@@ -102,6 +106,8 @@ class Model:
             return whole
         parts = []
         for tile in tiles(photo.size, detail):
+            if cancelled():
+                raise Cancelled
             seen = image.resize(photo, network_size, tile)
             parts.append((tile, self._run(np.asarray(seen), lowest, max_detections)))
         found = merge(whole, parts)

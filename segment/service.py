@@ -167,7 +167,7 @@ class Service:
         """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).
 
         The results' own memory is held until the stack `until` is closed, if one is given: an answer may take its time.
-        `cancelled` is asked before each stage; when it returns True, the work ends with Cancelled.
+        `cancelled` is asked before each stage and each tile; when it returns True, the work ends with Cancelled.
         Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError, Cancelled.
         """
         formats = tuple(formats or (options.format,))
@@ -181,7 +181,7 @@ class Service:
             with watch("decode"):
                 photo = image.decode(data, header, planned.look_size)
             with watch("network"):
-                found = self._find(photo, planned, options, classes).at(header.size)
+                found = self._find(photo, planned, options, classes, cancelled).at(header.size)
             if planned.keep:
                 files = self._write(photo, found, planned, options, formats, watch)
                 _hold(files, loaded.budget, until)
@@ -218,10 +218,13 @@ class Service:
                         raise
         return self._loaded
 
-    def _find(self, photo: Image.Image, planned: Plan, options: Options, classes: set[int]) -> Detections:
+    def _find(
+        self, photo: Image.Image, planned: Plan, options: Options, classes: set[int], cancelled: Callable[[], bool]
+    ) -> Detections:
         """The instances in the photo, of these classes if there are any."""
         most = self.settings.max_detections if classes else options.max_detections
-        found = self._load().model.find(photo, planned.network_size, options.min_score, most, planned.detail)
+        size, detail = planned.network_size, planned.detail
+        found = self._load().model.find(photo, size, options.min_score, most, detail, cancelled)
         if not classes:
             return found
         chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]

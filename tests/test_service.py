@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segment import container
-from segment.errors import CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
+from segment.errors import Cancelled, CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
 from segment.formats import Format
 from segment.memory import MARGIN_SHARE
 from segment.model import from_settings
@@ -53,6 +53,27 @@ def document(result: Result) -> dict[str, Any]:
     (file,) = (file for file in result.files if file.name == "detections.json")
     found: dict[str, Any] = json.loads(file.body)
     return found
+
+
+@pytest.mark.parametrize("detail", [1, 3])
+def test_work_ends_at_the_next_stage_or_tile_when_nobody_waits(service: Service, photo: bytes, detail: int) -> None:
+    options = Options.parse({"detail": str(detail)}, service.settings)
+    asked = 0
+
+    def counted(last: int) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > last
+
+    service.segment(photo, options, ("json",), cancelled=lambda: counted(1_000))
+    questions, counts = asked, list[int]()
+    assert questions >= 4 + detail * detail * (detail > 1), "before each stage and each tile"
+    for last in range(questions):
+        asked = 0
+        with pytest.raises(Cancelled):
+            service.segment(photo, options, ("json",), cancelled=lambda last=last: counted(last))  # type: ignore[misc]
+        counts.append(asked)
+    assert counts == list(range(1, questions + 1)), "it is not asked again"
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
