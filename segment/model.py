@@ -95,9 +95,9 @@ class Model:
         """The instances in `photo`, an RGB image, in its pixels, best score first.
 
         The whole photo and, with `detail` 2 or more, each of its detail x detail tiles are scaled to `network_size`
-        (width, height) and run one after the other: memory stays that of one run. `cancelled` is asked before each tile.
+        (width, height) and run one after the other: memory stays that of one run.
 
-        Raises Cancelled when it returns True.
+        Raises Cancelled when `cancelled`, which is called before each tile, returns True.
         """
         lowest = min_score if detail == 1 else min(min_score, CANDIDATE_SCORE)
         seen = photo if photo.size == network_size else image.resize(photo, network_size)
