@@ -39,9 +39,11 @@ locals {
     SEGMENT_OUTPUT_PREFIX  = var.output_prefix != "" ? var.output_prefix : null
     SEGMENT_OUTPUT_FORMATS = join(",", var.output_formats)
   }
-  service_size = { SEGMENT_MEMORY = local.memory, SEGMENT_THREADS = ceil(var.cpu) }
-  job_size     = { SEGMENT_MEMORY = local.job_memory, SEGMENT_THREADS = local.job_cpu }
-  own_settings = keys(merge(local.common_settings, local.http_settings, local.bucket_settings, local.service_size))
+  # A delivery may overrun this by a stage of the pipeline and a storage call, and must still end before timeout_seconds.
+  events_settings = merge(local.bucket_settings, { SEGMENT_DELIVERY_SECONDS = max(1, var.timeout_seconds - 10) })
+  service_size    = { SEGMENT_MEMORY = local.memory, SEGMENT_THREADS = ceil(var.cpu) }
+  job_size        = { SEGMENT_MEMORY = local.job_memory, SEGMENT_THREADS = local.job_cpu }
+  own_settings    = keys(merge(local.common_settings, local.http_settings, local.events_settings, local.service_size))
 
   services = {
     http = {
@@ -61,7 +63,7 @@ locals {
     events = {
       name            = "${var.name}-events"
       target          = "segment_object"
-      settings        = local.bucket_settings
+      settings        = local.events_settings
       service_account = google_service_account.bucket.email
       ingress         = "INGRESS_TRAFFIC_INTERNAL_ONLY" # Pub/Sub of the same project counts as internal
       min_instances   = 0

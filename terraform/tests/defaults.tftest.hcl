@@ -75,15 +75,16 @@ run "services" {
         THREADS              = "8"
       }
       events = {
-        FUNCTION_TARGET        = "segment_object"
-        SEGMENT_INPUT_BUCKET   = "my-project-segment-input"
-        SEGMENT_MEMORY         = "512Mi"
-        SEGMENT_OUTPUT_BUCKET  = "my-project-segment-output"
-        SEGMENT_OUTPUT_FORMATS = "png,json"
-        SEGMENT_PROJECT        = "my-project"
-        SEGMENT_THREADS        = "1"
-        SEGMENT_WAIT_SECONDS   = "30"
-        THREADS                = "6"
+        FUNCTION_TARGET          = "segment_object"
+        SEGMENT_DELIVERY_SECONDS = "50"
+        SEGMENT_INPUT_BUCKET     = "my-project-segment-input"
+        SEGMENT_MEMORY           = "512Mi"
+        SEGMENT_OUTPUT_BUCKET    = "my-project-segment-output"
+        SEGMENT_OUTPUT_FORMATS   = "png,json"
+        SEGMENT_PROJECT          = "my-project"
+        SEGMENT_THREADS          = "1"
+        SEGMENT_WAIT_SECONDS     = "30"
+        THREADS                  = "6"
       }
     }
     error_message = "The code is told its target, its size and its buckets; everything else is its own default."
