@@ -272,7 +272,7 @@ SCHEMAS: Json = {
     "Detections": _object(
         "info licenses image images categories annotations",
         info=_object("description", description=_TEXT),
-        licenses={"type": "array"},
+        licenses={"type": "array", "items": {"type": "object"}},
         image=_object("width height", width=_WHOLE, height=_WHOLE),
         images={
             "type": "array",
