@@ -1,11 +1,10 @@
 """Anything at all, many at once, in a real memory control group: every answer right or a clear refusal, nothing killed.
 
-The full run is of 500 requests to a full-size Mask R-CNN R50-FPN in int8 within 512 MiB (slow); one of a file of another
-family is slow too, and a short one of the demo model is in every test run. Photos from 64 x 64 to 100 megapixels, every
-format of the answer, and files that lie about themselves, mixed from a seed, sent as bodies, forms and URLs. Meanwhile
-hostile clients send slowly, announce bodies that never come, and do not read. What one request answers alone, it must
-answer in the crowd too, byte by byte; or 503.
-"""
+The full run is of 500 requests to a full-size Mask R-CNN R50-FPN in int8 within 512 MiB (slow). One of another kind of
+file is slow too, and a short one of the demo model is in every test run. Photos from 64 x 64 to 100 megapixels,
+every format of the answer, and files that lie about themselves, mixed from a seed, sent as bodies, forms and URLs.
+Meanwhile hostile clients send slowly, announce bodies that never come, and do not read. What one request answers alone,
+it must answer in the crowd too, byte by byte; or 503.
 
 from __future__ import annotations
 
