@@ -5,6 +5,7 @@ file is slow too, and a short one of the demo model is in every test run. Photos
 every format of the answer, and files that lie about themselves, mixed from a seed, sent as bodies, forms and URLs.
 Meanwhile hostile clients send slowly, announce bodies that never come, and do not read. What one request answers alone,
 it must answer in the crowd too, byte by byte; or 503.
+"""
 
 from __future__ import annotations
 
