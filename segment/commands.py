@@ -95,7 +95,7 @@ def info(arguments: argparse.Namespace) -> int:
         "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}" + ", ..." * (len(service.labels) > 10),
         "memory of a run": _per_run(service.footprint),
         "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
-        "largest render factor": about["largest_render_factor"],
+        "largest render factor": about["largest_render_factor"] or "none: the file has an input of a fixed size",
     }
     for name, value in rows.items():
         print(f"{name:22} {value}")

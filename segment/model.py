@@ -83,6 +83,11 @@ class Model:
         """The (width, height) at which the network sees a photo of `size`."""
         return self.engine.input_size(size) or fitted_size(size, render_factor, fit, self.engine.stride)
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the file has an input of a fixed size, so that render factor and fit have no effect."""
+        return self.engine.input_size(FIRST_PHOTO) is not None
+
     def find(
         self,
         photo: Image.Image,

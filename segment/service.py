@@ -43,7 +43,8 @@ class Result:
     """What became of a photo.
 
     `files`: one per format asked for. Sizes are (width, height) in pixels; `picture_size` is less than `photo_size`
-    when the budget allowed only less. `timings`: milliseconds by stage, in the order of the stages.
+    when the budget allowed only less. `render_factor`: None if the model file has an input of a fixed size.
+    `timings`: milliseconds by stage, in the order of the stages.
     """
 
     files: tuple[File, ...]
@@ -51,7 +52,7 @@ class Result:
     photo_size: Size
     network_size: Size
     picture_size: Size
-    render_factor: int
+    render_factor: int | None
     detail: int
     timings: Mapping[str, float]
 
@@ -140,7 +141,7 @@ class Service:
             **asdict(model.footprint),
             "memory_limit": container.memory_limit(self.settings.memory),
             "memory_free": figures.capacity,
-            "largest_render_factor": figures.largest_render_factor(),
+            "largest_render_factor": None if model.fixed_size else figures.largest_render_factor(),
             "milliseconds_per_megapixel": round(model.milliseconds_per_megapixel, 1),
         }
 
@@ -200,7 +201,7 @@ class Service:
             photo_size=header.size,
             network_size=planned.network_size,
             picture_size=planned.picture_size,
-            render_factor=planned.render_factor,
+            render_factor=None if loaded.model.fixed_size else planned.render_factor,
             detail=planned.detail,
             timings=watch.timings,
         )
@@ -243,8 +244,10 @@ class Service:
         labels, files = self.labels, dict[Format, File]()
         with watch("encode"):
             if "json" in formats:
-                seen = {"render_factor": planned.render_factor, "fit": options.fit, "detail": planned.detail}
-                about = {"model": self.model_name, **seen}
+                about: dict[str, object] = {"model": self.model_name}
+                if not self._load().model.fixed_size:
+                    about |= {"render_factor": planned.render_factor, "fit": options.fit}
+                about["detail"] = planned.detail
                 files["json"] = coco.coco(found, labels, options.segmentation, about)
             if "ids" in formats:
                 files["ids"] = pictures.ids(found)

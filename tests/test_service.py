@@ -7,6 +7,7 @@ import json
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from segment.model import from_settings
 from segment.options import Options
 from segment.service import Result, Service
 from segment.settings import Settings
+from tests.test_engine_yolo import Truth
 from training.shapes import CLASSES, scene
 
 MIB = 1 << 20
@@ -256,7 +258,7 @@ class TestLittleMemory:
             segment(tight, photo, render_factor="256")
 
     def test_auto_takes_what_fits(self, tight: Service, photo: bytes) -> None:
-        assert 4 <= segment(tight, photo, render_factor="auto").render_factor <= 40
+        assert 4 <= (segment(tight, photo, render_factor="auto").render_factor or 0) <= 40
 
 
 def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,3 +280,20 @@ def test_a_model_that_leaves_no_room_says_so_each_time() -> None:
         with pytest.raises(ModelError, match="too little for the smallest render factor"):
             service.load()
     assert not service.ready
+
+
+def test_a_file_of_a_fixed_size_does_not_echo_what_it_ignores(tmp_path: Path, photo: bytes) -> None:
+    truth = Truth((96, 64), 96 * 64 // 64 + 96 * 64 // 256 + 96 * 64 // 1024, 3)
+    path = str(truth.save(tmp_path / "m.onnx"))
+    fixed = Service(Settings(model=path, memory=1024 * MIB, fixed_bytes=MIB, bytes_per_pixel=100))
+    result = segment(fixed, photo, render_factor="40", fit="square")
+    assert result.render_factor is None
+    about = document(result)["image"]
+    assert about == {"width": 640, "height": 480, "model": "m", "detail": 1}
+    assert fixed.describe()["largest_render_factor"] is None
+
+
+def test_a_file_of_any_size_says_what_was_used(service: Service, photo: bytes) -> None:
+    about = document(segment(service, photo, render_factor="16", fit="square"))["image"]
+    assert (about["render_factor"], about["fit"]) == (16, "square")
+    assert isinstance(service.describe()["largest_render_factor"], int)

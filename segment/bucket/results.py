@@ -51,10 +51,15 @@ class Run:
     settings: str
 
     @classmethod
-    def of(cls, model: str, digest: str, options: Options, render_factor: int, detail: int) -> Run:
-        """A run with these options, where `auto` came to this render factor and detail."""
-        used = {name: getattr(options, name) for name in ASKED}
-        return cls(model, digest, json.dumps(used | {"render_factor": render_factor, "detail": detail}))
+    def of(cls, model: str, digest: str, options: Options, render_factor: int | None, detail: int) -> Run:
+        """A run with these options, where `auto` came to this render factor and detail.
+
+        `render_factor`: None for a model file with an input of a fixed size; the setting is recorded as it is.
+        """
+        used = {name: getattr(options, name) for name in ASKED} | {"detail": detail}
+        if render_factor is not None:
+            used["render_factor"] = render_factor
+        return cls(model, digest, json.dumps(used))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Run:

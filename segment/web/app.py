@@ -205,11 +205,12 @@ def _result(result: Result, fetched: Mapping[str, float]) -> Response:
             "Segment-Network-Size": _size(result.network_size),
             "Segment-Photo-Size": _size(result.photo_size),
             "Segment-Picture-Size": _size(result.picture_size),
-            "Segment-Render-Factor": str(result.render_factor),
             "Segment-Detail": str(result.detail),
             "Server-Timing": ", ".join(f"{k};dur={v:.1f}" for k, v in {**fetched, **result.timings}.items()),
         }
     )
+    if result.render_factor is not None:
+        response.headers["Segment-Render-Factor"] = str(result.render_factor)
     return response
 
 

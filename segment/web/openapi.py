@@ -37,7 +37,7 @@ RESULT_HEADERS = {
     "Segment-Network-Size": "Width x height in pixels that the network saw.",
     "Segment-Photo-Size": "Width x height in pixels of the photo, upright.",
     "Segment-Picture-Size": "Width x height in pixels of the picture; less than the photo's only for lack of memory.",
-    "Segment-Render-Factor": "The render factor that was used.",
+    "Segment-Render-Factor": "The render factor that was used; absent if the model file has an input of a fixed size.",
     "Segment-Detail": "The detail that was used: tiles a side that were looked at beside the whole; 1 is none.",
     "Server-Timing": "Milliseconds by stage.",
 }
