@@ -66,11 +66,12 @@ on("model", () => {
   const { options, largest_render_factor: largest, milliseconds_per_megapixel: measured } = state.model;
   const { default: preset, anyOf: [{ minimum, maximum }] } = options.render_factor;
   speed = measured;
+  $("factor").closest("label").hidden = largest === null; // the model's file has an input of a fixed size
   $("factor").min = minimum;
-  $("factor").max = Math.max(minimum, Math.min(maximum, largest, LARGEST_FACTOR));
+  $("factor").max = Math.max(minimum, Math.min(maximum, largest ?? maximum, LARGEST_FACTOR));
   $("factor").value = preset === "auto" ? $("factor").max : preset;
   $("choices").replaceChildren();
-  for (const name of ["fit", "detail"]) addChoice(name, options[name]);
+  for (const name of largest === null ? ["detail"] : ["fit", "detail"]) addChoice(name, options[name]);
   state.minScore = Math.max(LOWEST_SCORE, options.min_score.default);
   showCost();
 });
