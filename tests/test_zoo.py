@@ -226,7 +226,36 @@ def test_downloads_once(mirror: Mirror, cache: Path) -> None:
     for _ in range(2):
         assert zoo.fetch(entry.name, mirror.url).read_bytes() == FILE
     assert mirror.ranges == [""]
-    assert [path.name for path in cache.iterdir()] == ["mask_rcnn_R_50_FPN_3x.pkl"]
+    assert {path.name for path in cache.iterdir()} == {"mask_rcnn_R_50_FPN_3x.pkl", "mask_rcnn_R_50_FPN_3x.pkl.sha256"}
+
+
+def test_the_sha256_of_the_first_download_is_recorded_for_sha256sum(mirror: Mirror, cache: Path) -> None:
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    mirror.files["/" + entry.file] = FILE
+    path = zoo.fetch(entry.name, mirror.url)
+    subprocess.run(["sha256sum", "--check", "--quiet", f"{path.name}.sha256"], cwd=cache, check=True)
+
+
+def test_another_file_with_the_same_md5_digits_is_refused(mirror: Mirror, cache: Path) -> None:
+    """24 bits of MD5 are found in seconds; the recorded SHA-256 is not."""
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    mirror.files["/" + entry.file] = FILE
+    path = zoo.fetch(entry.name, mirror.url)
+    path.unlink()
+    record = path.with_suffix(".pkl.sha256")
+    record.write_text(f"{hashlib.sha256(BODY).hexdigest()}  {path.name}\n")
+    with pytest.raises(ModelError, match=rf"SHA-256 is {hashlib.sha256(FILE).hexdigest()}.* delete .*sha256 first"):
+        zoo.fetch(entry.name, mirror.url)
+    assert not path.exists()
+    record.unlink()
+    assert zoo.fetch(entry.name, mirror.url) == path
+
+
+def test_a_damaged_record_is_explained(mirror: Mirror, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / "mask_rcnn_R_50_FPN_3x.pkl.sha256").write_text("<html>")
+    with pytest.raises(ModelError, match="does not hold a SHA-256"):
+        zoo.fetch("mask_rcnn_R_50_FPN_3x", mirror.url)
 
 
 def test_a_file_damaged_since_is_downloaded_again(mirror: Mirror, cache: Path) -> None:

@@ -7,6 +7,7 @@ downloaded and what was converted from it lie in the user's cache folder, where 
 from __future__ import annotations
 
 import functools
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import platformdirs
 
 from segment.errors import ModelError
 from segment.labels import read_labels
-from segment.zoo.download import download, matches
+from segment.zoo.download import WrongChecksum, download, matches, sha256
 
 FOLDER = Path(__file__).parent
 
@@ -103,14 +104,24 @@ def model_file(name: str) -> Path:
 def fetch(name: str, url: str = "") -> Path:
     """The checkpoint of a model, downloaded unless it is here already. `url`: a mirror's, instead of the zoo's own.
 
-    Raises ModelError for a name that is none and for a file that is not what it should be, FetchError when it cannot be
-    had.
+    The zoo publishes 24 bits of each file's MD5. The first download is checked against those, and its SHA-256 is
+    recorded beside it in NAME.pkl.sha256, in the format of `sha256sum`; every later use and download is checked
+    against the record. Raises ModelError for an unknown name and for a file with another checksum, FetchError when the
+    download fails.
     """
     found = entry(name)
     path = _cache() / f"{found.name}.pkl"
-    if not (path.exists() and matches(path, found.digest)):
+    record = path.with_suffix(".pkl.sha256")
+    expected = _recorded(record) or found.digest
+    if not (path.exists() and matches(path, expected)):
         source = (url or found.base).rstrip("/") + "/" + found.file
-        download(source, path, digest=found.digest, limit=2_000_000 * found.megabytes)
+        try:
+            download(source, path, digest=expected, limit=2_000_000 * found.megabytes)
+        except WrongChecksum as error:
+            hint = f" If its publisher has replaced it, delete {record} first." if record.exists() else ""
+            raise ModelError(f"{error}{hint}") from None
+    if not record.exists():
+        record.write_text(f"{sha256(path)}  {path.name}\n", encoding="ascii")
     return path
 
 
@@ -131,6 +142,16 @@ def _row(entry: Entry) -> tuple[str, ...]:
     fetched = "yes" if model_path(entry.name).exists() else ""
     classes, size = str(len(labels(entry))), f"{entry.megabytes} MB"
     return entry.name, entry.dataset, classes, box_ap, mask_ap, size, fetched, entry.zoo_path
+
+
+def _recorded(record: Path) -> str:
+    """The SHA-256 in a file that `sha256sum` would write; empty if there is none."""
+    if not record.exists():
+        return ""
+    digest = record.read_text(encoding="ascii", errors="replace").partition(" ")[0]
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ModelError(f"{record} does not hold a SHA-256 checksum. Delete it to accept the next download.")
+    return digest
 
 
 def _cache() -> Path:

@@ -1,7 +1,7 @@
-"""A large file over HTTP: once, whole, and the right one.
+"""Download a large file over HTTP, with resumption and a checksum.
 
-What has arrived is kept in `NAME.part` and goes on from there (RFC 9110, section 14: Range), after a broken connection
-as after an interrupted command. The file takes its name only when its digest is right.
+Received bytes are kept in `NAME.part`. After a broken connection or an interrupted command the download continues from
+there (RFC 9110, section 14: Range). The file is renamed to `NAME` only after its checksum was verified.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ STALL_SECONDS = 30.0
 CHUNK = 1 << 20
 
 
+class WrongChecksum(ModelError):
+    """A downloaded file is not the one that was expected."""
+
+
 def download(url: str, path: Path, *, digest: str, limit: int, pause: float = PAUSE_SECONDS) -> None:
     """Put what `url` answers at `path`, with a progress bar on a terminal.
 
     `digest`: the first hexadecimal digits of its MD5 or SHA-256. `limit`: the most bytes it may have. Raises FetchError
-    when it cannot be had, ModelError when it is not what it should be.
+    when it cannot be downloaded, WrongChecksum when it is a different file, ModelError when it is larger than `limit`
+    or the folder cannot be written to.
     """
     part = path.with_suffix(path.suffix + ".part")
     try:
@@ -64,10 +69,11 @@ def download(url: str, path: Path, *, digest: str, limit: int, pause: float = PA
             )
         time.sleep(pause * 2 ** max(silent - 1, 0))
     if not matches(part, digest):
+        received = sha256(part)
         part.unlink()
-        raise ModelError(
-            f"{path.name} arrived damaged or is another file: its MD5 does not begin with {digest}. It was deleted; "
-            "fetch it again."
+        raise WrongChecksum(
+            f"{path.name} is damaged or a different file: its SHA-256 is {received}, and its checksum does not begin "
+            f"with {digest}. The download was deleted; fetch it again."
         )
     part.replace(path)
 
@@ -105,10 +111,14 @@ def _receive(url: str, part: Path, name: str, limit: int) -> bool:
 def matches(path: Path, digest: str) -> bool:
     """Whether the file's MD5 or SHA-256 begins with these hexadecimal digits."""
     with path.open("rb") as file:
-        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256")
-    return any(found.hexdigest().startswith(digest) for found in (md5, sha256))
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return md5.startswith(digest) or sha256(path).startswith(digest)
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(part: Path) -> int:
