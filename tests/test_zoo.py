@@ -237,7 +237,7 @@ def test_the_sha256_of_the_first_download_is_recorded_for_sha256sum(mirror: Mirr
 
 
 def test_another_file_with_the_same_md5_digits_is_refused(mirror: Mirror, cache: Path) -> None:
-    """24 bits of MD5 are found in seconds; the recorded SHA-256 is not."""
+    """A file can be made to match 24 bits of an MD5, but not the recorded SHA-256."""
     entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
     mirror.files["/" + entry.file] = FILE
     path = zoo.fetch(entry.name, mirror.url)
