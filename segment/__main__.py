@@ -104,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", nargs="?", default="", help="a file or a name; without it the embedded demo")
     info.set_defaults(run=commands.info)
 
-    commands_of.add_parser("models", help="the models that can be had by name").set_defaults(run=commands.models)
+    models = commands_of.add_parser("models", help="the models that can be had by name")
+    models.add_argument("--dataset", default="", help="only the models of one data set: coco, lvis_v0.5, cityscapes")
+    models.add_argument("--sort", default="", metavar="COLUMN", help="best first: mask-ap, ms-int8, held-int8, ...")
+    models.set_defaults(run=commands.models)
 
     fetch = commands_of.add_parser("fetch", help="download a model by name and convert it")
     prepare = commands_of.add_parser("prepare", help="fetch a model unless that was done; check a model file")

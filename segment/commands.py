@@ -104,9 +104,9 @@ def info(arguments: argparse.Namespace) -> int:
 
 def models(arguments: argparse.Namespace) -> int:
     """The models that can be had by name."""
-    from segment import zoo
+    from segment.zoo import table
 
-    print(zoo.table())
+    print(table.text(arguments.dataset, arguments.sort))
     return 0
 
 

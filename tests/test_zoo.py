@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -26,7 +27,8 @@ from segment import engine as engines
 from segment import model, zoo
 from segment.convert import config as configs
 from segment.engine.footprint import Footprint
-from segment.errors import FetchError, ModelError
+from segment.errors import FetchError, ModelError, OptionError
+from segment.zoo import table
 from segment.zoo.download import download
 
 BODY = bytes(range(256)) * 1200
@@ -138,12 +140,48 @@ def test_detectron2s_own_names_do_too() -> None:
         assert zoo.entry(name).name == "mask_rcnn_R_50_FPN_3x"
 
 
+def shown(dataset: str = "", sort: str = "") -> list[str]:
+    """The names in the table, in order."""
+    words = [line.split(" ")[0] for line in table.text(dataset, sort).splitlines()]
+    return [word for word in words if word in zoo.entries()]
+
+
 def test_the_table_shows_every_model(cache: Path) -> None:
-    table = zoo.table()
-    assert all(name in table for name in zoo.entries())
-    assert "CC BY-SA 3.0" in table
-    row = next(line for line in table.splitlines() if line.startswith("mask_rcnn_R_50_FPN_3x "))
-    assert re.search(r"coco +80 +41\.0 +37\.2 +178 MB", row)
+    assert shown() == list(zoo.entries())
+    row = next(line for line in table.text().splitlines() if line.startswith("mask_rcnn_R_50_FPN_3x "))
+    assert re.search(r"coco +80 +41\.0 +37\.2 +178 .*CC BY-SA 3\.0", row)
+
+
+def test_the_table_shows_one_data_set(cache: Path) -> None:
+    assert shown("cityscapes")
+    assert all(zoo.entry(name).dataset == "cityscapes" for name in shown("cityscapes"))
+    with pytest.raises(OptionError, match=r"--dataset is 'imagenet'; there is .*coco"):
+        table.text("imagenet")
+
+
+def test_the_table_shows_the_best_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precise = [zoo.entry(name).mask_ap for name in shown(sort="mask-ap")]
+    assert precise == sorted(precise, reverse=True)
+    small = [zoo.entry(name).megabytes for name in shown("coco", "download")]
+    assert small == sorted(small)
+    slow, fast = "mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_101_FPN_3x"
+    times = {slow: 60.0, fast: 50.0}
+    monkeypatch.setattr(
+        table,
+        "measured",
+        lambda entry: {"int8": table.Measured(45, 150, times[entry.name])} if entry.name in times else {},
+    )
+    assert shown(sort="ms-int8")[:2] == [fast, slow]
+    assert len(shown(sort="ms-int8")) == len(zoo.entries())
+    with pytest.raises(OptionError, match=r"--sort is 'speed'; the columns are .*ms-int8"):
+        table.text(sort="speed")
+
+
+def test_what_was_measured_is_of_models_that_are_there() -> None:
+    document = json.loads(table.MEASURED.read_text())
+    assert set(document["models"]) <= set(zoo.entries())
+    assert str(document["render_factor"]) in table.text()
+    assert document["machine"] in table.text()
 
 
 def test_a_model_that_was_not_fetched(cache: Path) -> None:

@@ -1,7 +1,7 @@
 """Models by name: what detectron2's model zoo offers of the family that converts.
 
-`models.toml` holds the facts, one text file per data set the names of its classes: detectron2 is not needed. What was
-downloaded and what was converted from it lie in the user's cache folder, where the platform wants it.
+`models.toml` holds the facts, one text file per data set the names of its classes: detectron2 is not needed. Downloads
+and the models converted from them are kept in the user's cache folder, where the platform wants it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def entries() -> Mapping[str, Entry]:
 
     def entry(name: str, file: str, base: str = "base", parts: Sequence[str] = (), **rest: Any) -> Entry:
         config = functools.reduce(merged, [facts["parts"][part] for part in parts], facts[base])
-        return Entry(name=name, file=file, base=facts["url"], license=facts["license"], config=config, **rest)
+        rest.setdefault("license", facts["license"])
+        return Entry(name=name, file=file, base=facts["url"], config=config, **rest)
 
     return {name: entry(name, **row) for name, row in facts["models"].items()}
 
@@ -123,25 +124,6 @@ def fetch(name: str, url: str = "") -> Path:
     if not record.exists():
         record.write_text(f"{sha256(path)}  {path.name}\n", encoding="ascii")
     return path
-
-
-def table() -> str:
-    """Every model with what it is good for, as text."""
-    headings = ("NAME", "DATA SET", "CLASSES", "BOX AP", "MASK AP", "DOWNLOAD", "FETCHED", "IN DETECTRON2'S ZOO")
-    rows = [headings, *(_row(found) for found in entries().values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(headings))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    first = next(iter(entries().values()))
-    return "\n".join(
-        [*lines, "", f"All are from detectron2's model zoo ({first.base}), licensed under {first.license}."]
-    )
-
-
-def _row(entry: Entry) -> tuple[str, ...]:
-    box_ap, mask_ap = ("-" if ap is None else f"{ap:.1f}" for ap in (entry.box_ap, entry.mask_ap))
-    fetched = "yes" if model_path(entry.name).exists() else ""
-    classes, size = str(len(labels(entry))), f"{entry.megabytes} MB"
-    return entry.name, entry.dataset, classes, box_ap, mask_ap, size, fetched, entry.zoo_path
 
 
 def _recorded(record: Path) -> str:
