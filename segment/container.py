@@ -1,11 +1,11 @@
-"""What this container has: memory and CPUs, read from its control group.
+"""Memory and CPUs of the container, read from its control group (cgroup).
 
-A cgroup of version 2 says so in memory.max and cpu.max (docs.kernel.org/admin-guide/cgroup-v2.html), one of version 1
-in memory.limit_in_bytes and cpu.cfs_quota_us. A process sees its own group at the root of /sys/fs/cgroup from inside a
-container, and below it from outside; the smallest limit on the way up holds.
+The limits are memory.max and cpu.max in cgroup v2 (docs.kernel.org/admin-guide/cgroup-v2.html), memory.limit_in_bytes
+and cpu.cfs_quota_us in v1. Inside a container the process's own group is the root of /sys/fs/cgroup; outside it is a
+folder below. The smallest limit of the group and its ancestors applies.
 
-Only memory that the kernel cannot take back counts as held: anonymous pages and shared memory. Pages of files, such as
-a library or a compiled model's weights, it drops by itself when it must.
+Held memory means memory that the kernel cannot reclaim: anonymous pages and shared memory. File-backed pages, such as
+those of a library or of a compiled model's weights, are not counted, because the kernel drops them under pressure.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _MALLOC = {-3: 256 << 10, -1: 256 << 10, -8: 2}
 
 
 def memory_limit(setting: int | None = None) -> int:
-    """The memory limit in bytes: the setting, the cgroup's, or the machine's, the smallest there is."""
+    """The memory limit in bytes: the smallest of `setting`, the cgroup's limit and the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # cgroup v1 says "no limit" as the largest multiple of a page; v2 as "max", which is no number.
+    # No limit is a huge number in cgroup v1, and the word "max" in v2, which _values() skips.
     limits = [value for (value,) in _values("memory", ("memory.max",), ("memory.limit_in_bytes",)) if value < 1 << 60]
     return min([setting or machine, machine, *limits])
 
 
 def cpus() -> int:
-    """How many CPUs this container has: its quota where it has one, else those it may run on; at least 1."""
+    """The number of CPUs: the cgroup's quota or the CPU affinity, whichever is smaller; at least 1."""
     quotas = [
         quota / period for quota, period in _values("cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
     ]
@@ -39,20 +39,20 @@ def cpus() -> int:
 
 
 def held() -> int:
-    """Anonymous and shared memory in bytes, of this process and of the server it was forked from, if any."""
+    """Anonymous and shared memory in bytes of this process, and of the parent that it was forked from, if any."""
     return sum(_held_by(pid) for pid in {os.getpid(), os.getppid()} if _command(pid) == _command(os.getpid()))
 
 
 def peak() -> int:
-    """The most resident memory in bytes that this process ever had (VmHWM)."""
+    """The peak resident memory of this process in bytes (VmHWM)."""
     return _status(os.getpid(), "VmHWM")
 
 
 def configure_malloc() -> None:
-    """Have the C library return large blocks to the kernel as soon as they are free (glibc's mallopt).
+    """Make the C library return large blocks to the kernel as soon as they are freed (glibc's mallopt).
 
-    By default its threshold grows with what is freed, up to 32 MiB: photos and activations then stay in the heap, and
-    each thread's arena keeps its own.
+    By default the threshold grows with the freed blocks, up to 32 MiB, so that photos and activations stay in the heap
+    after use, once per arena.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -61,13 +61,13 @@ def configure_malloc() -> None:
 
 
 def trim_heap() -> None:
-    """Return what the C library keeps of freed memory to the kernel, where it can (glibc's malloc_trim)."""
+    """Return freed memory that the C library keeps to the kernel (glibc's malloc_trim)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _command(pid: int) -> bytes:
-    """Its command line, which a forked process has from its parent."""
+    """The command line of a process. A forked process has the same one as its parent."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -75,7 +75,7 @@ def _command(pid: int) -> bytes:
 
 
 def _held_by(pid: int) -> int:
-    """Its own pages and its part of those it shares, as a worker shares its master's until one of them writes."""
+    """The proportional share (Pss) of the process's pages: a forked worker shares pages until one side writes."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError:
@@ -93,7 +93,7 @@ def _status(pid: int, field: str) -> int:
 
 
 def _values(controller: str, v2: tuple[str, ...], v1: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
-    """The numbers in these files of this process's group and of each group above it."""
+    """The numbers in these files, for the process's group and each of its ancestors."""
     for folder, names in _groups(controller, v2, v1):
         for level in (folder, *folder.parents):
             if not level.is_relative_to(CGROUP):

@@ -1,7 +1,7 @@
-"""What a network found in an image: boxes, scores, classes and masks, in the pixels of a frame.
+"""The instances detected in an image: boxes, scores, classes and masks.
 
-Geometry, not pixels, is brought back to the photo: boxes and the masks' places are scaled, the masks' small grids stay
-as they are (see mask.py). So the result is as sharp as the network made it at any photo size, for a few hundred KB.
+To map detections to another image size, only their coordinates are scaled; the masks' small grids are kept as they are
+(see mask.py). Detections take a few hundred KB at any image size.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from segment.mask import Mask
 
 @dataclass(frozen=True)
 class Detections:
-    """N instances, best score first.
+    """N instances in an image, sorted by descending score.
 
-    `boxes`: (N, 4) float32 XYXY in pixels of the frame. `scores`: (N,) float32 in 0-1. `classes`: (N,) int64, indices
-    into the model's labels. `masks`: N masks. `size`: (width, height) of the frame in pixels.
+    `boxes`: (N, 4) float32 XYXY in pixels of the image. `scores`: (N,) float32 in 0-1. `classes`: (N,) int64, indices
+    into the model's labels. `masks`: N masks. `size`: (width, height) of the image in pixels.
     """
 
     boxes: NDArray[np.float32]
@@ -34,7 +34,7 @@ class Detections:
         return len(self.scores)
 
     def at(self, size: tuple[int, int]) -> Self:
-        """The same instances in the frame scaled to `size` (width, height)."""
+        """The same instances in the image scaled to `size` (width, height)."""
         sx, sy = size[0] / self.size[0], size[1] / self.size[1]
         return replace(
             self,
@@ -44,7 +44,7 @@ class Detections:
         )
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
-        """Those instances, in that order."""
+        """The instances at `indices`, in that order."""
         index = np.asarray(indices, np.int64)
         return replace(
             self,
@@ -56,7 +56,7 @@ class Detections:
 
 
 def nonempty(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which boxes (N, 4) XYXY have an area, as detectron2's Boxes.nonempty: (N,) bool."""
+    """Which boxes (N, 4) XYXY have a positive area, as detectron2's Boxes.nonempty: (N,) bool."""
     result: NDArray[np.bool_] = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return result
 
@@ -68,7 +68,7 @@ def from_boxes(
     grids: NDArray[np.float32],
     size: tuple[int, int],
 ) -> Detections:
-    """Detections whose masks each cover their own box, as Mask R-CNN answers them: `grids` is (N, h, w)."""
+    """Detections whose masks cover their boxes, as predicted by Mask R-CNN. `grids`: (N, h, w) probabilities."""
     places = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
     masks = tuple(Mask(grid, place, place) for grid, place in zip(grids, places, strict=True))
     return Detections(boxes, scores, classes, masks, size)

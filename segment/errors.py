@@ -1,41 +1,41 @@
-"""Every error this package raises on purpose.
+"""The exceptions that this package raises.
 
-    SegmentError                    the root
-    ├── SettingsError               an environment setting is unknown or has a bad value: the start stops
-    ├── ModelError                  a model file is missing, damaged or of no known family
-    ├── MissingPackage              an optional package is not installed; names the command that installs it
-    ├── ConversionError             a config or checkpoint cannot become a model file; names the key or tensor
-    ├── RequestError                the caller can mend it; the same request would fail again
-    │   ├── OptionError             an option is unknown or out of range; names it
-    │   ├── ImageError              these bytes are no image that can be segmented
-    │   │   ├── UnsupportedImage    not an image, or a format that is not read here
-    │   │   └── CorruptImage        an image that is cut off or damaged
-    │   ├── TooLarge                more bytes, pixels or memory than this instance can ever give
-    │   └── FetchError              a URL that could not be fetched
-    │       └── RefusedURL          a URL that may not be fetched
-    ├── StorageError                a bucket or a folder could not be read or written now; the same may pass later
-    │   └── StorageRefused          it refuses for good: no permission, no such bucket, a request it does not accept
-    ├── Busy                        no memory or time now; the same request may pass later
-    └── Cancelled                   nobody waits for the result any more
+    SegmentError                    base class
+    ├── SettingsError               a SEGMENT_ environment variable is unknown or invalid; the process does not start
+    ├── ModelError                  the model file is missing, damaged or of an unsupported family
+    ├── MissingPackage              an optional package is not installed; the message has the command that installs it
+    ├── ConversionError             a config or checkpoint cannot be converted; the message names the key or tensor
+    ├── RequestError                the request is invalid; repeating it fails again
+    │   ├── OptionError             an option is unknown or out of range
+    │   ├── ImageError              the bytes cannot be decoded as an image
+    │   │   ├── UnsupportedImage    not an image, or an unsupported image format
+    │   │   └── CorruptImage        the image is truncated or damaged
+    │   ├── TooLarge                the request needs more bytes, pixels or memory than this instance can provide
+    │   └── FetchError              the URL could not be fetched
+    │       └── RefusedURL          the URL is malformed, or points to an address that is not public
+    ├── StorageError                reading or writing a bucket or folder failed; a retry may succeed
+    │   └── StorageRefused          it fails until somebody intervenes: permission denied, no such bucket, bad request
+    ├── Busy                        no memory or time at the moment; a retry may succeed
+    └── Cancelled                   the client has closed the connection
 
-The message of each is a whole sentence for the user: what was wrong, which value, what would work. It holds
-nothing internal (no paths of the server, no stack). What each means over HTTP is said in web.py, what it means for
-a bucket event in bucket.py.
+Each message is a complete sentence for the user: what was wrong, which value, and what would work. Messages contain no
+internal details such as server paths or stack traces. `segment/web/app.py` maps the errors to HTTP status codes,
+`segment/bucket/events.py` maps them to acknowledgements of bucket events.
 """
 
 from __future__ import annotations
 
 
 class SegmentError(Exception):
-    """The root of all errors raised on purpose by this package."""
+    """Base class of all errors in this package."""
 
 
 class SettingsError(SegmentError):
-    """An environment setting is unknown or has a bad value."""
+    """A SEGMENT_ environment variable is unknown or invalid."""
 
 
 class ModelError(SegmentError):
-    """A model file is missing, damaged or of no known family."""
+    """The model file is missing, damaged or of an unsupported family."""
 
 
 class MissingPackage(SegmentError):
@@ -43,17 +43,17 @@ class MissingPackage(SegmentError):
 
 
 class ConversionError(SegmentError):
-    """A config or a checkpoint cannot become a model file."""
+    """A config or checkpoint cannot be converted into a model file."""
 
 
 class RequestError(SegmentError):
-    """The caller can mend it; the same request would fail again."""
+    """The request is invalid; repeating it fails again."""
 
 
 class OptionError(RequestError):
     """An option is unknown or out of range.
 
-    `name` is the option as the caller wrote it.
+    `name`: the option's name as given in the request.
     """
 
     def __init__(self, name: str, message: str) -> None:
@@ -62,39 +62,39 @@ class OptionError(RequestError):
 
 
 class ImageError(RequestError):
-    """These bytes are no image that can be segmented."""
+    """The bytes cannot be decoded as an image."""
 
 
 class UnsupportedImage(ImageError):
-    """Not an image, or a format that is not read here."""
+    """The bytes are not an image, or are in an unsupported format."""
 
 
 class CorruptImage(ImageError):
-    """An image that is cut off or damaged."""
+    """The image is truncated or damaged."""
 
 
 class TooLarge(RequestError):
-    """More bytes, pixels or memory than this instance can ever give."""
+    """The request needs more bytes, pixels or memory than this instance can provide."""
 
 
 class FetchError(RequestError):
-    """A URL that could not be fetched."""
+    """The URL could not be fetched."""
 
 
 class RefusedURL(FetchError):
-    """A URL that may not be fetched: malformed, not http(s), or not a public address."""
+    """The URL is malformed, is not http(s), or points to an address that is not public."""
 
 
 class StorageError(SegmentError):
-    """A bucket or a folder could not be read or written now; the same may pass later."""
+    """Reading or writing a bucket or folder failed; a retry may succeed."""
 
 
 class StorageRefused(StorageError):
-    """Storage refuses for good, until somebody changes it: no permission, no such bucket, a request it rejects."""
+    """Storage denies the call until somebody intervenes: permission denied, no such bucket, or a bad request."""
 
 
 class Busy(SegmentError):
-    """No memory or time now; the same request may pass after `retry_after` seconds."""
+    """No memory or time at the moment; a retry after `retry_after` seconds may succeed."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class Busy(SegmentError):
 
 
 class Cancelled(SegmentError):
-    """Nobody waits for the result any more: the client has closed the connection."""
+    """The client has closed the connection."""
 
     def __init__(self) -> None:
         super().__init__("The client has closed the connection.")

@@ -1,12 +1,12 @@
-"""Bytes of a photo -> upright RGB pixels, and how much memory that takes before it is spent.
+"""Decode an image file to upright RGB pixels, and compute in advance the memory that decoding needs.
 
-A header is read without decoding a pixel, so the caller can judge a photo's size and refuse it; decoding then reads no
-more than is wanted: a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the memory and time (the
-scaled inverse DCT of libjpeg, "draft" in Pillow).
+The header is read without decoding any pixels, so that the caller can check the size first. A JPEG is decoded at 1/2,
+1/4 or 1/8 of its size where that suffices, which saves memory and time (libjpeg's scaled inverse DCT, Pillow's "draft"
+mode).
 
-Everything becomes upright RGB here and nowhere else: EXIF orientation is applied; transparency is laid on white; grey,
-palette, CMYK and 16-bit pictures are converted; of an animation the first frame is taken. Colour profiles are not
-applied: detectron2 does not apply them either.
+All conversions to upright RGB happen here: EXIF orientation is applied; transparent pixels are blended with white;
+greyscale, palette, CMYK and 16-bit images are converted; the first frame of an animation is used. Colour profiles are
+not applied, as in detectron2.
 """
 
 from __future__ import annotations
@@ -43,33 +43,34 @@ PLUGINS = (
     TiffImagePlugin.TiffImageFile,
     AvifImagePlugin.AvifImageFile,
 )
-"""What is read of Pillow's formats; its many others are never tried. pi_heif adds HEIF, where it is installed."""
+"""Pillow's plugins for the supported formats. pi_heif adds HEIF if it is installed."""
 FORMATS = (*(plugin.format for plugin in PLUGINS), "HEIF")
 NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
-"""What people call a format, where that is not its name in Pillow."""
+"""Common names of formats, where they differ from Pillow's."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 MAX_SCANS = 100
-"""A progressive JPEG has about ten scans; each costs a pass over the whole picture."""
+"""A progressive JPEG usually has about ten scans. Each takes a pass over the whole image."""
 MAX_TEXT_BYTES = 4 << 20
-"""Text in a PNG, unpacked; Pillow's own limit is 64 MiB."""
+"""Limit for decompressed text chunks of a PNG; Pillow's default is 64 MiB."""
 MAX_HEADER_READS = 5000
-"""Reads that a header may take. A photo's takes some hundreds at most; one made of tiny segments takes millions."""
+"""Limit for read calls while parsing a header. A photo needs a few hundred; a hostile file can cause millions."""
 MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
-"""Chunks of a PNG in all, and of those that are not pixels."""
+"""Limits for the number of all chunks of a PNG, and of chunks other than pixel data."""
 STRIP_BYTES = 1 << 18
-"""How much is converted at once."""
+"""Size of the strips in which an image is converted to RGB."""
 FIXED_BYTES = 6 << 20
-"""What any decoder needs for itself: tables, rows, read buffers, one strip."""
+"""Memory of any decoder: tables, rows, read buffers, one strip."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, read without decoding it.
+    """An image file's header.
 
-    `size`: (width, height) in pixels, upright. `mode`: Pillow's name of the stored pixels. `orientation`: EXIF's 1-8,
-    what decoding still has to turn. `transparent`: whether some pixels may be. `progressive`: a progressive JPEG.
-    `decoder_bytes`: memory in bytes that the decoder holds beside the pixels that it writes, whatever the target.
+    `size`: (width, height) in pixels, with the orientation applied. `mode`: Pillow's mode of the stored pixels.
+    `orientation`: EXIF orientation, 1-8, that decode() applies. `transparent`: whether pixels may be transparent.
+    `progressive`: whether it is a progressive JPEG. `decoder_bytes`: memory in bytes that the decoder needs in addition
+    to its output, independent of the output's size.
     """
 
     format: str
@@ -81,18 +82,18 @@ class Header:
     decoder_bytes: int
 
     def decoded_size(self, target: tuple[int, int]) -> tuple[int, int]:
-        """The (width, height) that decode() will return: the smallest on offer that is not below `target`."""
+        """The (width, height) that decode() returns: the smallest available size that is not below `target`."""
         scale = self._scale(target)
         return -(-self.size[0] // scale), -(-self.size[1] // scale)
 
     def decode_bytes(self, target: tuple[int, int]) -> int:
-        """The most memory in bytes, the returned image included, that decode() takes."""
+        """Peak memory of decode() in bytes, including the returned image."""
         pixels = math.prod(self.decoded_size(target))
         copies = 0 if self._as_stored else 4
         return FIXED_BYTES + self.decoder_bytes + pixels * (_stored_bytes(self.mode) + copies)
 
     def _scale(self, target: tuple[int, int]) -> int:
-        """The divisor that the decoder applies, as JpegImageFile.draft picks it."""
+        """The factor by which the decoder reduces the image, chosen as in JpegImageFile.draft."""
         if self.format != "JPEG":
             return 1
         room = min(self.size[0] // max(target[0], 1), self.size[1] // max(target[1], 1))
@@ -100,12 +101,12 @@ class Header:
 
     @property
     def _as_stored(self) -> bool:
-        """Whether the decoder's own picture is already upright RGB."""
+        """Whether the decoder's output is already upright RGB."""
         return self.mode == "RGB" and self.orientation == 1 and not self.transparent
 
 
 def read_header(data: bytes) -> Header:
-    """Read what `data` says of itself. Raises UnsupportedImage, CorruptImage."""
+    """Parse the header of the image file `data`. Raises UnsupportedImage, CorruptImage."""
     with _refusing(data), _opened(data, _Header(data)) as image:
         orientation = _orientation(image)
         jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
@@ -120,52 +121,50 @@ def read_header(data: bytes) -> Header:
             decoder_bytes=_decoder_bytes(image, data),
         )
     if not width or not height:
-        raise CorruptImage(
-            f"This {header.format} says that it is {width} x {height} pixels; there is nothing to see in it."
-        )
+        raise CorruptImage(f"This {header.format} is {width} x {height} pixels; an image needs at least one pixel.")
     if header.progressive and data.count(b"\xff\xda") > MAX_SCANS:  # start of scan
-        raise CorruptImage(f"This progressive JPEG has more than {MAX_SCANS} scans; save it anew.")
+        raise CorruptImage(f"This progressive JPEG has more than {MAX_SCANS} scans. Save it again as a baseline JPEG.")
     return header
 
 
 def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
     """Decode to an upright RGB image of header.decoded_size(target), (width, height) in pixels.
 
-    Raises CorruptImage when the file is cut off or is not what its header says, TooLarge when memory runs out.
+    Raises CorruptImage if the file is truncated or does not match its header, TooLarge if memory runs out.
     """
     with _refusing(data), _opened(data) as image:
         if header.format == "JPEG":
             width, height = target
             image.draft(None, (height, width) if header.orientation >= 5 else (width, height))
         image.load()
-        # _new: a plain image over the same pixels, which lets go of the file's decoder
+        # _new() makes a plain image of the same pixels, without a reference to the decoder.
         result = image._new(image.im) if header._as_stored else _upright_rgb(image, header.orientation)
     if result.size != header.decoded_size(target):
-        raise CorruptImage(f"This {header.format} does not have the size that its header says.")
+        raise CorruptImage(f"The size of this {header.format} differs from the size in its header.")
     return result
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Image.Image:
-    """A new image of `size` (width, height), antialiased; of the pixels in `box` (left, top, right, bottom) if given.
+    """Resize `image`, or its pixels in `box` (left, top, right, bottom), to `size` (width, height), antialiased.
 
-    Bilinear, as detectron2's ResizeTransform does it. What is more than three times too large is first reduced by a
-    whole number, which is faster and looks the same (Pillow's `reducing_gap`).
+    Bilinear, as in detectron2's ResizeTransform. An image more than three times too large is first reduced by an
+    integer factor, which is faster at the same quality (Pillow's `reducing_gap`).
     """
     return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 @contextlib.contextmanager
 def _opened(data: bytes, file: io.BytesIO | None = None) -> Iterator[Image.Image]:
-    """The image behind `data`, read through `file`, its header read, nothing decoded."""
+    """Open the image file `data` through `file`: its header is parsed, no pixels are decoded."""
     _prepare_pillow()
     with Image.open(file or io.BytesIO(data), formats=_formats()) as image:
         yield image
 
 
 class _Header(io.BytesIO):
-    """A file whose header must not take much work to read: a bounded number of reads, one colour profile in a PNG.
+    """A file that limits the work of parsing its header: the number of reads, and of colour profiles in a PNG.
 
-    Pillow reads each segment of a header on its own and unpacks every colour profile, up to 1 MiB from 1 KiB.
+    Pillow reads each segment separately and decompresses every colour profile, from 1 KiB to up to 1 MiB.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -175,15 +174,15 @@ class _Header(io.BytesIO):
             _check_png(data)
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read; raises CorruptImage when there have been too many reads."""
+        """Read up to `size` bytes. Raises CorruptImage after too many reads."""
         self.reads += 1
         if self.reads > MAX_HEADER_READS:
-            raise CorruptImage("This image has a header of too many parts; save it anew.")
+            raise CorruptImage("The header of this image has too many parts. Save the image again.")
         return super().read(size)
 
 
 def _check_png(data: bytes) -> None:
-    """Raise CorruptImage for a PNG with more chunks than a picture needs (www.w3.org/TR/png-3, 5.3 and 11.3)."""
+    """Raise CorruptImage for a PNG with too many chunks (www.w3.org/TR/png-3, 5.3 and 11.3)."""
     at, ancillary, profiles = len(_PNG), 0, 0
     for _ in range(MAX_PNG_CHUNKS):
         if at + 8 > len(data):
@@ -194,7 +193,7 @@ def _check_png(data: bytes) -> None:
         profiles += kind == b"iCCP"
         if profiles > 1 or ancillary > MAX_PNG_ANCILLARY:
             break
-    raise CorruptImage("This PNG has more colour profiles or other chunks than a picture needs; save it anew.")
+    raise CorruptImage("This PNG has too many chunks or more than one colour profile. Save the image again.")
 
 
 def _formats() -> list[str]:
@@ -202,10 +201,9 @@ def _formats() -> list[str]:
 
 
 def _prepare_pillow() -> None:
-    """Set what Pillow only has as globals. Each call sets the same, so it does not matter which thread is first.
+    """Set Pillow's global limits. Idempotent and thread-safe: each call sets the same values.
 
-    Pillow's own limit on the number of pixels warns or refuses by a fixed number; here the caller judges, from the
-    header, by the memory that there is.
+    Pillow's limit on the number of pixels is disabled; the caller checks the header against the available memory.
     """
     Image.MAX_IMAGE_PIXELS = None
     PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
@@ -218,28 +216,32 @@ def _prepare_pillow() -> None:
 
 @contextlib.contextmanager
 def _refusing(data: bytes) -> Iterator[None]:
-    """Turn whatever a decoder raises on hostile bytes into the error tree.
+    """Convert any exception of a decoder into an ImageError or TooLarge.
 
-    Pillow's plugins raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError,
-    KeyError, ... The block holds nothing but decoding.
+    On damaged files Pillow's plugins raise almost any type: OSError, SyntaxError, ValueError, struct.error, zlib.error,
+    EOFError, KeyError, ... Use this only around calls to the decoder.
     """
     try:
         yield
     except SegmentError:
         raise
     except MemoryError as error:
-        raise TooLarge("This image needs more memory to decode than there is; send a smaller one.") from error
+        raise TooLarge("Decoding this image needs more memory than is available. Send a smaller image.") from error
     except Exception as error:
         name = _signature(data)
         if name is None:
             names = ", ".join(NAMES.get(name, name) for name in _formats())
             start = f"it starts with {data[:8]!r}" if data else "it is empty"
-            raise UnsupportedImage(f"This is no image of a known format ({start}). What is read: {names}.") from error
-        raise CorruptImage(f"This {name} is cut off, damaged or of a rare kind; save it anew.") from error
+            raise UnsupportedImage(
+                f"The file is not an image in a supported format ({start}). Supported formats: {names}."
+            ) from error
+        raise CorruptImage(
+            f"This {name} is truncated, damaged or of an unsupported variant. Save it again with another program."
+        ) from error
 
 
 def _signature(data: bytes) -> str | None:
-    """What people call the format whose signature `data` starts with; None if it is none that is read."""
+    """The common name of the format whose signature `data` starts with, or None."""
     for name in _formats():
         accept = Image.OPEN[name][1]
         if accept and accept(data[:16]) is True:
@@ -248,11 +250,11 @@ def _signature(data: bytes) -> str | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1-8. Damaged metadata is passed over, as browsers do."""
+    """The EXIF orientation, 1-8. Damaged metadata is ignored, as in browsers."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns TIFF itself
+        return 1  # Pillow applies the orientation of a TIFF itself
     with contextlib.suppress(Exception):
-        # Not image.getexif(): PNG's would decode the picture to look for EXIF behind it.
+        # Not image.getexif(): for a PNG it would decode the image to find EXIF data after it.
         value = Image.Image.getexif(image).get(0x0112)
         if isinstance(value, int) and 1 <= value <= 8:
             return value
@@ -260,22 +262,22 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _stored_bytes(mode: str) -> int:
-    """Bytes per pixel of Pillow's storage: three channels take four bytes too."""
+    """Bytes per pixel in Pillow's storage. Three channels take four bytes, too."""
     return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
 
 
 def _decoder_bytes(image: Image.Image, data: bytes) -> int:
-    """Memory in bytes that the decoder of `image` holds beside the pixels it writes.
+    """Memory in bytes that the decoder of `image` needs in addition to its output.
 
-    JPEG, PNG, GIF and BMP are decoded row by row, but for JPEGs with several scans. The figures are measured
-    (tests/test_image.py measures them again) and are those of the dearest variant of each format.
+    JPEG, PNG, GIF and BMP are decoded row by row, except JPEGs with several scans. The values were measured for the
+    variant of each format that needs the most memory; tests/test_image.py repeats the measurement.
     """
     pixels = math.prod(image.size)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return _coefficient_bytes(image, data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        turning = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0  # Pillow turns TIFF in a copy
-        return _tile_bytes(image) + turning
+        rotated_copy = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0
+        return _tile_bytes(image) + rotated_copy
     if image.format == "WEBP":  # two canvases of RGBA, the frame as bytes, the decoder's own plane
         return 14 * pixels + 2 * len(data)
     if image.format in ("AVIF", "HEIF"):  # up to four planes of 16 bits, twice if tiled; the frame as bytes
@@ -284,9 +286,9 @@ def _decoder_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int:
-    """What libjpeg holds of a JPEG with several scans: every coefficient, 2 bytes each, whatever the scale.
+    """Memory of libjpeg's coefficients: 2 bytes each for a JPEG with several scans, independent of the scale.
 
-    A JPEG with one scan is decoded row by row.
+    A JPEG with one scan is decoded row by row and needs none.
     """
     components = len(image.layer)
     scan = image.fp.tell() if image.fp else 0
@@ -300,7 +302,7 @@ def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int
 
 
 def _tile_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
-    """The size of one unpacked tile or strip of a TIFF, which libtiff holds whole; a tile may exceed the image."""
+    """The size of one decompressed tile or strip of a TIFF, as libtiff holds it. A tile may exceed the image."""
     tags, (width, height) = image.tag_v2, image.size
     bits = max(32, max(tags.get(258, (1,))) * tags.get(277, 1))  # BitsPerSample x SamplesPerPixel; YCbCr as RGBA
     across = tags.get(322, max(width, height))  # TileWidth; the image may lie on its side
@@ -309,7 +311,7 @@ def _tile_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
-    """`image` as RGB and turned upright, a strip at a time: no third copy is made."""
+    """Convert `image` to upright RGB. Works in strips, so that no third copy is needed."""
     width, height = image.size
     swapped, backwards = orientation >= 5, orientation in (3, 4, 6, 7)
     turn = _TURNS.get(orientation)
@@ -335,11 +337,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientation -> what makes it upright (as PIL.ImageOps.exif_transpose)."""
+"""EXIF orientation -> the transposition that applies it (as in PIL.ImageOps.exif_transpose)."""
 
 
 def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """How pieces of `image` become RGB."""
+    """The function that converts strips of `image` to RGB."""
     if image.mode.startswith("I;16"):
         return lambda piece: _grey(np.asarray(piece) >> 8)
     if image.mode in ("I", "F"):
@@ -351,9 +353,10 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """The values of a 32-bit or float image that are black and white.
+    """The values of black and white in a 32-bit integer or float image.
 
-    The usual scale that it fits into, 0-1 (float), 0-255 or 0-65535; else its own least and greatest values.
+    The first of the ranges 0-1 (float only), 0-255 and 0-65535 that contains all values, or else their own minimum and
+    maximum.
     """
     extrema = np.nan_to_num(np.array(image.getextrema(), np.float64), posinf=0, neginf=0)
     low, high = float(extrema[0]), float(extrema[1])
@@ -367,7 +370,7 @@ def _grey(values: NDArray[Any]) -> Image.Image:
 
 
 def _on_white(piece: Image.Image) -> Image.Image:
-    """`piece` with its transparency laid on white."""
+    """Blend `piece` with white."""
     piece = piece.convert("RGBA")
     result = Image.new("RGB", piece.size, "white")
     result.paste(piece, mask=piece)

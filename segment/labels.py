@@ -1,7 +1,7 @@
-"""Class names: the COCO data set's, and what a class is called when a file does not say.
+"""Class names: from a file, or those of the COCO data set.
 
-COCO numbers its categories from 1 to 90 and uses 80 of those numbers (cocodataset.org). A network's classes are either
-those 80 in order, or the numbers themselves.
+COCO numbers its categories from 1 to 90 but uses only 80 of these numbers (cocodataset.org). Networks trained on COCO
+have either 80 classes in that order, or 91 classes indexed by the category number.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ _UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 @functools.cache
 def coco() -> tuple[str, ...]:
-    """The 80 categories, in order."""
+    """The names of COCO's 80 categories, in order."""
     return tuple(_FILE.read_text(encoding="utf-8").splitlines())
 
 
 def coco_by_number() -> tuple[str, ...]:
-    """91 names, so that COCO's category n is the n-th; a number that it does not use is called by itself."""
+    """91 names indexed by COCO's category number. An unused number has itself as its name."""
     names = iter(coco())
     return tuple(str(number) if number in _UNUSED else next(names) for number in range(91))
 
 
 def labels_for(count: int, given: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The names of `count` classes: those `given`, else the file's `own`, else COCO's, else numbers.
+    """The names of `count` classes: `given`, or else `own` (from the model file), or else COCO's, or else numbers.
 
-    Raises ModelError if names are given for another number of classes.
+    Raises ModelError if the number of given names is not `count`.
     """
     if given and len(given) != count:
-        raise ModelError(f"There are {len(given)} labels for the {count} classes of the model; give one for each.")
+        raise ModelError(
+            f"There are {len(given)} labels for the {count} classes of the model. Give one label per class."
+        )
     named = (names for names in (given, own, coco(), coco_by_number()) if len(names) == count)
     return next(named, tuple(str(number) for number in range(count)))
 
@@ -47,7 +49,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"The labels {path.name} cannot be read: {error}.") from None
+        raise ModelError(f"The labels file {path.name} cannot be read: {error}.") from None
     labels = _json_labels(path, text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
     if not any(labels):
         raise ModelError(f"The labels file {path.name} is empty. Write one class name per line.")
@@ -58,8 +60,10 @@ def _json_labels(path: Path, text: str) -> list[str]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"The labels {path.name} are not JSON: {error}.") from None
+        raise ModelError(f"The labels file {path.name} is not valid JSON: {error}.") from None
     names = document.get("thing_classes") if isinstance(document, dict) else document
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"The labels {path.name} hold neither a list of names nor thing_classes.")
+        raise ModelError(
+            f"The labels file {path.name} must contain a list of class names, or an object with the list thing_classes."
+        )
     return names

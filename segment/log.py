@@ -1,8 +1,8 @@
-"""Logging: one JSON object per line, as Cloud Logging reads it; plain lines on a terminal.
+"""Structured logging: one JSON object per line for Cloud Logging, plain lines on a terminal.
 
-Use the standard library: `logging.getLogger(__name__).info("message", extra={"key": value})`; what is in `extra`
-becomes a field of the entry. An entry written while a request is handled carries that request's trace, so that Google
-Cloud shows it under the request (https://cloud.google.com/logging/docs/structured-logging).
+Use the standard library: `logging.getLogger(__name__).info("message", extra={"key": value})`. The keys of `extra`
+become fields of the log entry. Entries written while a request is handled contain the request's trace, so that Cloud
+Logging groups them with the request (https://cloud.google.com/logging/docs/structured-logging).
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import sys
 import flask
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-"""What every record has; anything else came in `extra`."""
+"""Attributes of every record; any other attribute comes from `extra`."""
 _TRACE_HEADERS = {
     "traceparent": re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"),
     "X-Cloud-Trace-Context": re.compile(r"([0-9a-f]{32})(?:/.*)?"),
 }
-"""Where a request names its trace: W3C's header and Google's older one."""
+"""Headers that contain the trace id: the W3C header and Google's older one."""
 
 
 def configure(project: str = "") -> None:
-    """Send every record of INFO and above to standard output. `project` (its id) lets Cloud Logging find traces."""
+    """Log records of level INFO and above to standard output. `project`: project id, for links to traces."""
     handler = logging.StreamHandler(sys.stdout)
     if sys.stdout.isatty():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -34,14 +34,14 @@ def configure(project: str = "") -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: severity, message with any traceback, the fields of `extra`, the trace."""
+    """Format a record as one line of JSON: severity, message with traceback, the fields of `extra`, the trace."""
 
     def __init__(self, project: str = "") -> None:
         super().__init__()
         self.project = project
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render `record`; a value that JSON cannot hold is written as text."""
+        """Format `record`. Values that are not JSON-serializable are converted to strings."""
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)

@@ -1,12 +1,12 @@
-"""One instance's mask: a small grid of probabilities and the rectangle of the image it covers.
+"""The mask of one instance: a small grid of probabilities, and the rectangle of the image that it covers.
 
-Mask R-CNN answers 28 x 28 probabilities inside each box; other families answer other grids. A mask stays that small
-grid until something needs pixels, and then only the pixels inside its own rectangle are made: a dense (N, H, W) stack
-of 100 masks at 12 megapixels would be 1.2 GB.
+Mask R-CNN predicts 28 x 28 probabilities inside each box; other model families predict other grids. The grid is only
+pasted where pixels are needed, inside the mask's own rectangle: a dense (N, H, W) array of 100 masks for a photo of
+12 megapixels would be 1.2 GB.
 
-Pasting is bilinear on pixel centres with zeros outside the grid, as `paste_masks_in_image` of detectron2
-(detectron2/layers/mask_ops.py, `grid_sample(align_corners=False)`) does it. Bilinear interpolation is separable, so
-it is two small matrix products: weights(rows) @ grid @ weights(columns).T.
+Pasting interpolates bilinearly at pixel centres, with zeros outside the grid, as detectron2's `paste_masks_in_image`
+does (detectron2/layers/mask_ops.py, `grid_sample(align_corners=False)`). Bilinear interpolation is separable, so it is
+computed as two small matrix products: weights(rows) @ grid @ weights(columns).T.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from numpy.typing import NDArray
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels; the pixel in column i covers [i, i + 1)."""
 Region = tuple[int, int, int, int]
-"""(left, top, right, bottom) in whole pixels, right and bottom excluded, as Pillow has it."""
+"""(left, top, right, bottom) in whole pixels, right and bottom exclusive, as in Pillow."""
 
 THRESHOLD = 0.5
-"""A pixel belongs to the instance from this probability on (detectron2's paste threshold)."""
+"""Minimum probability of a pixel that belongs to the instance (detectron2's default threshold)."""
 STRIP_PIXELS = 1 << 18
-"""How many pixels are pasted at once: 1 MiB of float32."""
+"""Number of pixels pasted at once: 1 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """One instance's mask.
+    """The mask of one instance.
 
-    `grid`: (h, w) float32 probabilities, or what crosses THRESHOLD where they do. `place`: the rectangle of the image
-    that the whole grid covers, in pixels; it may reach beyond the image. `bounds`: the mask is zero outside this
-    rectangle.
+    `grid`: (h, w) float32 probabilities, or values that cross THRESHOLD at the same places. `place`: the rectangle in
+    pixels of the image that the grid covers; it may extend beyond the image. `bounds`: rectangle in pixels outside of
+    which the mask is zero.
     """
 
     grid: NDArray[np.float32]
@@ -47,18 +47,18 @@ class Mask:
         return replace(self, place=scale(self.place, sx, sy), bounds=scale(self.bounds, sx, sy))
 
     def moved(self, dx: float, dy: float) -> Mask:
-        """The same mask `dx` pixels further right and `dy` further down."""
+        """The same mask, moved right by `dx` and down by `dy` pixels."""
         return replace(self, place=_moved(self.place, dx, dy), bounds=_moved(self.bounds, dx, dy))
 
     def region(self, size: tuple[int, int]) -> Region:
-        """The whole pixels of an image of `size` (width, height) in which the mask can be above zero."""
+        """The region of an image of `size` (width, height) in which the mask can be above zero."""
         x0, y0, x1, y1 = self.bounds
         width, height = size
         left, top = min(max(math.floor(x0), 0), width), min(max(math.floor(y0), 0), height)
         return left, top, max(min(math.ceil(x1), width), left), max(min(math.ceil(y1), height), top)
 
     def paste(self, region: Region) -> NDArray[np.float32]:
-        """The probabilities (bottom - top, right - left) float32 of the pixels of `region`."""
+        """The probabilities of the pixels of `region`: (bottom - top, right - left) float32."""
         left, top, right, bottom = region
         x0, y0, x1, y1 = self.place
         columns = _weights(left, right, x0, x1, self.grid.shape[1])
@@ -69,7 +69,7 @@ class Mask:
         return pasted
 
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
-        """The mask's pixels in an image of `size` (width, height), a horizontal strip at a time, top to bottom."""
+        """The mask's pixels in an image of `size` (width, height), in horizontal strips from top to bottom."""
         left, top, right, bottom = self.region(size)
         if left == right:
             return
@@ -79,7 +79,7 @@ class Mask:
             yield strip, self.paste(strip)
 
     def columns(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
-        """The same a vertical strip at a time, left to right, as COCO's column-major run lengths want it."""
+        """The same in vertical strips from left to right, the order of COCO's column-major run lengths."""
         left, top, right, bottom = self.region(size)
         if top == bottom:
             return
@@ -90,10 +90,10 @@ class Mask:
 
 
 def edge_distance(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far inside the mask's edge each pixel's centre is, in pixels, negative outside; true near the edge only.
+    """Signed distance in pixels of each pixel's centre from the mask's edge, positive inside; accurate near the edge.
 
-    To first order: how far the probability is above one half, over its slope there. So an edge is as sharp where the
-    network hesitates as where it is sure. `probabilities`: (h, w), of a region.
+    This is the first-order estimate (probability - 0.5) / slope, so that uncertain edges are drawn as sharp as certain
+    ones. `probabilities`: (h, w) of a region.
     """
     squares = _slope(probabilities, 1)
     squares *= squares
@@ -106,7 +106,7 @@ def edge_distance(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _slope(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The change per pixel along `axis`, over the two neighbours; at the ends over one."""
+    """The derivative along `axis`: central differences, one-sided at the ends."""
     values = np.moveaxis(values, axis, 0)
     slope = np.zeros_like(values)
     if len(values) > 1:
@@ -128,9 +128,9 @@ def _moved(box: Box, dx: float, dy: float) -> Box:
 
 
 def _weights(start: int, stop: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
-    """Bilinear weights (stop - start, cells): how much of each grid cell each pixel centre sees.
+    """Bilinear weights of the grid's cells at each pixel centre: (stop - start, cells) float32.
 
-    The grid's cells spread evenly over [low, high]; beyond the outermost centres they fade to zero.
+    The cells divide [low, high] evenly; beyond the outermost cell centres the weights fall to zero.
     """
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
     at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) - np.float32(0.5)
@@ -139,6 +139,6 @@ def _weights(start: int, stop: int, low: float, high: float, cells: int) -> NDAr
 
 
 def _outside(start: int, stop: int, low: float, high: float) -> NDArray[np.bool_]:
-    """Which pixels of start..stop have their centre outside [low, high]."""
+    """Which of the pixels start..stop have their centres outside [low, high]: (stop - start,) bool."""
     centres = np.arange(start, stop) + 0.5
     return (centres < low) | (centres > high)

@@ -1,8 +1,8 @@
 """Admission control: reserve memory before allocating it.
 
-A container that exceeds its memory limit is killed, with every request in it. So each request reserves what it needs
-before it allocates: service.py computes the amount from the photo's header and the model's figures. What is received
-from the network is reserved in steps, as the bytes arrive. A reservation is granted, waits, or is refused.
+A container that exceeds its memory limit is killed together with all its requests. Therefore each request reserves the
+memory it needs before it allocates; service.py computes the amount from the photo's header and the model's footprint.
+Received bytes are reserved in steps, as they arrive. A reservation is granted, waits, or is refused.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from segment.errors import Busy, Cancelled, TooLarge
 from segment.values import MIB
 
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 16 << 20
-"""Kept free: the kernel's share (page tables, sockets), allocator slack, the web server's buffers, and other layouts
-of the weights, of which a network keeps one more for some image sizes."""
+"""Memory that is never reserved: for the kernel (page tables, sockets), the allocator's overhead, the web server's
+buffers, and the second layout of weights that a network keeps for some input sizes."""
 POLL_SECONDS = 0.5
 """How often a waiting request checks whether its client is still there."""
 
 
 def capacity(limit: int, held: int) -> int:
-    """What requests may use in bytes, when the loaded service holds `held` of `limit`."""
+    """Bytes available to requests when the loaded service holds `held` bytes of `limit`."""
     return max(0, limit - held - MARGIN_BYTES - int(limit * MARGIN_SHARE))
 
 
@@ -33,9 +33,9 @@ def _never() -> bool:
 
 
 class Reservation:
-    """Bytes of a budget that one request holds. It can grow; it is released as a whole.
+    """Bytes of a budget held by one request. A reservation can grow; it is released as a whole.
 
-    `blocked`: the request cannot go on before another one ends; when all are blocked, one of them is refused.
+    `blocked`: the request cannot continue until another one ends. If all are blocked, one of them is refused.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -44,23 +44,23 @@ class Reservation:
         self._budget = budget
 
     def try_grow(self, count: int) -> bool:
-        """Reserve `count` more bytes if they are free, without waiting.
+        """Reserve `count` more bytes if available, without waiting.
 
-        Raises TooLarge if the reservation can never be that large, Busy if every other holder waits to grow as well.
+        Raises TooLarge if the reservation would exceed the capacity, Busy if all other holders wait to grow as well.
         """
         return self._budget._try_grow(self, count)
 
     def grow(self, count: int) -> None:
-        """Reserve `count` more bytes, waiting until they are free. Raises TooLarge, Busy."""
+        """Reserve `count` more bytes; wait until they are available. Raises TooLarge, Busy."""
         self._budget._grow(self, count)
 
 
 class Budget:
-    """`capacity` bytes that requests share, first come first served.
+    """`capacity` bytes shared by requests, first come, first served.
 
-    A request needs memory of its own (its photo, its picture) and the network's, which all requests share because runs
-    take turns: only the largest run counts. The network reuses what it keeps between runs; `reclaim` frees that when
-    something else needs the room. At most `queue` requests wait, each at most `wait_seconds`.
+    A request needs memory of its own (photo, result), and memory for a run of the network. Runs take turns, so only the
+    largest run of all requests counts. The network keeps buffers between runs and reuses them; `reclaim` is called to
+    free these when other memory is needed. At most `queue` requests wait, each for at most `wait_seconds`.
     """
 
     def __init__(
@@ -78,12 +78,16 @@ class Budget:
         self._reclaiming = False
 
     def fits(self, own: int, network: int) -> bool:
-        """Whether a request of that size can ever run."""
+        """Whether a request of this size is within the capacity."""
         return own + network <= self.capacity
 
     @contextlib.contextmanager
     def reserve(self, own: int = 0, network: int = 0, cancelled: Callable[[], bool] = _never) -> Iterator[Reservation]:
-        """Hold `own` + `network` bytes. Raises TooLarge (never fits), Busy (not now), Cancelled."""
+        """Reserve `own` + `network` bytes for the duration of the context.
+
+        Raises TooLarge if they exceed the capacity, Busy if they are not available in time, Cancelled if `cancelled`
+        returns True while waiting.
+        """
         if not self.fits(own, network):
             raise self._too_large(own + network)
         reservation = Reservation(self)
@@ -97,7 +101,7 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Hold `count` bytes that are in memory already, out of a reservation that is about to end."""
+        """Count `count` bytes that are already allocated, within another reservation that is about to end."""
         reservation = Reservation(self)
         with self._changed:
             self._add(reservation, count)
@@ -130,7 +134,7 @@ class Budget:
             self._run_reclaim(reservation, network)
 
     def _wait(self, until: float) -> None:
-        """Wait for a change. Raises Busy when `until` has passed."""
+        """Wait until another request changes the budget. Raises Busy after `until`."""
         left = until - time.monotonic()
         if left <= 0:
             raise Busy(f"Timed out after {self.wait_seconds:g} s waiting for memory. Try again in a moment.", 5)
@@ -140,14 +144,14 @@ class Budget:
         return not self._reclaiming and self._own + own + max([network, *self._runs]) <= self.capacity
 
     def _needs_reclaim(self) -> bool:
-        """Whether the rest needs the room that the network keeps; notes what it may keep after this run."""
+        """Whether the network's buffers must be freed for other memory; updates the size that they may have."""
         run = max(self._runs)
         reclaim = self._own + max(run, self._kept) > self.capacity
         self._kept = run if reclaim else max(self._kept, run)
         return reclaim
 
     def _run_reclaim(self, reservation: Reservation, network: int) -> None:
-        """Call `reclaim`, which may wait for a run to end, without the lock; nothing is admitted until it is done."""
+        """Call `reclaim` without holding the lock, as it may wait for a run; nothing is admitted until it returns."""
         try:
             self._reclaim()
         except BaseException:
@@ -169,7 +173,7 @@ class Budget:
                 self._add(reservation, count)
             elif all(other.blocked for other in self._holders if other.bytes):
                 reservation.blocked = False
-                raise Busy("There is no memory for the rest of this photo now. Try again in a moment.", 5)
+                raise Busy("No memory is available for the rest of this photo. Try again in a moment.", 5)
             return not reservation.blocked
 
     def _grow(self, reservation: Reservation, count: int) -> None:
@@ -191,7 +195,9 @@ class Budget:
         self._changed.notify_all()
 
     def _too_large(self, count: int) -> TooLarge:
-        return TooLarge(f"This needs {_mib(count)} of memory; this instance has {_mib(self.capacity)} for it.")
+        return TooLarge(
+            f"The request needs {_mib(count)} of memory; this instance has {_mib(self.capacity)} available."
+        )
 
 
 def _mib(count: int) -> str:

@@ -1,7 +1,7 @@
-"""The model: a photo in, detections at the photo's size out.
+"""The model: takes a photo, returns detections in the photo's pixels.
 
-A service loads it on first use and not at import: the `functions-framework` command imports the function in gunicorn's
-master and then forks, and a network compiled before the fork would hang and run on one core.
+The service loads the model on first use, not at import: the `functions-framework` command imports the function in
+gunicorn's master process and then forks, and a network compiled before the fork hangs or runs on one core.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from segment.settings import Settings
 from segment.tiles import CANDIDATE_SCORE, merge, tiles
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
-"""What the first run is like: most photos are, and a layout of the weights is made once for each kind of size."""
+"""Photo size and render factor of the run at load, which prepares the weights' layout for the most common input."""
 EMBEDDED = Path(__file__).parent / "models" / "shapes.onnx"
 
 
 class Model:
-    """A loaded model. `name` is its file's, without the extension; `labels` are the class names by index."""
+    """A loaded model. `name`: the file's name without extension. `labels`: class names by index."""
 
     def __init__(self, name: str, engine: Engine, files: Sequence[Path] = ()) -> None:
         self.name, self.engine, self._files = name, engine, files
@@ -45,7 +45,7 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the model's files, 16 digits; they are read when it is first asked for."""
+        """First 16 hexadecimal digits of the SHA-256 of the model's files, computed on first access."""
         whole = hashlib.sha256()
         for path in _all_files(self._files):
             with path.open("rb") as file:
@@ -54,7 +54,7 @@ class Model:
 
     @property
     def file_bytes(self) -> int:
-        """The size of the model's files in bytes."""
+        """Total size of the model's files in bytes."""
         return sum(path.stat().st_size for path in _all_files(self._files))
 
     def __call__(
@@ -66,26 +66,25 @@ class Model:
         max_detections: int = 100,
         detail: int = 1,
     ) -> Results:
-        """The instances in `photo`, in its pixels, best score first.
+        """Detect the instances in `photo`, in its pixels, sorted by descending score.
 
-        `photo`: a file's name, a file's content, a Pillow image, or (H, W, 3) uint8 RGB. Files are turned as their EXIF
-        orientation says; a Pillow image is taken as it is, so apply `PIL.ImageOps.exif_transpose` to one that a camera
-        turned. With `detail` 2 or more, detail x detail tiles are run too, which finds smaller objects.
+        `photo`: file name, content of a file, Pillow image, or (H, W, 3) uint8 RGB array. The EXIF orientation of files
+        is applied; for a Pillow image, apply `PIL.ImageOps.exif_transpose` first if needed. With `detail` 2 or more,
+        detail x detail tiles are run too, which finds smaller objects.
 
-        Raises UnsupportedImage or CorruptImage for a file that cannot be read as an image, OSError for one that cannot
-        be opened.
+        Raises UnsupportedImage or CorruptImage if a file cannot be decoded, OSError if it cannot be opened.
         """
         rgb = _rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
         return Results.of(self.find(rgb, size, min_score, max_detections, detail), self.labels)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
-        """The (width, height) at which the network sees a photo of `size`."""
+        """The (width, height) of the network's input for a photo of `size`."""
         return self.engine.input_size(size) or fitted_size(size, render_factor, fit, self.engine.stride)
 
     @property
     def fixed_size(self) -> bool:
-        """Whether the file has an input of a fixed size, so that render factor and fit have no effect."""
+        """Whether the network's input has a fixed size, so that render factor and fit have no effect."""
         return self.engine.input_size(FIRST_PHOTO) is not None
 
     def find(
@@ -97,12 +96,12 @@ class Model:
         detail: int = 1,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Detections:
-        """The instances in `photo`, an RGB image, in its pixels, best score first.
+        """Detect the instances in `photo`, an RGB image, in its pixels, sorted by descending score.
 
-        The whole photo and, with `detail` 2 or more, each of its detail x detail tiles are scaled to `network_size`
-        (width, height) and run one after the other: memory stays that of one run.
+        The whole photo and, with `detail` 2 or more, each of the detail x detail tiles are scaled to `network_size`
+        (width, height) and run one after the other, in the memory of one run.
 
-        Raises Cancelled when `cancelled`, which is called before each tile, returns True.
+        `cancelled` is called before each tile. Raises Cancelled when it returns True.
         """
         lowest = min_score if detail == 1 else min(min_score, CANDIDATE_SCORE)
         seen = photo if photo.size == network_size else image.resize(photo, network_size)
@@ -119,7 +118,7 @@ class Model:
         return found.select(np.flatnonzero(found.scores >= min_score)[:max_detections])
 
     def release(self) -> None:
-        """Give up what is kept between runs."""
+        """Free the memory that is kept between runs."""
         self.engine.release()
         container.trim_heap()
 
@@ -132,7 +131,7 @@ class Model:
 
 
 def _all_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """These files, and those in these folders, in the order of their names."""
+    """The files among `paths`, and the files in the folders among them sorted by name."""
     for path in paths:
         yield from sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
 
@@ -147,38 +146,35 @@ def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.I
 
 
 def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = "", threads: int | None = None) -> Model:
-    """Load a model for use as a library: a file, a name from `segment models`, or by default the embedded demo.
+    """Load a model: a file, a name from `segment models`, or by default the embedded demo model.
 
-    `labels`: a file of class names, one per line, instead of the model's own. `cache`: a folder for compiled models,
-    which makes the next load faster and smaller. Raises ModelError.
+    `labels`: file with one class name per line; replaces the model's own names. `cache`: folder for compiled models;
+    later loads are faster and take less memory. `threads`: by default the number of CPUs. Raises ModelError.
     """
     return from_settings(Settings(model=str(model), labels=str(labels), cache=str(cache), threads=threads))
 
 
 def from_settings(settings: Settings) -> Model:
     """Load the model that the settings name. Raises ModelError."""
-    threads, labels = (
-        settings.threads or container.cpus(),
-        read_labels(Path(settings.labels)) if settings.labels else (),
-    )
-    own_labels = [Path(settings.labels)] if settings.labels else []
-    figures = {"fixed_bytes": settings.fixed_bytes, "bytes_per_pixel": settings.bytes_per_pixel}
-    overrides = {name: value for name, value in figures.items() if value is not None}
+    threads = settings.threads or container.cpus()
+    labels = read_labels(Path(settings.labels)) if settings.labels else ()
+    labels_files = [Path(settings.labels)] if settings.labels else []
+    memory = {"fixed_bytes": settings.fixed_bytes, "bytes_per_pixel": settings.bytes_per_pixel}
+    overrides = {name: value for name, value in memory.items() if value is not None}
     if settings.engine == "detectron2":
         from segment.engine.detectron2 import Detectron2
 
         folder = Path(settings.model)
-        return Model(
-            folder.name, Detectron2(folder, threads=threads, labels=labels, overrides=overrides), [folder, *own_labels]
-        )
+        original = Detectron2(folder, threads=threads, labels=labels, overrides=overrides)
+        return Model(folder.name, original, [folder, *labels_files])
     path = locate(settings)
     cache = Path(settings.cache) if settings.cache else None
     engine = engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides)
-    return Model(path.stem, engine, [path, *own_labels])
+    return Model(path.stem, engine, [path, *labels_files])
 
 
 def locate(settings: Settings) -> Path:
-    """The model file that the settings name: a path, the name of a model of the zoo, or the embedded demo."""
+    """The model file that the settings name: a path, a model of the zoo, or the embedded demo model."""
     if not settings.model:
         return EMBEDDED
     path = Path(settings.model)

@@ -1,8 +1,8 @@
-"""What a model file says of itself, read without its weights.
+"""The metadata of an ONNX model file, read without its weights.
 
-An ONNX file is one protocol buffer message, ModelProto (onnx/onnx.proto); its metadata is a list of key and value. This
-reads only those fields and skips the graph, so that a file of 170 MB is described in a millisecond and no memory. The
-wire format: protobuf.dev/programming-guides/encoding.
+An ONNX file is one protocol buffer message, ModelProto (onnx/onnx.proto), whose metadata is a list of keys and values.
+Only these fields are parsed and the graph is skipped, so that reading the metadata of a file of 170 MB takes about a
+millisecond and hardly any memory. Wire format: protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import BinaryIO, cast
 from segment.errors import ModelError
 
 PREFIX = "segment."
-"""Our metadata keys begin so."""
+"""Prefix of this package's metadata keys."""
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a converted file says of itself.
+    """The metadata of a converted model file.
 
-    `labels`: class names by index. `precision`: fp32 or int8. `render_factor`: what it was tuned for. `stride`: sizes
-    that are multiples of it need no padding. `fixed_bytes`, `bytes_per_pixel`, `bytes_per_instance`: memory of a run
-    beside the loaded model, see engine/footprint.py; 0 where it was not measured. `source`: where it came from.
+    `labels`: class names by index. `precision`: fp32 or int8. `render_factor`: the render factor it was tuned for.
+    `stride`: inputs whose sides are multiples of it need no padding. `fixed_bytes`, `bytes_per_pixel`,
+    `bytes_per_instance`: memory of a run in addition to the loaded model, see engine/footprint.py; 0 if not measured.
+    `source`: the config and checkpoint it was converted from.
     """
 
     labels: tuple[str, ...]
@@ -40,25 +41,26 @@ class ModelMetadata:
     source: str
 
     def to_metadata(self) -> dict[str, str]:
+        """As ONNX metadata: keys with PREFIX, JSON values."""
         return {PREFIX + name: json.dumps(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelMetadata | None:
-        """The facts, or None if the file is not one of ours. Raises ModelError."""
+        """Parse ONNX metadata; None if it has none of this package's keys. Raises ModelError."""
         ours = {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
         if not ours:
             return None
         try:
             values = {name: json.loads(value) for name, value in ours.items()}
         except (ValueError, RecursionError):
-            raise ModelError("The model file's own description is not JSON; convert it again.") from None
+            raise ModelError("The metadata of the model file is not valid JSON. Convert the model again.") from None
         for name, (fits, expected) in _CHECKS.items():
             if name not in values:
-                raise ModelError(f"The model file's own description lacks {name}; convert it again.")
+                raise ModelError(f"The metadata of the model file lacks {name}. Convert the model again.")
             if not fits(values[name]):
                 raise ModelError(
-                    f"The model file says {name} {json.dumps(values[name])[:100]}; it must be {expected}. "
-                    "Convert it again."
+                    f"{name} in the metadata of the model file is {json.dumps(values[name])[:100]}; it must be "
+                    f"{expected}. Convert the model again."
                 )
         return cls(**{name: values[name] for name in _CHECKS} | {"labels": tuple(values["labels"])})
 
@@ -89,11 +91,11 @@ _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "bytes_per_instance": _BYTES_CHECK,
     "source": (_is_text, "a text"),
 }
-"""What each of the fields must be. A NaN is in no range."""
+"""The check of each field, and a description of valid values. NaN is in no range."""
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file. Raises ModelError if it is none."""
+    """The metadata of an ONNX file. Raises ModelError if the file cannot be read or is not ONNX."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -101,7 +103,7 @@ def metadata(path: Path) -> dict[str, str]:
     except OSError as error:
         raise ModelError(f"The model {path.name} cannot be read: {error.strerror}.") from None
     except (EOFError, UnicodeDecodeError, _Malformed):
-        raise ModelError(f"{path.name} is not an ONNX file, or it is cut off.") from None
+        raise ModelError(f"{path.name} is not an ONNX file, or it is truncated.") from None
 
 
 class _Malformed(Exception):
@@ -117,7 +119,7 @@ def _properties(file: BinaryIO, size: int) -> Iterator[tuple[str, str]]:
 
 
 def _fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int]]:
-    """(number, length) of each length-delimited field up to `end`; the file stands at its first byte."""
+    """(number, length) of each length-delimited field up to `end`, with the file positioned at its first byte."""
     while file.tell() < end:
         tag = _varint(file)
         kind = tag & 7

@@ -1,7 +1,7 @@
-"""Request options: one frozen value, parsed from strings.
+"""The options of a request, parsed from strings.
 
-Query string, form, JSON and command line all give the same raw options, a name and a string each. Defaults come from
-the settings. An unknown option, or a value out of range, is refused by name.
+Query string, form, JSON and command line all provide raw options: names and strings. Defaults come from the settings.
+Unknown options and invalid values raise OptionError with the option's name.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Colours = Literal["instance", "class"]
 
 @dataclass(frozen=True)
 class Options:
-    """What one request asks for.
+    """The options of one request.
 
-    `render_factor`: None is the largest that fits the memory. `detail`: tiles per side that are run besides the whole
-    photo, 1 is none; None is what pays and fits the memory and the limit on pixels. `classes`: only these class names;
-    empty is all.
-    `masks`, `boxes`, `labels`: what an overlay shows. `segmentation`: how JSON writes masks. `colours`: whether an
-    overlay colours by instance or by class.
+    `render_factor`: None (auto) means the largest that fits the photo and the memory. `detail`: number of tiles per
+    side that are run in addition to the whole photo, 1 for none; None (auto) means the largest that is useful for the
+    photo's size and within the limits of memory and pixels. `classes`: names of the classes to return; empty for all.
+    `masks`, `boxes`, `labels`: whether an overlay shows them. `segmentation`: encoding of masks in JSON. `colours`:
+    whether an overlay has one colour per instance or per class.
     """
 
     render_factor: int | None
@@ -47,12 +47,12 @@ class Options:
 
     @classmethod
     def defaults(cls, settings: Settings) -> Options:
-        """What a request that asks for nothing gets."""
+        """The options of a request that gives none."""
         return cls(settings.render_factor, settings.fit, settings.min_score, settings.max_detections, settings.detail)
 
     @classmethod
     def parse(cls, raw_options: Mapping[str, str], settings: Settings) -> Options:
-        """Parse `raw_options`. Raises OptionError, which names the option, its value and what is valid."""
+        """Parse `raw_options`. Raises OptionError, whose message has the option, its value and what is valid."""
         parsed = vars(cls.defaults(settings)).copy()
         options = describe(settings)
         for name, given in raw_options.items():
@@ -67,44 +67,46 @@ class Options:
 
 @dataclass(frozen=True)
 class Option:
-    """One option: what it is for, and the values it takes."""
+    """One option: its description and its valid values."""
 
     about: str
     value: Value
 
 
 def describe(settings: Settings) -> dict[str, Option]:
-    """Every option by name: the one place that says what is valid."""
+    """All options by name."""
     factor = values.number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)
     detail = values.number(int, 1, MAX_DETAIL)
     return {
         "render_factor": Option(
-            "The network sees at most (16 x render_factor)^2 pixels. auto is the largest that the photo and the "
-            "instance's memory allow.",
+            "Limits the network's input to (16 x render_factor)^2 pixels. auto is the largest that is useful for the "
+            "photo's size and fits the instance's memory.",
             values.auto_or(factor),
         ),
         "fit": Option(
-            "Keep the photo's aspect ratio, or stretch it to a square; the number of pixels is the same.",
+            "Keep the photo's aspect ratio, or stretch the photo to a square of the same number of pixels.",
             values.choice(Fit),
         ),
         "detail": Option(
-            "Also run the network on detail x detail tiles: finds small objects, costs time and no memory. "
-            "auto is what the photo's size, the memory and SEGMENT_DETAIL_MEGAPIXELS allow.",
+            "Also run the network on detail x detail tiles. This finds smaller objects; it takes more time but hardly "
+            "more memory. auto is the largest that is useful for the photo's size and within memory and "
+            "SEGMENT_DETAIL_MEGAPIXELS.",
             values.auto_or(detail),
         ),
-        "min_score": Option("The lowest score of an instance.", values.number(float, 0, 1)),
+        "min_score": Option("Minimum score of an instance.", values.number(float, 0, 1)),
         "max_detections": Option(
-            "The largest number of instances; those with the best scores are kept.",
+            "Maximum number of instances; those with the highest scores are returned.",
             values.number(int, 1, settings.max_detections),
         ),
-        "classes": Option("Only these classes, separated by commas.", values.names("class names")),
+        "classes": Option("Names of the classes to return, separated by commas.", values.names("class names")),
         "format": Option(
-            "The format of the result: the photo with its objects drawn, JSON, an instance map, or cut-outs in a zip.",
+            "Format of the result: an overlay of the instances on the photo (png, jpeg, webp), JSON, a map of instance "
+            "ids (PNG), or a zip of cut-outs.",
             values.choice(Format),
         ),
         "masks": Option("Draw masks.", values.flag()),
         "boxes": Option("Draw boxes.", values.flag()),
         "labels": Option("Write class and score.", values.flag()),
-        "segmentation": Option("How JSON encodes masks: compressed RLE, or polygons.", values.choice(Segmentation)),
+        "segmentation": Option("Encoding of masks in JSON: compressed RLE, or polygons.", values.choice(Segmentation)),
         "colours": Option("One colour per instance, or per class.", values.choice(Colours)),
     }

@@ -1,10 +1,10 @@
-"""Render factor -> the size the network sees.
+"""The render factor: the size of the network's input.
 
-The render factor f sets the number of pixels, (16 f)^2, and so the memory, whatever the photo's size. The name and the
-16 are the original application's, after DeOldify's `render_factor` (render_base = 16).
+A render factor f limits the network's input to (16 f)^2 pixels, independent of the photo's size, and with it the
+memory. The name and the factor 16 come from DeOldify (`render_factor`, `render_base = 16`).
 
-`square` is a stretched square of 16 f x 16 f. `aspect` keeps the photo's aspect ratio at the same number of pixels, in
-multiples of the network's stride, and never exceeds that number.
+With `fit="square"` the photo is stretched to a square of 16 f x 16 f pixels. With `fit="aspect"` it is scaled to at
+most as many pixels with its aspect ratio kept, to a width and height that are multiples of the network's stride.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Literal
 Fit = Literal["aspect", "square"]
 
 BASE = 16
-"""Pixels of the square's side per unit of render factor."""
+"""Side of the square in pixels per unit of render factor."""
 MIN_RENDER_FACTOR, MAX_RENDER_FACTOR = 4, 256
 """64 x 64 up to 4096 x 4096 pixels."""
 MAX_DETAIL = 4
-"""Tiles a side at most (tiles.py): 16 tiles and the whole are 17 runs."""
+"""Maximum number of tiles per side (tiles.py): 16 tiles and the whole photo make 17 runs."""
 
 
 def pixels(render_factor: int) -> int:
-    """How many pixels the network sees at most."""
+    """The maximum number of pixels of the network's input."""
     return (BASE * render_factor) ** 2
 
 
 def fitted_size(size: tuple[int, int], render_factor: int, fit: Fit, stride: int = 32) -> tuple[int, int]:
-    """The (width, height) in pixels that a photo of `size` (width, height) is scaled to.
+    """The (width, height) in pixels to which a photo of `size` (width, height) is scaled.
 
-    With `aspect` both are multiples of `stride`, at least one stride, and width x height <= (16 render_factor)^2; of
-    those sizes it is the one whose distortion and loss of pixels together are least.
+    With `aspect`, both are positive multiples of `stride`, and width x height <= (16 render_factor)^2. Of these sizes,
+    the one that minimizes the sum of distortion and unused pixels is chosen.
     """
     if fit == "square":
         side = BASE * render_factor
@@ -52,7 +52,7 @@ def fitted_size(size: tuple[int, int], render_factor: int, fit: Fit, stride: int
 
 
 def _candidates(ratio: float, budget: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Sizes of whole strides within `budget` pixels whose widths are next to the ideal one."""
+    """Sizes in whole strides, within `budget` pixels, whose widths are next to the ideal width."""
     ideal = math.sqrt(budget * ratio) / stride
     for columns in {max(1, math.floor(ideal)), math.ceil(ideal)}:
         most = budget // (columns * stride * stride)

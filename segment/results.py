@@ -1,7 +1,6 @@
-"""What the library returns for a photo: detections with their class names, and their forms in other libraries.
+"""The detections in a photo with their class names, and conversions to the types of other libraries.
 
-supervision, FiftyOne and pycocotools each have a type for instances with masks. None of the first two is a dependency:
-each is imported by the method that needs it.
+supervision and FiftyOne are optional: each is imported by the method that needs it.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from segment.output.coco import annotation
 
 @dataclass(frozen=True)
 class Results(Detections):
-    """The instances found in a photo, best score first, with `labels`, the model's class names by index."""
+    """The instances in a photo, sorted by descending score. `labels`: the model's class names by index."""
 
     labels: tuple[str, ...]
 
     @classmethod
     def of(cls, detections: Detections, labels: tuple[str, ...]) -> Self:
-        """`detections`, with the model's labels."""
+        """Results from `detections` and the model's labels."""
         return cls(**vars(detections), labels=labels)
 
     @property
@@ -36,25 +35,25 @@ class Results(Detections):
         return [self.labels[index] for index in self.classes]
 
     def to_coco(self, image_id: int = 1, segmentation: Segmentation = "rle") -> list[dict[str, object]]:
-        """The instances in COCO's results format, as `pycocotools.coco.COCO.loadRes` reads it.
+        """The instances in COCO's results format, for `pycocotools.coco.COCO.loadRes`.
 
-        Each has `image_id`, `category_id` (the index into `labels` plus one), `category_name`, `bbox` (x, y, width,
-        height in pixels), `score`, `area` and `segmentation`: compressed RLE, or polygons, which are exact for display
-        but which COCO's tools fill without holes.
+        Each has `image_id`, `category_id` (index into `labels` plus one), `category_name`, `bbox` (x, y, width, height
+        in pixels), `score`, `area` in pixels and `segmentation`: compressed RLE, or polygons. COCO's tools fill the
+        holes of polygons, so use RLE with them.
         """
         return [annotation(self, index, self.labels, segmentation, image_id) for index in range(len(self))]
 
     def to_supervision(self, dense: bool = False) -> Any:
         """The instances as `supervision.Detections`, with the class names in `data["class_name"]`.
 
-        The masks are a `supervision.CompactMask`, which keeps run lengths, or with `dense` an (N, height, width) bool
-        array: 1.2 GB for 100 instances in a photo of 12 megapixels. Raises MissingPackage without supervision 0.28 or
-        later.
+        The masks are a `supervision.CompactMask` (run lengths), or with `dense` an (N, height, width) bool array, which
+        takes 1.2 GB for 100 instances in a photo of 12 megapixels. Raises MissingPackage if supervision 0.28 or later
+        is not installed.
         """
         supervision = _import("supervision", "CompactMask", "supervision>=0.28")
         width, height = self.size
         runs = [row["segmentation"] for row in self.to_coco()]
-        # The crops are whole pixels, right and bottom included: the box, rounded outwards.
+        # Crops are boxes rounded outwards to whole pixels, right and bottom inclusive.
         regions = [mask.region(self.size) for mask in self.masks]
         crops = np.array(regions, np.float32).reshape(-1, 4) - np.array([0, 0, 1, 1], np.float32)
         masks = supervision.CompactMask.from_coco_rle(runs, crops, (height, width))
@@ -69,8 +68,8 @@ class Results(Detections):
     def to_fiftyone(self) -> Any:
         """The instances as `fiftyone.Detections`: boxes relative to the photo's size, masks cropped to their boxes.
 
-        A mask there has whole pixels, so each box is rounded outwards to whole pixels.
-        Raises MissingPackage without fiftyone.
+        Boxes are rounded outwards to whole pixels, because FiftyOne's masks cover whole pixels of their boxes. Raises
+        MissingPackage if fiftyone is not installed.
         """
         fiftyone = _import("fiftyone", "Detections", "fiftyone")
         width, height = self.size
@@ -89,7 +88,7 @@ class Results(Detections):
 
 
 def _import(package: str, attribute: str, requirement: str) -> Any:
-    """The package, if it has `attribute`. Raises MissingPackage."""
+    """Import `package`. Raises MissingPackage if it is not installed or has no `attribute`."""
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:

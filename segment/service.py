@@ -1,7 +1,7 @@
-"""Bytes and options in, results out: the one path that HTTP, bucket events and the command line share.
+"""The pipeline shared by HTTP, bucket events and the command line: takes an image file and options, returns results.
 
-The order is what keeps the memory promise: the header is read, the whole request's need is added up and reserved, and
-only then is anything decoded.
+To stay within the memory limit, the pipeline first reads the header, then plans and reserves the memory of the whole
+request, and only then decodes.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from segment.memory import Budget, Reservation, capacity
 from segment.model import Model, from_settings
 from segment.options import Options
 from segment.output import coco, overlay, pictures
-from segment.plan import Figures, Plan, Size, plan, shows_photo
+from segment.plan import Constraints, Plan, Size, plan, shows_photo
 from segment.settings import Settings
 
 TRAFFIC_SHARE = 0.1
-"""Of the room for requests, what photos' files take from when they are received until the answer is sent."""
+"""Share of the memory for requests that is set aside for received files, until their responses are sent."""
 
 EXPECTED_BYTES = {"openvino": 96 << 20, "detectron2": 640 << 20}
 EXPECTED_PER_FILE_BYTE = 1.25
-"""What a loaded service is expected to hold, by engine, and per byte of the model's files; a little more than is
-measured. `auto` counts on this, as what a process really holds differs from one to the next."""
+"""Memory that a loaded service is expected to hold: a constant per engine, and per byte of the model's files. A little
+more than measured. `auto` plans with it, because the memory that a process really holds varies between processes."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a photo.
+    """The result for one photo.
 
-    `files`: one per format asked for. Sizes are (width, height) in pixels; `picture_size` is less than `photo_size`
-    when the budget allowed only less. `render_factor`: None if the model file has an input of a fixed size.
+    `files`: one per requested format. Sizes are (width, height) in pixels; `picture_size` is smaller than `photo_size`
+    if the result was reduced to fit the memory. `render_factor`: None if the network's input has a fixed size.
     `timings`: milliseconds by stage, in the order of the stages.
     """
 
@@ -59,7 +59,7 @@ class Result:
 
 @dataclass
 class _Stopwatch:
-    """Milliseconds by stage. No stage begins when the request is cancelled."""
+    """Measures milliseconds by stage. Raises Cancelled instead of starting a stage of a cancelled request."""
 
     cancelled: Callable[[], bool]
     timings: dict[str, float] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class _Stopwatch:
 
     @contextmanager
     def waiting(self, reservation: AbstractContextManager[Reservation]) -> Iterator[None]:
-        """Enter a reservation; the time until it is granted is the stage "wait"."""
+        """Enter a reservation; the time until it is granted is measured as the stage "wait"."""
         with ExitStack() as stack:
             with self("wait"):
                 stack.enter_context(reservation)
@@ -85,16 +85,16 @@ class _Stopwatch:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model and the memory there is beside it."""
+    """A loaded model, and the budgets of the remaining memory."""
 
     model: Model
     budget: Budget
     traffic: Budget
-    figures: Figures
+    constraints: Constraints
 
 
 class Service:
-    """The pipeline with one lazily loaded model. Thread-safe."""
+    """The pipeline with one model, which is loaded on first use. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -108,7 +108,7 @@ class Service:
         return self._loaded is not None
 
     def load(self) -> None:
-        """Load the model now, if it is not. Raises ModelError."""
+        """Load the model if it is not loaded. Raises ModelError."""
         self._load()
 
     @property
@@ -123,37 +123,37 @@ class Service:
 
     @property
     def model_digest(self) -> str:
-        """A digest of the model's files, and of the file of labels; loads the model."""
+        """A digest of the model's files and of the labels file; loads the model."""
         return self._load().model.digest
 
     @property
     def footprint(self) -> Footprint:
-        """What memory a run of the network takes; loads the model."""
+        """The memory that a run of the network takes; loads the model."""
         return self._load().model.footprint
 
     def describe(self) -> dict[str, object]:
-        """What the page and an operator want to know of the model and its memory, in bytes; loads the model."""
+        """The model's labels, size and memory, in bytes, for the page and for operators; loads the model."""
         loaded = self._load()
-        model, figures = loaded.model, loaded.figures
+        model, constraints = loaded.model, loaded.constraints
         return {
             "name": model.name,
             "labels": list(model.labels),
             **asdict(model.footprint),
             "memory_limit": container.memory_limit(self.settings.memory),
-            "memory_free": figures.capacity,
-            "largest_render_factor": None if model.fixed_size else figures.largest_render_factor(),
+            "memory_free": constraints.capacity,
+            "largest_render_factor": None if model.fixed_size else constraints.largest_render_factor(),
             "milliseconds_per_megapixel": round(model.milliseconds_per_megapixel, 1),
         }
 
     @property
     def upload_limit(self) -> int:
-        """The most bytes of a request's body or of a fetched photo; loads the model, which decides what is left."""
+        """Maximum bytes of a request body or a fetched photo; loads the model, as it depends on the memory left."""
         return min(self.settings.max_upload, self._load().traffic.capacity)
 
     def receive(self) -> AbstractContextManager[Reservation]:
-        """A reservation for a photo's file, to grow as its bytes arrive and to hold until the answer is sent.
+        """A reservation for a received file: grow it as bytes arrive, and hold it until the response is sent.
 
-        Loads the model, without which there is no budget. Raises Busy, ModelError.
+        Loads the model, as the budget depends on the memory left. Raises Busy, ModelError.
         """
         return self._load().traffic.reserve()
 
@@ -165,22 +165,23 @@ class Service:
         until: ExitStack | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Result:
-        """Find the instances in the photo `data` and write them in each of `formats` (by default options.format).
+        """Detect the instances in the image file `data`, and encode them in `formats` (by default options.format).
 
-        The results' own memory is held until the stack `until` is closed, if one is given: an answer may take its time.
-        `cancelled` is asked before each stage and each tile; when it returns True, the work ends with Cancelled.
-        Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError, Cancelled.
+        If the stack `until` is given, the memory of the results stays reserved until it is closed, for example while
+        the response is sent. `cancelled` is called before each stage and each tile.
+
+        Raises OptionError, UnsupportedImage, CorruptImage, TooLarge, Busy, ModelError, and Cancelled when `cancelled`
+        returns True.
         """
         formats = tuple(formats or (options.format,))
         loaded = self._load()
         classes = _classes(options.classes, loaded.model.labels)
         header = image.read_header(data)
-        planned = plan(header, options, formats, loaded.figures)
+        planned = plan(header, options, formats, loaded.constraints)
         watch = _Stopwatch(cancelled)
-        own = max(planned.look_bytes, planned.kept_bytes)
-        with watch.waiting(loaded.budget.reserve(own, planned.network_bytes, cancelled)):
+        with watch.waiting(loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled)):
             with watch("decode"):
-                photo = image.decode(data, header, planned.look_size)
+                photo = image.decode(data, header, planned.detect_size)
             with watch("network"):
                 found = self._find(photo, planned, options, classes, cancelled).at(header.size)
             if planned.keep:
@@ -188,7 +189,7 @@ class Service:
                 _hold(files, loaded.budget, until)
         if not planned.keep:
             del photo
-            with watch.waiting(loaded.budget.reserve(planned.write_bytes, 0, cancelled)):
+            with watch.waiting(loaded.budget.reserve(planned.output_bytes, 0, cancelled)):
                 picture = None
                 if shows_photo(formats):
                     with watch("decode"):
@@ -215,14 +216,14 @@ class Service:
                     try:
                         self._loaded = _load(self.settings)
                     except ModelError as error:
-                        self._failure = str(error)  # the file and the memory stay as they are
+                        self._failure = str(error)  # another attempt would fail in the same way
                         raise
         return self._loaded
 
     def _find(
         self, photo: Image.Image, planned: Plan, options: Options, classes: set[int], cancelled: Callable[[], bool]
     ) -> Detections:
-        """The instances in the photo, of these classes if there are any."""
+        """Detect the instances in the photo; if `classes` is not empty, only of these classes."""
         most = self.settings.max_detections if classes else options.max_detections
         size, detail = planned.network_size, planned.detail
         found = self._load().model.find(photo, size, options.min_score, most, detail, cancelled)
@@ -240,7 +241,7 @@ class Service:
         formats: Sequence[Format],
         watch: _Stopwatch,
     ) -> tuple[File, ...]:
-        """The results. `found` is in the pixels of the photo's file, `photo` may be smaller and is drawn on."""
+        """Encode the results. `found` is in pixels of the full-size photo; `photo` may be smaller and is drawn on."""
         labels, files = self.labels, dict[Format, File]()
         with watch("encode"):
             if "json" in formats:
@@ -282,7 +283,7 @@ def _load(settings: Settings) -> _Loaded:
     room = capacity(limit, container.held())
     traffic = int(room * TRAFFIC_SHARE)
     expected = EXPECTED_BYTES[settings.engine] + int(EXPECTED_PER_FILE_BYTE * model.file_bytes)
-    figures = Figures(
+    constraints = Constraints(
         capacity=room - traffic,
         auto_capacity=int(capacity(limit, expected) * (1 - TRAFFIC_SHARE)),
         run=model.footprint,
@@ -291,28 +292,28 @@ def _load(settings: Settings) -> _Loaded:
         max_detections=settings.max_detections,
         detail_pixels=settings.detail_megapixels * 1e6,
     )
-    budget = Budget(figures.capacity, settings.queue, settings.wait_seconds, model.release)
-    if not replace(figures, max_detections=1).largest_render_factor():
+    budget = Budget(constraints.capacity, settings.queue, settings.wait_seconds, model.release)
+    if not replace(constraints, max_detections=1).largest_render_factor():
         raise ModelError(
-            f"The model {model.name} leaves {room >> 20} MiB of this instance's {limit >> 20} MiB: too little for the "
-            "smallest render factor. Give the instance more memory, or a smaller or int8 model."
+            f"With the model {model.name} loaded, {room >> 20} MiB of this instance's {limit >> 20} MiB are left, too "
+            "little for the smallest render factor. Give the instance more memory, or use a smaller or int8 model."
         )
-    if figures.for_auto.capacity < (figures.auto_capacity or 0):
+    if constraints.for_auto.capacity < (constraints.auto_capacity or 0):
         log.warning(
-            "This process holds %d MiB more than expected of the model %s: render_factor=auto may come to less than in "
-            "other processes.",
+            "This process holds %d MiB more than expected for the model %s. render_factor=auto may choose a smaller "
+            "value than in other processes.",
             (capacity(limit, expected) - room) >> 20,
             model.name,
         )
     seconds = round(time.perf_counter() - start, 3)
     log.info("Loaded the model %s", model.name, extra={"seconds": seconds, "memory_limit": limit, "memory_free": room})
-    return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), figures)
+    return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), constraints)
 
 
 def _classes(names: tuple[str, ...], labels: tuple[str, ...]) -> set[int]:
-    """The indices of these class names; empty is all. Raises OptionError."""
+    """The indices of these class names. Raises OptionError for an unknown name."""
     unknown = [name for name in names if name not in labels]
     if unknown:
         shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-        raise OptionError("classes", f"This model has no class {unknown[0]!r}. It has: {shown}.")
+        raise OptionError("classes", f"The model has no class {unknown[0]!r}. Its classes: {shown}.")
     return {index for index, label in enumerate(labels) if label in names}

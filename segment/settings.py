@@ -1,7 +1,7 @@
-"""The service's settings: one frozen value, read from the environment once.
+"""The settings of the service, read once from environment variables.
 
-Nothing else in the package reads the environment. An unknown SEGMENT_ name, or a value that is out of range, stops the
-start with a message that names the setting, the value and what is valid.
+No other module reads the environment. If a SEGMENT_ variable is unknown or its value is invalid, the process does not
+start; the message names the setting, the value and what is valid.
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ def _setting(default: Any, value: Value, about: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the service is told by its environment; each field is the variable SEGMENT_ + its name in capitals."""
+    """The settings. Field `name` is read from the environment variable SEGMENT_NAME."""
 
-    model: str = _setting("", values.text(), "Model file, or a name from `segment models`; empty is the embedded demo.")
-    engine: EngineName = _setting("openvino", values.choice(EngineName), "Engine that runs the network.")
-    labels: str = _setting("", values.text(), "File with one class name per line, instead of the model's own.")
-    cache: str = _setting("", values.text(), "Folder for compiled models; empty compiles at every start.")
+    model: str = _setting(
+        "", values.text(), "Model file, or a name from `segment models`. Empty: the embedded demo model."
+    )
+    engine: EngineName = _setting(
+        "openvino", values.choice(EngineName), "Engine that runs the network: `openvino` or `detectron2`."
+    )
+    labels: str = _setting(
+        "", values.text(), "File with one class name per line; replaces the model's own class names."
+    )
+    cache: str = _setting("", values.text(), "Folder for compiled models. Empty: the model is compiled at every start.")
     render_factor: int | None = _setting(
         25, values.auto_or(values.number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)), "Default render factor."
     )
@@ -41,59 +47,67 @@ class Settings:
     detail: int | None = _setting(
         1,
         values.auto_or(values.number(int, 1, MAX_DETAIL)),
-        "Default detail: tiles per side that are run besides the whole photo.",
+        "Default detail: number of tiles per side that are run in addition to the whole photo.",
     )
     detail_megapixels: float = _setting(
         4.0,
         values.number(float, 0, 1000),
-        "With detail auto, limit of the network's input per photo, all runs together.",
+        "Limit for `detail=auto`: megapixels of network input per photo, over all runs.",
     )
-    min_score: float = _setting(0.5, values.number(float, 0, 1), "Default lowest score of an instance.")
-    max_detections: int = _setting(100, values.number(int, 1, 1000), "Largest number of instances per photo.")
-    memory: int | None = _setting(None, values.auto_or(values.byte_size()), "Memory limit; auto reads the cgroup's.")
+    min_score: float = _setting(0.5, values.number(float, 0, 1), "Default minimum score of an instance.")
+    max_detections: int = _setting(100, values.number(int, 1, 1000), "Maximum number of instances per photo.")
+    memory: int | None = _setting(
+        None, values.auto_or(values.byte_size()), "Memory limit. `auto`: the limit of the cgroup."
+    )
     fixed_bytes: int | None = _setting(
         None,
         values.auto_or(values.byte_size()),
-        "Memory of a run that does not depend on the image; auto reads the model file, or measures.",
+        "Memory of one run of the network that does not depend on the image. `auto`: from the model file, or measured.",
     )
     bytes_per_pixel: float | None = _setting(
         None,
         values.auto_or(values.number(float, 0, 1e6)),
-        "Memory of a run per pixel of the network's input; as above.",
+        "Memory of one run per pixel of network input. `auto`: from the model file, or measured.",
     )
     threads: int | None = _setting(
-        None, values.auto_or(values.number(int, 1, 64)), "Threads of the network; auto is the container's CPUs."
+        None,
+        values.auto_or(values.number(int, 1, 64)),
+        "Threads of the network. `auto`: the number of CPUs of the container.",
     )
-    queue: int = _setting(16, values.number(int, 0, 1000), "Most requests that wait for memory; more get a 503.")
-    wait_seconds: float = _setting(30.0, values.number(float, 0, 600), "Longest time that a request waits for memory.")
-    max_upload: int = _setting(32 * MIB, values.byte_size(), "Largest request body or fetched photo.")
+    queue: int = _setting(
+        16, values.number(int, 0, 1000), "Maximum number of requests that wait for memory; further requests get a 503."
+    )
+    wait_seconds: float = _setting(30.0, values.number(float, 0, 600), "Maximum time that a request waits for memory.")
+    max_upload: int = _setting(32 * MIB, values.byte_size(), "Maximum size of a request body or a fetched photo.")
     receive_seconds: float = _setting(60.0, values.number(float, 1, 3600), "Time limit for receiving a request body.")
     fetch_seconds: float = _setting(20.0, values.number(float, 1, 300), "Time limit for fetching a URL.")
-    fetch_private: bool = _setting(False, values.flag(), "Allow URLs on private addresses; for development.")
-    cors_origins: tuple[str, ...] = _setting((), values.names("origins"), "Origins that may call from a browser, or *.")
-    project: str = _setting("", values.text(), "Google Cloud project, for traces in log entries.")
-    output_bucket: str = _setting("", values.text(), "Bucket for the results of bucket events.")
-    output_prefix: str = _setting("", values.text(), "Prefix of the results' names.")
+    fetch_private: bool = _setting(False, values.flag(), "Allow URLs on private addresses (for development).")
+    cors_origins: tuple[str, ...] = _setting(
+        (), values.names("origins"), "Origins that may call from a browser (CORS), separated by commas, or `*`."
+    )
+    project: str = _setting("", values.text(), "Google Cloud project id, for traces in log entries.")
+    output_bucket: str = _setting("", values.text(), "Bucket to which the results of bucket events are written.")
+    output_prefix: str = _setting("", values.text(), "Prefix of the names of results.")
     output_formats: tuple[str, ...] = _setting(
-        ("png", "json"), values.several(Format), "Formats that are written for each photo in a bucket."
+        ("png", "json"), values.several(Format), "Formats written for each photo in a bucket."
     )
     storage_seconds: float = _setting(
         20.0,
         values.number(float, 1, 300),
-        "How long one call to Cloud Storage is retried.",
+        "Time limit of one call to Cloud Storage, retries included.",
     )
     delivery_seconds: float = _setting(
         50.0,
         values.number(float, 1, 600),
-        "Time limit of one bucket event, all waiting and calls together; then it is delivered again.",
+        "Time limit for handling one bucket event, all waiting and calls included; after it the event is redelivered.",
     )
-    zoo_url: str = _setting("", values.url(), "Mirror of the model zoo; empty is detectron2's own server.")
-    input_bucket: str = _setting("", values.text(), "If set, events from other buckets are ignored.")
-    input_prefix: str = _setting("", values.text(), "Only objects whose name starts with this are segmented.")
+    zoo_url: str = _setting("", values.url(), "Mirror of the model zoo. Empty: detectron2's own server.")
+    input_bucket: str = _setting("", values.text(), "If set, events of other buckets are ignored.")
+    input_prefix: str = _setting("", values.text(), "Only objects whose names start with this prefix are segmented.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read the settings; an empty value is the default. Raises SettingsError."""
+        """Parse the settings; an empty value means the default. Raises SettingsError."""
         fields = {PREFIX + f.name.upper(): f for f in dataclasses.fields(cls)}
         found = {}
         for name, given in environment.items():
@@ -114,7 +128,7 @@ def _parse(name: str, given: str, value: Value) -> Any:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """Name, default and meaning of every setting, for the README's table and `--help`."""
+    """(name, default, description) of every setting, for the README's table and `--help`."""
     rows = []
     for f in dataclasses.fields(Settings):
         default = f.default

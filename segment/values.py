@@ -1,6 +1,6 @@
-"""Typed values read from text: one set of rules for settings and for request options.
+"""Typed values parsed from text. Settings and request options use the same rules.
 
-A `Value` converts text, describes what it accepts for error messages, and gives the same as a JSON Schema.
+A `Value` converts text, describes the accepted values for error messages, and provides their JSON Schema.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _UNITS = {None: 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M":
 
 
 class BadValue(ValueError):
-    """Text that a Value does not accept; the message says what it must be."""
+    """The text is not a valid value; the message says what is valid."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """`read` converts stripped text, `expected` completes the sentence "it must be ...", `schema` is a JSON Schema."""
+    """`read` converts stripped text; `expected` completes the sentence "it must be ..."; `schema` is a JSON Schema."""
 
     read: Callable[[str], Any]
     expected: str
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
 
     def parse(self, text: str) -> Any:
-        """Convert `text`. Raises BadValue, which says what was given and what it must be."""
+        """Convert `text`. Raises BadValue, whose message contains the text and what is valid."""
         try:
             return self.read(text.strip())
         except (ValueError, KeyError, OverflowError):
@@ -42,7 +42,7 @@ def text() -> Value:
 
 
 def flag() -> Value:
-    """true or false, in the spellings that forms and shells use."""
+    """A boolean: true, on, yes or 1, and false, off, no or 0."""
     return Value(lambda word: _FLAGS[word.lower()], "true or false", {"type": "boolean"})
 
 
@@ -62,13 +62,13 @@ def number(kind: type[int] | type[float], low: float, high: float) -> Value:
 
 
 def choice(literal: Any) -> Value:
-    """One of the strings of a Literal type, in any case."""
+    """One of the strings of a Literal type, case-insensitive."""
     names = {name: name for name in choices(literal)}
     return Value(lambda word: names[word.lower()], "one of " + ", ".join(names), {"enum": list(names)})
 
 
 def several(literal: Any) -> Value:
-    """One or more of the strings of a Literal type, separated by commas; a tuple without repeats."""
+    """One or more of the strings of a Literal type, separated by commas; parsed as a tuple without duplicates."""
     known = choices(literal)
 
     def read(words: str) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def names(expected: str) -> Value:
 
 
 def auto_or(value: Value) -> Value:
-    """`value`, or the word auto, which is read as None."""
+    """`value`, or the word auto, which is parsed as None."""
     return Value(
         lambda word: None if word.lower() == "auto" else value.read(word),
         f"auto or {value.expected}",
@@ -125,7 +125,7 @@ def url() -> Value:
 
 
 def choices(literal: Any) -> tuple[str, ...]:
-    """The strings that a Literal type accepts."""
+    """The strings of a Literal type."""
     return typing.get_args(literal)
 
 

@@ -75,7 +75,7 @@ class TestImage:
         assert run("image", photos, photos / "nowhere.jpg", "-o", tmp_path / "out", "-f", "json") == 1
         assert results(tmp_path / "out") == {"a.detections.json", "deeper/b.detections.json", "errors.csv"}
         errors = capsys.readouterr().err
-        assert "_broken.jpg: This JPEG is cut off" in errors
+        assert "_broken.jpg: This JPEG is truncated" in errors
         assert "nowhere.jpg" in errors
 
     def test_no_photo_s_results_overwrite_another_s(

@@ -55,7 +55,7 @@ def test_one_coco_dataset_of_a_folder(photos: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "out"
     assert run(photos, "-o", out, "-d", "coco", "-f", "json") == 1
     errors = capsys.readouterr().err
-    assert "broken.jpg: This JPEG is cut off" in errors
+    assert "broken.jpg: This JPEG is truncated" in errors
     assert "1 photos could not be segmented" in errors
     assert (out / "errors.csv").read_text().splitlines()[0] == "photo,error"
     dataset = load(out)
@@ -176,7 +176,7 @@ def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
         (["-j", "0"], "--jobs is '0'; it must be"),
         (["-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
         (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
-        (["-s", "classes=unicorn"], "This model has no class 'unicorn'"),
+        (["-s", "classes=unicorn"], "The model has no class 'unicorn'"),
     ],
 )
 def test_a_bad_option_is_explained(

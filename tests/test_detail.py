@@ -13,7 +13,7 @@ from segment.engine.footprint import Footprint
 from segment.errors import TooLarge
 from segment.image import read_header
 from segment.options import Options
-from segment.plan import Figures, plan
+from segment.plan import Constraints, plan
 from segment.resize import fitted_size
 from segment.service import Result, Service
 from segment.settings import Settings
@@ -91,10 +91,10 @@ def test_a_result_says_its_detail(service: Service, photo: bytes) -> None:
 
 
 def planned(size: tuple[int, int], detail: str, capacity: int = 1000 * MIB) -> tuple[int, tuple[int, int], int, int]:
-    figures = Figures(capacity, Footprint(0, 400.0), fitted_size)
+    constraints = Constraints(capacity, Footprint(0, 400.0), fitted_size)
     options = Options.parse({"detail": detail, "format": "json"}, Settings())
-    made = plan(read_header(jpeg(Image.new("RGB", size))), options, ("json",), figures)
-    return made.detail, made.look_size, made.look_bytes, made.network_bytes
+    made = plan(read_header(jpeg(Image.new("RGB", size))), options, ("json",), constraints)
+    return made.detail, made.detect_size, made.detect_bytes, made.network_bytes
 
 
 def test_detail_is_decoded_as_sharply_as_it_is_seen() -> None:

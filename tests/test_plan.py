@@ -16,7 +16,7 @@ from segment.errors import TooLarge
 from segment.formats import Format
 from segment.image import Header
 from segment.options import Options
-from segment.plan import OUTLINE_BYTES, SMALLEST, Figures, Plan, plan, shows_photo
+from segment.plan import OUTLINE_BYTES, SMALLEST, Constraints, Plan, plan, shows_photo
 from segment.resize import fitted_size
 from segment.settings import Settings
 
@@ -24,8 +24,8 @@ MIB = 1 << 20
 RUN = Footprint(fixed_bytes=20 * MIB, bytes_per_pixel=150.0, bytes_per_instance=50_000.0)
 
 
-def figures(mib: float, run: Footprint = RUN) -> Figures:
-    return Figures(int(mib * MIB), run, fitted_size)
+def constraints(mib: float, run: Footprint = RUN) -> Constraints:
+    return Constraints(int(mib * MIB), run, fitted_size)
 
 
 def options(**wishes: Any) -> Options:
@@ -42,7 +42,7 @@ def png(width: int, height: int) -> Header:
 
 
 def planned(header: Header, mib: float, *formats: Format, **wishes: Any) -> Plan:
-    return plan(header, options(**wishes), formats or ("png",), figures(mib))
+    return plan(header, options(**wishes), formats or ("png",), constraints(mib))
 
 
 class TestWhatFits:
@@ -54,13 +54,13 @@ class TestWhatFits:
     def test_a_large_jpeg_is_looked_at_small(self) -> None:
         found = planned(jpeg(4000, 3000), 200)
         assert found.picture_size == (4000, 3000)
-        assert prod(jpeg(4000, 3000).decoded_size(found.look_size)) < 4000 * 3000 / 30
-        assert found.look_bytes < found.write_bytes
+        assert prod(jpeg(4000, 3000).decoded_size(found.detect_size)) < 4000 * 3000 / 30
+        assert found.detect_bytes < found.output_bytes
 
     def test_json_never_needs_the_whole_photo(self) -> None:
         found = planned(jpeg(10_000, 10_000), 100, "json")
-        assert found.look_bytes + found.network_bytes < 100 * MIB
-        assert found.write_bytes < 20 * MIB
+        assert found.detect_bytes + found.network_bytes < 100 * MIB
+        assert found.output_bytes < 20 * MIB
 
     def test_a_hundred_megapixels_are_drawn_smaller_where_there_is_little_room(self) -> None:
         little, much = planned(jpeg(10_000, 10_000), 150, "jpeg"), planned(jpeg(10_000, 10_000), 4000, "jpeg")
@@ -82,7 +82,7 @@ class TestWhatFits:
 class TestAuto:
     def test_takes_the_largest_that_fits(self) -> None:
         found = planned(jpeg(4000, 3000), 120, "json", render_factor=None)
-        assert found.look_bytes + found.network_bytes <= 120 * MIB
+        assert found.detect_bytes + found.network_bytes <= 120 * MIB
         with pytest.raises(TooLarge):
             planned(jpeg(4000, 3000), 120, "json", render_factor=found.render_factor + 3)
 
@@ -95,7 +95,7 @@ class TestRefusals:
     def test_names_the_largest_render_factor(self, factor: int) -> None:
         with pytest.raises(TooLarge, match=f"^Render factor {factor} needs more memory than") as refusal:
             planned(jpeg(1280, 1280), 100, "json", render_factor=factor)
-        largest = re.search(r"The largest that fits this photo is (\d+)\.$", str(refusal.value))
+        largest = re.search(r"The largest render factor for this photo is (\d+)\.$", str(refusal.value))
         assert largest
         assert planned(jpeg(1280, 1280), 100, "json", render_factor=int(largest[1]))
         with pytest.raises(TooLarge):
@@ -107,7 +107,7 @@ class TestRefusals:
         ) as refusal:
             planned(png(9000, 9000), 100)
         assert re.search(
-            r"A PNG of up to about [\d.]+ megapixels works here; so does a larger baseline JPEG\.$", str(refusal.value)
+            r"Send a PNG of up to about [\d.]+ megapixels, or a larger baseline JPEG\.$", str(refusal.value)
         )
 
     def test_a_progressive_jpeg_is_called_one(self) -> None:
@@ -140,12 +140,12 @@ def test_a_plan_keeps_what_it_promises(
         found = planned(header, mib, *sorted(formats), render_factor=factor, detail=detail)
     except TooLarge:
         return
-    assert found.look_bytes + found.network_bytes <= mib * MIB
-    assert found.write_bytes <= mib * MIB
-    assert not found.keep or max(found.look_bytes, found.write_bytes) + found.network_bytes <= mib * MIB
+    assert found.detect_bytes + found.network_bytes <= mib * MIB
+    assert found.output_bytes <= mib * MIB
+    assert not found.keep or max(found.detect_bytes, found.output_bytes) + found.network_bytes <= mib * MIB
     assert factor in (None, found.render_factor)
     assert detail in (None, found.detail)
-    for small, whole in ((found.look_size, size), (found.picture_size, size)):
+    for small, whole in ((found.detect_size, size), (found.picture_size, size)):
         assert all(1 <= n <= most for n, most in zip(small, whole, strict=True))
     if found.picture_size != size:
         assert shows_photo(formats)
@@ -158,13 +158,13 @@ def test_a_plan_keeps_what_it_promises(
 def test_masks_and_outlines_are_in_the_plan() -> None:
     """What a run finds stays until the results are written; another family's masks can be as large as its input."""
     photo = jpeg(400, 400)
-    large = replace(figures(512), mask_bytes=lambda size: 4 * size[0] * size[1])
+    large = replace(constraints(512), mask_bytes=lambda size: 4 * size[0] * size[1])
     few, many = (options(max_detections=count, format="json") for count in (1, 100))
     sizes = [plan(photo, asked, ("json",), large) for asked in (few, many)]
     network = sizes[0].network_size
-    for step in ("look_bytes", "write_bytes"):
+    for step in ("detect_bytes", "output_bytes"):
         assert getattr(sizes[0], step) < 100 * 4 * network[0] * network[1] <= getattr(sizes[1], step)
     outlined = plan(photo, replace(many, segmentation="polygons"), ("json",), large)
-    assert outlined.write_bytes - sizes[1].write_bytes == 100 * OUTLINE_BYTES
+    assert outlined.output_bytes - sizes[1].output_bytes == 100 * OUTLINE_BYTES
     with pytest.raises(TooLarge):
-        plan(photo, many, ("json",), replace(figures(96), mask_bytes=large.mask_bytes))
+        plan(photo, many, ("json",), replace(constraints(96), mask_bytes=large.mask_bytes))

@@ -172,7 +172,7 @@ def test_classes_are_chosen_from_all_that_is_found(service: Service, photo: byte
 
 def test_an_unknown_class_is_refused_with_those_there_are(service: Service, photo: bytes) -> None:
     with pytest.raises(
-        OptionError, match=r"no class 'dog'\. It has: circle, square, triangle, star, ring\."
+        OptionError, match=r"no class 'dog'\. Its classes: circle, square, triangle, star, ring\."
     ) as refusal:
         segment(service, photo, classes="circle,dog")
     assert refusal.value.name == "classes"
@@ -254,7 +254,7 @@ class TestLittleMemory:
         assert max(one["bbox"][0] + one["bbox"][2] for one in found["annotations"]) > 1000
 
     def test_what_can_never_fit_is_refused(self, tight: Service, photo: bytes) -> None:
-        with pytest.raises(TooLarge, match="The largest that fits this photo is"):
+        with pytest.raises(TooLarge, match="The largest render factor for this photo is"):
             segment(tight, photo, render_factor="256")
 
     def test_auto_takes_what_fits(self, tight: Service, photo: bytes) -> None:

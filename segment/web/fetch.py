@@ -106,7 +106,7 @@ def parse(url: str) -> Target:
     if parts.username is not None or parts.password is not None:
         raise RefusedURL("The URL holds a user name or password; only public photos are fetched.")
     if port is not None and port not in {80, 443} and port < LOWEST_PORT:
-        raise RefusedURL(f"TensorSpec {port} is refused; photos are fetched from 80, 443 and {LOWEST_PORT} or above.")
+        raise RefusedURL(f"Port {port} is not allowed. Allowed ports: 80, 443, and {LOWEST_PORT} and above.")
     secure = parts.scheme == "https"
     path = quote(parts.path or "/", safe=_PATH) + ("?" + quote(parts.query, safe=_PATH + "?") if parts.query else "")
     return Target(secure, host, port or (443 if secure else 80), path)
