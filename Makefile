@@ -11,11 +11,10 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 run: $(VENV)/serving $(if $(MODEL),$(VENV)/convert)
-	@$(if $(MODEL),$(BIN)/python -m segment prepare "$(MODEL)",true)
 	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
-	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) \
-	  $(if $(MODEL),SEGMENT_MODEL="$(MODEL)") FUNCTION_TARGET=segment_http \
-	  $(BIN)/python -m segment serve
+	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
+	  $(BIN)/python -m segment serve $(if $(MODEL),--model "$(MODEL)") $(if $(CONFIG),--config "$(CONFIG)") \
+	  $(if $(LABELS),--labels "$(LABELS)") $(if $(INT8),--int8) $(if $(CALIBRATE),--calibrate "$(CALIBRATE)")
 
 test: lint .cache/terraform/installed
 	$(BIN)/pytest -rs -m "not slow"

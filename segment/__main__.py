@@ -5,9 +5,9 @@ convert   a detectron2 config and checkpoint into a model file
 quantise  a converted model file into int8
 info      what a model file is
 models    the models that can be had by name
-fetch     download and convert one of them
-prepare   the same unless it was done; for a file, check that it is there
-serve     serve HTTP requests or bucket events
+fetch     download a model and convert it
+prepare   the same unless that was done
+serve     serve HTTP requests or bucket events, after preparing the model
 backfill  segment what is in a bucket or folder already
 warm      load the model once, so that its compiled form is in the cache
 """
@@ -22,14 +22,9 @@ from pathlib import Path
 
 from segment import commands
 from segment.errors import SegmentError
+from segment.preparation import EXTRAS, missing
 
-EXTRAS = {
-    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
-    **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
-    "google": "gcp",
-    "pyarrow": "parquet",
-}
-"""The extra of the distribution that installs a package which some commands import."""
+MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
 
 
 def run() -> None:
@@ -47,14 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"segment: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if not extra:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        print(
-            f"segment: This command needs the package {error.name}, which is not installed. "
-            f"Install it with: pip install 'segment-serverless[{extra}]'",
-            file=sys.stderr,
-        )
+        print(f"segment: {missing(package)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -109,18 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--sort", default="", metavar="COLUMN", help="best first: mask-ap, ms-int8, held-int8, ...")
     models.set_defaults(run=commands.models)
 
-    fetch = commands_of.add_parser("fetch", help="download a model by name and convert it")
-    prepare = commands_of.add_parser("prepare", help="fetch a model unless that was done; check a model file")
+    fetch = commands_of.add_parser("fetch", help="download a model and convert it")
+    prepare = commands_of.add_parser("prepare", help="make a model ready to serve unless that was done")
     for parser_of, run_command in ((fetch, commands.fetch), (prepare, commands.prepare)):
-        parser_of.add_argument("name")
-        parser_of.add_argument("-o", "--output", type=Path, help="the model file to write; without it the cache folder")
-        parser_of.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
-        parser_of.add_argument("--calibrate", type=Path, metavar="FOLDER")
-        _add_proposals(parser_of)
+        parser_of.add_argument("model", metavar="MODEL", help=MODEL)
+        _add_preparation(parser_of)
         parser_of.set_defaults(run=run_command)
+    fetch.add_argument("-o", "--output", type=Path, help="the model file to write; by default in the cache folder")
+    prepare.add_argument("--progress", action="store_true", help="write each step to standard output as JSON")
 
-    serve = commands_of.add_parser("serve", help="serve HTTP requests or bucket events; see PORT, HOST, THREADS")
+    serve = commands_of.add_parser(
+        "serve", help="serve HTTP requests or bucket events, after preparing the model; see PORT, HOST, THREADS"
+    )
     serve.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")
+    serve.add_argument("--model", default="", help=f"{MODEL}; by default SEGMENT_MODEL, or the embedded demo")
+    _add_preparation(serve)
     serve.set_defaults(run=commands.serve)
 
     backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
@@ -130,6 +124,20 @@ def _parser() -> argparse.ArgumentParser:
 
     commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
     return parser
+
+
+def _add_preparation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", default="", help="a checkpoint's detectron2 config, a file or URL; default: config.yaml beside it"
+    )
+    parser.add_argument(
+        "--labels",
+        default="",
+        help="its class names, a file or URL; default: labels.txt beside it, or numbers",
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
+    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos like those that will be segmented")
+    _add_proposals(parser)
 
 
 def _add_proposals(parser: argparse.ArgumentParser) -> None:

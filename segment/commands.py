@@ -1,24 +1,26 @@
 """What each command of the command line does. Each takes its parsed arguments and returns an exit code.
 
-Converting needs `onnx`, and so it is imported only by the commands that convert: serving and `image` do without.
+Converting needs `onnx`, and so it is imported only by the commands that convert: `serve` and `image` do without.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segment import container, values
-from segment.dataset.photos import find
 from segment.engine.footprint import Footprint
-from segment.errors import ConversionError, ModelError, OptionError
+from segment.errors import OptionError, SegmentError
 from segment.formats import Format
 from segment.labels import read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
 from segment.options import Options
+from segment.preparation import Preparation, check_calibration, write
+from segment.progress import Progress
 from segment.service import Service
 from segment.settings import Settings
 from segment.values import MIB, BadValue
@@ -42,42 +44,32 @@ def image(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """A config and a checkpoint into a model file."""
-    _require_calibration(arguments)
+    check_calibration(arguments.int8, arguments.calibrate)
     from segment import convert as converter
 
     labels = read_labels(arguments.labels) if arguments.labels else ()
     config = converter.config.read(arguments.config)
     tensors = converter.checkpoint.read(arguments.weights)
     model = converter.convert(config, tensors, labels, arguments.weights.name)
-    return _finish(model, arguments)
+    return _write(model, arguments, arguments.int8)
 
 
 def quantise(arguments: argparse.Namespace) -> int:
     """A converted model file into int8."""
     from segment import convert as converter
 
-    return _finish(converter.load(arguments.model), argparse.Namespace(**vars(arguments), int8=True))
+    return _write(converter.load(arguments.model), arguments, int8=True)
 
 
-def _require_calibration(arguments: argparse.Namespace) -> None:
-    """Refuse --int8 without photos before anything is downloaded or read. Raises ConversionError."""
-    if arguments.int8 and not arguments.calibrate:
-        raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
-    if arguments.calibrate and not next(find([arguments.calibrate]), None):
-        raise ConversionError(f"--calibrate {arguments.calibrate}: there are no photos in this folder.")
+def _write(model: onnx.ModelProto, arguments: argparse.Namespace, int8: bool) -> int:
+    write(model, arguments.output, int8, arguments.calibrate, arguments.proposals, _Terminal())
+    return _done(arguments.output)
 
 
-def _finish(model: onnx.ModelProto, arguments: argparse.Namespace) -> int:
-    """Quantise if asked, measure the memory it needs, write it."""
-    from segment import convert as converter
-
-    if arguments.int8:
-        photos = [photo.path for photo in find([arguments.calibrate])]
-        model = converter.quantised(model, photos, arguments.proposals)
-    elif arguments.proposals is not None:
-        converter.limit(model, arguments.proposals)
-    facts = converter.finish(model, arguments.output)
-    print(f"{arguments.output}: {len(facts.labels)} classes, {facts.precision}, {_size(arguments.output)}")
+def _done(path: Path) -> int:
+    """Say what has been made."""
+    if facts := ModelMetadata.from_metadata(metadata(path)):
+        print(f"{path}: {len(facts.labels)} classes, {facts.precision}, {_size(path)}")
     return 0
 
 
@@ -111,34 +103,49 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 def fetch(arguments: argparse.Namespace) -> int:
-    """Download a model by name, once, and convert it."""
-    from segment import zoo
-
-    entry = zoo.entry(arguments.name)
-    _require_calibration(arguments)
-    from segment import convert as converter
-
-    checkpoint = zoo.fetch(arguments.name, Settings.from_environment(os.environ).zoo_url)
-    config = converter.config.parse(zoo.config(entry))
-    model = converter.convert(config, converter.checkpoint.read(checkpoint), zoo.labels(entry), arguments.name)
-    arguments.output = arguments.output or zoo.model_path(arguments.name)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    return _finish(model, arguments)
+    """Download a model and convert it."""
+    preparation = _preparation(arguments)
+    preparation.check()
+    return _done(preparation.make(arguments.output, _Terminal()))
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Make a model ready to serve: check that a file is there, or fetch a model of the zoo unless that was done."""
-    from segment import zoo
+    """Make a model ready to serve, unless that was done."""
+    report = _Pipe() if arguments.progress else _Terminal()
+    try:
+        preparation = _preparation(arguments)
+        preparation.check()
+        preparation.prepare(report)
+    except SegmentError as error:
+        report(Progress("failed", str(error)))
+        raise
+    return 0
 
-    path = Path(arguments.name)
-    if path.suffix == ".onnx" or path.exists():
-        if not path.exists():
-            raise ModelError(
-                f"There is no model file {path}. Give a file that `segment convert` wrote, or one of the names that "
-                "`segment models` lists."
-            )
-        return 0
-    return 0 if zoo.model_path(zoo.entry(arguments.name).name).exists() else fetch(arguments)
+
+def _preparation(arguments: argparse.Namespace) -> Preparation:
+    names = ("model", "config", "labels", "int8", "calibrate", "proposals")
+    mirror = Settings.from_environment(os.environ).zoo_url
+    return Preparation(**{name: getattr(arguments, name) for name in names}, mirror=mirror)
+
+
+class _Terminal:
+    """Prints each stage of a preparation once; the download draws its own progress bar."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.text != self._last and progress.stage != "failed":
+            print(progress.text, file=sys.stderr, flush=True)
+        self._last = progress.text
+
+
+class _Pipe(_Terminal):
+    """Also writes each step to standard output, for the process that has started this one (web/startup.py)."""
+
+    def __call__(self, progress: Progress) -> None:
+        super().__call__(progress)
+        print(progress.to_json(), flush=True)
 
 
 def backfill(arguments: argparse.Namespace) -> int:
@@ -153,13 +160,31 @@ def backfill(arguments: argparse.Namespace) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Serve a function target, with the variables of the functions framework."""
+    """Serve a function target, with the variables of the functions framework; prepare the model meanwhile."""
     from segment.web import server
 
     host, port = os.environ.get("HOST", "0.0.0.0"), int(os.environ.get("PORT", "8080"))
     target = arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http")
-    server.run(host, port, int(os.environ.get("THREADS", "8")), os.environ.get("FUNCTION_SOURCE"), target)
-    return 0
+    command: list[str] = []
+    settings = Settings.from_environment(os.environ)
+    arguments.model = arguments.model or settings.model
+    if arguments.model and settings.engine == "openvino":
+        preparation = _preparation(arguments)
+        preparation.check()
+        os.environ["SEGMENT_MODEL"] = str(preparation.path)
+        if not preparation.ready:
+            command = [sys.executable, "-m", "segment", "prepare", "--progress", *_words(arguments)]
+    threads, source = int(os.environ.get("THREADS", "8")), os.environ.get("FUNCTION_SOURCE")
+    return server.run(host, port, threads, source, target, command)
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """The arguments of `prepare` for the model that `serve` was told of."""
+    words = [arguments.model, *(["--int8"] if arguments.int8 else [])]
+    for name in ("config", "labels", "calibrate", "proposals"):
+        if value := getattr(arguments, name):
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def warm(arguments: argparse.Namespace) -> int:

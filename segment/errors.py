@@ -16,6 +16,7 @@
     ├── StorageError                reading or writing a bucket or folder failed; a retry may succeed
     │   └── StorageRefused          it fails until somebody intervenes: permission denied, no such bucket, bad request
     ├── Busy                        no memory or time at the moment; a retry may succeed
+    │   └── Starting                the model is still being prepared
     └── Cancelled                   the client has closed the connection
 
 Each message is a complete sentence for the user: what was wrong, which value, and what would work. Messages contain no
@@ -99,6 +100,10 @@ class Busy(SegmentError):
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Starting(Busy):
+    """The model is still being downloaded, converted or loaded; GET /progress says how far that is."""
 
 
 class Cancelled(SegmentError):

@@ -15,7 +15,7 @@ import segment
 from devtools.server import ROOT
 
 LEVELS = (
-    ("errors", "mask", "resize", "container", "log", "formats", "values"),
+    ("errors", "mask", "resize", "container", "log", "formats", "values", "progress"),
     ("settings", "memory", "image", "detections", "labels", "modelfile"),
     ("options", "tiles", "engine", "zoo"),
     ("output", "plan", "convert"),
@@ -23,6 +23,7 @@ LEVELS = (
     ("model",),
     ("service", "__init__"),
     ("web", "bucket", "dataset"),
+    ("preparation",),
     ("commands",),
     ("__main__",),
 )
@@ -88,7 +89,7 @@ def _at_the_top(path: Path, folder: str) -> Iterator[str]:
 
 def test_only_the_command_line_converts() -> None:
     users = {module(path) for path in FILES if any(name.split(".")[0] == "convert" for name in imports(path))}
-    assert users == {"convert", "commands"}
+    assert users == {"convert", "preparation", "commands"}
 
 
 def test_only_one_file_knows_the_runtime() -> None:

@@ -8,6 +8,7 @@
 | `/openapi.json`, `/docs` | GET | the interface as a document |
 | `/health` | GET | 200 while the process lives |
 | `/ready` | GET | 200 once the model is loaded, which it does itself; 503 when it cannot be |
+| `/progress` | GET | how far the preparation of the model is |
 
 Errors are problem documents (RFC 9457). What each error of this package means over HTTP is said in `PROBLEMS`.
 """
@@ -20,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ from segment.formats import FORMATS, Format
 from segment.memory import Reservation
 from segment.options import Options
 from segment.output.overlay import PALETTE
+from segment.progress import Progress
 from segment.service import Result, Service
 from segment.settings import Settings
 from segment.web import openapi
@@ -64,15 +67,19 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
     errors.FetchError: (502, "URL not fetched"),
     errors.RequestError: (400, "Bad request"),
     errors.Busy: (503, "Busy"),
+    errors.Starting: (503, "Starting"),
     errors.Cancelled: (499, "Cancelled"),
     errors.ModelError: (503, "Model unavailable"),
     errors.SegmentError: (500, "Failed"),
 }
 """Error -> status and title; an error not listed has those of its nearest ancestor."""
 
-RECEIVED, CANCELLED = "segment.received", "segment.cancelled"
-"""Keys of the WSGI environment, set by segment/web/gateway.py: the Reservation of a body that has been received,
-and a function that says whether the client has gone. A plain WSGI server sets neither."""
+RECEIVED, CANCELLED, PROGRESS = "segment.received", "segment.cancelled", "segment.progress"
+"""Keys of the WSGI environment, set by segment/web/gateway.py: the Reservation of a body that has been received, a
+function that says whether the client has gone, and the Progress of a model that is prepared while the server runs. A
+plain WSGI server sets none of them."""
+PROBES = ("/health", "/ready", "/progress")
+"""The paths that are asked again and again; every target answers them."""
 STREAM_BYTES = 24 << 20
 """Larger bodies are streamed: Cloud Run takes no more than 32 MiB in one piece."""
 CHUNK = 1 << 16
@@ -136,8 +143,8 @@ def _respond(service: Service, request: Request, answer: Callable[[], Response])
 
 
 def add_probes(app: Flask, service: Service) -> None:
-    """Answer /health and /ready on any target, bucket events' too, which would else refuse every GET."""
-    for path in ("/health", "/ready"):
+    """Answer the probes on any target: the framework refuses every GET for bucket events."""
+    for path in PROBES:
         app.add_url_rule(path, path, lambda: handle(service, current_request), provide_automatic_options=False)
 
 
@@ -229,6 +236,12 @@ def _ready(service: Service, _request: Request) -> Response:
     """Loads the model in this request: a start-up probe's request has the CPU, a background thread may not."""
     service.load()
     return _json({"status": "ready", "model": service.model_name})
+
+
+def _progress(service: Service, request: Request) -> Response:
+    """Does not load the model; one that needs no preparation is loaded by the first request that needs it."""
+    loaded = Progress("ready", "The model is loaded.") if service.ready else Progress("load", "Loading the model.")
+    return _json(asdict(request.environ.get(PROGRESS, loaded)))
 
 
 def _model(service: Service, request: Request) -> Response:
@@ -344,7 +357,8 @@ def _log(request: Request, response: Response, seconds: float) -> None:
             fields[header.removeprefix("Segment-").replace("-", "_").lower()] = response.headers[header]
     if response.mimetype == "application/problem+json":
         fields["problem"] = json.loads(response.get_data())["title"]
-    level = logging.DEBUG if request.path in {"/health", "/ready"} and response.status_code < 400 else logging.INFO
+    quiet = request.path in PROBES and response.status_code < 400
+    level = logging.DEBUG if quiet else logging.INFO
     log.log(level, "%s %s %d", request.method, request.path, response.status_code, extra=fields)
 
 
@@ -383,6 +397,7 @@ SCRIPTS = (
     "service",
     "snippets",
     "sources",
+    "startup",
     "state",
     "tags",
     "viewer",
@@ -403,5 +418,6 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/docs": {"GET": _docs},
     "/health": {"GET": _health},
     "/ready": {"GET": _ready},
+    "/progress": {"GET": _progress},
 }
 UPLOAD_PATHS = frozenset(path for path, handlers in ROUTES.items() if "POST" in handlers)

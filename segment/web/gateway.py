@@ -3,7 +3,7 @@
 An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) for one event loop. It receives a request's
 whole body first, reserving memory in steps as the bytes arrive, then runs the WSGI application in a thread, then sends
 the response. So threads only compute, and a client that sends or reads slowly costs a connection and the bytes that it
-has sent. Clients that are too slow are cut off (408). /health is answered by the event loop itself.
+has sent. Clients that are too slow are cut off (408). /health and /progress are answered by the event loop itself.
 
 The framework's own server has none of this, nor has gunicorn: each gives a client a thread from its first byte on.
 """
@@ -27,7 +27,8 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestHeader
 from segment.errors import Busy, SegmentError, TooLarge
 from segment.memory import Reservation
 from segment.service import Service
-from segment.web.app import CANCELLED, CHUNK, DRAIN_BYTES, DRAIN_SECONDS, RECEIVED, refuse
+from segment.web.app import CANCELLED, CHUNK, DRAIN_BYTES, DRAIN_SECONDS, PROGRESS, RECEIVED, refuse
+from segment.web.startup import Startup
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -38,6 +39,8 @@ WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
 """A client must send at least so many bytes in each such span of time."""
 SEND_SECONDS = 30.0
 """A client must take each piece of the response within this time."""
+INSTANT = frozenset({"/health", "/progress"})
+"""The paths that the event loop answers itself."""
 ROOM_SECONDS = 0.02
 """How often a body that waits for memory asks for it."""
 
@@ -76,19 +79,34 @@ class Gateway:
     """The ASGI application.
 
     `threads`: how many requests the WSGI application works on at once. `uploads`: the paths whose bodies are received;
-    on any other a body is dropped.
+    on any other a body is dropped. `startup`: what prepares the model, if it has to be prepared; `needs_model`: the
+    paths that are refused until it is.
     """
 
-    def __init__(self, application: WSGIApplication, service: Service, threads: int, uploads: Container[str]) -> None:
+    def __init__(
+        self,
+        application: WSGIApplication,
+        service: Service,
+        threads: int,
+        uploads: Container[str],
+        startup: Startup | None = None,
+        needs_model: Container[str] = (),
+    ) -> None:
         self.application = application
         self.service = service
         self.uploads = uploads
+        self.startup = startup
+        self.needs_model = needs_model
         self._threads = ThreadPoolExecutor(threads, "request")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         with suppress(_Disconnected):
             await _Exchange(self, scope, receive, send).run()
+
+    def refusal(self, path: str) -> SegmentError | None:
+        """Why a request for `path` cannot be answered before the model is ready, or None."""
+        return self.startup.refusal() if self.startup and path in self.needs_model else None
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of `function`, called in one of the threads."""
@@ -109,8 +127,10 @@ class _Exchange:
     async def run(self) -> None:
         environ = environment(self.scope, self.body)
         environ[CANCELLED] = self.gone.is_set
+        if self.gateway.startup:
+            environ[PROGRESS] = self.gateway.startup.progress
         application = self.gateway.application
-        if self.scope["path"] == "/health" and not self.unread:
+        if self.scope["path"] in INSTANT and not self.unread:
             await self._respond(*_call(application, environ))
             return
         if (
@@ -119,6 +139,9 @@ class _Exchange:
         ):
             application = refuse(self.service, RequestHeaderFieldsTooLarge("The URL and headers are too long."))
             await self._respond(*_call(application, environ))
+            return
+        if refusal := self.gateway.refusal(self.scope["path"]):
+            await self._respond(*_call(refuse(self.service, refusal), environ))
             return
         with ExitStack() as stack:
             if self.unread and self.scope["path"] in self.gateway.uploads:

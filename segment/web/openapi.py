@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
 
 from segment.options import Options, describe
+from segment.progress import Stage
 from segment.settings import Settings
 
 Json = dict[str, Any]
@@ -74,6 +75,7 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
             "/model": _plain("model", "What is served: labels, cost in memory and time, options", "Model"),
             "/health": _plain("health", "Whether the process lives", "Status"),
             "/ready": _plain("ready", "Whether the model is loaded; loads it", "Status"),
+            "/progress": _plain("progress", "How far the preparation of the model is", "Progress"),
         },
         "components": {"schemas": {**SCHEMAS, **_bodies(options(settings))}},
     }
@@ -196,8 +198,8 @@ def _json_body(name: str, schema: Json, schemas: dict[str, Json]) -> Json:
 def _plain(operation: str, summary: str, schema: str) -> Json:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     responses = {"200": {"description": summary + ".", "content": content}}
-    if operation != "health":
-        responses["503"] = _problem("The model cannot be loaded.")
+    if operation not in ("health", "progress"):
+        responses["503"] = _problem("The model is still being prepared, or it cannot be loaded.")
     return {"get": {"operationId": operation, "summary": summary, "responses": responses}}
 
 
@@ -268,6 +270,13 @@ SCHEMAS: Json = {
         option={"type": "string", "description": "The option that was wrong, if one was."},
     ),
     "Status": _object("status", status=_TEXT, model=_TEXT),
+    "Progress": _object(
+        "stage text done total",
+        stage={"type": "string", "enum": list(get_args(Stage)), "description": "The stages, in their order."},
+        text={"type": "string", "description": "The stage in a sentence; of `failed`, what was wrong."},
+        done={"type": "integer", "description": "Bytes of the download that have been received."},
+        total={"type": ["integer", "null"], "description": "Bytes of the whole download, if known."},
+    ),
     "Model": _object("name labels options max_upload", name=_TEXT, labels=_LIST_OF_TEXT, max_upload=_WHOLE),
     "Detections": _object(
         "info licenses image images categories annotations",

@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
+import time
+from collections.abc import Container, Sequence
 from typing import Any
 
 import h11
@@ -17,7 +20,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from segment.web.app import UPLOAD_PATHS
-from segment.web.gateway import HEAD_BYTES, Gateway
+from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
+from segment.web.startup import NEEDS_MODEL, Startup
 
 HEAD_SECONDS = 10.0
 """Time in which a request's first line and headers must have arrived."""
@@ -82,16 +86,40 @@ class _Anything:
         return True
 
 
-def run(host: str, port: int, threads: int, source: str | None = None, target: str | None = None) -> None:
+class _AnythingBut:
+    def __init__(self, excepted: Container[str]) -> None:
+        self.excepted = excepted
+
+    def __contains__(self, path: object) -> bool:
+        return path not in self.excepted
+
+
+FAILURE_SECONDS = 3.0
+"""How long the page can still learn why the preparation of the model failed, before the server ends."""
+
+
+def run(
+    host: str,
+    port: int,
+    threads: int,
+    source: str | None = None,
+    target: str | None = None,
+    prepare: Sequence[str] = (),
+) -> int:
     """Serve the framework's application for `target` until SIGTERM or SIGINT; exits with status 0.
 
     `source` is the file with the function target, main.py by default; without `target` it is FUNCTION_TARGET's.
+    `prepare` is the command that prepares the model while the server listens already, see startup.py. If that fails,
+    the server ends and this returns 1.
     """
     import functions_framework
 
     application: Any = functions_framework.create_app(target, source)  # type: ignore[no-untyped-call]
-    uploads = UPLOAD_PATHS if application.name == "segment_http" else _Anything()
-    gateway = Gateway(application, application.extensions["segment"], threads, uploads)
+    service, http = application.extensions["segment"], application.name == "segment_http"
+    uploads, needs_model = (UPLOAD_PATHS, NEEDS_MODEL) if http else (_Anything(), _AnythingBut(INSTANT))
+    failed = threading.Event()
+    startup = Startup(service, prepare, failed.set) if prepare else None
+    gateway = Gateway(application, service, threads, uploads, startup, needs_model)
     config = uvicorn.Config(
         gateway,
         host=host,
@@ -114,4 +142,21 @@ def run(host: str, port: int, threads: int, source: str | None = None, target: s
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended
         signal.signal(number, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run()
+    server = uvicorn.Server(config)
+    if startup is None:
+        server.run()
+        return 0
+    threading.Thread(target=_end_after, args=(failed, server), daemon=True).start()
+    startup.start()
+    try:
+        server.run()
+    finally:
+        startup.stop()
+    return int(failed.is_set())
+
+
+def _end_after(failed: threading.Event, server: uvicorn.Server) -> None:
+    """End the server some seconds after the preparation of the model failed."""
+    failed.wait()
+    time.sleep(FAILURE_SECONDS)
+    server.should_exit = True

@@ -7,7 +7,6 @@ and the models converted from them are kept in the user's cache folder, where th
 from __future__ import annotations
 
 import functools
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import platformdirs
 
 from segment.errors import ModelError
 from segment.labels import read_labels
-from segment.zoo.download import WrongChecksum, download, matches, sha256
+from segment.progress import Report, ignore
+from segment.zoo.download import download_once
 
 FOLDER = Path(__file__).parent
 
@@ -29,7 +29,8 @@ class Entry:
 
     `url`: its checkpoint. `megabytes`: about how much that is. `box_ap`, `mask_ap`: average precision in percent on the
     data set's validation images, as detectron2 measured it; None where it says none. `dataset`: whose classes it knows.
-    `config`: its detectron2 config as nested mappings; a key that is absent has detectron2's default.
+    `config`: its detectron2 config as nested mappings; a key that is absent has detectron2's default. `sha256`: the
+    checkpoint's SHA-256, 64 hexadecimal digits, or "" where nobody has recorded it yet.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Entry:
     config: Mapping[str, Any]
     mask_ap: float
     box_ap: float | None = None
+    sha256: str = ""
 
     @property
     def digest(self) -> str:
@@ -69,7 +71,8 @@ def entries() -> Mapping[str, Entry]:
 def entry(name: str) -> Entry:
     """The model called `name`, here or, as the path of its config, in detectron2. Raises ModelError."""
     for found in entries().values():
-        if name in (found.name, found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py"):
+        paths = (found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py", found.base + found.file)
+        if name == found.name or name in paths:
             return found
     raise ModelError(
         f"There is no model called {name!r}: give a model file (.onnx) or a name that `python -m segment models` lists."
@@ -86,58 +89,46 @@ def config(entry: Entry) -> Mapping[str, Any]:
     return entry.config
 
 
+INT8 = "-int8"
+"""Ends the name of a model's int8 form."""
+
+
 def model_path(name: str) -> Path:
-    """Where the converted model is kept, or will be. Raises ModelError for a name that is none."""
-    return _cache() / f"{entry(name).name}.onnx"
+    """Where the converted model is kept, or will be; NAME-int8 is its int8 form. Raises ModelError."""
+    suffix = INT8 if name.endswith(INT8) else ""
+    return cache() / "models" / f"{entry(name.removesuffix(INT8)).name}{suffix}.onnx"
 
 
 def model_file(name: str) -> Path:
     """The converted model. Raises ModelError when it has not been fetched."""
     path = model_path(name)
     if not path.exists():
+        option = " --int8" if name.endswith(INT8) else ""
         raise ModelError(
-            f"The model {name} is not on this machine yet: `python -m segment fetch {name}` downloads and converts it. "
-            "Without SEGMENT_MODEL the embedded demo runs."
+            f"The model {name} is not on this machine yet. `python -m segment fetch {name.removesuffix(INT8)}{option}` "
+            "downloads and converts it; `python -m segment serve --model` does this and serves it."
         )
     return path
 
 
-def fetch(name: str, url: str = "") -> Path:
+def fetch(name: str, url: str = "", report: Report = ignore) -> Path:
     """The checkpoint of a model, downloaded unless it is here already. `url`: a mirror's, instead of the zoo's own.
 
-    The zoo publishes 24 bits of each file's MD5. The first download is checked against those, and its SHA-256 is
-    recorded beside it in NAME.pkl.sha256, in the format of `sha256sum`; every later use and download is checked
-    against the record. Raises ModelError for an unknown name and for a file with another checksum, FetchError when the
-    download fails.
+    It is checked against the SHA-256 in the table where that is known, else against the first digits of the MD5 in its
+    file's name, and from then on against the SHA-256 of the first download. Raises ModelError for an unknown name and
+    for a file with another checksum, FetchError when the download fails.
     """
     found = entry(name)
-    path = _cache() / f"{found.name}.pkl"
-    record = path.with_suffix(".pkl.sha256")
-    expected = _recorded(record) or found.digest
-    if not (path.exists() and matches(path, expected)):
-        source = (url or found.base).rstrip("/") + "/" + found.file
-        try:
-            download(source, path, digest=expected, limit=2_000_000 * found.megabytes)
-        except WrongChecksum as error:
-            hint = f" If its publisher has replaced it, delete {record} first." if record.exists() else ""
-            raise ModelError(f"{error}{hint}") from None
-    if not record.exists():
-        record.write_text(f"{sha256(path)}  {path.name}\n", encoding="ascii")
+    path = cache() / "zoo" / f"{found.name}.pkl"
+    source = (url or found.base).rstrip("/") + "/" + found.file
+    digest = found.sha256 or found.digest
+    download_once(source, path, digest=digest, limit=2_000_000 * found.megabytes, report=report)
     return path
 
 
-def _recorded(record: Path) -> str:
-    """The SHA-256 in a file that `sha256sum` would write; empty if there is none."""
-    if not record.exists():
-        return ""
-    digest = record.read_text(encoding="ascii", errors="replace").partition(" ")[0]
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ModelError(f"{record} does not hold a SHA-256 checksum. Delete it to accept the next download.")
-    return digest
-
-
-def _cache() -> Path:
-    return platformdirs.user_cache_path("segment", appauthor=False) / "zoo"
+def cache() -> Path:
+    """The folder for what was downloaded and what was made of it: the platform's for caches of this user."""
+    return platformdirs.user_cache_path("segment", appauthor=False)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from segment.errors import FetchError, ModelError
+from segment.progress import Progress, Report, ignore
 
 ATTEMPTS = 3
 """Connections in a row that may bring nothing."""
@@ -25,14 +28,62 @@ PAUSE_SECONDS = 1.0
 """Before the second attempt; doubled for each further one."""
 STALL_SECONDS = 30.0
 """How long a connection may be silent."""
-CHUNK = 1 << 20
+CHUNK = 1 << 18
+
+
+Received = Callable[[int, int | None], None]
+"""Is told how many bytes of a file have been received, and of how many if the server says."""
 
 
 class WrongChecksum(ModelError):
     """A downloaded file is not the one that was expected."""
 
 
-def download(url: str, path: Path, *, digest: str, limit: int, pause: float = PAUSE_SECONDS) -> None:
+def download_once(url: str, path: Path, *, digest: str, limit: int, report: Report = ignore) -> None:
+    """Put what `url` answers at `path`, unless the file is there already.
+
+    `digest`: the first hexadecimal digits of its MD5 or SHA-256, as far as they are published; empty is unknown. The
+    SHA-256 of the first download is recorded beside it in NAME.sha256, in the format of `sha256sum`; every later use
+    and download is checked against the record. Raises what `download` raises, and ModelError for a record that is none.
+    """
+    record = path.with_name(path.name + ".sha256")
+    expected = _recorded(record) or digest
+    if not (path.exists() and matches(path, expected)):
+        text = f"Downloading {path.name} from {urlsplit(url).netloc}."
+        try:
+            download(
+                url,
+                path,
+                digest=expected,
+                limit=limit,
+                received=lambda done, total: report(Progress("download", text, done, total)),
+            )
+        except WrongChecksum as error:
+            hint = f" If its publisher has replaced it, delete {record} first." if record.exists() else ""
+            raise ModelError(f"{error}{hint}") from None
+    if not record.exists():
+        record.write_text(f"{sha256(path)}  {path.name}\n", encoding="ascii")
+
+
+def _recorded(record: Path) -> str:
+    """The SHA-256 in a file that `sha256sum` would write; empty if there is none."""
+    if not record.exists():
+        return ""
+    digest = record.read_text(encoding="ascii", errors="replace").partition(" ")[0]
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ModelError(f"{record} does not hold a SHA-256 checksum. Delete it to accept the next download.")
+    return digest
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    digest: str,
+    limit: int,
+    pause: float = PAUSE_SECONDS,
+    received: Received = lambda done, total: None,
+) -> None:
     """Put what `url` answers at `path`, with a progress bar on a terminal.
 
     `digest`: the first hexadecimal digits of its MD5 or SHA-256. `limit`: the most bytes it may have. Raises FetchError
@@ -51,34 +102,33 @@ def download(url: str, path: Path, *, digest: str, limit: int, pause: float = PA
     while True:
         before = _size(part)
         try:
-            if _receive(url, part, path.name, limit):
+            if _receive(url, part, path.name, limit, received):
                 break
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"it answered {error.code} {error.reason}"
             if error.code < http.client.INTERNAL_SERVER_ERROR:
-                raise FetchError(f"{path.name} is not to be had from {host}: {reason} for {url}.") from None
+                raise FetchError(f"{path.name} could not be downloaded from {host}: {reason} for {url}.") from None
         except (OSError, http.client.HTTPException) as error:
             reason = _reason(error)
         silent = 0 if _size(part) > before else silent + 1
         if silent == ATTEMPTS:
             raise FetchError(
-                f"{path.name} could not be downloaded from {host}: {reason}. Check the network, or name a mirror in "
-                "SEGMENT_ZOO_URL, and run the command again: it goes on where it stopped. "
-                "Without SEGMENT_MODEL the embedded demo runs."
+                f"{path.name} could not be downloaded from {host} ({reason}): connect to the network, or set "
+                "SEGMENT_ZOO_URL to a mirror of the zoo, and run the command again, which continues the download."
             )
         time.sleep(pause * 2 ** max(silent - 1, 0))
     if not matches(part, digest):
-        received = sha256(part)
+        actual = sha256(part)
         part.unlink()
         raise WrongChecksum(
-            f"{path.name} is damaged or a different file: its SHA-256 is {received}, and its checksum does not begin "
+            f"{path.name} is damaged or a different file: its SHA-256 is {actual}, and its checksum does not begin "
             f"with {digest}. The download was deleted; fetch it again."
         )
     part.replace(path)
 
 
-def _receive(url: str, part: Path, name: str, limit: int) -> bool:
+def _receive(url: str, part: Path, name: str, limit: int, received: Received) -> bool:
     """One connection: append to `part` what is missing of the file; whether that was all."""
     have = _size(part)
     headers = {"User-Agent": "segment", "Accept-Encoding": "identity"}
@@ -99,9 +149,11 @@ def _receive(url: str, part: Path, name: str, limit: int) -> bool:
             part.open("ab" if resumed else "wb") as file,
             tqdm(desc=name, total=total, initial=have, unit="B", unit_scale=True, disable=None) as bar,
         ):
+            received(have, total)
             while have <= limit and (chunk := response.read(CHUNK)):
                 have += file.write(chunk)
                 bar.update(len(chunk))
+                received(have, total)
     if have > limit:
         part.unlink()
         raise ModelError(f"What {urlsplit(url).netloc} sends is larger than {name} can be; it was refused.")

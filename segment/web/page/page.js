@@ -13,6 +13,7 @@ import { onNetworkChange } from "./network.js";
 import { segmentAgain } from "./photos.js";
 import { showProblem } from "./photolist.js";
 import { getModel } from "./service.js";
+import { prepared } from "./startup.js";
 import { emit, on, state } from "./state.js";
 
 onNetworkChange(segmentAgain);
@@ -25,9 +26,10 @@ function showSection(id) {
 for (const button of $("sections").children) button.addEventListener("click", () => showSection(button.dataset.section));
 on("focus", () => { if (state.pinned) showSection("result"); });
 
-// The first request for the model loads it.
+// A model that needs no preparation is loaded by the first request for it.
 const patience = setTimeout(() => { $("loading").hidden = false; }, 300);
 try {
+  await prepared();
   state.model = await getModel();
   emit("model");
 } catch (problem) {

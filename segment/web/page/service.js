@@ -12,17 +12,23 @@ export class Aborted extends Error {}
 const UNREACHABLE = ["No answer", "The service cannot be reached. Check the connection and try again."];
 const UNREADABLE = ["Unreadable answer", "The service's answer is not what this page expects. Reload the page and try again."];
 
-export async function getModel() {
+/** What is served: GET /model. */
+export const getModel = () => getJson("model");
+
+/** How far the preparation of the model is: GET /progress. */
+export const getProgress = () => getJson("progress");
+
+async function getJson(path) {
   let response;
   try {
-    response = await fetch("model");
+    response = await fetch(path);
   } catch {
     throw new Problem(...UNREACHABLE);
   }
   if (!response.ok) throw await problemOf(await response.blob(), response.status);
   try {
-    const model = await response.json();
-    return model;
+    const answer = await response.json();
+    return answer;
   } catch {
     throw new Problem(...UNREADABLE);
   }

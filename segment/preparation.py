@@ -1,0 +1,269 @@
+"""From the model that a user names to the model file that is served: download, convert, quantise, measure.
+
+A model is named by the zoo (`segment models`), by a model file, or by a checkpoint with its config, each a file or a
+URL. What is made is kept in the user's cache folder under a name that depends on everything it was made from, so that
+preparing the same model again finds it there, and another checkpoint, config or calibration makes another file.
+
+Offline: serving runs this in a child process (web/startup.py), which gives its memory back when it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from segment import zoo
+from segment.dataset.photos import find
+from segment.errors import ConversionError, MissingPackage, ModelError
+from segment.labels import read_labels
+from segment.modelfile import ModelMetadata
+from segment.progress import Progress, Report, ignore
+from segment.zoo.download import download, download_once
+
+if TYPE_CHECKING:
+    import onnx
+
+    from segment.convert import Config
+
+MODEL_FILE, CHECKPOINTS = ".onnx", (".pkl", ".pth", ".pt")
+LARGEST_CHECKPOINT, LARGEST_TEXT = 4 << 30, 1 << 20
+"""Bytes of a checkpoint, and of a config or a file of labels, that are downloaded from a URL."""
+_CHECKSUM = re.compile(r"[-_]([0-9a-f]{6,64})$")
+"""Ends the name of a published checkpoint: the first digits of its MD5 (detectron2) or SHA-256 (torch.hub)."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a model file is made from.
+
+    `model`: a name of the zoo, or the file or URL of a model file or of a checkpoint. `config`, `labels`: files or URLs
+    that belong to a checkpoint; by default `config.yaml` beside it, and `labels.txt` if there is one beside a file.
+    `int8`: quantise, calibrated on the photos in the folder `calibrate`. `proposals`: the number of regions that the
+    heads look at, by default the config's, or convert.INT8_PROPOSALS in int8. `mirror`: a URL that has the zoo's files.
+    """
+
+    model: str
+    config: str = ""
+    labels: str = ""
+    int8: bool = False
+    calibrate: Path | None = None
+    proposals: int | None = None
+    mirror: str = ""
+
+    def check(self) -> None:
+        """Raise what can be known to fail before anything is downloaded.
+
+        ModelError for an unknown name or a missing file, ConversionError for a calibration that cannot be done,
+        MissingPackage if the model must still be converted and the converter is not installed.
+        """
+        files = [self.config, self.labels]
+        if self.is_model_file or self.is_checkpoint:
+            files.append(self.model)
+        else:
+            zoo.entry(self.model)
+        for file in files:
+            if file and not _is_url(file) and not Path(file).is_file():
+                raise ModelError(
+                    f"There is no file {file}. A model is a model file (.onnx), a checkpoint "
+                    f"({', '.join(CHECKPOINTS)}) with its config, or one of the names that `segment models` lists."
+                )
+        if self.is_checkpoint and not _is_url(self.model) and not Path(self._config).is_file():
+            raise ModelError(
+                f"The checkpoint {self.model} needs its detectron2 config: give --config FILE, or put it beside the "
+                "checkpoint as config.yaml."
+            )
+        if self.is_model_file and (self.int8 or self.proposals is not None):
+            raise ConversionError(f"{self.model} is a model file; `segment quantise` makes an int8 file of it.")
+        check_calibration(self.int8, self.calibrate)
+        if not self.ready and not self.is_model_file:
+            require("onnx")
+            if self.int8:
+                require("nncf")
+
+    @property
+    def is_model_file(self) -> bool:
+        """Whether `model` is served as it is."""
+        return self.model.lower().endswith(MODEL_FILE)
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether `model` is the file or URL of a checkpoint that is not the zoo's."""
+        return self.model.lower().endswith(CHECKPOINTS) and not _is_zoo(self.model)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.path.exists()
+
+    @cached_property
+    def path(self) -> Path:
+        """The model file that is served, made or not."""
+        if self.is_model_file and not _is_url(self.model):
+            return Path(self.model)
+        if not self.is_model_file and not self.is_checkpoint and self.calibrate is None and self.proposals is None:
+            return zoo.model_path(self.model + zoo.INT8 if self.int8 else self.model)
+        digest = hashlib.sha256("\n".join(self._ingredients()).encode()).hexdigest()[:8]
+        form = zoo.INT8 if self.int8 else ""
+        return zoo.cache() / "models" / f"{self.name}{form}-{digest}{MODEL_FILE}"
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        if self.is_model_file or self.is_checkpoint:
+            return PurePosixPath(urlsplit(self.model).path if _is_url(self.model) else self.model).stem
+        return zoo.entry(self.model).name
+
+    def prepare(self, report: Report = ignore) -> Path:
+        """Make the model file unless it is there; where it is.
+
+        Raises ModelError, FetchError and ConversionError.
+        """
+        if not self.ready:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._make(self.path, report)
+        return self.path
+
+    def make(self, output: Path | None = None, report: Report = ignore) -> Path:
+        """Make the model file also if it is there, at `output` or where it is kept. Raises as `prepare`."""
+        path = output or self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make(path, report)
+        return path
+
+    def _make(self, path: Path, report: Report) -> None:
+        if self.is_model_file:
+            self._download(self.model, path, report)
+            return
+        from segment import convert as converter
+
+        if self.is_checkpoint:
+            weights, config, labels = self._own(report)
+        else:
+            entry = zoo.entry(self.model)
+            weights = zoo.fetch(entry.name, self.mirror, report)
+            config, labels = converter.config.parse(zoo.config(entry)), zoo.labels(entry)
+        report(Progress("convert", f"Converting {self.name}."))
+        model = converter.convert(config, converter.checkpoint.read(weights), labels, self.name)
+        write(model, path, self.int8, self.calibrate, self.proposals, report)
+
+    def _own(self, report: Report) -> tuple[Path, Config, tuple[str, ...]]:
+        """Weights, config and labels of a checkpoint that is not the zoo's."""
+        from segment import convert as converter
+
+        folder = zoo.cache() / "downloads" / hashlib.sha256(self.model.encode()).hexdigest()[:8]
+        local = {}
+        for role, source in (("config", self._config), ("labels", self._labels)):
+            local[role] = Path(source)
+            if _is_url(source):
+                local[role] = folder / role / PurePosixPath(urlsplit(source).path).name
+                download(source, local[role], digest="", limit=LARGEST_TEXT)
+        config = converter.config.read(local["config"])  # before the checkpoint: it may not be one that converts
+        weights = Path(self.model)
+        if _is_url(self.model):
+            weights = folder / PurePosixPath(urlsplit(self.model).path).name
+            self._download(self.model, weights, report)
+        return weights, config, read_labels(local["labels"]) if self._labels else ()
+
+    def _download(self, url: str, path: Path, report: Report) -> None:
+        checksum = _CHECKSUM.search(PurePosixPath(urlsplit(url).path).stem)
+        digest = checksum[1] if checksum else ""
+        download_once(url, path, digest=digest, limit=LARGEST_CHECKPOINT, report=report)
+
+    @property
+    def _config(self) -> str:
+        return self.config or self._beside("config.yaml")
+
+    @property
+    def _labels(self) -> str:
+        if self.labels or _is_url(self.model):
+            return self.labels
+        beside = self._beside("labels.txt")
+        return beside if Path(beside).is_file() else ""
+
+    def _beside(self, name: str) -> str:
+        return f"{self.model.rpartition('/')[0]}/{name}" if _is_url(self.model) else str(Path(self.model).parent / name)
+
+    def _ingredients(self) -> Iterator[str]:
+        """A line for everything that the model file depends on."""
+        yield f"proposals={self.proposals}"
+        files = [self.model, self._config, self._labels] if self.is_checkpoint else [self.model]
+        for file in files:
+            yield _identity(Path(file)) if Path(file).is_file() else file
+        if self.calibrate:
+            yield from (_identity(photo.path) for photo in find([self.calibrate]))
+
+
+def write(
+    model: onnx.ModelProto, path: Path, int8: bool, calibrate: Path | None, proposals: int | None, report: Report
+) -> ModelMetadata:
+    """Quantise a converted model if asked, measure the memory that it needs and write it to `path`.
+
+    Raises ConversionError, ModelError.
+    """
+    from segment import convert as converter
+
+    if int8:
+        if calibrate is None:
+            raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
+        photos = [photo.path for photo in find([calibrate])]
+        report(Progress("quantise", f"Quantising to int8, calibrated on {len(photos)} photos in {calibrate}."))
+        model = converter.quantised(model, photos, proposals)
+    elif proposals is not None:
+        converter.limit(model, proposals)
+    report(Progress("measure", "Measuring the memory that the model needs."))
+    return converter.finish(model, path)
+
+
+def check_calibration(int8: bool, calibrate: Path | None) -> None:
+    """Raise ConversionError for --int8 without photos to calibrate with, or with a folder that has none."""
+    if int8 and not calibrate:
+        raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
+    if calibrate and not next(find([calibrate]), None):
+        raise ConversionError(f"--calibrate {calibrate}: there are no photos in this folder.")
+
+
+EXTRAS = {
+    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
+    **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
+    "google": "gcp",
+    "pyarrow": "parquet",
+}
+"""The extra of the distribution that installs a package which some commands import."""
+
+
+def require(package: str) -> None:
+    """Raise MissingPackage if the package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise missing(package)
+
+
+def missing(package: str) -> MissingPackage:
+    """The error that names the extra with the package, which must be in EXTRAS."""
+    return MissingPackage(
+        f"This command needs the package {package}, which is not installed. "
+        f"Install it with: pip install 'segment-serverless[{EXTRAS[package]}]'"
+    )
+
+
+def _identity(file: Path) -> str:
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def _is_zoo(text: str) -> bool:
+    try:
+        zoo.entry(text)
+    except ModelError:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""Serve while the model is still being prepared.
+
+The server listens first. Preparing a model (downloading, converting, quantising) runs in a child process, whose memory
+is given back when it ends; it writes one line of JSON for each step (segment/progress.py). Then the model is loaded.
+Until that is done, requests that need the model are answered with 503, `Retry-After` and the current step, and
+GET /progress says the same to the page.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+
+from segment.errors import ModelError, SegmentError, Starting
+from segment.progress import Progress
+from segment.service import Service
+
+RETRY_SECONDS = 5
+NEEDS_MODEL = frozenset({"/segment", "/detect", "/model", "/ready"})
+"""The paths that are answered with 503 before the model is ready."""
+
+
+class Startup:
+    """The preparation of a service's model.
+
+    `command`: prepares the model file; writes lines of JSON to its standard output and what a terminal shows to its
+    standard error. `on_failure` is called, in another thread, if it fails or the model cannot be loaded.
+    """
+
+    def __init__(self, service: Service, command: Sequence[str], on_failure: Callable[[], None]) -> None:
+        self._service, self._command, self._on_failure = service, command, on_failure
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._lock = threading.Lock()
+        self.progress = Progress("start", "Starting to prepare the model.")
+
+    def start(self) -> None:
+        """Begin, in a thread of its own."""
+        threading.Thread(target=self._run, name="startup", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the child process if it runs."""
+        with self._lock:
+            self._stopped = True
+            if self._process:
+                self._process.terminate()
+
+    def refusal(self) -> SegmentError | None:
+        """Why a request that needs the model cannot be answered now, or None."""
+        progress = self.progress
+        if progress.stage == "ready":
+            return None
+        if progress.stage == "failed":
+            return ModelError(progress.text)
+        return Starting(f"The model is being prepared. {describe(progress)}", RETRY_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            self.progress = Progress("load", "Compiling and loading the model.")
+            self._service.load()
+        except SegmentError as error:
+            self.progress = Progress("failed", str(error))
+            self._on_failure()
+        else:
+            self.progress = Progress("ready", f"The model {self._service.model_name} is ready.")
+
+    def _prepare(self) -> None:
+        """Run the command. Raises ModelError with what it said if it fails."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        process, last = self._process, self.progress
+        assert process.stdout
+        for line in process.stdout:
+            last = Progress.from_json(line)
+            if last.stage != "failed":
+                self.progress = last
+        status = process.wait()
+        if status < 0:
+            raise ModelError(
+                f"The model could not be prepared: the process was ended by signal {-status}. Converting takes up "
+                "to five times the checkpoint's size in memory: convert on a machine that has more, and serve the file."
+            )
+        if status:
+            raise ModelError(last.text if last.stage == "failed" else "The model could not be prepared; see the log.")
+
+
+def describe(progress: Progress) -> str:
+    """The step in words, with how far a download has come."""
+    if progress.stage != "download" or not progress.total:
+        return progress.text
+    return f"{progress.text.rstrip('.')}: {progress.done / 1e6:.0f} of {progress.total / 1e6:.0f} MB."

@@ -1,0 +1,97 @@
+"""A server of files on this machine, in place of a model zoo's, that can break, refuse and hold its answers."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml
+
+from benchmarks import checkpoints
+from segment import zoo
+from segment.convert import config as configs
+
+NARROW = {
+    "MODEL": {
+        "RESNETS": {"STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 16, "WIDTH_PER_GROUP": 4},
+        "FPN": {"OUT_CHANNELS": 16},
+        "ROI_BOX_HEAD": {"FC_DIM": 32},
+        "ROI_MASK_HEAD": {"CONV_DIM": 16},
+    }
+}
+"""What makes a config's network small, so that it converts in a second."""
+
+
+@dataclass
+class Mirror:
+    """A server of files.
+
+    `cuts`: bytes after which each of the next responses breaks off. `statuses`: of the next responses. `ranges`: what
+    was asked for, "" being all. `gate`: while it is cleared, responses stop after `before_gate` bytes and wait; if
+    `breaks`, the connection ends there.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
+    takes_ranges: bool = True
+    gate: threading.Event = field(default_factory=threading.Event)
+    before_gate: int = 300_000
+    breaks: bool = False
+    url: str = ""
+
+
+@contextlib.contextmanager
+def run() -> Iterator[Mirror]:
+    """A mirror until the context ends; its gate is open."""
+    state = Mirror()
+    state.gate.set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.ranges.append(asked := self.headers.get("Range", ""))
+            body = state.files.get(self.path)
+            if state.statuses:
+                self.send_error(state.statuses.pop(0))
+                return
+            if body is None:
+                self.send_error(404)
+                return
+            start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and state.takes_ranges else 0
+            if start and start >= len(body):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            rest = body[start:][: state.cuts.pop(0) if state.cuts else None]
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(rest[: state.before_gate])
+                self.wfile.flush()
+                if len(rest) > state.before_gate:
+                    state.gate.wait(60)
+                    if state.breaks:
+                        return
+                    self.wfile.write(rest[state.before_gate :])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        state.url = f"http://127.0.0.1:{server.server_port}/"
+        yield state
+        state.gate.set()
+        server.shutdown()
+
+
+def narrow_model() -> tuple[bytes, bytes]:
+    """A small Mask R-CNN with Cityscapes' 8 classes: its checkpoint and its config as YAML."""
+    config = zoo.merged(zoo.config(zoo.entry("cityscapes_mask_rcnn_R_50_FPN")), NARROW)
+    tensors = checkpoints.checkpoint(configs.parse(config))
+    return pickle.dumps({"model": tensors, "__author__": "a test"}), yaml.safe_dump(config).encode()

@@ -1,0 +1,179 @@
+"""Serving a model by name, file or URL: the server listens while the model is prepared, and says how far that is."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import expect
+
+from devtools.server import ROOT, Server, serve
+from segment.__main__ import main
+from segment.engine.footprint import Footprint
+from segment.modelfile import ModelMetadata, metadata
+from segment.preparation import Preparation
+from tests import mirror as mirrors
+from tests.browser import browser, chromium
+from tests.mirror import Mirror
+from tests.test_web import check_problem
+
+SERVE = (sys.executable, "-m", "segment", "serve")
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    """A mirror with a small model and its config; its gate is closed, so that a download stays on its way."""
+    with mirrors.run() as running:
+        checkpoint, config = mirrors.narrow_model()
+        running.files = {"/narrow.pkl": checkpoint, "/config.yaml": config}
+        running.gate.clear()
+        yield running
+
+
+@contextlib.contextmanager
+def preparing(mirror: Mirror, cache: Path, target: str = "segment_http", **settings: str) -> Iterator[Server]:
+    """`segment serve --model URL` of the mirror's model."""
+    command = (*SERVE, "--model", mirror.url + "narrow.pkl")
+    settings |= {"XDG_CACHE_HOME": str(cache), "SEGMENT_CACHE": str(cache / "compiled")}
+    with serve(target, command, **settings) as server:
+        yield server
+
+
+def progress(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = requests.get(server.url + "/progress", timeout=10).json()
+    return found
+
+
+def stages_until(server: Server, last: str) -> list[str]:
+    """The stages that are seen until the stage `last`, without repetitions."""
+    seen: list[str] = []
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        stage = progress(server)["stage"]
+        seen += [stage] if stage not in seen else []
+        if stage == last:
+            return seen
+        time.sleep(0.02)
+    raise AssertionError(f"{last} was not reached: {seen}\n{server.log()}")
+
+
+def test_listens_first_and_says_how_far_it_is(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+    with preparing(mirror, tmp_path) as server:
+        while not (now := progress(server))["done"]:
+            time.sleep(0.02)
+        assert now["stage"] == "download"
+        assert now["text"].startswith("Downloading narrow.pkl from 127.0.0.1")
+        assert 0 < now["done"] < now["total"] == len(mirror.files["/narrow.pkl"])
+        for path in ("/segment", "/ready", "/model"):
+            method = requests.post if path == "/segment" else requests.get
+            answer = method(server.url + path, data=photo, timeout=10)
+            check_problem(answer, 503, "The model is being prepared. Downloading narrow.pkl", " MB.")
+            assert answer.json()["title"] == "Starting"
+            assert answer.headers["Retry-After"] == "5"
+        for path in ("/", "/docs", "/openapi.json", "/health"):
+            assert requests.get(server.url + path, timeout=10).ok
+        mirror.gate.set()
+        seen = stages_until(server, "ready")
+        order = ["start", "download", "convert", "measure", "load", "ready"]
+        assert seen == [stage for stage in order if stage in seen]
+        assert requests.get(server.url + "/ready", timeout=10).ok
+        answer = requests.post(server.url + "/segment?format=json&min_score=0", data=photo, timeout=60)
+        assert answer.ok
+        assert len(answer.json()["categories"]) == 8
+        assert server.stop() == 0
+    asked = len(mirror.ranges)
+    with preparing(mirror, tmp_path) as server:  # the second time there is nothing to do
+        assert progress(server)["stage"] in ("load", "ready")
+        assert requests.post(server.url + "/segment", data=photo, timeout=60).ok
+    assert len(mirror.ranges) == asked
+
+
+def test_bucket_events_are_refused_until_it_is_ready(mirror: Mirror, tmp_path: Path) -> None:
+    with preparing(mirror, tmp_path, "segment_object", SEGMENT_OUTPUT_BUCKET="out") as server:
+        check_problem(requests.post(server.url, json={}, timeout=10), 503, "being prepared")
+        assert progress(server)["stage"] in ("start", "download")
+        start = time.monotonic()
+        assert server.stop() == 0  # SIGTERM ends the preparation too
+        assert time.monotonic() - start < 10
+
+
+def test_a_preparation_that_fails_is_said_and_ends_the_process(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+    mirror.gate.set()
+    del mirror.files["/narrow.pkl"]
+    with preparing(mirror, tmp_path) as server:
+        assert stages_until(server, "failed")
+        assert "narrow.pkl could not be downloaded" in progress(server)["text"]
+        check_problem(requests.post(server.url + "/segment", data=photo, timeout=10), 503, "404 Not Found")
+        assert server.process.wait(30) == 1
+        assert "segment: narrow.pkl could not be downloaded" in server.log()
+        assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "mask_rcnn_R_51"], "no model called 'mask_rcnn_R_51'"),
+        (["--model", "missing.onnx"], "There is no file missing.onnx."),
+        (["--model", "training/shapes.pkl"], "needs its detectron2 config: give --config FILE"),
+        (["--model", "training/shapes.pkl", "--config", "no.yaml"], "There is no file no.yaml."),
+        (["--model", "segment/models/shapes.onnx", "--int8", "--calibrate", "docs"], "`segment quantise`"),
+        (["--model", "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", "segment/zoo"], "there are no photos"),
+    ],
+)
+def test_what_cannot_work_stops_before_it_listens(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segment.web.server.run", lambda *_: pytest.fail("it listens"))
+    monkeypatch.chdir(ROOT)
+    assert main(["serve", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_a_checkpoint_file_is_converted_with_what_is_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("segment.engine.footprint.measure", lambda path, threads: Footprint(1 << 20, 1.0))
+    checkpoint, config = mirrors.narrow_model()
+    weights = tmp_path / "model_final.pkl"
+    weights.write_bytes(checkpoint)
+    (tmp_path / "config.yaml").write_bytes(config)
+    (tmp_path / "labels.txt").write_text("\n".join("abcdefgh"))
+    first = Preparation(str(weights))
+    first.check()
+    seen: list[str] = []
+    path = first.prepare(lambda progress: seen.append(progress.stage))
+    assert seen == ["convert", "measure"]
+    facts = ModelMetadata.from_metadata(metadata(path))
+    assert facts
+    assert facts.labels == tuple("abcdefgh")
+    assert Preparation(str(weights)).prepare() == path
+    weights.write_bytes(checkpoint)  # trained further: the same name, another time
+    again = Preparation(str(weights))
+    assert not again.ready
+    assert again.path != path
+
+
+@pytest.mark.skipif(chromium() is None, reason="needs Chromium (apt-get install chromium)")
+def test_the_page_shows_how_far_it_is_and_why_it_failed(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+    """What is on the page when the model is ready is in tests/test_first_use.py."""
+    with preparing(mirror, tmp_path) as server, browser() as chrome:
+        page = chrome.new_page()
+        page.goto(server.url)
+        expect(page.locator("#loading-text")).to_contain_text("Downloading narrow.pkl", timeout=30_000)
+        total = round(len(mirror.files["/narrow.pkl"]) / 1e6)
+        expect(page.locator("#loading-amount")).to_have_text(f"0 of {total} MB")
+        assert 0 < float(page.locator("#loading-bar").get_attribute("value") or 0) < 1
+        page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
+        expect(page.locator("#photos .state")).to_have_text("Waiting")
+        mirror.breaks, mirror.statuses = True, [404] * 3
+        mirror.gate.set()
+        expect(page.locator("#problem")).to_contain_text("The model could not be prepared", timeout=30_000)
+        expect(page.locator("#problem")).to_contain_text("404")
+        assert server.process.wait(30) == 1
+        expect(page.locator("#problem")).to_contain_text("404")
