@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -293,6 +294,7 @@ class Cloud:
         self.requests: list[tuple[str, str]] = []
         self._on_finalize = on_finalize
         self._buckets: dict[str, dict[str, Object]] = {}
+        self._virtual: dict[str, Callable[[str], Iterator[Object]]] = {}
         self._uploads: dict[str, _Upload] = {}
         self._generation = time.time_ns() // 1000
         self._lock = threading.RLock()
@@ -315,6 +317,13 @@ class Cloud:
         """Make a bucket; nothing happens if it is there."""
         with self._lock:
             self._buckets.setdefault(name, {})
+
+    def create_virtual_bucket(self, name: str, listing: Callable[[str], Iterator[Object]]) -> None:
+        """Make a bucket that can only be listed: `listing(start)` makes its objects, ordered by name, from `start` on.
+
+        So a bucket may have more objects than memory holds.
+        """
+        self._virtual[name] = listing
 
     def put(
         self,
@@ -398,13 +407,10 @@ class Cloud:
         folders: list[str] = []
         document: dict[str, Any] = {"kind": "storage#objects"}
         last = after
-        with self._lock:
-            self._in(bucket)
-            objects = self.objects(bucket, prefix)
-        for name, found in objects.items():
+        for name, found in self._from(bucket, prefix, max(query.get("startOffset", ""), after)):
             cut = name.find(delimiter, len(prefix)) if delimiter else -1
             entry = name if cut < 0 else name[: cut + len(delimiter)]
-            if entry <= after or entry in folders or name < query.get("startOffset", ""):
+            if entry <= after or entry in folders:
                 continue
             if query.get("endOffset") and name >= query["endOffset"]:
                 break
@@ -421,6 +427,17 @@ class Cloud:
         if folders:
             document["prefixes"] = folders
         return _json(document)
+
+    def _from(self, bucket: str, prefix: str, start: str) -> Iterator[tuple[str, Object]]:
+        """The objects whose name starts with `prefix`, by name, from the name `start` on."""
+        with self._lock:
+            if bucket in self._virtual:
+                listing = self._virtual[bucket](max(prefix, start))
+                return (
+                    (item.name, item) for item in itertools.takewhile(lambda one: one.name.startswith(prefix), listing)
+                )
+            self._in(bucket)
+            return iter([(name, found) for name, found in self.objects(bucket, prefix).items() if name >= start])
 
     def _upload(self, request: Request, bucket: str) -> Answer:
         how = request.query.get("uploadType")

@@ -26,8 +26,8 @@ from PIL import Image
 
 from devtools.gcs import Cloud, Fault
 from devtools.server import ROOT
-from segment.bucket import backfill
-from segment.bucket.store import Object, google
+from segment.bucket import backfill, listing
+from segment.bucket.store import google
 from segment.errors import SettingsError, StorageError
 from segment.formats import File
 from segment.options import Options
@@ -135,15 +135,44 @@ def test_tasks_share_the_objects(cloud: Cloud) -> None:
     for task in range(3):
         before = len(cloud.writes)
         assert run("gs://photos", task=task, tasks=3) == 0
-        shares.append({write.name for write in cloud.writes[before:]})
+        shares.append({write.name for write in cloud.writes[before:] if not write.name.startswith("_segment/")})
     assert all(shares)
     assert len(set().union(*shares)) == sum(map(len, shares)) == 40
 
 
-def test_share_of_a_name_never_changes() -> None:
-    """Else a task that is restarted would not take up its own work."""
-    names = ["a.jpg", "ünï.jpg", "2026/May/1.jpg", "b"]
-    assert [next(n for n in range(5) if backfill.falls_to(Object(name, 1), n, 5)) for name in names] == [2, 2, 4, 1]
+def test_share_of_a_task_never_changes(cloud: Cloud) -> None:
+    """Else a task that is restarted would not take up its own work, and photos between the shares would be missed."""
+    for n in range(20):
+        cloud.put("photos", f"{n:02}.jpg", photo(n % 3))
+    assert run("gs://photos", task=0, tasks=2) == 0
+    done = len(cloud.objects("results"))
+    for n in range(30):
+        cloud.put("photos", f"0{n}.png", photo(n % 3))
+    assert run("gs://photos", task=1, tasks=2) == 0
+    assert run("gs://photos", task=0, tasks=2) == 0
+    assert len(cloud.objects("results", "_segment/")) == 1
+    assert len(cloud.objects("results")) - 1 == 2 * len(cloud.objects("photos")) > 2 * done
+
+
+def test_photos_that_are_done_cost_listing_calls_only(cloud: Cloud) -> None:
+    """One call per 1,000 photos and one per 1,000 results."""
+    assert service().model_digest
+    for n in range(1500):
+        item = cloud.put("photos", f"{n:06}.jpg", b"")
+        for name in FILES:
+            cloud.put("results", f"{item.name}/{item.generation}/{name}", b"", metadata={"segment-source": "x"})
+    cloud.requests.clear()
+    assert run("gs://photos") == 0
+    assert [method for method, _ in cloud.requests] == ["GET"] * 5
+    assert len(cloud.objects("results")) == 3000
+
+
+def test_a_new_photo_costs_three_calls(cloud: Cloud) -> None:
+    for n in range(10):
+        cloud.put("photos", f"{n}.jpg", photo(1))
+    cloud.requests.clear()
+    assert run("gs://photos") == 0
+    assert len(cloud.requests) == 2 + 10 * 3, "one to read it, two to write its results; two listings"
 
 
 def test_killed_run_is_taken_up_again(cloud: Cloud) -> None:
@@ -182,14 +211,14 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud) -> None:
 def test_failed_page_of_a_listing_does_not_end_the_run(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backfill, "LISTING_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(listing, "PAUSES", (0.01, 0.01))
     names = [f"{n:04}" for n in range(2100)]
     for name in names:
         cloud.put("photos", name, b"")
     fault = cloud.faults.add(Fault(503, path="b/photos/o\\?.*pageToken", skip=1))
     store = google.Bucket("photos", 1)
     found = []
-    for item in backfill.listed(store, ""):
+    for item in listing.listed(store, ""):
         found.append(item.name)
         if item.name == "1999":  # the next page fails for longer than one call is retried
             threading.Timer(1.5, cloud.faults.clear).start()
@@ -199,10 +228,10 @@ def test_failed_page_of_a_listing_does_not_end_the_run(
 
 
 def test_listing_that_keeps_failing_ends_the_run(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backfill, "LISTING_PAUSES", (0.01,))
+    monkeypatch.setattr(listing, "PAUSES", (0.01,))
     cloud.faults.add(Fault(503, path="b/photos/o"))
     with pytest.raises(StorageError):
-        list(backfill.listed(google.Bucket("photos", 1), ""))
+        list(listing.listed(google.Bucket("photos", 1), ""))
 
 
 def test_sigterm_ends_process_1(cloud: Cloud) -> None:

@@ -1,7 +1,9 @@
 """Segment what is in a bucket or a folder already: for each object the same work as for an event.
 
 Nothing is remembered between runs: an object whose results are there is done. So a run that was stopped continues when
-it is started again, and runs beside events do no harm. Several tasks share a bucket by the hash of each name.
+it is started again, and runs beside events do no harm. Photos and results are listed in step, which costs one call per
+1,000 photos and one per 1,000 results, and no other call for a photo that is done. Several tasks share a bucket by
+ranges of names (shares.py).
 
 A backfill is in no hurry: it waits for memory as long as it takes, and a page of the listing that fails is asked for
 again, with growing pauses. SIGTERM ends it at once, as results are only ever written whole.
@@ -9,6 +11,7 @@ again, with growing pauses. SIGTERM ends it at once, as results are only ever wr
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -16,7 +19,6 @@ import signal
 import sys
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +28,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from segment.bucket.objects import describe, is_result, segment_object
+from segment.bucket import shares
+from segment.bucket.listing import Range, in_step, listed
+from segment.bucket.objects import describe, is_done, is_result, segment_object
+from segment.bucket.results import Results
 from segment.bucket.store import Object, Store, open_store, overlap
-from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
+from segment.errors import Busy, ModelError, SettingsError, StorageError
 from segment.service import Service
 from segment.settings import Settings
 
@@ -37,8 +42,6 @@ log = logging.getLogger(__name__)
 WORKERS = 16
 """Objects that are worked on at once, most of which wait for storage or for memory: enough to keep two cores busy when
 a storage call takes 60 ms (benchmarks/backfill.py)."""
-LISTING_PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
-"""Seconds to wait after each failure in a row of the listing, beside the retries of each call; then the run ends."""
 LOG_SECONDS = 30.0
 """How often progress is logged where nobody watches a bar."""
 FAILED = "failed for now"
@@ -61,12 +64,19 @@ def run(source: str, destination: str, service: Service, environment: Mapping[st
             f"{photos.address}/{photos_prefix}: one is inside the other. Choose another place for the results."
         )
     service.load()
+    own = shares.agreed(
+        photos, photos_prefix, results, results_prefix, environment.get("CLOUD_RUN_EXECUTION", ""), index, count
+    )
     with _progress() as progress:
-        mine = _Shared(item for item in listed(photos, photos_prefix) if falls_to(item, index, count))
+        todo = _Shared(
+            itertools.chain.from_iterable(
+                unfinished(service, photos, photos_prefix, results, results_prefix, names, progress) for names in own
+            )
+        )
 
         def work() -> None:
-            while (item := mine.next()) is not None:
-                progress.count(_segment(service, photos, item, results, results_prefix))
+            while (next_one := todo.next()) is not None:
+                progress.count(_segment(service, photos, *next_one, results, results_prefix))
 
         with ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(work) for _ in range(workers)]
@@ -74,7 +84,7 @@ def run(source: str, destination: str, service: Service, environment: Mapping[st
                 for future in futures:
                     future.result()
             finally:
-                mine.close()
+                todo.close()
     return 1 if progress.counts[FAILED] else 0
 
 
@@ -89,11 +99,31 @@ def task(environment: Mapping[str, str]) -> tuple[int, int]:
     return int(words[0]), int(words[1])
 
 
-def falls_to(item: Object, index: int, count: int) -> bool:
-    """Whether an object is a photo's, and falls to task `index` of `count`."""
-    if item.name.endswith("/") or is_result(item):
-        return False
-    return zlib.crc32(item.name.encode("utf-8", "surrogateescape")) % count == index
+def unfinished(
+    service: Service,
+    photos: Store,
+    prefix: str,
+    results: Store,
+    results_prefix: str,
+    names: Range,
+    progress: Progress,
+) -> Iterator[tuple[Object, Results | None]]:
+    """The photos in the range that are not done, each with what is there of its results if that is known.
+
+    Those that are done are counted as such. Raises StorageError, ModelError.
+    """
+    end = results_prefix + names.end if names.end else ""
+    found = in_step(
+        (item for item in listed(photos, prefix, names) if not item.name.endswith("/") and not is_result(item)),
+        lambda start: listed(results, results_prefix + prefix, Range(start, end)),
+        results_prefix,
+        end,
+    )
+    for photo, there in found:
+        if there and is_done(service, results, there):
+            progress.count("done before")
+        else:
+            yield photo, there
 
 
 def patient(settings: Settings) -> Settings:
@@ -112,29 +142,6 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def listed(store: Store, prefix: str) -> Iterator[Object]:
-    """Every object whose name starts with `prefix`. A listing that fails continues where it failed.
-
-    Raises StorageRefused at once, StorageError after LISTING_PAUSES.
-    """
-    last, failures = "", 0
-    while True:
-        try:
-            for item in store.objects(prefix, last):
-                if not last or item.name != last:
-                    last, failures = item.name, 0
-                    yield item
-            return
-        except StorageRefused:
-            raise
-        except StorageError as error:
-            if failures == len(LISTING_PAUSES):
-                raise
-            log.warning("%s To be listed again in %g s.", error, LISTING_PAUSES[failures])
-            time.sleep(LISTING_PAUSES[failures])
-            failures += 1
-
-
 def _source(address: str, settings: Settings) -> tuple[Store, str]:
     if not address.startswith("gs://") and not Path(address).is_dir():
         raise SettingsError(f"{address!r} is no folder; give one, or gs://bucket/prefix.")
@@ -150,10 +157,12 @@ def _destination(address: str, settings: Settings) -> tuple[Store, str]:
     return open_store(f"gs://{settings.output_bucket}/{settings.output_prefix}", settings.storage_seconds)
 
 
-def _segment(service: Service, source: Store, item: Object, destination: Store, prefix: str) -> str:
+def _segment(
+    service: Service, source: Store, item: Object, there: Results | None, destination: Store, prefix: str
+) -> str:
     """What became of the object, in a word."""
     try:
-        return segment_object(service, source, item, destination, prefix).kind
+        return segment_object(service, source, item, destination, prefix, there=there).kind
     except (StorageError, Busy, ModelError) as error:
         log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(source, item))
     except Exception:
@@ -164,11 +173,11 @@ def _segment(service: Service, source: Store, item: Object, destination: Store, 
 class _Shared:
     """An iterator that several threads draw from."""
 
-    def __init__(self, items: Iterator[Object]) -> None:
-        self._items: Iterator[Object] | None = items
+    def __init__(self, items: Iterator[tuple[Object, Results | None]]) -> None:
+        self._items: Iterator[tuple[Object, Results | None]] | None = items
         self._lock = threading.Lock()
 
-    def next(self) -> Object | None:
+    def next(self) -> tuple[Object, Results | None] | None:
         """The next item; None at the end."""
         with self._lock:
             return next(self._items, None) if self._items else None
@@ -182,7 +191,7 @@ class _Shared:
 # Progress
 
 
-class _Progress:
+class Progress:
     """How many objects came to what: shown on the bar, or else logged now and then."""
 
     def __init__(self, bar: Any = None) -> None:
@@ -204,16 +213,16 @@ class _Progress:
 
 
 @contextmanager
-def _progress() -> Iterator[_Progress]:
+def _progress() -> Iterator[Progress]:
     """A bar on a terminal, log entries elsewhere; a summary at the end."""
     if sys.stderr.isatty():
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         with tqdm(unit=" objects") as bar, logging_redirect_tqdm(), _only_warnings("segment.bucket.objects"):
-            yield (progress := _Progress(bar))
+            yield (progress := Progress(bar))
     else:
-        yield (progress := _Progress())
+        yield (progress := Progress())
     level = logging.WARNING if progress.counts[FAILED] else logging.INFO
     log.log(level, "Backfill done: %s", summary(progress.counts), extra={"counts": dict(progress.counts)})
 

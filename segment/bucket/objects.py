@@ -28,6 +28,7 @@ from segment.bucket.results import (
     NameTooLong,
     Results,
     Run,
+    folder_of,
     limits_of,
     refused_by,
 )
@@ -58,18 +59,25 @@ class Outcome:
 
 
 def segment_object(
-    service: Service, source: Store, item: Object, destination: Store, prefix: str, deadline: float = math.inf
+    service: Service,
+    source: Store,
+    item: Object,
+    destination: Store,
+    prefix: str,
+    deadline: float = math.inf,
+    there: Results | None = None,
 ) -> Outcome:
     """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
 
-    No stage begins and no waiting lasts after `deadline` (time.monotonic()). Stores keep to a deadline of their own.
+    `there`: what is known to be there of its results; without it they are looked for, which is one call. No stage
+    begins and no waiting lasts after `deadline` (time.monotonic()). Stores keep to a deadline of their own.
 
     Raises StorageError, Busy or ModelError for what may pass later, StorageRefused for results that can be neither
     looked for nor written.
     """
     start = time.perf_counter()
-    photo = _Photo(service, source, item, destination, f"{prefix}{item.name}/{item.generation}/", deadline)
-    outcome = photo.segment()
+    photo = _Photo(service, source, item, destination, folder_of(prefix, item), deadline)
+    outcome = photo.segment(there)
     levels = {"refused": logging.WARNING, "lost": logging.ERROR}
     level = levels.get(outcome.kind, logging.INFO)
     message = f"{item.name}: {outcome.kind}" + (f": {outcome.reason}" if outcome.reason else "")
@@ -78,6 +86,38 @@ def segment_object(
         fields["instances"] = outcome.instances
     log.log(level, message, extra=describe(source, item) | fields)
     return outcome
+
+
+def is_done(service: Service, destination: Store, there: Results) -> bool:
+    """Whether nothing is left to do for a photo of which `there` is in `destination`."""
+    return there.complete(_file_names(service)) or (
+        there.error is not None and _is_final(service, destination, there.error)
+    )
+
+
+def _formats(service: Service) -> tuple[Format, ...]:
+    return cast("tuple[Format, ...]", service.settings.output_formats)
+
+
+def _file_names(service: Service) -> Sequence[str]:
+    return [FORMATS[kind].file_name for kind in _formats(service)]
+
+
+def _is_final(service: Service, destination: Store, error: Object) -> bool:
+    """Whether an error.json would be the same again."""
+    limits = refused_by(destination, error)
+    return limits is None or limits == _limits(service).text()
+
+
+def _limits(service: Service) -> Limits:
+    settings = service.settings
+    asked = (Options.defaults(settings), settings.output_formats, settings.fixed_bytes, settings.bytes_per_pixel)
+    return Limits(
+        memory=container.memory_limit(settings.memory),
+        max_upload=settings.max_upload,
+        model=f"{service.model_name} {service.model_digest}",
+        settings=repr(asked),
+    )
 
 
 def describe(source: Store, item: Object) -> dict[str, object]:
@@ -100,18 +140,19 @@ class _Photo:
     folder: str
     deadline: float
 
-    def segment(self) -> Outcome:
-        """Do what is left to do."""
+    def segment(self, there: Results | None = None) -> Outcome:
+        """Do what is left to do. `there`: see segment_object."""
         if self._too_long(ERROR_NAME):
             return Outcome("lost", reason=_TOO_LONG)
         # Four deliveries at once do the work once: three wait, and then find the results.
         with _turn(f"{self.destination.address}/{self.folder}", self._wait_seconds()):
             for _ in range(ATTEMPTS):
-                there = Results.find(self.destination, self.folder)
-                if there.complete(self._names) or (there.error and self._is_final(there.error)):
+                there = there or Results.find(self.destination, self.folder)
+                if is_done(self.service, self.destination, there):
                     return Outcome("done before")
                 if outcome := self._make(there):
                     return outcome
+                there = None
         raise StorageError(f"Results of {self.item.name} made with other settings were written at the same time.")
 
     def _late(self) -> bool:
@@ -121,37 +162,14 @@ class _Photo:
         """How long to wait for something that another photo has."""
         return min(self.service.settings.wait_seconds, max(self.deadline - time.monotonic(), 0.0))
 
-    @property
-    def _formats(self) -> tuple[Format, ...]:
-        return cast("tuple[Format, ...]", self.service.settings.output_formats)
-
-    @property
-    def _names(self) -> Sequence[str]:
-        return [FORMATS[kind].file_name for kind in self._formats]
-
     def _too_long(self, name: str) -> bool:
         return len((self.folder + name).encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES
-
-    def _is_final(self, error: Object) -> bool:
-        """Whether an error.json would be the same again."""
-        limits = refused_by(self.destination, error)
-        return limits is None or limits == self._limits().text()
-
-    def _limits(self) -> Limits:
-        settings = self.service.settings
-        asked = (Options.defaults(settings), self._formats, settings.fixed_bytes, settings.bytes_per_pixel)
-        return Limits(
-            memory=container.memory_limit(settings.memory),
-            max_upload=settings.max_upload,
-            model=f"{self.service.model_name} {self.service.model_digest}",
-            settings=repr(asked),
-        )
 
     def _make(self, there: Results) -> Outcome | None:
         """Segment the photo and write what is missing; None if others have written results of another run meanwhile."""
         with ExitStack() as held:
             try:
-                if any(map(self._too_long, self._names)):
+                if any(map(self._too_long, _file_names(self.service))):
                     raise NameTooLong(_TOO_LONG)
                 data = self._read(held)
                 if data is None:
@@ -204,11 +222,11 @@ class _Photo:
         options = there.resume(service.model_name, service.model_digest, defaults)
         if options is not None:
             try:
-                return service.segment(data, options, self._formats, held, self._late), options, False
+                return service.segment(data, options, _formats(self.service), held, self._late), options, False
             except TooLarge:
                 if not there.files:
                     raise
-        return service.segment(data, defaults, self._formats, held, self._late), defaults, True
+        return service.segment(data, defaults, _formats(self.service), held, self._late), defaults, True
 
     def _write(self, file: File, run: Run) -> bool:
         """Write a result; False if there is one of another run."""
@@ -234,7 +252,7 @@ class _Photo:
         problem: dict[str, object] = {"title": _words(kind), "detail": str(error)}
         metadata = self._metadata()
         problem |= {"source": metadata[SOURCE_KEY], "generation": str(self.item.generation)}
-        if limits := limits_of(error, self._limits()):
+        if limits := limits_of(error, _limits(self.service)):
             problem["limits"] = json.loads(limits)
             metadata[LIMITS_KEY] = limits
         if there.error:

@@ -18,7 +18,7 @@ other settings could have segmented it, it carries these (`Limits`), and the pho
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,6 +40,11 @@ _SMALL = 1 << 16
 
 class NameTooLong(RequestError):
     """The name of a photo leaves no room for the names of its results."""
+
+
+def folder_of(prefix: str, photo: Object) -> str:
+    """The start of the names of a photo's results: PREFIX NAME/GENERATION/."""
+    return f"{prefix}{photo.name}/{photo.generation}/"
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,12 @@ class Results:
     @classmethod
     def find(cls, store: Store, folder: str) -> Results:
         """What is in a photo's folder. One call."""
-        there = {item.name.removeprefix(folder): item for item in store.objects(folder)}
+        return cls.of(store.objects(folder), folder)
+
+    @classmethod
+    def of(cls, items: Iterable[Object], folder: str) -> Results:
+        """What the objects in a photo's folder are of its results."""
+        there = {item.name.removeprefix(folder): item for item in items}
         return cls({name: item for name, item in there.items() if name in _FILES}, there.get(ERROR_NAME))
 
     @property

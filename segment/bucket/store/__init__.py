@@ -38,8 +38,11 @@ class Store(Protocol):
     def address(self) -> str:
         """What users call it, such as gs://bucket."""
 
-    def objects(self, prefix: str = "", start: str = "") -> Iterator[Object]:
-        """Every object whose name starts with `prefix` and is not less than `start`, by name."""
+    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
+        """Every object whose name starts with `prefix`, is not less than `start` and is less than `end`, if given.
+
+        They are ordered by name, character by character, which is the order of their bytes in UTF-8.
+        """
 
     def read(self, item: Object, limit: int) -> bytes | None:
         """The content of that generation; None if it is not there any more.

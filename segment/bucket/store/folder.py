@@ -30,11 +30,13 @@ class Folder:
         """The folder's path."""
         return str(self.path)
 
-    def objects(self, prefix: str = "", start: str = "") -> Iterator[Object]:
-        """Every file whose name, relative to the folder and with slashes, starts with `prefix`."""
+    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
+        """Every file whose name, relative to the folder and with slashes, starts with `prefix` and is in the range."""
         with self._as_storage_error():
             for path in _walk(self._inside(prefix.rpartition("/")[0])):
                 name = path.relative_to(self.path).as_posix()
+                if end and name >= end:
+                    return
                 if name.startswith(prefix) and name >= start:
                     state = path.stat()
                     yield Object(name, state.st_mtime_ns // 1000, state.st_size)
@@ -89,17 +91,20 @@ class Folder:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files below `folder`, by name, without those that start with a dot."""
+    """The files below `folder` without those that start with a dot, ordered by their whole names."""
     if not folder.is_dir():
         return
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
+    with os.scandir(folder) as listing:  # a folder sorts as if its name ended with a slash
+        entries = sorted((entry.name + "/" * entry.is_dir(), entry.is_symlink()) for entry in listing)
+    for name, is_link in entries:
+        path = folder / name
+        if name.startswith("."):
             continue
-        if entry.is_dir():
-            if not entry.is_symlink():  # it may lead back here
-                yield from _walk(entry)
-        elif entry.is_file():
-            yield entry
+        if name.endswith("/"):
+            if not is_link:  # it may lead back here
+                yield from _walk(path)
+        elif path.is_file():
+            yield path
 
 
 def _link(temporary: str, path: Path) -> bool:

@@ -86,9 +86,9 @@ class Bucket:
         """gs://bucket"""
         return f"gs://{self.name}"
 
-    def objects(self, prefix: str = "", start: str = "") -> Iterator[Object]:
-        """Every object whose name starts with `prefix` and is not less than `start`, a page of 1,000 at a time."""
-        where = {"prefix": prefix or None, "start_offset": start or None}
+    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
+        """Every object whose name starts with `prefix` and is from `start` up to `end`, a page of 1,000 at a time."""
+        where = {"prefix": prefix or None, "start_offset": start or None, "end_offset": end or None}
         with self._as_storage_error("list"):
             for blob in client().list_blobs(self.name, fields=LISTED, **where, **self._call):
                 yield Object(blob.name, blob.generation, blob.size, blob.crc32c, blob.metadata or {})

@@ -1,0 +1,267 @@
+"""Divide the photos of a bucket among tasks, each of which then lists only its own.
+
+A task's share is some ranges of names. A listing gives names in order, a page at a time and from any name on, but says
+neither how many there are nor where. So the names are looked at as a tree of their characters: one call at a character
+gives the next name from there on, and with it the next branch. Branches that seem to hold most are followed further,
+until each is small beside a share or the calls are used up. How many names a branch holds is estimated from its first
+page: from how far into the branch it reaches, given how many characters were seen at each place of other names.
+
+All tasks must use the same ranges, or photos between them would be missed. So the ranges are an object beside the
+results, which is written once: task 0 makes it, the others wait for it. A task that is started again reads it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from segment.bucket.listing import Range
+from segment.bucket.results import SOURCE_KEY
+from segment.bucket.store import Store
+from segment.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+PAGE = 1000
+"""Names that one call to Cloud Storage lists."""
+RANGES_PER_TASK = 4
+"""Ranges of a task, far from each other, so that an error of the estimate falls on several tasks."""
+CALLS_PER_TASK, LEAST_CALLS = 6, 100
+"""How many calls may be made to divide the names."""
+SAMPLES_PER_PAGE = 20
+"""Names of a page that are kept as places where ranges may begin."""
+FOLDER = "_segment/shares/"
+"""Where the ranges are written, below the results."""
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds that another task than the first waits for the ranges before it makes them itself."""
+_SMALL = 1 << 20
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The ranges of each task; together they hold every name."""
+
+    ranges: tuple[tuple[Range, ...], ...]
+
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps([[[names.start, names.end] for names in own] for own in self.ranges])
+
+    @classmethod
+    def parse(cls, text: bytes) -> Shares:
+        """From JSON. Raises ValueError."""
+        try:
+            return cls(tuple(tuple(Range(str(start), str(end)) for start, end in own) for own in json.loads(text)))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+def agreed(
+    photos: Store, prefix: str, results: Store, results_prefix: str, run: str, index: int, count: int
+) -> Sequence[Range]:
+    """The ranges of task `index` of `count`, the same whichever task asks first. `run` names the job's execution.
+
+    Raises StorageError.
+    """
+    if count == 1:
+        return [Range()]
+    about = f"{photos.address}/{prefix}\n{count}"
+    digest = hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    name = f"{results_prefix}{FOLDER}{run or 'tasks'}-{digest}.json"
+    found = _read(results, name, count)
+    for pause in PAUSES:
+        if found or index == 0:
+            break
+        time.sleep(pause)
+        found = _read(results, name, count)
+    if not found:
+        made = divided(photos, prefix, count)
+        results.write(name, made.text().encode(), "application/json", {SOURCE_KEY: f"{photos.address}/{prefix}"})
+        found = _read(results, name, count)
+    if not found:
+        raise StorageError(f"{results.address}/{name} was deleted while tasks were reading it. Start them again.")
+    return found.ranges[index]
+
+
+def _read(store: Store, name: str, count: int) -> Shares | None:
+    """The shares in this object; None if it is not there. Raises StorageError."""
+    item = next((item for item in store.objects(name) if item.name == name), None)
+    text = store.read(item, _SMALL) if item else None
+    if text is None:
+        return None
+    try:
+        found = Shares.parse(text)
+    except ValueError:
+        found = Shares(())
+    if len(found.ranges) != count:
+        raise StorageError(f"{store.address}/{name} does not hold the shares of {count} tasks. Delete it.")
+    return found
+
+
+def divided(photos: Store, prefix: str, count: int) -> Shares:
+    """Shares of about equal size for `count` tasks. Raises StorageError."""
+    tree = _Tree(photos, prefix)
+    tree.grow(count * RANGES_PER_TASK, max(LEAST_CALLS, count * CALLS_PER_TASK))
+    starts = list(_cut(tree.places(), count * RANGES_PER_TASK))
+    ranges = [Range(start, end) for start, end in itertools.pairwise(["", *starts, ""])]
+    log.info("Divided the names among %d tasks with %d calls.", count, tree.calls)
+    return Shares(tuple(tuple(ranges[task::count]) for task in range(count)))
+
+
+def _cut(places: Sequence[tuple[str, float]], count: int) -> Iterator[str]:
+    """Where each of `count` ranges but the first begins. `places`: names in order, and how many names follow each."""
+    part = sum(weight for _, weight in places) / count
+    passed, due = 0.0, part
+    for name, weight in places:
+        if passed >= due - part / 2 and passed:
+            yield name
+            due = (math.floor(passed / part + 0.5) + 1) * part
+        passed += weight
+
+
+@dataclass
+class _Branch:
+    """The names that start with `prefix`, which are more than a page. `names`: the first page of them."""
+
+    prefix: str
+    names: list[str]
+    estimate: float = 0.0
+
+
+@dataclass
+class _Tree:
+    """What is known of the names in a store: branches of unknown size, and names between them."""
+
+    store: Store
+    root: str
+    calls: int = 0
+    branches: list[_Branch] = field(default_factory=list)
+    known: list[tuple[str, float]] = field(default_factory=list)
+    characters: dict[tuple[int, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The characters that were seen at each place: the number of folders before it, and the place in its folder."""
+    branching: dict[tuple[int, int], list[int]] = field(default_factory=lambda: defaultdict(list))
+    """How many different characters came next, at each place and for each branch that was followed there."""
+
+    def grow(self, ranges: int, most_calls: int) -> None:
+        """Follow the largest branches until the largest is small beside a range, or after `most_calls` calls."""
+        names = self._page(self.root, self.root)
+        if len(names) < PAGE:
+            self._know(names)
+        else:
+            self.branches.append(_Branch(self.root, names))
+        while self.branches and self.calls < most_calls:
+            for branch in self.branches:
+                branch.estimate = self._estimate(branch)
+            total = sum(branch.estimate for branch in self.branches) + sum(weight for _, weight in self.known)
+            largest = max(self.branches, key=lambda branch: branch.estimate)
+            if largest.estimate < total / ranges / 2:
+                break
+            self.branches.remove(largest)
+            self._follow(largest)
+
+    def places(self) -> list[tuple[str, float]]:
+        """Names in order, each with an estimate of how many names there are from it to the next."""
+        return sorted(itertools.chain(self.known, *map(self._spread, self.branches)))
+
+    def _spread(self, branch: _Branch) -> Iterator[tuple[str, float]]:
+        """Places in a branch, as if names were spread evenly over the characters that were seen there."""
+        prefix, depth, places = branch.prefix, len(_common(branch.names)), _places(branch.names[0])
+        while len(prefix) < depth and len(self.characters[places[len(prefix)]]) == 1:
+            prefix = branch.names[0][: len(prefix) + 1]
+        own = branch.names[0][len(prefix) :][:1]
+        following = sorted(one for one in self.characters[places[min(len(prefix), depth)]] if one > own)
+        weight = self._estimate(branch) / (len(following) + 1)
+        return ((name, weight) for name in [branch.names[0], *(prefix + one for one in following)])
+
+    def _follow(self, branch: _Branch) -> None:
+        """Replace a branch by the branches that it has."""
+        prefix, places = self._stem(branch), _places(branch.names[0])
+        for place in places[len(branch.prefix) : len(prefix)]:
+            self.branching[place].append(1)
+        count, names = 0, branch.names
+        while names:
+            last = names[-1][: len(prefix) + 1] if len(names) == PAGE else ""
+            whole = [name for name in names if not (last and name.startswith(last))]
+            self._know(whole)
+            count += len({name[: len(prefix) + 1] for name in whole})
+            if not last:
+                break
+            if whole:  # the page breaks off in the middle of the last branch
+                names = self._page(prefix, last)
+                if len(names) < PAGE or not names[-1].startswith(last):
+                    continue
+            count += 1
+            self.branches.append(_Branch(last, names))
+            following = _after(last)
+            names = self._page(prefix, following) if following else []
+        self.branching[places[len(prefix)]].append(count)
+
+    def _stem(self, branch: _Branch) -> str:
+        """The longest prefix that all names of the branch have; found by bisection."""
+        low, high = len(branch.prefix), len(_common(branch.names))
+        while low < high:
+            middle = (low + high + 1) // 2
+            following = _after(branch.names[0][:middle])
+            if following and self._page(branch.prefix, following, 1):
+                high = middle - 1
+            else:
+                low = middle
+        return branch.names[0][:low]
+
+    def _know(self, names: Sequence[str]) -> None:
+        """Names between which there are no others."""
+        step = -(-len(names) // SAMPLES_PER_PAGE) or 1
+        self.known += [(names[start], len(names[start : start + step])) for start in range(0, len(names), step)]
+
+    def _page(self, prefix: str, start: str, limit: int = PAGE) -> list[str]:
+        self.calls += 1
+        names = [item.name for item in itertools.islice(self.store.objects(prefix, start), limit)]
+        for name in names[:: max(1, len(names) // SAMPLES_PER_PAGE)]:
+            for place, character in zip(_places(name), name, strict=False):
+                self.characters[place].add(character)
+        return names
+
+    def _branching(self, place: tuple[int, int]) -> float:
+        """How many branches there are at a place, on average of those that were followed there."""
+        counts = self.branching.get(place) or [len(self.characters[place])]
+        return sum(counts) / len(counts)
+
+    def _estimate(self, branch: _Branch) -> float:
+        """How many names a branch holds: its first page, and how much of the branch that covers."""
+        first, last = branch.names[0], branch.names[-1]
+        depth, places = len(_common(branch.names)), _places(last)
+        branching = math.prod(self._branching(place) for place in places[len(branch.prefix) : depth])
+        alphabet = sorted({*self.characters[places[depth]], *first[depth : depth + 1], *last[depth : depth + 1]})
+        covered = len([one for one in alphabet if first[depth : depth + 1] <= one <= last[depth : depth + 1]])
+        return PAGE * branching * len(alphabet) / max(covered, 1)
+
+
+def _places(name: str) -> list[tuple[int, int]]:
+    """The place of each character: how many folders are before it, and how many characters of its own."""
+    places, folder, offset = [], 0, 0
+    for character in name:
+        places.append((folder, offset))
+        folder, offset = (folder + 1, 0) if character == "/" else (folder, offset + 1)
+    return places
+
+
+def _common(names: Sequence[str]) -> str:
+    """The longest prefix that these names have, which are in order."""
+    first, last = names[0], names[-1]
+    length = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
+    return first[: min(len(first), len(last)) if length is None else length]
+
+
+def _after(prefix: str) -> str:
+    """The least text that is greater than all that start with `prefix`; empty if there is none."""
+    code = ord(prefix[-1]) + 1
+    if code > 0x10FFFF:
+        return ""
+    return prefix[:-1] + chr(0xE000 if 0xD800 <= code <= 0xDFFF else code)

@@ -1,0 +1,146 @@
+"""How a bucket's names are divided among tasks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segment.bucket import shares
+from segment.bucket.listing import Range
+from segment.bucket.store import Object
+from segment.bucket.store.folder import Folder
+from segment.errors import StorageError
+
+
+class Names:
+    """A store of `count` names in order, made when they are listed. Counts the pages that are taken."""
+
+    address = "gs://names"
+
+    def __init__(self, name: Callable[[int], str], count: int) -> None:
+        self.name, self.count, self.pages = name, count, 0
+
+    def before(self, text: str) -> int:
+        """How many names are less than `text`."""
+        low, high = 0, self.count
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.name(middle) < text else (low, middle)
+        return low
+
+    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
+        for taken, number in enumerate(range(self.before(max(prefix, start)), self.count)):
+            self.pages += taken % shares.PAGE == 0
+            if not (name := self.name(number)).startswith(prefix):
+                return
+            yield Object(name, 1)
+
+    def read(self, item: Object, limit: int) -> bytes | None:
+        raise NotImplementedError
+
+    def write(self, name: str, body: bytes, content_type: str, metadata: object) -> bool:
+        raise NotImplementedError
+
+    def delete(self, item: Object) -> None:
+        raise NotImplementedError
+
+
+def sizes(names: Names, divided: shares.Shares) -> list[int]:
+    """How many names fall to each task."""
+
+    def size(part: Range) -> int:
+        return (names.before(part.end) if part.end else names.count) - names.before(part.start)
+
+    return [sum(map(size, own)) for own in divided.ranges]
+
+
+def number(n: int) -> str:
+    return f"photos/IMG_{n:08}.jpg"
+
+
+def date(n: int) -> str:
+    day, one = divmod(n, 1000)
+    month, day = divmod(day, 28)
+    year, month = divmod(month, 12)
+    return f"{2000 + year}/{month + 1:02}/{day + 1:02}/DSC{one:05}.JPG"
+
+
+def hexadecimal(n: int) -> str:
+    return f"{n * 0x1F3D5B79:016x}.png"
+
+
+def one_large_folder(n: int) -> str:
+    if n < 1000:
+        return f"a/{n:06}"
+    return f"b/deeper/and deeper/{n:06}" if n < 499_000 else f"c/{n:06}"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [(number, 5_000_000), (date, 3_000_000), (hexadecimal, 2_000_000), (one_large_folder, 500_000)]
+)
+@pytest.mark.parametrize("tasks", [3, 20])
+def test_shares_are_about_equal(name: Callable[[int], str], count: int, tasks: int) -> None:
+    names = Names(name, count)
+    found = sizes(names, shares.divided(names, "", tasks))
+    assert sum(found) == count
+    assert max(found) < 1.5 * count / tasks
+    assert names.pages <= 1.2 * max(shares.LEAST_CALLS, tasks * shares.CALLS_PER_TASK)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sets(st.text(st.sampled_from("a1/.é\U0010ffff\ud7ff"), min_size=1, max_size=9), max_size=80), st.integers(1, 9)
+)
+def test_every_name_falls_to_one_task(names: set[str], tasks: int) -> None:
+    """With pages of three names, so that the tree is followed."""
+    ordered = sorted(names)
+    store = Names(ordered.__getitem__, len(ordered))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "PAGE", 3)
+        divided = shares.divided(store, "", tasks)
+    assert len(divided.ranges) == tasks
+    ranges = sorted((part.start, part.end) for own in divided.ranges for part in own)
+    assert [start for start, _ in ranges] == ["", *(end for _, end in ranges[:-1])]
+    assert ranges[-1][1] == ""
+    assert all(start < end for start, end in itertools.pairwise(start for start, _ in ranges))
+
+
+def test_names_outside_the_prefix_are_not_looked_at() -> None:
+    names = Names(date, 3_000_000)
+    divided = shares.divided(names, "2003/", 4)
+    own = [part.start for task in divided.ranges for part in task if part.start]
+    assert own
+    assert all(start.startswith("2003/") for start in own)
+
+
+def test_the_first_task_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, results = Folder(tmp_path / "photos"), Folder(tmp_path / "results")
+    for n in range(10):
+        photos.write(f"{n}.jpg", b"", "", {})
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    late = shares.agreed(photos, "", results, "out/", "run-1", 1, 2)
+    assert pauses == list(shares.PAUSES), "it waited for the first task"
+    for n in range(90):
+        photos.write(f"{n}.png", b"", "", {})
+    first = shares.agreed(photos, "", results, "out/", "run-1", 0, 2)
+    assert shares.agreed(photos, "", results, "out/", "run-1", 1, 2) == late
+    assert sorted([*first, *late], key=lambda part: part.start)[0].start == ""
+    assert shares.agreed(photos, "", results, "out/", "run-2", 0, 2) != first, "another execution divides again"
+    assert len(list(results.objects())) == 2
+    assert shares.agreed(photos, "", results, "out/", "run-1", 0, 1) == [Range()]
+
+
+def test_damaged_shares_are_explained(tmp_path: Path) -> None:
+    photos, results = Folder(tmp_path / "photos"), Folder(tmp_path / "results")
+    shares.agreed(photos, "", results, "", "", 0, 2)
+    (item,) = results.objects()
+    (results.path / item.name).write_text("[1]")
+    with pytest.raises(StorageError, match=r"does not hold the shares of 2 tasks. Delete it"):
+        shares.agreed(photos, "", results, "", "", 0, 2)
