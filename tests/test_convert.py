@@ -153,8 +153,6 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("MODEL.ROI_HEADS.NAME", "PointRendROIHeads"),
         ("MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead"),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
-        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True]),
-        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "all"),
         ("MODEL.RESNETS.OUT_FEATURES", ["stem"]),
         ("MODEL.RESNETS.RES5_DILATION", 2),
         ("MODEL.RESNETS.DEPTH", 18),

@@ -8,6 +8,7 @@ Tensor names in the checkpoint are detectron2's: `backbone.bottom_up.res4.2.conv
 
 from __future__ import annotations
 
+from segment.convert import deformable
 from segment.convert.config import Config, Pyramid, RegNet, ResNet
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
@@ -100,20 +101,23 @@ def _bottleneck(
     norm, out = config.norm, config.channels(number)
     width = config.groups * config.width_per_group * 2 ** (number - 2)
     y = convolution(g, w, x, name + ".conv1", into, width, stride=first, norm=norm, relu=True)
-    y = convolution(
-        g,
-        w,
-        y,
-        name + ".conv2",
-        width,
-        width,
-        kernel=3,
-        stride=second,
-        groups=config.groups,
-        dilation=dilation,
-        norm=norm,
-        relu=True,
-    )
+    if number in config.deformable:
+        y = deformable.convolution(g, w, config, y, name + ".conv2", width, stride=second, dilation=dilation)
+    else:
+        y = convolution(
+            g,
+            w,
+            y,
+            name + ".conv2",
+            width,
+            width,
+            kernel=3,
+            stride=second,
+            groups=config.groups,
+            dilation=dilation,
+            norm=norm,
+            relu=True,
+        )
     y = convolution(g, w, y, name + ".conv3", width, out, norm=norm)
     if into != out:
         x = convolution(g, w, x, name + ".shortcut", into, out, stride=stride, norm=norm)

@@ -63,7 +63,8 @@ class ResNet:
     """The bottom-up network: stages res2, res3 and so on.
 
     `blocks`: the number of bottleneck blocks of each stage that is built, from res2. `res5_dilation`: 2 keeps res5 at
-    the stride of res4.
+    the stride of res4. `deformable`: the stages whose 3x3 convolutions are. Each of their `offset_groups` groups of
+    channels is read at its own places; `modulated`: with a factor for each tap of the kernel.
     """
 
     blocks: tuple[int, ...]
@@ -74,6 +75,9 @@ class ResNet:
     res2_channels: int
     stride_in_1x1: bool
     res5_dilation: int = 1
+    deformable: tuple[int, ...] = ()
+    modulated: bool = False
+    offset_groups: int = 1
 
     def channels(self, stage: int) -> int:
         """Channels of the output of res`stage`."""
@@ -281,21 +285,38 @@ def _parse(document: Mapping[str, Any]) -> Config:
 
 def _resnet(keys: _Keys) -> ResNet:
     stages = max(keys.levels("MODEL.RESNETS.OUT_FEATURES", "res", (2, 3, 4, 5), ["res4"], neighbours=False)) - 1
-    deform = keys.get("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False] * 4)
-    if not isinstance(deform, list | tuple) or any(deform):
+    groups, width_per_group = keys.whole("MODEL.RESNETS.NUM_GROUPS", 1), keys.whole("MODEL.RESNETS.WIDTH_PER_GROUP", 64)
+    deformable = _deformable(keys, stages)
+    offset_groups = keys.whole("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1)
+    if deformable and groups * width_per_group % offset_groups:
         raise ConversionError(
-            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deform!r}; deformable convolutions do not convert."
+            f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {offset_groups}; it must divide the {groups * width_per_group} "
+            "channels of res2's 3x3 convolutions."
         )
     return ResNet(
         blocks=BLOCKS[keys.get("MODEL.RESNETS.DEPTH", 50)][:stages],
         res5_dilation=keys.get("MODEL.RESNETS.RES5_DILATION", 1),
         norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
-        groups=keys.whole("MODEL.RESNETS.NUM_GROUPS", 1),
-        width_per_group=keys.whole("MODEL.RESNETS.WIDTH_PER_GROUP", 64),
+        groups=groups,
+        width_per_group=width_per_group,
         stem_channels=keys.whole("MODEL.RESNETS.STEM_OUT_CHANNELS", 64),
         res2_channels=keys.whole("MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
         stride_in_1x1=bool(keys.get("MODEL.RESNETS.STRIDE_IN_1X1", True)),
+        deformable=deformable,
+        modulated=bool(deformable and keys.get("MODEL.RESNETS.DEFORM_MODULATED", False)),
+        offset_groups=offset_groups if deformable else 1,
     )
+
+
+def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
+    """The deformable ones of the stages that are built, from res2."""
+    key = "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
+    given = keys.get(key, [False] * 4)
+    if not isinstance(given, list | tuple) or len(given) != 4 or not all(isinstance(on, bool) for on in given):
+        raise ConversionError(f"{key} is {given!r}; it must be a list of 4 truth values, for res2 to res5.")
+    if given[3] and keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads":
+        raise ConversionError(f"{key} is {list(given)}; Res5ROIHeads has no deformable res5.")
+    return tuple(stage for stage, on in enumerate(given[:stages], start=2) if on)
 
 
 def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
