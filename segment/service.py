@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -206,6 +206,35 @@ class Service:
             detail=planned.detail,
             timings=watch.timings,
         )
+
+    def annotate(
+        self,
+        data: bytes,
+        options: Options,
+        write: Callable[[Detections], Iterable[bytes]],
+        until: ExitStack,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[bytes]:
+        """Find the instances in the photo `data`, and return the pieces that `write` makes of them.
+
+        `write` is given the instances in pixels of the photo. The memory of the pieces is reserved one by one and held
+        until `until` is closed. Options of formats are not used. Raises what `segment` raises.
+        """
+        loaded = self._load()
+        classes = _classes(options.classes, loaded.model.labels)
+        header = image.read_header(data)
+        planned = plan(header, options, ("json",), loaded.constraints)
+        with loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled):
+            photo = image.decode(data, header, planned.detect_size)
+            found = self._find(photo, planned, options, classes, cancelled).at(header.size)
+        del photo
+        pieces = []
+        with loaded.budget.reserve(planned.output_bytes, 0, cancelled) as held:
+            for piece in write(found):
+                held.grow(len(piece))
+                pieces.append(piece)
+            until.enter_context(loaded.budget.hold(sum(map(len, pieces))))
+        return pieces
 
     def _load(self) -> _Loaded:
         if self._loaded is None:

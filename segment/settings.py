@@ -20,6 +20,7 @@ from segment.values import MIB, BadValue, Value
 PREFIX = "SEGMENT_"
 
 EngineName = Literal["openvino", "detectron2"]
+Labelling = Literal["label-studio", "cvat"]
 
 
 def _setting(default: Any, value: Value, about: str) -> Any:
@@ -85,6 +86,15 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         (), values.names("origins"), "Origins that may call from a browser (CORS), separated by commas, or `*`."
     )
+    labelling: tuple[str, ...] = _setting(
+        (),
+        values.several(Labelling),
+        "Interfaces for labelling tools: `label-studio`, `cvat` or both (see docs/labelling.md).",
+    )
+    label_studio_url: str = _setting(
+        "", values.url(), "Address of Label Studio, from which its photos are fetched; may be private."
+    )
+    label_studio_token: str = _setting("", values.text(), "Access token of Label Studio; sent to that address only.")
     project: str = _setting("", values.text(), "Google Cloud project id, for traces in log entries.")
     output_bucket: str = _setting("", values.text(), "Bucket to which the results of bucket events are written.")
     output_prefix: str = _setting("", values.text(), "Prefix of the names of results.")

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from segment.errors import FetchError, RefusedURL, TooLarge
-from segment.web.fetch import fetch, is_public, parse
+from segment.web.fetch import Site, fetch, is_public, parse
 
 PHOTO = bytes(range(256)) * 400
 
@@ -49,6 +49,16 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 
     def answer_echo(self) -> None:
         self.answer(200, f"{self.headers['Host']} {self.headers['Accept-Encoding']} {self.path}".encode())
+
+    def answer_token(self) -> None:
+        self.answer(200, str(self.headers["Authorization"]).encode())
+
+    def answer_hop_to_token(self) -> None:
+        self.answer(302, Location="/token")
+
+    def answer_hop_away(self) -> None:
+        port = self.headers["Host"].rpartition(":")[2]
+        self.answer(302, Location=f"http://localhost:{port}/token")
 
     def answer_hop(self) -> None:
         self.answer(302, Location="/photo")
@@ -159,6 +169,29 @@ def test_what_is_asked(base: str, resolved: Callable[..., list[str]]) -> None:
 def test_no_proxy_of_the_environment(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert get(base + "/photo") == PHOTO
+
+
+class TestSite:
+    """A server that the operator trusts."""
+
+    def get(self, url: str, base: str, private: bool = False) -> bytes:
+        site = Site(base, {"Authorization": "Token 123"})
+        return fetch(url, limit=1 << 20, seconds=10, private=private, site=site)
+
+    @pytest.mark.parametrize("path", ["/token", "/hop-to-token"])
+    def test_it_may_be_private_and_gets_the_token(self, base: str, path: str) -> None:
+        assert self.get(base + path, base + "/studio") == b"Token 123"
+
+    def test_no_other_may_or_does(self, base: str) -> None:
+        other = base.replace("127.0.0.1", "localhost")
+        for url in (other + "/token", base + "/hop-away"):
+            with pytest.raises(RefusedURL, match="localhost is not a public address"):
+                self.get(url, base)
+            assert self.get(url, base, private=True) == b"None"
+
+    def test_another_port_is_another_server(self, base: str) -> None:
+        with pytest.raises(RefusedURL):
+            self.get(base + "/token", "http://127.0.0.1:1025")
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ LEVELS = (
     ("settings", "memory", "image", "detections", "labels", "modelfile"),
     ("options", "tiles", "engine", "zoo"),
     ("output", "plan", "convert"),
-    ("results",),
+    ("results", "labelling"),
     ("model",),
     ("service", "__init__"),
-    ("web", "bucket", "dataset"),
+    ("bucket", "dataset"),
+    ("web",),
     ("preparation",),
     ("commands",),
     ("__main__",),
@@ -67,7 +68,8 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["engine", "engine/families", "convert", "output", "web", "bucket", "bucket/store", "dataset", "zoo"]
+    "folder",
+    ["engine", "engine/families", "convert", "output", "labelling", "web", "bucket", "bucket/store", "dataset", "zoo"],
 )
 def test_no_circles_inside_a_folder(folder: str) -> None:
     """What a file imports at its top must be loadable before it; a later import, inside a function, may look back."""

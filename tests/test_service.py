@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,22 @@ def test_a_failure_gives_its_memory_back(service: Service, photo: bytes) -> None
         with pytest.raises(CorruptImage):
             segment(service, broken, "png")
     budget = service._load().budget
+    assert (budget._own, budget._runs) == (0, [])
+
+
+def test_pieces_hold_their_memory_until_they_are_sent(service: Service, photo: bytes) -> None:
+    budget, options = service._load().budget, Options.parse({}, service.settings)
+    with ExitStack() as until:
+        pieces = service.annotate(photo, options, lambda found: [b"x" * 1000] * len(found), until)
+        assert pieces
+        assert (budget._own, budget._runs) == (1000 * len(pieces), [])
+    assert budget._own == 0
+
+
+def test_pieces_that_cannot_fit_are_refused(service: Service, photo: bytes) -> None:
+    budget, options = service._load().budget, Options.parse({}, service.settings)
+    with ExitStack() as until, pytest.raises(TooLarge, match="of memory; this instance has"):
+        service.annotate(photo, options, lambda found: itertools.repeat(bytes(16 * MIB)), until)
     assert (budget._own, budget._runs) == (0, [])
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from contourpy import FillType, contour_generator
@@ -23,6 +24,8 @@ SAMPLES = 4
 """Samples per grid cell and axis."""
 MAX_POINTS = 4000
 """Points of a mask's polygons together. A mask with more, which is noise, is traced on half as many samples."""
+EDIT_TOLERANCE = 0.005
+"""How far simplifying may move an outline, as a share of the mask's longer side: a disc gets some 25 points."""
 PAIRS = 1 << 16
 """Pairs of points that are compared to find where a hole is reached."""
 
@@ -79,3 +82,51 @@ def _bridged(rings: list[Ring]) -> Ring:
         way = np.concatenate([hole[there:], hole[: there + 1]])
         outer = np.concatenate([outer[: here + 1], way, outer[here:]])
     return outer
+
+
+def simplified(polygon: Sequence[float], tolerance: float) -> list[float]:
+    """The polygon [x, y, x, y, ...] with fewer points, none of its outline moved by more than `tolerance` pixels.
+
+    Douglas and Peucker's algorithm (Cartographica 10, 1973), on the two halves of the ring between its first point and
+    the point farthest from it.
+    """
+    ring = np.asarray(polygon, np.float64).reshape(-1, 2)
+    closed = np.concatenate([ring, ring[:1]])
+    farthest = int(((closed - closed[0]) ** 2).sum(axis=1).argmax())
+    kept = {0, farthest}
+    spans = [(0, farthest), (farthest, len(ring))]
+    while spans:
+        start, stop = spans.pop()
+        if stop - start < 2:
+            continue
+        distances = _distances(closed[start + 1 : stop], closed[start], closed[stop])
+        split = start + 1 + int(distances.argmax())
+        if distances[split - start - 1] > tolerance:
+            kept.add(split)
+            spans += [(start, split), (split, stop)]
+    return [float(value) for value in ring[sorted(kept)].ravel()]
+
+
+def _distances(points: Ring, start: NDArray[np.float64], stop: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each point is from the line segment between `start` and `stop`."""
+    along = stop - start
+    share = np.clip((points - start) @ along / max(float(along @ along), 1e-12), 0, 1)
+    result: NDArray[np.float64] = np.linalg.norm(points - start - share[:, None] * along, axis=1)
+    return result
+
+
+def outlines(mask: Mask, size: tuple[int, int]) -> list[list[float]]:
+    """The mask's polygons for people to edit: with few points, the largest first.
+
+    An outline moves by at most EDIT_TOLERANCE of the mask's longer side, or half a pixel if that is more.
+    """
+    x0, y0, x1, y1 = mask.bounds
+    tolerance = max(0.5, EDIT_TOLERANCE * max(x1 - x0, y1 - y0))
+    simple = [simplified(polygon, tolerance) for polygon in polygons(mask, size)]
+    return sorted((polygon for polygon in simple if len(polygon) >= 6), key=_area, reverse=True)
+
+
+def _area(polygon: Sequence[float]) -> float:
+    """By the shoelace formula, in square pixels."""
+    x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

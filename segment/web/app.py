@@ -10,6 +10,8 @@
 | `/ready` | GET | 200 once the model is loaded, which it does itself; 503 when it cannot be |
 | `/progress` | GET | how far the preparation of the model is |
 
+Labelling tools have paths of their own, see labelling.py.
+
 Errors are problem documents (RFC 9457). What each error of this package means over HTTP is said in `PROBLEMS`.
 """
 
@@ -20,7 +22,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,14 +40,13 @@ from werkzeug.exceptions import (
 from segment import errors
 from segment.errors import Busy, OptionError, SegmentError
 from segment.formats import FORMATS, Format
-from segment.memory import Reservation
 from segment.options import Options
 from segment.output.overlay import PALETTE
 from segment.progress import Progress
 from segment.service import Result, Service
 from segment.settings import Settings
-from segment.web import openapi
-from segment.web.fetch import fetch
+from segment.web import labelling, openapi
+from segment.web.exchange import Exchange, Handler, handler
 from segment.web.upload import read
 
 if TYPE_CHECKING:
@@ -74,10 +75,9 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
 }
 """Error -> status and title; an error not listed has those of its nearest ancestor."""
 
-RECEIVED, CANCELLED, PROGRESS = "segment.received", "segment.cancelled", "segment.progress"
-"""Keys of the WSGI environment, set by segment/web/gateway.py: the Reservation of a body that has been received, a
-function that says whether the client has gone, and the Progress of a model that is prepared while the server runs. A
-plain WSGI server sets none of them."""
+PROGRESS = "segment.progress"
+"""Key of the WSGI environment, set by segment/web/gateway.py: the Progress of a model that is prepared while the server
+runs. A plain WSGI server does not set it. See exchange.py for the others."""
 PROBES = ("/health", "/ready", "/progress")
 """The paths that are asked again and again; every target answers them."""
 STREAM_BYTES = 24 << 20
@@ -102,8 +102,6 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-
-Handler = Callable[[Service, Request], Response]
 
 
 def handle(service: Service, request: Request) -> Response:
@@ -149,7 +147,7 @@ def add_probes(app: Flask, service: Service) -> None:
 
 
 def _route(service: Service, request: Request) -> Response:
-    handlers = ROUTES.get(request.path)
+    handlers = routes(service.settings).get(request.path)
     if handlers is None:
         raise NotFound(f"There is nothing at {request.path[:200]}. The interface is described at /docs.")
     allowed = [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
@@ -164,18 +162,10 @@ def _route(service: Service, request: Request) -> Response:
 # Segmenting
 
 
-def _segment(service: Service, request: Request) -> Response:
-    with ExitStack() as stack:
-        held = request.environ.get(RECEIVED) or stack.enter_context(service.receive())
-        response = _answer(service, request, held, stack)
-        response.call_on_close(stack.pop_all().close)  # the answer takes the photo's memory until it is sent
-        return response
-
-
-def _answer(service: Service, request: Request, held: Reservation, until: ExitStack) -> Response:
-    limit = service.upload_limit
-    received = held.grow if RECEIVED not in request.environ else lambda count: None
-    upload = read(request, limit, received, held.grow)
+@handler
+def _segment(exchange: Exchange) -> Response:
+    service, request = exchange.service, exchange.request
+    upload = read(request, service.upload_limit, exchange.received, exchange.held.grow)
     raw_options = upload.raw_options
     if "format" not in raw_options and request.accept_mimetypes:
         best = request.accept_mimetypes.best_match(MEDIA_TYPES)
@@ -184,15 +174,9 @@ def _answer(service: Service, request: Request, held: Reservation, until: ExitSt
         raw_options = raw_options | {"format": MEDIA_TYPES[best]}
     options = Options.parse(raw_options, service.settings)
     start = time.perf_counter()
-    data = upload.photo if upload.url is None else _fetch(upload.url, limit, service.settings, held.grow)
+    data = upload.photo if upload.url is None else exchange.fetch(upload.url)
     fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}
-    cancelled = request.environ.get(CANCELLED, lambda: False)
-    return _result(service.segment(data, options, until=until, cancelled=cancelled), fetched)
-
-
-def _fetch(url: str, limit: int, settings: Settings, received: Callable[[int], None]) -> bytes:
-    seconds, private = settings.fetch_seconds, settings.fetch_private
-    return fetch(url, limit=limit, seconds=seconds, private=private, received=received)
+    return _result(service.segment(data, options, until=exchange.until, cancelled=exchange.cancelled), fetched)
 
 
 def _result(result: Result, fetched: Mapping[str, float]) -> Response:
@@ -420,4 +404,13 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/ready": {"GET": _ready},
     "/progress": {"GET": _progress},
 }
-UPLOAD_PATHS = frozenset(path for path, handlers in ROUTES.items() if "POST" in handlers)
+
+
+def routes(settings: Settings) -> Mapping[str, Mapping[str, Handler]]:
+    """Path -> method -> handler: the service's own, and those of the labelling tools that the settings name."""
+    return {**ROUTES, **labelling.routes(settings)} if settings.labelling else ROUTES
+
+
+def upload_paths(settings: Settings) -> frozenset[str]:
+    """The paths that take a body."""
+    return frozenset(path for path, handlers in routes(settings).items() if "POST" in handlers)

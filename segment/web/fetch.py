@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -60,6 +60,20 @@ class Target:
     path: str
 
 
+@dataclass(frozen=True)
+class Site:
+    """A server that the operator trusts: its address need not be public, and it is sent `headers`. No other server is,
+    not even one that it redirects to."""
+
+    address: str
+    headers: Mapping[str, str]
+
+    def has(self, target: Target) -> bool:
+        """Whether `target` is on this server: the same scheme, host and port."""
+        own = parse(self.address)
+        return (own.secure, own.host, own.port) == (target.secure, target.host, target.port)
+
+
 def fetch(
     url: str,
     *,
@@ -67,18 +81,21 @@ def fetch(
     seconds: float,
     private: bool = False,
     received: Callable[[int], None] = lambda count: None,
+    site: Site | None = None,
 ) -> bytes:
     """The body that `url` answers, at most `limit` bytes, within `seconds` in all.
 
     `received` is told how many bytes have arrived, before they are kept; it may raise. `private` also admits addresses
-    that are not public. Raises RefusedURL for a URL that may not be fetched, FetchError for one that could not be,
-    TooLarge for more than `limit` bytes.
+    that are not public; so does `site`, for itself. Raises RefusedURL for a URL that may not be fetched, FetchError for
+    one that could not be, TooLarge for more than `limit` bytes.
     """
     deadline = _Deadline(seconds)
     for _ in range(MAX_REDIRECTS + 1):
         target = parse(url)
-        addresses = resolve(target, deadline, private)
-        with _answer(target, addresses, deadline) as response:
+        trusted = site is not None and site.has(target)
+        addresses = resolve(target, deadline, private or trusted)
+        headers = {**HEADERS, **site.headers} if site and trusted else HEADERS
+        with _answer(target, addresses, deadline, headers) as response:
             location = response.getheader("Location")
             if response.status in {301, 302, 303, 307, 308} and location:
                 url = urljoin(url, location)
@@ -261,11 +278,13 @@ class _TimedReader(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _answer(target: Target, addresses: list[SocketAddress], deadline: _Deadline) -> Iterator[http.client.HTTPResponse]:
+def _answer(
+    target: Target, addresses: list[SocketAddress], deadline: _Deadline, headers: Mapping[str, str]
+) -> Iterator[http.client.HTTPResponse]:
     """The response to a GET of `target`, its body not yet read; what goes wrong on the way becomes a FetchError."""
     connection = _Connection(target, addresses, deadline)
     try:
-        connection.request("GET", target.path, headers=HEADERS)
+        connection.request("GET", target.path, headers=headers)
         with connection.getresponse() as response:
             yield response
     except TimeoutError:

@@ -19,7 +19,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from segment.web.app import UPLOAD_PATHS
+from segment.web import labelling
+from segment.web.app import upload_paths
 from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
 from segment.web.startup import NEEDS_MODEL, Startup
 
@@ -116,7 +117,10 @@ def run(
 
     application: Any = functions_framework.create_app(target, source)  # type: ignore[no-untyped-call]
     service, http = application.extensions["segment"], application.name == "segment_http"
-    uploads, needs_model = (UPLOAD_PATHS, NEEDS_MODEL) if http else (_Anything(), _AnythingBut(INSTANT))
+    uploads: Container[str] = upload_paths(service.settings) if http else _Anything()
+    needs_model: Container[str] = (
+        NEEDS_MODEL.union(labelling.routes(service.settings)) if http else _AnythingBut(INSTANT)
+    )
     failed = threading.Event()
     startup = Startup(service, prepare, failed.set) if prepare else None
     gateway = Gateway(application, service, threads, uploads, startup, needs_model)

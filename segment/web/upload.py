@@ -34,6 +34,8 @@ MAX_JSON_VALUES = 1000
 """Values in a JSON body. It needs one for the photo and one for each option; parsed, `[]` takes 30 times its bytes."""
 JSON_COPIES = 3
 """Copies of a JSON body in memory beside the body itself: as text, as the image's text, decoded."""
+VALUE_BYTES = 160
+"""Memory of a value in a parsed JSON body, counted by the commas and opening brackets: a dict of one has two."""
 WIDE_COPIES = 9
 """The same for a JSON body with characters beyond ASCII, whose text takes up to four bytes for each."""
 
@@ -69,6 +71,18 @@ def read(request: Request, limit: int, received: Callable[[int], None], grow: Ca
             + (", or give ?url=." if request.method == "POST" else "; or give ?url= here.")
         )
     return Upload(data or b"", url, raw_options)
+
+
+def read_object(
+    request: Request, limit: int, received: Callable[[int], None], grow: Callable[[int], None]
+) -> dict[str, Any]:
+    """Read a body that is a JSON object, such as a labelling tool's tasks; `limit`, `received` and `grow` as in `read`.
+
+    Raises RequestError, TooLarge, Busy, ClientDisconnected.
+    """
+    text = _Body(request, limit, received).whole()
+    grow(len(text) * (JSON_COPIES if text.isascii() else WIDE_COPIES) + _count_values(text) * VALUE_BYTES)
+    return _parse_object(text)
 
 
 Value = TypeVar("Value")
@@ -219,20 +233,28 @@ class _Form:
 
 
 def _read_json(text: bytes) -> tuple[bytes | None, Pairs]:
-    if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+    if _count_values(text) > MAX_JSON_VALUES:
         raise RequestError(f"The JSON has more than {MAX_JSON_VALUES} values; it needs the photo and its options.")
+    body = _parse_object(text)
+    image = body.pop("image", None)
+    if image is not None and not isinstance(image, str):
+        raise RequestError("`image` must be a string: the photo in base64, or a data URL.")
+    return (None if image is None else from_base64(image)), [(name, _word(name, value)) for name, value in body.items()]
+
+
+def _count_values(text: bytes) -> int:
+    """At least how many values the JSON has."""
+    return sum(text.count(mark) for mark in (b",", b"[", b"{"))
+
+
+def _parse_object(text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):
         raise RequestError("The body is not valid JSON.") from None
     if not isinstance(body, dict):
         raise RequestError('The JSON must be an object, such as {"url": "https://example.com/photo.jpg"}.')
-    image = body.pop("image", None)
-    if image is not None and not isinstance(image, str):
-        raise RequestError("`image` must be a string: the photo in base64, or a data URL.")
-    return (None if image is None else _from_base64(image)), [
-        (name, _word(name, value)) for name, value in body.items()
-    ]
+    return body
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -250,7 +272,8 @@ def _word(name: str, value: object) -> str:
     raise OptionError(name, f"{name} must be a string, a number, true, false or a list of strings.")
 
 
-def _from_base64(text: str) -> bytes:
+def from_base64(text: str) -> bytes:
+    """A photo in base64, or in a data URL with base64. Raises RequestError."""
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):

@@ -1,0 +1,203 @@
+"""Labelling tools over HTTP: a Label Studio ML backend, and CVAT's automatic annotation.
+
+| tool | path | methods | answers |
+|---|---|---|---|
+| label-studio | `/setup` | POST | the model's version; 400 if the labelling config has no label of the model |
+| | `/predict` | POST | predictions for tasks |
+| | `/webhook` | POST | nothing: this model does not learn from annotations |
+| cvat | `/api/functions` | GET | the one function there is, as nuclio's dashboard lists it |
+| | `/api/functions/segment` | GET | the same alone |
+| | `/api/function_invocations` | POST | the shapes in a photo |
+
+Label Studio also asks `/health`, which app.py has. The interfaces are those that label_studio/ml/api_connector.py and
+cvat/apps/lambda_manager/views.py call. They are served if SEGMENT_LABELLING names the tool.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from flask import Request, Response
+from werkzeug.exceptions import NotFound
+
+from segment.detections import Detections
+from segment.errors import Busy, Cancelled, ModelError, OptionError, RequestError, SegmentError
+from segment.labelling import cvat, labelstudio
+from segment.labelling.labelstudio import Control
+from segment.options import Options
+from segment.service import Service
+from segment.settings import Labelling, Settings
+from segment.web.exchange import Exchange, Handler, handler
+from segment.web.taskphoto import read_photo
+from segment.web.upload import read, read_object
+
+log = logging.getLogger(__name__)
+
+PREDICT_SECONDS = 80.0
+"""Label Studio waits 100 s for the predictions of all tasks of a request (ML_TIMEOUT_PREDICT). Tasks that are not begun
+in this time are left without predictions, and are asked for again with the next request."""
+
+Json = dict[str, Any]
+
+
+def routes(settings: Settings) -> Mapping[str, Mapping[str, Handler]]:
+    """Path -> method -> handler of the labelling tools that the settings name."""
+    found: dict[str, Mapping[str, Handler]] = {}
+    for tool, paths in ROUTES.items():
+        if tool in settings.labelling:
+            found |= paths
+    return found
+
+
+# Label Studio
+
+
+@handler
+def _setup(exchange: Exchange) -> Response:
+    body = _read_object(exchange)
+    config = _field(body, "schema", str)
+    if any(tag in config for tag in labelstudio.REGIONS):  # a new project has none yet
+        labelstudio.controls(config, exchange.service.labels)
+    return _json({"model_version": _version(exchange.service)})
+
+
+@handler
+def _webhook(exchange: Exchange) -> Response:
+    _read_object(exchange)
+    return _json({"status": "ok"})
+
+
+@handler
+def _predict(exchange: Exchange) -> Response:
+    body = _read_object(exchange)
+    controls = labelstudio.controls(_field(body, "label_config", str), exchange.service.labels)
+    tasks = _field(body, "tasks", list)
+    answers: list[list[bytes]] = []
+    failures: list[SegmentError] = []
+    end = time.monotonic() + PREDICT_SECONDS
+    for task in tasks:
+        try:
+            if time.monotonic() > end:
+                raise Busy(f"The {PREDICT_SECONDS:g} s for one request were over; ask for the rest again.")
+            answers.append(_predict_task(exchange, task, controls))
+        except (Cancelled, ModelError):
+            raise
+        except SegmentError as error:
+            number = task.get("id") if isinstance(task, dict) else None
+            log.warning("Task %s has no prediction: %s", number, error)
+            failures.append(error)
+            answers.append([b"[]"])  # {"result": []} would be a prediction of nothing, and never asked for again
+    if failures and len(failures) == len(tasks):
+        raise failures[0]
+    return _stream(chain([b'{"results":['], *_separated(answers), [b"]}"]))
+
+
+def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control]) -> list[bytes]:
+    """A task's prediction in JSON, in pieces. Several fields with photos are one prediction: [prediction of each]."""
+    if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+        raise RequestError('A task must be an object with `data`, such as {"data": {"image": "https://..."}}.')
+    service, version = exchange.service, _version(exchange.service)
+    defaults = Options.defaults(service.settings)
+    lowest = min(defaults.min_score if control.min_score is None else control.min_score for control in controls)
+    options = replace(defaults, min_score=lowest)
+    answers = []
+    for field in dict.fromkeys(control.field for control in controls):
+        own = [control for control in controls if control.field == field]
+
+        def write(found: Detections, own: Sequence[Control] = own) -> Iterable[bytes]:
+            return labelstudio.prediction(found, own, defaults.min_score, version)
+
+        with service.receive() as held:  # until the photo is done: the next task has another
+            data = read_photo(replace(exchange, held=held), task, field)
+            answers.append(service.annotate(data, options, write, exchange.until, exchange.cancelled))
+    return answers[0] if len(answers) == 1 else [b"[", *chain(*_separated(answers)), b"]"]
+
+
+def _version(service: Service) -> str:
+    """What predictions are marked with: Label Studio asks for new ones when it changes."""
+    return f"{service.model_name}-{service.model_digest[:8]}"
+
+
+# CVAT
+
+
+def _functions(service: Service, _request: Request) -> Response:
+    return _json({cvat.NAME: cvat.function(service.model_name, service.labels)})
+
+
+def _function(service: Service, _request: Request) -> Response:
+    return _json(cvat.function(service.model_name, service.labels))
+
+
+@handler
+def _invoke(exchange: Exchange) -> Response:
+    service, request = exchange.service, exchange.request
+    name = request.headers.get("X-Nuclio-Function-Name", cvat.NAME)
+    if name != cvat.NAME:
+        raise NotFound(f"There is no function {name[:100]!r}; there is {cvat.NAME!r}.")
+    upload = read(request, service.upload_limit, exchange.received, exchange.held.grow)
+    raw_options = dict(upload.raw_options)
+    if "threshold" in raw_options:
+        if "min_score" in raw_options:
+            raise OptionError("threshold", "threshold and min_score are the same; send one of them.")
+        raw_options["min_score"] = raw_options.pop("threshold")
+    options = Options.parse(raw_options, service.settings)
+    data = upload.photo if upload.url is None else exchange.fetch(upload.url)
+
+    def write(found: Detections) -> Iterable[bytes]:
+        return cvat.shapes(found, service.labels)
+
+    return _stream(service.annotate(data, options, write, exchange.until, exchange.cancelled))
+
+
+# Both
+
+
+def _read_object(exchange: Exchange) -> Json:
+    limit, held = exchange.service.upload_limit, exchange.held
+    return read_object(exchange.request, limit, exchange.received, held.grow)
+
+
+def _field(body: Json, name: str, kind: type[str] | type[list[Any]]) -> Any:
+    value = body.get(name)
+    if not isinstance(value, kind):
+        expected = "a string" if kind is str else "a list"
+        raise RequestError(f"`{name}` must be {expected}, as Label Studio sends it.")
+    return value
+
+
+def _json(value: object) -> Response:
+    return Response(json.dumps(value), content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _stream(pieces: Iterable[bytes]) -> Response:
+    """A JSON response that is sent piece by piece, so that it is never in memory twice."""
+    return Response(iter(pieces), content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _separated(lists: Sequence[Sequence[bytes]]) -> Iterable[Sequence[bytes]]:
+    """The lists with a comma between each two."""
+    for index, pieces in enumerate(lists):
+        if index:
+            yield [b","]
+        yield pieces
+
+
+ROUTES: Mapping[Labelling, Mapping[str, Mapping[str, Handler]]] = {
+    "label-studio": {
+        "/setup": {"POST": _setup},
+        "/predict": {"POST": _predict},
+        "/webhook": {"POST": _webhook},
+    },
+    "cvat": {
+        "/api/functions": {"GET": _functions},
+        f"/api/functions/{cvat.NAME}": {"GET": _function},
+        "/api/function_invocations": {"POST": _invoke},
+    },
+}
