@@ -2,34 +2,34 @@
 
 Masks first, then boxes, then labels, so that no name is hidden; of instances that overlap, the higher score lies on
 top. Everything is drawn into the photo itself, a mask in strips, so drawing takes a few MiB at any size. Lines and
-letters grow with the photo.
+letters grow with the photo. Which colour an instance has is decided in colours.py, where its name goes in tags.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
+from contourpy import FillType, contour_generator
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segment.detections import Detections
-from segment.mask import Mask, edge_distance
+from segment.mask import THRESHOLD, Mask, Region, edge_distance
 from segment.options import Colours
-
-Colour = tuple[int, int, int]
-Tag = tuple[int, int, int, int]
-"""(left, top, right, bottom) of a label, in pixels."""
+from segment.output import tags
+from segment.output.colours import Paint, by_class, by_instance, ink
 
 FILL = 0.42
 """Opacity of a mask's inside; its contour is opaque."""
-HIDDEN = 0.2
-"""The part of the photo that labels may hide together: on a thumbnail the best few are named."""
-
-_BRIGHT = 0xFF3D5A, 0x1E88FF, 0x14C96B, 0xFFB300, 0xA855F7, 0x00C8D7, 0xFF7A1A, 0xE84AD0, 0x8BD31A, 0x5B6BFF
-_SECOND = 0xFFB8A0, 0x00A58E, 0xFFE14D, 0xC77DFF, 0x4DC3FF, 0xD94F1E, 0x6FE3A8, 0xB8860B, 0xFF5FA8, 0x7F8FA9
-PALETTE: tuple[Colour, ...] = tuple((code >> 16, code >> 8 & 255, code & 255) for code in _BRIGHT + _SECOND)
-"""Twenty colours that stay apart from their neighbours in the list, on bright and on dark photos."""
+SPECK = 0.02
+"""The part of a mask below which a piece of it, or a hole in it, has no contour."""
+MOST_SPECKS = 400
+"""A mask with more of them is noise, and is outlined as it is."""
 
 
 def draw(
@@ -44,39 +44,149 @@ def draw(
 ) -> None:
     """Draw `detections` on `photo`, an RGB image of detections.size, in place.
 
-    With colours="class" a class has the same colour in every photo; with "instance" the colours follow the scores'
-    order. `labels` are the model's class names by index.
+    With colours="class" a class has the same colour in every photo; with "instance" colours are chosen to stand out on
+    the photo and beside each other. `labels` are the model's class names by index.
     """
+    if not len(detections):
+        return
     order = np.argsort(detections.scores, kind="stable")  # the best comes last, on top
-    key = detections.classes if colours == "class" else np.arange(len(detections))
-    paint = [PALETTE[int(index) % len(PALETTE)] for index in key]
+    paints = (by_class if colours == "class" else by_instance)(photo, detections)
     line = max(1.0, math.sqrt(math.prod(photo.size)) / 550)
-    corners = [_pixels(box, photo.size) for box in detections.boxes]
     if masks:
         for i in order:
-            _draw_mask(photo, detections.masks[i], paint[i], line)
+            _draw_mask(photo, detections.masks[i], paints[i], line)
     if boxes:
         pen = ImageDraw.Draw(photo)
         for i in order:
-            pen.rectangle(corners[i], outline=paint[i], width=round(line))
+            _draw_box(pen, _pixels(detections.boxes[i].tolist(), photo.size), paints[i], round(line))
     if text:
-        found = zip((labels[int(index)] for index in detections.classes), detections.scores, strict=True)
-        _draw_labels(photo, [(f"{label} {score:.0%}", label) for label, score in found], corners, paint)
+        _draw_tags(photo, detections, labels, paints, round(line))
 
 
-def _draw_mask(photo: Image.Image, mask: Mask, colour: Colour, line: float) -> None:
+# Masks
+
+
+def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> None:
     """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge; both without steps."""
+    outlined = without_specks(mask)
     for region, probabilities in mask.strips(photo.size):
-        inside = edge_distance(probabilities)
+        inside = _distance(mask, region, probabilities)
         covered = np.clip(inside + np.float32(0.5), 0, 1)
-        contour = np.clip(np.float32(line + 0.5) - inside, 0, 1, out=inside)
-        contour *= np.float32(255 * (1 - FILL))
-        contour += np.float32(255 * FILL)
+        if outlined is not mask:
+            inside = _distance(outlined, region, outlined.paste(region))
+        contour = _band(inside, line)
+        if outlined is not mask:
+            contour *= np.clip(inside + np.float32(0.5), 0, 1)  # none around what is not outlined
+        if not paint.clear:
+            casing = _band(inside, 2 * line)
+            casing -= contour
+            casing *= covered
+            photo.paste(ink(paint.colour), region, _alpha(casing))
+        contour *= np.float32(1 - FILL)
+        contour += np.float32(FILL)
         covered *= contour
-        photo.paste(colour, region, Image.fromarray(covered.astype(np.uint8)))
+        photo.paste(paint.colour, region, _alpha(covered))
 
 
-def _pixels(box: Sequence[float], size: tuple[int, int]) -> Tag:
+def _band(inside: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+    """The opacity of what is up to `width` pixels inside an edge."""
+    opacity: NDArray[np.float32] = np.clip(np.float32(width + 0.5) - inside, 0, 1)
+    return opacity
+
+
+def _alpha(opacity: NDArray[np.float32]) -> Image.Image:
+    return Image.fromarray((opacity * np.float32(255)).astype(np.uint8))
+
+
+def _distance(mask: Mask, region: Region, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far inside the mask's edge the pixels of `region` are; where its bounds cut it, they are its edge."""
+    left, top, right, bottom = region
+    x0, y0, x1, y1 = mask.bounds
+    inside = edge_distance(probabilities)
+    x = np.arange(left, right, dtype=np.float32) + np.float32(0.5)
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
+    np.minimum(inside, np.minimum(x - x0, x1 - x), out=inside)
+    np.minimum(inside, np.minimum(y - y0, y1 - y), out=inside)
+    return inside
+
+
+def without_specks(mask: Mask) -> Mask:
+    """The mask without its specks and pin holes: what is smaller than SPECK of it becomes like what surrounds it."""
+    rows, columns = _cells_within(mask)
+    grid = np.pad(mask.grid[rows, columns], 1)
+    rings = _rings(grid)
+    total = sum(area for _, area in rings)  # holes count negatively
+    specks = [(ring, area) for ring, area in rings if abs(area) < SPECK * total]
+    if not 0 < len(specks) <= MOST_SPECKS:
+        return mask
+    for ring, area in specks:
+        _level(grid, ring, hole=area < 0)
+    whole = mask.grid.copy()
+    whole[rows, columns] = grid[1:-1, 1:-1]
+    return replace(mask, grid=whole)
+
+
+def _cells_within(mask: Mask) -> tuple[slice, slice]:
+    """The rows and columns of the mask's grid that its bounds show."""
+    height, width = mask.grid.shape
+    x0, y0, x1, y1 = mask.place
+    sx, sy = width / max(x1 - x0, 1e-6), height / max(y1 - y0, 1e-6)
+    left, right = (mask.bounds[0] - x0) * sx, (mask.bounds[2] - x0) * sx
+    top, bottom = (mask.bounds[1] - y0) * sy, (mask.bounds[3] - y0) * sy
+    return _whole(top, bottom, height), _whole(left, right, width)
+
+
+def _whole(low: float, high: float, length: int) -> slice:
+    return slice(min(max(math.floor(low), 0), length), min(max(math.ceil(high), 0), length))
+
+
+def _rings(grid: NDArray[np.float32]) -> list[tuple[NDArray[np.float64], float]]:
+    """The closed lines at THRESHOLD, (P, 2) x, y in cells, each with the area inside; of a hole it is negative."""
+    outlines = contour_generator(z=grid, fill_type=FillType.OuterOffset).filled(THRESHOLD, math.inf)
+    rings = []
+    for points, offsets in zip(*outlines, strict=True):
+        for number, (start, stop) in enumerate(itertools.pairwise(offsets)):
+            ring = points[start:stop]
+            x, y = ring.T
+            area = abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+            rings.append((ring, -area if number else area))
+    return rings
+
+
+def _level(grid: NDArray[np.float32], ring: NDArray[np.float64], *, hole: bool) -> None:
+    """Give the cells inside a ring, in place, the value of what surrounds them."""
+    left, top = np.floor(ring.min(axis=0)).astype(int)
+    right, bottom = np.ceil(ring.max(axis=0)).astype(int) + 1
+    part = grid[top:bottom, left:right]
+    inside = _cells_inside(ring, np.arange(left, right), np.arange(top, bottom))
+    around = part[~inside & ((part >= THRESHOLD) == hole)]
+    if len(around):
+        part[inside] = around.max() if hole else around.min()
+
+
+def _cells_inside(ring: NDArray[np.float64], columns: NDArray[np.int_], rows: NDArray[np.int_]) -> NDArray[np.bool_]:
+    """(rows, columns): which cells' centres lie inside a ring, by the even-odd rule."""
+    (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
+    level = y0 != y1
+    x0, y0, x1, y1 = x0[level], y0[level], x1[level], y1[level]
+    y = rows[:, None]
+    crossed = (y0 > y) != (y1 > y)
+    at = x0 + (x1 - x0) * (y - y0) / (y1 - y0)
+    left_of = columns[:, None] < at[:, None]
+    inside: NDArray[np.bool_] = np.count_nonzero(crossed[:, None] & left_of, axis=2) % 2 == 1
+    return inside
+
+
+# Boxes and names
+
+
+def _draw_box(pen: ImageDraw.ImageDraw, box: Region, paint: Paint, width: int) -> None:
+    if not paint.clear:
+        pen.rectangle(box, outline=ink(paint.colour), width=width + max(1, width // 2))
+    pen.rectangle(box, outline=paint.colour, width=width)
+
+
+def _pixels(box: Sequence[float], size: tuple[int, int]) -> Region:
     """The box's outermost pixels inside an image of `size`, both included."""
     width, height = size
     x0, y0, x1, y1 = (round(float(value)) for value in box)
@@ -84,56 +194,37 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> Tag:
     return left, top, max(min(x1, width) - 1, left), max(min(y1, height) - 1, top)
 
 
-def _draw_labels(
-    photo: Image.Image, names: Sequence[tuple[str, ...]], corners: Sequence[Tag], paint: Sequence[Colour]
+def _draw_tags(
+    photo: Image.Image, detections: Detections, labels: Sequence[str], paints: Sequence[Paint], line: int
 ) -> None:
-    """Draw names on filled tags at their boxes, best score first.
-
-    `names`: for each instance the texts to choose from; the first that fits is drawn. A name that would lie on
-    another is left out, for of two on one spot none can be read; so is what would hide too much of the photo.
-    """
+    """Draw names on filled tags at their boxes."""
+    names = [labels[int(index)] for index in detections.classes]
+    texts = [(f"{name} {score:.0%}", name) for name, score in zip(names, detections.scores, strict=True)]
+    corners = np.array([_pixels(box, photo.size) for box in detections.boxes.tolist()], np.float32)
+    corners[:, 2:] += 1
+    font = cache(_font)
     pen = ImageDraw.Draw(photo)
-    points = max(9.0, math.sqrt(math.prod(photo.size)) / 62)
+    placed = tags.place(corners, texts, photo.size, lambda text, points: _measure(font(points), text, points))
+    for tag in placed:
+        if tag.leader:
+            pen.line(tag.leader, fill=paints[tag.index].colour, width=line)
+    for tag in placed:
+        letters, colour = font(tag.points), paints[tag.index].colour
+        left, top, right, bottom = tag.rect
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+        pen.text((left + _pad(tag.points), top + letters.getmetrics()[0]), tag.text, ink(colour), letters, anchor="ls")
+
+
+def _font(points: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(points)
     assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels hold FreeType
-    ascent, descent = font.getmetrics()
-    pad = max(1, round(points / 4))
-    taken: list[Tag] = []
-    room = HIDDEN * math.prod(photo.size)
-    for texts, corner, colour in zip(names, corners, paint, strict=True):
-        for text in texts:
-            width = math.ceil(font.getlength(text)) + 2 * pad
-            height = ascent + descent
-            tag = _place(corner, (width, height), photo.size, taken) if width * height <= room else None
-            if tag is not None:
-                taken.append(tag)
-                room -= width * height
-                pen.rectangle((tag[0], tag[1], tag[2] - 1, tag[3] - 1), fill=colour)
-                pen.text((tag[0] + pad, tag[1] + ascent), text, _ink(colour), font, anchor="ls")
-                break
+    return font
 
 
-def _place(corner: Tag, tag: tuple[int, int], size: tuple[int, int], taken: Sequence[Tag]) -> Tag | None:
-    """Where a tag of (width, height) goes: the first place at its box that is free; sideways it may shift."""
-    width, height = tag
-    left, top, right, bottom = corner
-    if width > size[0] or height > size[1]:
-        return None
-    for x in (left, right + 1 - width, (left + right + 1 - width) // 2):
-        for y in (top - height, top, bottom + 1 - height, bottom + 1):
-            x0, y0 = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-            place = x0, y0, x0 + width, y0 + height
-            if y0 == y and not any(_overlap(place, other) for other in taken):
-                return place
-    return None
+def _measure(font: ImageFont.FreeTypeFont, text: str, points: int) -> tuple[int, int]:
+    return math.ceil(font.getlength(text)) + 2 * _pad(points), sum(font.getmetrics())
 
 
-def _overlap(a: Tag, b: Tag) -> bool:
-    """Whether two tags share a pixel."""
-    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
-
-
-def _ink(colour: Colour) -> Colour:
-    """Black or white, whichever has more contrast on `colour` (WCAG 2, relative luminance)."""
-    red, green, blue = ((value / 255) ** 2.2 for value in colour)
-    return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else (255, 255, 255)
+def _pad(points: int) -> int:
+    """Between a tag's edge and its text."""
+    return max(1, round(points / 4))

@@ -41,7 +41,7 @@ from segment import errors
 from segment.errors import Busy, OptionError, SegmentError
 from segment.formats import FORMATS, Format
 from segment.options import Options
-from segment.output.overlay import PALETTE
+from segment.output.colours import PALETTE
 from segment.progress import Progress
 from segment.service import Result, Service
 from segment.settings import Settings

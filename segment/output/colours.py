@@ -1,0 +1,145 @@
+"""Which colour each instance is drawn in.
+
+The palette is spread over OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/), a space in which distance is
+near to the difference that people see, as in CIE Lab, but even in the blues. `python -m devtools.palette` computes it.
+
+A colour per instance is chosen on the photo, the best score first: the colour that is far from what it is drawn on, and
+far from the colours of the instances beside it. A colour per class has to be the same in every photo; where it is close
+to what it is drawn on, its contour gets a casing (see overlay.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from segment.detections import Detections
+from segment.mask import THRESHOLD, Mask
+
+Colour = tuple[int, int, int]
+"""Red, green, blue in 0-255."""
+Lab = NDArray[np.float32]
+"""(..., 3) OKLab: lightness in 0-1, green to red, blue to yellow."""
+
+_HEX = """
+55ff33 7700dd ff5500 007711 00ffee 3344dd ff77aa 00aa00 eeee00 0077ee
+dd0022 ffaaee aaaa00 665599 ee0088 aaddff bb7700 aa77ff aa1155 ffddaa
+009999 ff55ee 885511 ffbb00 66bbff aa00aa aa7799 aadd88 dd9977 22cc99
+"""
+PALETTE: tuple[Colour, ...] = tuple((int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h in _HEX.split())
+"""Colours of which no two look alike; consecutive ones differ most."""
+
+CLEAR = 0.3
+"""Distance in OKLab from which a colour stands out on another; more brings nothing. Black to white is 1."""
+BESIDE = 0.25
+"""Instances are beside each other if their boxes, each enlarged by this share of its sides, meet."""
+THUMBNAIL = 256
+"""Pixels of the longer side at which the photo is looked at."""
+
+_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ],
+    np.float32,
+)
+_TO_LAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ],
+    np.float32,
+)
+
+
+def oklab(colours: ArrayLike) -> Lab:
+    """(..., 3) sRGB in 0-255 -> OKLab."""
+    value = np.asarray(colours, np.float32) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    lab: Lab = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
+    return lab.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Paint:
+    """The colour of an instance. `clear`: it stands out on what it is drawn on."""
+
+    colour: Colour
+    clear: bool
+
+
+def by_class(photo: Image.Image, detections: Detections) -> list[Paint]:
+    """The colour of each instance's class, which is the same in every photo."""
+    palette = oklab(PALETTE)
+    chosen = [int(label) % len(PALETTE) for label in detections.classes]
+    return [
+        Paint(PALETTE[index], bool(_distance(palette[index : index + 1], below)[0] >= CLEAR))
+        for index, below in zip(chosen, _grounds(photo, detections), strict=True)
+    ]
+
+
+def by_instance(photo: Image.Image, detections: Detections) -> list[Paint]:
+    """A colour for each instance that stands out on the photo and beside other instances.
+
+    Of the colours that do both equally well, the one that was used least is taken, so that colours repeat late.
+    """
+    palette = oklab(PALETTE)
+    between = np.linalg.norm(palette[:, None] - palette, axis=2)
+    beside = _beside(detections)
+    used = np.zeros(len(PALETTE), np.int64)
+    chosen: list[int] = []
+    clear: list[bool] = []
+    for index, below in enumerate(_grounds(photo, detections)):
+        on_photo = _distance(palette, below)
+        taken = [chosen[other] for other in np.flatnonzero(beside[index, :index])]
+        distance = np.minimum(on_photo, between[:, taken].min(axis=1, initial=math.inf))
+        best = int(np.lexsort((used, -np.minimum(distance, CLEAR)))[0])
+        chosen.append(best)
+        clear.append(bool(on_photo[best] >= CLEAR))
+        used[best] += 1
+    return [Paint(PALETTE[index], stands_out) for index, stands_out in zip(chosen, clear, strict=True)]
+
+
+def _distance(colours: Lab, grounds: Lab) -> NDArray[np.float32]:
+    """The distance of each colour (C, 3) from the nearest of `grounds` (G, 3): (C,)."""
+    distance: NDArray[np.float32] = np.linalg.norm(colours[:, None] - grounds, axis=2).min(axis=1)
+    return distance
+
+
+def _grounds(photo: Image.Image, detections: Detections) -> list[Lab]:
+    """For each instance the mean colours (2, 3) of what is below its mask and of what is around it."""
+    step = max(1, math.ceil(max(photo.size) / THUMBNAIL))
+    lab = oklab(np.asarray(photo.reduce(step)))
+    size = lab.shape[1], lab.shape[0]
+    return [_ground(lab, mask, size) for mask in detections.at(size).masks]
+
+
+def _ground(lab: Lab, mask: Mask, size: tuple[int, int]) -> Lab:
+    left, top, right, bottom = mask.region(size)
+    x, y = max(1, (right - left) // 8), max(1, (bottom - top) // 8)
+    region = max(0, left - x), max(0, top - y), min(size[0], right + x), min(size[1], bottom + y)
+    inside = mask.paste(region) >= THRESHOLD
+    pixels = lab[region[1] : region[3], region[0] : region[2]]
+    parts = [pixels[part].mean(axis=0) for part in (inside, ~inside) if part.any()]
+    return np.array(parts or [[0.5, 0, 0]], np.float32)
+
+
+def _beside(detections: Detections) -> NDArray[np.bool_]:
+    """(N, N): which instances are beside each other."""
+    x0, y0, x1, y1 = detections.boxes.T
+    x, y = BESIDE * (x1 - x0), BESIDE * (y1 - y0)
+    left, top, right, bottom = (edge[:, None] for edge in (x0 - x, y0 - y, x1 + x, y1 + y))
+    meet: NDArray[np.bool_] = (left <= right.T) & (right >= left.T) & (top <= bottom.T) & (bottom >= top.T)
+    return meet
+
+
+def ink(colour: Colour) -> Colour:
+    """Black or white, whichever has more contrast on `colour` (WCAG 2, relative luminance)."""
+    red, green, blue = ((value / 255) ** 2.2 for value in colour)
+    return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else (255, 255, 255)
