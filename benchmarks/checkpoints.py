@@ -58,6 +58,7 @@ def _bottom_up(config: Config, rng: np.random.Generator) -> Named:
     spread = PIXELS / float(np.mean(config.std))
     if isinstance(config.bottom_up, RegNet):
         return _regnet(config.bottom_up, backbone.prefix(config), rng, spread)
+    assert isinstance(config.bottom_up, ResNet)
     return _resnet(config.bottom_up, backbone.prefix(config), rng, spread)
 
 

@@ -27,7 +27,19 @@ from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 TRAINING = Path(__file__).parent.parent / "training"
-FAMILIES = ("r50", "x101", "agnostic", "gn", "cascade", "c4", "dc5", "lazy-regnety")
+FAMILIES = (
+    "r50",
+    "x101",
+    "agnostic",
+    "gn",
+    "cascade",
+    "c4",
+    "dc5",
+    "lazy-regnety",
+    "vitdet",
+    "vitdet-cascade",
+    "vitdet-dynamic",
+)
 BOX, SCORE, MASK, SHARE = 0.05, 1e-3, 5e-3, 0.95
 """Tolerances: pixels per box coordinate, score, mean absolute difference of a mask, share of detections within them."""
 

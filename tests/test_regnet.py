@@ -50,6 +50,7 @@ def test_the_zoos_rows_are_what_detectron2_saves() -> None:
         zoo.config(zoo.entry("mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ"))
     )
     row = config.parse(zoo.config(zoo.entry("mask_rcnn_regnetx_4gf_dds_FPN_400ep_LSJ"))).bottom_up
+    assert isinstance(row, RegNet)
     assert config.read(GOLDEN / "lazy-regnetx.yaml").bottom_up == replace(row, norm="FrozenBN")
 
 

@@ -8,8 +8,8 @@ Tensor names in the checkpoint are detectron2's: `backbone.bottom_up.res4.2.conv
 
 from __future__ import annotations
 
-from segment.convert import deformable
-from segment.convert.config import Config, Pyramid, RegNet, ResNet
+from segment.convert import deformable, simple_pyramid, vit
+from segment.convert.config import Config, Pyramid, RegNet, ResNet, SimplePyramid, ViT
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
 from segment.convert.regnet import regnet
@@ -18,22 +18,29 @@ from segment.convert.weights import Weights
 
 def prefix(config: Config) -> str:
     """Where the checkpoint has the bottom-up network."""
+    if isinstance(config.bottom_up, ViT):
+        return "backbone.net."
     return "backbone.bottom_up." if config.pyramid else "backbone."
 
 
 def stem(config: Config) -> str:
     """The first convolution."""
-    return prefix(config) + ("stem.conv" if isinstance(config.bottom_up, RegNet) else "stem.conv1")
+    names = {RegNet: "stem.conv", ResNet: "stem.conv1", ViT: "patch_embed.proj"}
+    return prefix(config) + names[type(config.bottom_up)]
 
 
 def feature_maps(g: Graph, w: Weights, config: Config, image: str) -> dict[int, str]:
     """image (1, 3, H, W) -> level: map (1, config.channels, H / 2^level, W / 2^level), as the second stage reads it."""
     network = config.bottom_up
+    if isinstance(network, ViT):
+        assert isinstance(config.pyramid, SimplePyramid)
+        x = vit.feature_map(g, w, network, image, prefix(config), config.square)
+        return simple_pyramid.feature_maps(g, w, config.pyramid, network, x)
     if isinstance(network, RegNet):
         features = regnet(g, w, network, image, prefix(config))
     else:
         features = _resnet(g, w, network, image, prefix(config))
-    if config.pyramid:
+    if isinstance(config.pyramid, Pyramid):
         return _pyramid(g, w, config.pyramid, network, features)
     return {network.level(config.feature): features[config.feature]}
 

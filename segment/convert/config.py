@@ -19,6 +19,8 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 """detectron2's batch norms (detectron2/layers/batch_norm.py): at test time all are the same affine map."""
 NORMS = ("", "GN", *BATCH_NORMS)
+HEAD_NORMS = (*NORMS, "LN")
+"""What heads and the simple feature pyramid may have besides: a layer norm over the channels of each place."""
 
 _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # key: (detectron2's default, the values that are converted)
@@ -38,13 +40,13 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
     "MODEL.FPN.NORM": ("", NORMS),
     "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
-    "MODEL.ROI_MASK_HEAD.NORM": ("", NORMS),
+    "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
     "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
 }
 _REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # Res5ROIHeads does not read these.
     "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
-    "MODEL.ROI_BOX_HEAD.NORM": ("", NORMS),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", HEAD_NORMS),
     "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
 }
 
@@ -109,6 +111,53 @@ class RegNet:
     def level(self, stage: int) -> int:
         """The stride of a stage as a power of two."""
         return stage
+
+
+@dataclass(frozen=True)
+class ViT:
+    """The bottom-up network: a plain vision transformer, `depth` blocks on tokens of `patch` x `patch` pixels.
+
+    `hidden`: width inside a block's two fully connected layers. `positions`: side of the square table of absolute
+    positions, 0 without one; with `class_token` it has one row more, which is not used. `relative_positions`: side of
+    the map that the relative positions of the global blocks were made for, 0 without any. The blocks `window_blocks`
+    attend within windows of `window` x `window` tokens, the others to all tokens; `residual_blocks` end with a
+    bottleneck of convolutions. `epsilon`: of the blocks' layer norms.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    qkv_bias: bool
+    positions: int
+    class_token: bool
+    relative_positions: int
+    window: int
+    window_blocks: frozenset[int]
+    residual_blocks: frozenset[int]
+    epsilon: float
+
+    def channels(self, stage: int) -> int:
+        """Channels of the output, which is the only map."""
+        return self.width
+
+    def level(self, stage: int) -> int:
+        """The stride of a map as a power of two."""
+        return stage
+
+
+@dataclass(frozen=True)
+class SimplePyramid:
+    """The feature pyramid of ViTDet, made from one map. `levels`, `channels` and `norm` as in Pyramid.
+
+    `square`: side in pixels of the square that every image is padded to; 0 takes an image at its own size.
+    """
+
+    levels: tuple[int, ...]
+    channels: int
+    norm: str
+    square: int
 
 
 @dataclass(frozen=True)
@@ -189,8 +238,8 @@ class Config:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int
-    bottom_up: ResNet | RegNet
-    pyramid: Pyramid | None
+    bottom_up: ResNet | RegNet | ViT
+    pyramid: Pyramid | SimplePyramid | None
     proposals: Proposals
     box: BoxHead
     mask: MaskHead
@@ -199,8 +248,13 @@ class Config:
 
     @property
     def stride(self) -> int:
-        """The stride of the coarsest map. With a pyramid, the image is padded to a multiple of it."""
+        """The stride of the coarsest map. With an FPN, the image is padded to a multiple of it."""
         return int(2 ** (self.pyramid.levels[-1] if self.pyramid else self.bottom_up.level(self.feature)))
+
+    @property
+    def square(self) -> int:
+        """Side in pixels of the square that every image is padded to; 0 where there is none."""
+        return self.pyramid.square if isinstance(self.pyramid, SimplePyramid) else 0
 
     @property
     def channels(self) -> int:

@@ -7,7 +7,7 @@ newest whose operators all mean the same in OpenVINO and ONNX Runtime.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,16 @@ IR_VERSION = 8
 class Graph:
     """An ONNX graph under construction. Tensors are known by name.
 
-    It grows inside the model that it ends in: onnx.helper would copy every weight twice on the way there.
+    It grows inside the model that it ends in: onnx.helper would copy every weight twice on the way there. `outer`: the
+    graph that this one is the body of a loop in. Its tensors can be used, and it keeps the constants of both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outer: Graph | None = None, prefix: str = "") -> None:
         self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="segment")
         self._model.opset_import.append(helper.make_opsetid("", OPSET))
         self._graph = self._model.graph
-        self._graph.name = "segment"
+        self._graph.name = prefix or "segment"
+        self._outer, self._prefix = outer, prefix
         self._constants: set[str] = set()
         self._names: set[str] = set()
         self._count = 0
@@ -41,7 +43,7 @@ class Graph:
     def ops(self, kind: str, *inputs: str, outputs: int, name: str = "", **attributes: Any) -> list[str]:
         """Add a node with `outputs` outputs and return their names."""
         self._count += 1
-        base = name or f"{kind.lower()}_{self._count}"
+        base = self._prefix + (name or f"{kind.lower()}_{self._count}")
         if base in self._names:  # a layer that is used again
             base = f"{base}_{self._count}"
         self._names.add(base)
@@ -51,6 +53,8 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = None, name: str = "") -> str:
         """An initializer; equal unnamed constants are stored once."""
+        if self._outer:
+            return self._outer.constant(value, dtype, name)
         array = np.asarray(value, dtype)
         if not name:
             shape = "x".join(map(str, array.shape)) or "scalar"
@@ -73,6 +77,22 @@ class Graph:
         for node in self._graph.node:
             node.input[:] = [name if given == tensor else given for given in node.input]
             node.output[:] = [name if given == tensor else given for given in node.output]
+
+    def loop(self, trips: str, body: Callable[[Graph, str], str]) -> str:
+        """The results of body(graph, number), number from 0 to trips - 1, stacked: (trips, ...) float32.
+
+        `trips`, `number`: int64 scalars. Every result must have the same shape.
+        """
+        self._count += 1
+        name = f"{self._prefix}loop_{self._count}"
+        inner = Graph(self, name + "/")
+        number, go, go_on = name + "/number", name + "/go", name + "/go_on"
+        result = body(inner, number)
+        inner._graph.node.append(helper.make_node("Identity", [go], [go_on], go_on))
+        inner._graph.input.extend([tensor(number, INT64), tensor(go, BOOL)])
+        inner._graph.output.extend([tensor(go_on, BOOL), helper.make_tensor_value_info(result, FLOAT, None)])
+        self._graph.node.append(helper.make_node("Loop", [trips, ""], [name], name, body=inner._graph))
+        return name
 
     # The few composites that every part uses.
 
@@ -110,6 +130,12 @@ class Graph:
     def dim(self, x: str, axis: int) -> str:
         """The size of an axis, as int64 of shape (1,)."""
         return self.op("Slice", self.op("Shape", x), self.ints(axis), self.ints(axis + 1))
+
+    def shape(self, *sizes: int | str) -> str:
+        """A shape from numbers and from int64 tensors (1,)."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.ints(*(int(size) for size in sizes))
+        return self.op("Concat", *(self.ints(size) if isinstance(size, int) else size for size in sizes), axis=0)
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.op("Reshape", x, self.ints(*shape))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from segment.convert.config import BATCH_NORMS
 from segment.convert.graph import Graph
-from segment.convert.weights import Weights
+from segment.convert.weights import Array, Weights
 
 GROUPS, GN_EPSILON = 32, 1e-5
 """detectron2's GroupNorm (detectron2/layers/batch_norm.py, get_norm)."""
+LN_EPSILON = 1e-6
+"""detectron2's LayerNorm over the channels of each place (the same file)."""
 
 
 def convolution(
@@ -31,6 +35,8 @@ def convolution(
     `norm_name`: the checkpoint's name of the norm, `{name}.norm` if empty.
     """
     weight, bias = w.conv(name, out, into // groups, kernel, norm, norm_name)
+    if norm == "LN":
+        weight = centred(weight)
     pad = kernel // 2 * dilation
     x = g.conv(
         x,
@@ -47,9 +53,36 @@ def convolution(
 
 def normalised(g: Graph, w: Weights, x: str, norm_name: str, channels: int, norm: str, relu: bool) -> str:
     """What follows a convolution: its norm, unless that is folded into the weights, and its activation."""
-    if norm and norm not in BATCH_NORMS:
+    if norm == "LN":
+        x = layer_norm(g, w, x, norm_name, channels)
+    elif norm and norm not in BATCH_NORMS:
         x = _group_norm(g, w, x, norm_name, channels)
     return g.op("Relu", x) if relu else x
+
+
+def gelu(g: Graph, x: str) -> str:
+    """Hendrycks and Gimpel, 2016: x times the share of a normal distribution that is below x."""
+    below = g.op("Add", g.op("Erf", g.op("Div", x, g.scalar(2**0.5))), g.scalar(1.0))
+    return g.op("Mul", g.op("Mul", x, below), g.scalar(0.5))
+
+
+def centred(weight: Array) -> Array:
+    """The weight (out, ...) of a linear layer, changed so that its outputs sum to zero.
+
+    A layer norm subtracts the mean over the channels first. The mean of a linear layer's outputs is linear, too, so it
+    can be subtracted from the weights instead.
+    """
+    return np.asarray(weight - weight.mean(axis=0, dtype=np.float64), np.float32)
+
+
+def layer_norm(g: Graph, w: Weights, x: str, name: str, channels: int) -> str:
+    """Ba et al., 2016, over the channels of each place of x (N, C, H, W), whose channels sum to zero (`centred`)."""
+    scale, shift = w.affine(name, channels)
+    length = g.op("ReduceL2", x, axes=[1], keepdims=1)
+    variance = g.op("Mul", g.op("Mul", length, length), g.scalar(1 / channels))
+    normal = g.op("Div", x, g.op("Sqrt", g.op("Add", variance, g.scalar(LN_EPSILON))))
+    scaled = g.op("Mul", normal, g.constant(scale[:, None, None], name=f"{name}.scale"))
+    return g.op("Add", scaled, g.constant(shift[:, None, None], name=f"{name}.shift"))
 
 
 def _group_norm(g: Graph, w: Weights, x: str, norm_name: str, channels: int) -> str:

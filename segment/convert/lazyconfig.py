@@ -19,6 +19,7 @@ import numpy as np
 
 from segment.convert.config import (
     BLOCKS,
+    HEAD_NORMS,
     NORMS,
     Anchors,
     BoxHead,
@@ -29,8 +30,10 @@ from segment.convert.config import (
     Pyramid,
     RegNet,
     ResNet,
+    SimplePyramid,
+    ViT,
 )
-from segment.convert.document import Name
+from segment.convert.document import Name, Partial
 from segment.errors import ConversionError
 
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
@@ -59,19 +62,23 @@ _TRAINING = (
 """Arguments that only training reads."""
 _BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
 """Arguments that must agree with others; where they do not, the shapes of the checkpoint's tensors do not either."""
+_TRAINING_OF_VIT = ("drop_path_rate", "rel_pos_zero_init", "use_act_checkpoint")
 _PREDICTOR = "FastRCNNOutputLayers"
+LAST_LEVEL = 5
+"""The coarsest level of a simple feature pyramid: LastLevelMaxPool pools p5, whatever its name suggests."""
+MAX_SQUARE = 4096
+"""Largest square_pad that is read: as many pixels as the largest render factor gives."""
+TORCH_LN_EPSILON = 1e-5
+"""The default of torch.nn.LayerNorm."""
 MAX_BLOCKS, MAX_WIDTH = 1000, 100_000
-"""Largest depth and width of a RegNet that is read."""
+"""Largest depth and width of a RegNet or a ViT that are read."""
 
 
 def parse(document: Mapping[str, Any]) -> Config:
     """The facts of a LazyConfig given as nested values. Raises ConversionError, which names the key."""
     model = _Call(document, ("model",), "GeneralizedRCNN")
     image_format = _image_format(document, model)
-    backbone = model.call("backbone", "FPN")
-    pyramid = _pyramid(backbone)
-    bottom_up = _bottom_up(backbone.call("bottom_up", "ResNet", "RegNet"), pyramid.levels)
-    backbone.finish()
+    bottom_up, pyramid = _backbone(model.call("backbone", "FPN", "SimpleFeaturePyramid"))
     heads = model.call("roi_heads", "StandardROIHeads", "CascadeROIHeads")
     levels = (*pyramid.levels, pyramid.levels[-1] + 1)
     config = Config(
@@ -103,6 +110,19 @@ def _image_format(document: Mapping[str, Any], model: _Call) -> str:
                 "they must be the same."
             )
     return image_format
+
+
+def _backbone(call: _Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyramid]:
+    bottom_up: ResNet | RegNet | ViT
+    pyramid: Pyramid | SimplePyramid
+    if call.target == "SimpleFeaturePyramid":
+        bottom_up = _vit(call.call("net", "ViT"))
+        pyramid = _simple_pyramid(call, bottom_up)
+    else:
+        pyramid = _pyramid(call)
+        bottom_up = _bottom_up(call.call("bottom_up", "ResNet", "RegNet"), pyramid.levels)
+    call.finish()
+    return bottom_up, pyramid
 
 
 def _bottom_up(call: _Call, levels: tuple[int, ...]) -> ResNet | RegNet:
@@ -188,6 +208,69 @@ def regnet_stages(slope: float, first: int, factor: float, depth: int) -> tuple[
     rounded = np.round(first * np.power(factor, powers) / 8) * 8
     widths, blocks = np.unique(rounded, return_counts=True)
     return tuple(int(width) for width in widths), tuple(int(count) for count in blocks)
+
+
+def _vit(call: _Call) -> ViT:
+    """detectron2/modeling/backbone/vit.py; out_feature is a name that only the pyramid reads."""
+    patch, width, heads = call.whole("patch_size", 16), call.whole("embed_dim", 768), call.whole("num_heads", 12)
+    if patch & (patch - 1):
+        raise ConversionError(f"{call.key('patch_size')} is {patch}; it must be a power of 2.")
+    if width % heads:
+        raise ConversionError(f"{call.key('embed_dim')} is {width}; it must be a multiple of num_heads, {heads}.")
+    depth, ratio, window = call.whole("depth", 12), call.number("mlp_ratio", 4.0), call.whole("window_size", 0, low=0)
+    if depth > MAX_BLOCKS or not 1 <= width * ratio <= MAX_WIDTH:
+        raise ConversionError(
+            f"{call.key('mlp_ratio')} is {ratio:g}, embed_dim {width} and depth {depth}; layers of 1 to {MAX_WIDTH} "
+            f"channels in at most {MAX_BLOCKS} blocks convert."
+        )
+    trained, pretrained = call.whole("img_size", 1024), call.whole("pretrain_img_size", 224)
+    absolute, relative = call.flag("use_abs_pos", default=True), call.flag("use_rel_pos")
+    call.one_of("in_chans", (3,), 3)
+    call.torch_class("act_layer", "GELU")
+    epsilon = call.torch_class("norm_layer", "LayerNorm", "eps").get("eps", TORCH_LN_EPSILON)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise ConversionError(f"{call.key('norm_layer')} binds eps={epsilon!r}; it must be between 0 and 1.")
+    network = ViT(
+        patch=patch,
+        width=width,
+        depth=depth,
+        heads=heads,
+        hidden=int(width * ratio),
+        qkv_bias=call.flag("qkv_bias", default=True),
+        positions=pretrained // patch if absolute else 0,
+        class_token=call.flag("pretrain_use_cls_token", default=True),
+        relative_positions=trained // patch if relative else 0,
+        window=window,
+        window_blocks=call.indexes("window_block_indexes"),
+        residual_blocks=call.indexes("residual_block_indexes"),
+        epsilon=epsilon,
+    )
+    for name, size, used in (("pretrain_img_size", pretrained, absolute), ("img_size", trained, relative)):
+        if used and size < patch:
+            raise ConversionError(f"{call.key(name)} is {size}; it must be at least patch_size, {patch}.")
+    call.finish((*_TRAINING_OF_VIT, "out_feature"))
+    return network
+
+
+def _simple_pyramid(call: _Call, network: ViT) -> SimplePyramid:
+    call.call("top_block", "LastLevelMaxPool").finish()
+    call.take("in_feature")
+    scales = call.numbers("scale_factors", None)
+    levels = tuple(int(math.log2(network.patch / scale)) for scale in scales if scale in (4.0, 2.0, 1.0, 0.5))
+    if not levels or len(levels) != len(scales) or levels != tuple(range(levels[-1] - len(levels) + 1, LAST_LEVEL + 1)):
+        raise ConversionError(
+            f"{call.key('scale_factors')} is {scales}; what converts is 4, 2, 1 and 0.5 without gaps, down to a stride "
+            f"of {2**LAST_LEVEL} pixels, with a patch_size of {network.patch}."
+        )
+    norm = call.norm("norm", "LN", HEAD_NORMS)
+    if not norm:
+        raise ConversionError(f"{call.key('norm')} is empty; detectron2 runs this pyramid with a norm only.")
+    square = call.whole("square_pad", 0, low=0)
+    if square and not 2**LAST_LEVEL <= square <= MAX_SQUARE:
+        raise ConversionError(
+            f"{call.key('square_pad')} is {square}; it must be 0 or from {2**LAST_LEVEL} to {MAX_SQUARE}."
+        )
+    return SimplePyramid(levels, call.whole("out_channels"), norm, square)
 
 
 def _pyramid(call: _Call) -> Pyramid:
@@ -277,7 +360,7 @@ def _box_stage(head: _Call, predictor: _Call, pooler: Pooler, *, cascade: bool) 
         pooler=pooler,
         convs=len(convs),
         conv_channels=convs[0] if convs else 256,
-        norm=head.norm("conv_norm", ""),
+        norm=head.norm("conv_norm", "", HEAD_NORMS),
         fcs=len(fcs),
         fc_channels=fcs[0],
         agnostic=agnostic,
@@ -303,7 +386,7 @@ def _mask_head(heads: _Call, allowed: tuple[int, ...]) -> MaskHead:
         pooler=_pooler(heads, "mask", allowed),
         convs=len(dims) - 1,
         channels=dims[0],
-        norm=call.norm("conv_norm", ""),
+        norm=call.norm("conv_norm", "", HEAD_NORMS),
         agnostic=classes == 1,
     )
     call.finish(_BY_SHAPE)
@@ -389,10 +472,31 @@ class _Call:
             )
         return value
 
-    def flag(self, name: str) -> bool:
-        return bool(self.one_of(name, (False, True), False))
+    def flag(self, name: str, default: bool = False) -> bool:
+        return bool(self.one_of(name, (False, True), default))
 
-    def norm(self, name: str, default: str) -> str:
+    def indexes(self, name: str) -> frozenset[int]:
+        """Numbers of blocks, counted from 0."""
+        value = self.take(name, [])
+        if not isinstance(value, list | tuple) or not all(_is_index(v) for v in value):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must list numbers of blocks, from 0.")
+        return frozenset(value)
+
+    def torch_class(self, name: str, wanted: str, *keywords: str) -> dict[str, Any]:
+        """Check that an argument is absent or the class `wanted` of torch.nn; the arguments that a partial binds.
+
+        Only arguments called `keywords` may be bound.
+        """
+        value = self.take(name, None)
+        arguments = value.arguments if isinstance(value, Partial) else {}
+        given = str(value.name if isinstance(value, Partial) else value)
+        if value is not None and not (given.startswith("torch.nn.") and given.rpartition(".")[2] == wanted):
+            raise ConversionError(f"{self.key(name)} is {given}; what converts is torch.nn's {wanted}.")
+        if other := sorted(arguments.keys() - set(keywords)):
+            raise ConversionError(f"{self.key(name)} binds {other[0]}, which does not convert.")
+        return arguments
+
+    def norm(self, name: str, default: str, allowed: Sequence[str] = NORMS) -> str:
         """A norm by the name that get_norm of detectron2/layers/batch_norm.py knows.
 
         A function that LazyConfig.save could not save, as the lambdas of the zoo's LSJ configs, is taken for a batch
@@ -403,8 +507,8 @@ class _Call:
             return "BN"
         if value is None:
             return ""
-        if value not in NORMS:
-            raise ConversionError(f"{self.key(name)} is {str(value)!r}; what converts is one of {', '.join(NORMS)}.")
+        if value not in allowed:
+            raise ConversionError(f"{self.key(name)} is {str(value)!r}; what converts is one of {', '.join(allowed)}.")
         return str(value)
 
     def whole(self, name: str, *default: int, low: int = 1) -> int:
@@ -462,8 +566,12 @@ class _Call:
         return levels
 
 
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _is_width(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_index(value) and value > 0
 
 
 def _at(document: Any, path: tuple[str, ...]) -> Any:

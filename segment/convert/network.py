@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from segment.convert import backbone, boxes, chunks, heads, res5
-from segment.convert.config import Config
+from segment.convert.config import Config, SimplePyramid
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph, tensor
 from segment.convert.proposals import proposals
 from segment.convert.weights import Weights
@@ -59,7 +59,7 @@ def _frame(g: Graph) -> boxes.Frame:
 
 
 def _normalise(g: Graph, w: Weights, config: Config) -> str:
-    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W') minus the mean; for a pyramid padded to its stride with zeros.
+    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W') minus the mean, padded with zeros.
 
     The first convolution's weights are turned to RGB order and divided by the standard deviation instead of the image.
     """
@@ -70,10 +70,22 @@ def _normalise(g: Graph, w: Weights, config: Config) -> str:
     w.replace(stem, lambda weight: (weight[:, ::-1] if config.format == "BGR" else weight) / std[:, None, None])
     x = g.op("Transpose", g.cast("image", FLOAT), perm=[2, 0, 1])
     x = g.op("Unsqueeze", g.op("Sub", x, g.constant(mean[:, None, None])), g.ints(0))
-    if not config.pyramid:
-        return x
+    return _padded(g, config, x) if config.pyramid else x
+
+
+def _padded(g: Graph, config: Config, x: str) -> str:
+    """x (1, 3, H, W) -> (1, 3, H', W'), with zeros below and to the right, as the pyramid wants it.
+
+    An FPN pads to a multiple of its stride. ViTDet's pads to a square, of which a larger image keeps what lies in it;
+    without a square it does not pad, and up to 15 pixels at the edges are in no token. So detectron2 does it.
+    """
     size = g.slice(g.op("Shape", x), g.ints(2), g.ints(4))
-    past = g.op("Mod", size, g.ints(config.stride))
-    padding = g.op("Mod", g.op("Sub", g.ints(config.stride), past), g.ints(config.stride))
-    pads = g.op("Concat", g.ints(0, 0, 0, 0, 0, 0), padding, axis=0)
-    return g.op("Pad", x, pads, g.scalar(0.0), mode="constant")
+    if config.square:
+        missing = g.op("Sub", g.ints(config.square, config.square), size)
+    elif isinstance(config.pyramid, SimplePyramid):
+        missing = g.op("Max", g.op("Sub", g.ints(config.stride, config.stride), size), g.ints(0, 0))
+    else:
+        past = g.op("Mod", size, g.ints(config.stride))
+        missing = g.op("Mod", g.op("Sub", g.ints(config.stride), past), g.ints(config.stride))
+    x = g.op("Pad", x, g.op("Concat", g.ints(0, 0, 0, 0, 0, 0), missing, axis=0), g.scalar(0.0), mode="constant")
+    return g.reshape(x, 1, 3, config.square, config.square) if config.square else x

@@ -57,7 +57,7 @@ class Weights:
     ) -> tuple[Array, Array | None]:
         """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, its batch norm folded in.
 
-        A convolution has a bias of its own only where no norm follows. With GN the bias is None: see `affine`.
+        A convolution has a bias of its own only where no norm follows. With GN and LN the bias is None: see `affine`.
         `norm_name`: the checkpoint's name of the norm, `{name}.norm` if empty.
         """
         weight = self.take(f"{name}.weight", out, into, kernel, kernel)
@@ -65,13 +65,16 @@ class Weights:
             return weight, self.take(f"{name}.bias", out)
         if norm not in BATCH_NORMS:
             return weight, None
-        norm_name = norm_name or f"{name}.norm"
-        scale, shift = self.affine(norm_name, out)
-        mean = self.take(f"{norm_name}.running_mean", out).astype(np.float64)
-        variance = self.take(f"{norm_name}.running_var", out).astype(np.float64)
+        factor, shift = self.batch_norm(norm_name or f"{name}.norm", out)
+        return (weight * factor[:, None, None, None]).astype(np.float32), shift.astype(np.float32)
+
+    def batch_norm(self, norm_name: str, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What a batch norm multiplies each channel with, and what it adds then: (channels,) each."""
+        scale, shift = self.affine(norm_name, channels)
+        mean = self.take(f"{norm_name}.running_mean", channels).astype(np.float64)
+        variance = self.take(f"{norm_name}.running_var", channels).astype(np.float64)
         factor = scale / np.sqrt(variance + BN_EPSILON)
-        folded = (weight * factor[:, None, None, None]).astype(np.float32)
-        return folded, (shift - mean * factor).astype(np.float32)
+        return factor, shift - mean * factor
 
     def affine(self, norm_name: str, channels: int) -> tuple[Array, Array]:
         """Scale and shift (channels,) of the norm called `norm_name`."""

@@ -1,0 +1,253 @@
+"""The plain vision transformer of ViTDet: pixels -> one map of tokens.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Li et al., "Exploring Plain Vision Transformer Backbones for
+Object Detection", 2022; decomposed relative positions: Li et al., "MViTv2", 2022, section 4.1. detectron2/modeling/
+backbone/vit.py (ViT) and utils.py. Tensor names in the checkpoint are detectron2's: `backbone.net.blocks.0.norm1.bias`.
+
+Most blocks attend within windows. The global ones compare all tokens with all: with 64 x 64 tokens that is 67 MB of
+logits for each head. Where the size of the map is known, the heads are computed one after the other, and the runtime
+lets them share memory. Where it is not, QUERIES tokens are computed after the other, so that memory grows with the
+number of tokens and not with its square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from segment.convert.config import ViT
+from segment.convert.graph import Graph
+from segment.convert.layers import convolution, gelu
+from segment.convert.weights import Weights
+
+QUERIES = 128
+"""How many tokens look at all others at once where the size of the map is not known."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The size of a map of tokens, int64 (1,) each: constants where every image is padded to the same square."""
+
+    rows: str
+    columns: str
+
+    def count(self, g: Graph) -> str:
+        return g.op("Mul", self.rows, self.columns)
+
+
+def feature_map(g: Graph, w: Weights, config: ViT, image: str, prefix: str, square: int) -> str:
+    """image (1, 3, H, W) -> (1, width, H / patch, W / patch). `square`: H and W, 0 if they are not known."""
+    name, side = prefix + "patch_embed.proj", config.patch
+    x = g.conv(image, *w.conv(name, config.width, 3, side, ""), name=name, strides=[side] * 2)
+    known = g.ints(square // side)
+    grid = Grid(known, known) if square else Grid(g.dim(x, 2), g.dim(x, 3))
+    if config.positions:
+        x = g.op("Add", x, _positions(g, w, config, prefix + "pos_embed", grid))
+    x = g.op("Transpose", g.reshape(x, config.width, -1), perm=[1, 0])  # (tokens, width), row by row
+    for number in range(config.depth):
+        x = _block(g, w, config, x, f"{prefix}blocks.{number}", number, grid, bool(square))
+    return _as_map(g, config, x, grid)
+
+
+def _positions(g: Graph, w: Weights, config: ViT, name: str, grid: Grid) -> str:
+    """The table of absolute positions, resized to the grid: (1, width, rows, columns)."""
+    side, skipped = config.positions, 1 if config.class_token else 0
+    table = w.take(name, 1, side**2 + skipped, config.width)[0, skipped:]
+    table = np.ascontiguousarray(table.T).reshape(1, config.width, side, side)
+    return g.op(
+        "Resize",
+        g.constant(table, name=name),
+        "",
+        "",
+        g.shape(1, config.width, grid.rows, grid.columns),
+        mode="cubic",
+        coordinate_transformation_mode="half_pixel",
+        cubic_coeff_a=-0.75,
+    )
+
+
+def _block(g: Graph, w: Weights, config: ViT, x: str, name: str, number: int, grid: Grid, known: bool) -> str:
+    """x (tokens, width): attention, then two fully connected layers; each is added to what goes into it."""
+    width = config.width
+    y = _layer_norm(g, w, config, x, name + ".norm1")
+    if config.window and number in config.window_blocks:
+        y = _window_attention(g, w, config, y, name + ".attn", grid)
+    else:
+        y = _global_attention(g, w, config, y, name + ".attn", grid, known)
+    x = g.op("Add", x, y)
+    y = _layer_norm(g, w, config, x, name + ".norm2")
+    y = gelu(g, _linear(g, w, y, name + ".mlp.fc1", width, config.hidden))
+    x = g.op("Add", x, _linear(g, w, y, name + ".mlp.fc2", config.hidden, width))
+    if number in config.residual_blocks:
+        x = _bottleneck(g, w, config, x, name + ".residual", grid)
+    return x
+
+
+def _bottleneck(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
+    """x (tokens, width): 1x1, 3x3 and 1x1 convolutions with layer norms, around which the input is added again."""
+    y, into = _as_map(g, config, x, grid), config.width
+    for number, kernel, out in ((1, 1, into // 2), (2, 3, into // 2), (3, 1, into)):
+        norm_name = f"{name}.norm{number}"
+        y = convolution(g, w, y, f"{name}.conv{number}", into, out, kernel=kernel, norm="LN", norm_name=norm_name)
+        y, into = gelu(g, y) if number < 3 else y, out
+    return g.op("Add", x, g.op("Transpose", g.reshape(y, config.width, -1), perm=[1, 0]))
+
+
+# Attention
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention is computed from, for `batch` maps of n tokens and h heads each.
+
+    `queries`, `keys`, `values` (batch * h, n, d), the queries divided by sqrt(d); `down` (batch * h, n, rows, 1) and
+    `across` (batch * h, n, 1, columns): what is added to the logits for the distance in rows and in columns, empty
+    without relative positions.
+    """
+
+    queries: str
+    keys: str
+    values: str
+    down: str
+    across: str
+
+
+def _window_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
+    """x (tokens, width) -> the same. The map is cut into windows; those at the right and lower edge end with zeros."""
+    side, width = config.window, config.width
+    window = Grid(g.ints(side), g.ints(side))
+    down, across = (_missing(g, n, side) for n in (grid.rows, grid.columns))
+    rows, columns = g.op("Add", grid.rows, down), g.op("Add", grid.columns, across)
+    high, wide = g.op("Div", rows, g.ints(side)), g.op("Div", columns, g.ints(side))
+    x = g.op("Reshape", x, g.shape(grid.rows, grid.columns, width))
+    x = g.op("Pad", x, g.shape(0, 0, 0, down, across, 0))
+    x = g.op("Transpose", g.op("Reshape", x, g.shape(high, side, wide, side, width)), perm=[0, 2, 1, 3, 4])
+    heads = _heads(g, w, config, g.reshape(x, -1, width), name, g.op("Mul", high, wide), window, side)
+    x = _attend(g, heads, window)
+    x = g.op("Reshape", x, g.shape(high, wide, config.heads, side, side, width // config.heads))
+    x = g.op("Transpose", x, perm=[0, 3, 1, 4, 2, 5])
+    x = g.op("Reshape", x, g.shape(rows, columns, width))
+    x = g.slice(g.slice(x, g.ints(0), grid.rows), g.ints(0), grid.columns, axis=1)
+    return _linear(g, w, g.reshape(x, -1, width), name + ".proj", width, width)
+
+
+def _global_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid, known: bool) -> str:
+    """x (tokens, width) -> the same; every token looks at all. `known`: whether the grid is constant."""
+    heads = _heads(g, w, config, x, name, g.ints(1), grid, config.relative_positions)
+    x = _attend_by_head(g, config, heads, grid) if known else _attend_by_query(g, config, heads, grid)
+    x = g.reshape(g.op("Transpose", x, perm=[1, 0, 2]), -1, config.width)
+    return _linear(g, w, x, name + ".proj", config.width, config.width)
+
+
+def _heads(g: Graph, w: Weights, config: ViT, x: str, name: str, batch: str, grid: Grid, table_side: int) -> Heads:
+    """x (batch * tokens, width), maps of the size of `grid` -> what their attention is computed from."""
+    width, count = config.width, config.heads
+    each = width // count
+    x = _linear(g, w, x, name + ".qkv", width, 3 * width, bias=config.qkv_bias)
+    x = g.op("Reshape", x, g.shape(batch, grid.count(g), 3, count, each))
+    x = g.op("Transpose", x, perm=[2, 0, 3, 1, 4])  # (3, batch, heads, tokens, d)
+    x = g.op("Reshape", x, g.shape(3, -1, grid.count(g), each))
+    queries, keys, values = (g.op("Squeeze", part, g.ints(0)) for part in g.ops("Split", x, outputs=3, axis=0))
+    scaled = g.op("Mul", queries, g.scalar(each**-0.5))
+    if not config.relative_positions:
+        return Heads(scaled, keys, values, "", "")
+    on_map = g.op("Reshape", queries, g.shape(-1, grid.rows, grid.columns, each))
+    turned = g.op("Transpose", on_map, perm=[0, 2, 1, 3])
+    down = g.op("MatMul", on_map, _distances(g, w, name + ".rel_pos_h", grid.rows, table_side, each))
+    across = g.op("MatMul", turned, _distances(g, w, name + ".rel_pos_w", grid.columns, table_side, each))
+    across = g.op("Transpose", across, perm=[0, 2, 1, 3])
+    return Heads(
+        scaled,
+        keys,
+        values,
+        g.op("Reshape", down, g.shape(-1, grid.count(g), grid.rows, 1)),
+        g.op("Reshape", across, g.shape(-1, grid.count(g), 1, grid.columns)),
+    )
+
+
+def _distances(g: Graph, w: Weights, name: str, length: str, side: int, each: int) -> str:
+    """The table of relative positions (2 * side - 1, d), resized to `length` tokens: (length, d, length).
+
+    Entry [i, :, j] is what a query at i is multiplied with for a key at j.
+    """
+    table = w.take(name, 2 * side - 1, each)
+    resized = g.op(
+        "Resize",
+        g.constant(np.ascontiguousarray(table.T)[None, :, None], name=name),
+        "",
+        "",
+        g.shape(1, each, 1, g.op("Sub", g.op("Mul", length, g.ints(2)), g.ints(1))),
+        mode="linear",
+        coordinate_transformation_mode="half_pixel",
+    )
+    at = g.op("Range", g.constant(np.int64(0)), g.op("Squeeze", length), g.constant(np.int64(1)))
+    apart = g.op("Sub", g.op("Unsqueeze", at, g.ints(1)), g.op("Unsqueeze", at, g.ints(0)))
+    index = g.op("Add", apart, g.op("Sub", length, g.ints(1)))  # (length, length), from 0 to 2 * length - 2
+    return g.op("Transpose", g.gather(g.reshape(resized, each, -1), index, axis=1), perm=[1, 0, 2])
+
+
+def _attend(g: Graph, heads: Heads, grid: Grid) -> str:
+    """softmax(queries @ keys + relative positions) @ values, for all of queries (B, m, d): (B, m, d)."""
+    logits = g.op("MatMul", heads.queries, g.op("Transpose", heads.keys, perm=[0, 2, 1]))
+    if heads.down:
+        relative = g.op("Add", heads.down, heads.across)  # (B, m, rows, columns)
+        logits = g.op("Add", logits, g.op("Reshape", relative, g.shape(0, 0, grid.count(g))))
+    return g.op("MatMul", g.op("Softmax", logits, axis=-1), heads.values)
+
+
+def _attend_by_head(g: Graph, config: ViT, heads: Heads, grid: Grid) -> str:
+    """As `_attend` for (heads, n, d), one head after the other."""
+    count = config.heads
+    parts = [g.ops("Split", x, outputs=count, axis=0) if x else [""] * count for x in vars(heads).values()]
+    return g.op("Concat", *(_attend(g, Heads(*each), grid) for each in zip(*parts, strict=True)), axis=0)
+
+
+def _attend_by_query(g: Graph, config: ViT, heads: Heads, grid: Grid) -> str:
+    """As `_attend` for (heads, n, d), QUERIES queries after the other."""
+    count, each = grid.count(g), config.width // config.heads
+    missing = _missing(g, count, QUERIES)
+
+    def padded(x: str, rank: int) -> str:
+        return g.op("Pad", x, g.shape(*[0] * rank, 0, missing, *[0] * (rank - 2))) if x else ""
+
+    queries, down, across = padded(heads.queries, 3), padded(heads.down, 4), padded(heads.across, 4)
+
+    def some(inner: Graph, number: str) -> str:
+        start = inner.op("Mul", number, inner.ints(QUERIES))
+        stop = inner.op("Add", start, inner.ints(QUERIES))
+
+        def part(x: str) -> str:
+            return inner.slice(x, start, stop, axis=1) if x else ""
+
+        return _attend(inner, Heads(part(queries), heads.keys, heads.values, part(down), part(across)), grid)
+
+    trips = g.op("Squeeze", g.op("Div", g.op("Add", count, missing), g.ints(QUERIES)))
+    x = g.op("Transpose", g.loop(trips, some), perm=[1, 0, 2, 3])  # (heads, trips, QUERIES, d)
+    return g.slice(g.reshape(x, config.heads, -1, each), g.ints(0), count, axis=1)
+
+
+def _missing(g: Graph, length: str, step: int) -> str:
+    """How much `length` lacks to a multiple of `step`."""
+    return g.op("Mod", g.op("Sub", g.ints(step), g.op("Mod", length, g.ints(step))), g.ints(step))
+
+
+# Layers
+
+
+def _as_map(g: Graph, config: ViT, x: str, grid: Grid) -> str:
+    """x (tokens, width) -> (1, width, rows, columns)."""
+    x = g.op("Transpose", x, perm=[1, 0])
+    return g.op("Reshape", x, g.shape(1, config.width, grid.rows, grid.columns))
+
+
+def _layer_norm(g: Graph, w: Weights, config: ViT, x: str, name: str) -> str:
+    """Over the width of x (tokens, width)."""
+    scale, shift = w.affine(name, config.width)
+    weight, bias = g.constant(scale, name=name + ".weight"), g.constant(shift, name=name + ".bias")
+    return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=config.epsilon)
+
+
+def _linear(g: Graph, w: Weights, x: str, name: str, into: int, out: int, *, bias: bool = True) -> str:
+    shift = w.take(f"{name}.bias", out) if bias else np.zeros(out, np.float32)
+    return g.linear(x, w.take(f"{name}.weight", out, into), shift, name=name)

@@ -1,0 +1,149 @@
+"""ViTDet from LazyConfigs: what is read and what is refused. detectron2's answers: tests/test_convert.py."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from segment import convert
+from segment.convert import checkpoint, config, document
+from segment.convert.config import SimplePyramid, ViT
+from segment.engine import load
+from segment.engine.footprint import Footprint
+from segment.errors import ConversionError
+
+GOLDEN = Path(__file__).parent / "golden"
+"""vitdet: a narrow Mask R-CNN of projects/ViTDet, which pads to 384. vitdet-cascade: its LVIS cascade, whose tables of
+relative positions are resized. vitdet-dynamic: without a square, with residual blocks, no class token, no bias."""
+
+
+def lazy(name: str = "vitdet") -> dict[str, Any]:
+    return copy.deepcopy(document.read(GOLDEN / f"{name}.yaml"))
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The config with another value at a dotted key of the backbone."""
+    given = lazy()
+    *parents, last = key.split(".")
+    at: Any = given["model"]["backbone"]
+    for parent in parents:
+        at = at[parent]
+    at[last] = value
+    return given
+
+
+def partial(name: str, **arguments: Any) -> document.Partial:
+    return document.Partial(document.Name(name), arguments)
+
+
+def test_what_lazyconfig_save_wrote_is_read() -> None:
+    read = config.read(GOLDEN / "vitdet.yaml")
+    assert read.bottom_up == ViT(
+        patch=16,
+        width=64,
+        depth=4,
+        heads=4,
+        hidden=256,
+        qkv_bias=True,
+        positions=14,
+        class_token=True,
+        relative_positions=24,
+        window=5,
+        window_blocks=frozenset({0, 2}),
+        residual_blocks=frozenset(),
+        epsilon=1e-6,
+    )
+    assert read.pyramid == SimplePyramid(levels=(2, 3, 4, 5), channels=32, norm="LN", square=384)
+    assert (read.box.norm, read.mask.norm, read.box.convs, read.box.fcs) == ("LN", "LN", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("_target_", "detectron2.modeling.backbone.vit.AnotherPyramid"),
+        ("net._target_", "detectron2.modeling.MViT"),
+        ("net._target_", "os.ViT"),
+        ("net.patch_size", 14),
+        ("net.patch_size", 0),
+        ("net.embed_dim", 65),
+        ("net.embed_dim", 10**9),
+        ("net.depth", 10**9),
+        ("net.mlp_ratio", float("nan")),
+        ("net.num_heads", 0),
+        ("net.in_chans", 4),
+        ("net.img_size", 8),
+        ("net.norm_layer", document.Name("torch.nn.BatchNorm2d")),
+        ("net.norm_layer", document.Name("os.LayerNorm")),
+        ("net.norm_layer", "LayerNorm"),
+        ("net.norm_layer", partial("torch.nn.modules.normalization.GroupNorm", eps=1e-6)),
+        ("net.norm_layer", partial("torch.nn.modules.normalization.LayerNorm", eps="small")),
+        ("net.norm_layer", partial("torch.nn.modules.normalization.LayerNorm", elementwise_affine=False)),
+        ("net.act_layer", document.Name("torch.nn.SiLU")),
+        ("net.act_layer", partial("torch.nn.GELU", approximate="tanh")),
+        ("net.use_rel_pos", 1),
+        ("net.window_block_indexes", "all"),
+        ("net.window_block_indexes", [-1]),
+        ("net.window_size", -1),
+        ("net.something_new", 1),
+        ("scale_factors", [4.0, 1.0]),
+        ("scale_factors", [8.0, 4.0, 2.0, 1.0, 0.5]),
+        ("scale_factors", [4.0, 2.0, 1.0]),
+        ("scale_factors", []),
+        ("norm", ""),
+        ("norm", "SomeNorm"),
+        ("square_pad", -1),
+        ("square_pad", 16),
+        ("square_pad", 10**6),
+        ("top_block._target_", "detectron2.modeling.backbone.fpn.LastLevelP6P7"),
+    ],
+)
+def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+    with pytest.raises(ConversionError, match=r"model\.backbone\." + key.rpartition(".")[0].replace(".", r"\.")):
+        config.parse(changed(key, value))
+
+
+def test_arguments_that_only_training_reads_change_nothing() -> None:
+    given = lazy()
+    given["model"]["backbone"]["net"] |= {"drop_path_rate": 0.9, "use_act_checkpoint": True, "rel_pos_zero_init": False}
+    assert config.parse(given) == config.read(GOLDEN / "vitdet.yaml")
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "!!python/object/apply:os.system ['touch TRACE']",
+        "!!python/object/apply:functools.partial {args: [!!python/name:os.system ''], state: "
+        "!!python/tuple [!!python/name:os.system '', !!python/tuple [], {}, null]}",
+    ],
+)
+def test_a_norm_layer_that_would_call_something_is_refused(keyword: str, tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "config.yaml"
+    lines = (GOLDEN / "vitdet.yaml").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if "norm_layer" in line)
+    lines[at : at + 6] = [lines[at].partition("norm_layer")[0] + "norm_layer: " + keyword.replace("TRACE", str(trace))]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConversionError, match=r"config\.yaml"):
+        config.read(path)
+    assert not trace.exists()
+
+
+def model(name: str) -> onnx.ModelProto:
+    return convert.convert(config.read(GOLDEN / f"{name}.yaml"), checkpoint.read(GOLDEN / f"{name}.pkl"))
+
+
+@pytest.mark.parametrize("name", ["vitdet", "vitdet-dynamic"])
+def test_any_size_goes_in(name: str, tmp_path: Path) -> None:
+    onnx.save(model(name), tmp_path / "model.onnx")
+    engine = load(tmp_path / "model.onnx", threads=1, memory=Footprint(0, 0.0))
+    for size in ((1, 1), (31, 33), (500, 40)):
+        assert engine(np.full((*size, 3), 90, np.uint8), 0.0, 10).size == size[::-1]
+
+
+def test_a_file_is_a_valid_onnx_file() -> None:
+    for name in ("vitdet", "vitdet-dynamic"):
+        onnx.checker.check_model(model(name), full_check=True)
