@@ -5,7 +5,7 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint test-slow bench bucket image-test clean
+.PHONY: help run test lint test-slow beam-test bench bucket image-test clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,6 +28,10 @@ lint: $(VENV)/dev
 test-slow: $(VENV)/dev
 	$(BIN)/pytest -m slow
 
+# beam-test   the pipeline on a Beam runner, in an environment of its own
+beam-test: .cache/beam/installed
+	.cache/beam/bin/python -m pytest tests/test_beam.py
+
 # bench       measure, and write benchmarks/results
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks
@@ -49,6 +53,11 @@ $(VENV)/bench: requirements-bench.txt $(VENV)/dev
 	@mkdir -p $(@D)
 	@if command -v terraform >/dev/null; then $(PYTHON) -m venv $(@D) && \
 	  $(@D)/bin/pip install --quiet --disable-pip-version-check -r $<; fi
+	@touch $@
+
+# apache-beam needs older versions of what the service uses.
+.cache/beam/installed: requirements-beam.txt
+	@$(PYTHON) -m venv $(@D) && $(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 clean:

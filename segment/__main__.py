@@ -9,6 +9,7 @@ fetch     download a model and convert it
 prepare   the same unless that was done
 serve     serve HTTP requests or bucket events, after preparing the model
 backfill  segment what is in a bucket or folder already
+beam      the same on a runner of Apache Beam, such as Dataflow
 warm      load the model once, so that its compiled form is in the cache
 """
 
@@ -19,12 +20,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from segment import commands
 from segment.errors import SegmentError
 from segment.preparation import EXTRAS, missing
 
 MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
+
+RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "PrismRunner")
 
 
 def run() -> None:
@@ -35,7 +39,10 @@ def run() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 is success, 1 a failure that was explained, 2 a wrong command line."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, rest = parser.parse_known_args(arguments)
+    if rest and given.run is not commands.beam:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    given.rest = [word for word in rest if word != "--"]
     try:
         return int(given.run(given))
     except SegmentError as error:
@@ -122,8 +129,33 @@ def _parser() -> argparse.ArgumentParser:
     backfill.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
     backfill.set_defaults(run=commands.backfill)
 
+    _add_beam(commands_of)
+
     commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
     return parser
+
+
+def _add_beam(commands_of: Any) -> None:
+    beam = commands_of.add_parser(
+        "beam",
+        help="segment a bucket or folder on a runner of Apache Beam",
+        epilog="Other options are Beam's own, such as --region or --direct_num_workers "
+        "(https://beam.apache.org/documentation/runners/capability-matrix/).",
+        allow_abbrev=False,
+    )
+    beam.add_argument(
+        "--input", required=True, metavar="PHOTOS", help="gs://bucket/prefix, gs://bucket/**.jpg, a folder"
+    )
+    beam.add_argument("--output", required=True, help="gs://bucket/prefix or folder for the results")
+    beam.add_argument("--runner", choices=RUNNERS, default=RUNNERS[0], help=f"default: {RUNNERS[0]}")
+    beam.add_argument(
+        "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
+    )
+    beam.add_argument(
+        "-f", "--format", default="", help="files per photo; default: SEGMENT_OUTPUT_FORMATS, or none with -d"
+    )
+    beam.add_argument("-d", "--dataset", default="", help="one dataset of all photos: coco, parquet, or both")
+    beam.set_defaults(run=commands.beam)
 
 
 def _add_preparation(parser: argparse.ArgumentParser) -> None:

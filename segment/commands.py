@@ -159,6 +159,25 @@ def backfill(arguments: argparse.Namespace) -> int:
     return filling.run(arguments.source, arguments.destination, Service(filling.patient(settings)), os.environ)
 
 
+def beam(arguments: argparse.Namespace) -> int:
+    """Segment a bucket or a folder on a runner of Apache Beam."""
+    import apache_beam  # noqa: F401 - say which extra is missing before anything else
+
+    from segment.beam import pipeline
+    from segment.beam.source import Source
+    from segment.beam.steps import Job
+    from segment.dataset.run import Dataset
+
+    settings = Settings.from_environment(os.environ)
+    datasets = _choices("dataset", arguments.dataset, Dataset)
+    formats = _choices("format", arguments.format, Format) or (() if datasets else settings.output_formats)
+    if formats and datasets and "json" not in formats:
+        formats = (*formats, "json")  # a photo that is done is taken into the dataset from there
+    options = dict(_pair(text) for text in arguments.set)
+    job = Job(Source.parse(arguments.input), _absolute(arguments.output), options, bool(formats), datasets)
+    return pipeline.run(job, formats, arguments.runner, arguments.rest, os.environ)
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Serve a function target, with the variables of the functions framework; prepare the model meanwhile."""
     from segment.web import server
@@ -208,6 +227,11 @@ def _jobs(given: str) -> int:
         return int(values.number(int, 1, 256).parse(given))
     except BadValue as error:
         raise OptionError("jobs", f"--jobs {error} or auto") from None
+
+
+def _absolute(address: str) -> str:
+    """A bucket's address as it is, a folder's from the root, for a process that runs elsewhere."""
+    return address if address.startswith("gs://") else str(Path(address).resolve())
 
 
 def _pair(text: str) -> tuple[str, str]:

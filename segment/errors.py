@@ -15,6 +15,7 @@
     │       └── RefusedURL          the URL is malformed, or points to an address that is not public
     ├── StorageError                reading or writing a bucket or folder failed; a retry may succeed
     │   └── StorageRefused          it fails until somebody intervenes: permission denied, no such bucket, bad request
+    ├── PipelineError               a Beam pipeline did not start, or did not finish
     ├── Busy                        no memory or time at the moment; a retry may succeed
     │   └── Starting                the model is still being prepared
     └── Cancelled                   the client has closed the connection
@@ -92,6 +93,10 @@ class StorageError(SegmentError):
 
 class StorageRefused(StorageError):
     """Storage denies the call until somebody intervenes: permission denied, no such bucket, or a bad request."""
+
+
+class PipelineError(SegmentError):
+    """A Beam pipeline did not start, or did not finish."""
 
 
 class Busy(SegmentError):

@@ -234,6 +234,8 @@ EXTRAS = {
     **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
     "google": "gcp",
     "pyarrow": "parquet",
+    "apache_beam": "beam",
+    "apitools": "dataflow",
 }
 """The extra of the distribution that installs a package which some commands import."""
 

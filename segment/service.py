@@ -131,6 +131,10 @@ class Service:
         """The memory that a run of the network takes; loads the model."""
         return self._load().model.footprint
 
+    def check(self, options: Options) -> None:
+        """Check the class names in `options`; loads the model. Raises OptionError, ModelError."""
+        class_indices(options.classes, self.labels)
+
     def describe(self) -> dict[str, object]:
         """The model's labels, size and memory, in bytes, for the page and for operators; loads the model."""
         loaded = self._load()
@@ -175,7 +179,7 @@ class Service:
         """
         formats = tuple(formats or (options.format,))
         loaded = self._load()
-        classes = _classes(options.classes, loaded.model.labels)
+        classes = class_indices(options.classes, loaded.model.labels)
         header = image.read_header(data)
         planned = plan(header, options, formats, loaded.constraints)
         watch = _Stopwatch(cancelled)
@@ -339,7 +343,7 @@ def _load(settings: Settings) -> _Loaded:
     return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), constraints)
 
 
-def _classes(names: tuple[str, ...], labels: tuple[str, ...]) -> set[int]:
+def class_indices(names: tuple[str, ...], labels: tuple[str, ...]) -> set[int]:
     """The indices of these class names. Raises OptionError for an unknown name."""
     unknown = [name for name in names if name not in labels]
     if unknown:

@@ -13,7 +13,7 @@ from PIL import Image
 from devtools.server import Server, serve
 from training.shapes import scene
 
-OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "test_package.py")
+OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requirements-beam.txt", "test_package.py")
 """Skips whose reason names one of these are about a Python package that other tests, or nobody by default, installs."""
 
 

@@ -64,12 +64,12 @@ def expected(by: Service) -> dict[str, bytes]:
     return {file.name: file.body for file in result.files}
 
 
-def deliver(cloud: Cloud, by: Service) -> str:
+def deliver(cloud: Cloud, by: Service, options: Options | None = None) -> str:
     """Have this service deal with the photo; what became of it."""
     (found,) = cloud.objects("photos").values()
     item = Object(found.name, found.generation, len(found.content))
     source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds)[0] for name in ("photos", "results"))
-    return segment_object(by, source, item, destination, "").kind
+    return segment_object(by, source, item, destination, "", options=options).kind
 
 
 def there(cloud: Cloud) -> dict[str, bytes]:
@@ -111,6 +111,15 @@ def test_format_added_later_agrees_with_the_others(cloud: Cloud, other: dict[str
     deliver(cloud, service())
     assert deliver(cloud, service(**other | {"output_formats": "png,json,ids"})) == "segmented"
     assert there(cloud) == expected(service(output_formats="png,json,ids"))
+
+
+def test_options_without_a_setting_are_kept_too(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    options = Options.parse({"classes": "circle,star", "segmentation": "polygons"}, service().settings)
+    assert deliver(cloud, service(output_formats="json"), options) == "segmented"
+    assert deliver(cloud, service()) == "segmented"
+    result = service().segment(photo(), options, ("png", "json"))
+    assert there(cloud) == {file.name: file.body for file in result.files}
 
 
 def test_complete_results_are_never_touched(cloud: Cloud) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -234,3 +235,12 @@ class TestPrepare:
         assert "--calibrate" in capsys.readouterr().err
         assert main([command, "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", str(tmp_path)]) == 1
         assert "no photos" in capsys.readouterr().err
+
+
+def test_a_missing_beam_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("apache_beam"):
+        pytest.skip("apache-beam is installed, see requirements-beam.txt")
+    assert main(["beam", "--input", "photos", "--output", "out", "--region=x"]) == 1
+    assert "pip install 'segment-serverless[beam]'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["image", "photos", "-o", "out", "--region=x"])

@@ -47,6 +47,9 @@ class Names:
     def write(self, name: str, body: bytes, content_type: str, metadata: object) -> bool:
         raise NotImplementedError
 
+    def replace(self, name: str, file: Path, content_type: str, metadata: object) -> None:
+        raise NotImplementedError
+
     def delete(self, item: Object) -> None:
         raise NotImplementedError
 

@@ -59,6 +59,15 @@ def test_nothing_is_written_over(store: Store) -> None:
     assert store.read(item, 10) == b"1"
 
 
+def test_replacing_puts_a_file_in_place_of_what_is_there(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for body in (b"1", b"x" * 9 * MIB):
+        file.write_bytes(body)
+        store.replace("a/b", file, "application/json", {"segment-source": "gs://x"})
+        (item,) = store.objects()
+        assert store.read(item, 10 * MIB) == body
+
+
 def test_listing_starts_where_it_is_told(store: Store) -> None:
     put(store, "a", "b", "c/d", "e")
     assert sorted(item.name for item in store.objects(start="b")) == ["b", "c/d", "e"]

@@ -51,11 +51,16 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an object; `reason` says why it was refused, or why not even its error.json could be written."""
+    """What became of an object.
+
+    `reason`: why it was refused, or why not even its error.json could be written. `document`: its JSON, if it was
+    segmented now and JSON is among the formats.
+    """
 
     kind: Literal["segmented", "done before", "gone", "refused", "lost"]
     instances: int | None = None
     reason: str = ""
+    document: bytes | None = None
 
 
 def segment_object(
@@ -66,17 +71,20 @@ def segment_object(
     prefix: str,
     deadline: float = math.inf,
     there: Results | None = None,
+    options: Options | None = None,
 ) -> Outcome:
     """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
 
-    `there`: what is known to be there of its results; without it they are looked for, which is one call. No stage
-    begins and no waiting lasts after `deadline` (time.monotonic()). Stores keep to a deadline of their own.
+    `there`: what is known to be there of its results; without it they are looked for, which is one call. `options`:
+    None is the settings' defaults. No stage begins and no waiting lasts after `deadline` (time.monotonic()). Stores
+    keep to a deadline of their own.
 
     Raises StorageError, Busy or ModelError for what may pass later, StorageRefused for results that can be neither
     looked for nor written.
     """
     start = time.perf_counter()
-    photo = _Photo(service, source, item, destination, folder_of(prefix, item), deadline)
+    options = options or Options.defaults(service.settings)
+    photo = _Photo(service, source, item, destination, folder_of(prefix, item), deadline, options)
     outcome = photo.segment(there)
     levels = {"refused": logging.WARNING, "lost": logging.ERROR}
     level = levels.get(outcome.kind, logging.INFO)
@@ -88,11 +96,38 @@ def segment_object(
     return outcome
 
 
-def is_done(service: Service, destination: Store, there: Results) -> bool:
-    """Whether nothing is left to do for a photo of which `there` is in `destination`."""
+def is_done(service: Service, destination: Store, there: Results, options: Options | None = None) -> bool:
+    """Whether nothing is left to do for a photo of which `there` is in `destination`; `options`: see segment_object."""
+    options = options or Options.defaults(service.settings)
     return there.complete(_file_names(service)) or (
-        there.error is not None and _is_final(service, destination, there.error)
+        there.error is not None and _is_final(service, options, destination, there.error)
     )
+
+
+def read_photo(
+    service: Service, source: Store, item: Object, held: ExitStack, seconds: float = math.inf
+) -> bytes | None:
+    """The content of an object, in memory that is reserved until `held` is closed; None if it is gone.
+
+    Waits at most `seconds` for that memory. Raises TooLarge, CorruptImage, Busy, StorageError.
+    """
+    limit = service.upload_limit
+    reservation = held.enter_context(service.receive())
+    reserved = min(limit if item.size is None else item.size, limit)
+    _grow(reservation, reserved, seconds)
+    data = source.read(item, limit)
+    if data is not None and len(data) > reserved:  # it was compressed
+        _grow(reservation, len(data) - reserved, seconds)
+    return data
+
+
+def _grow(reservation: Reservation, count: int, seconds: float) -> None:
+    """Reserve memory for `count` more bytes of a photo. Raises TooLarge, Busy."""
+    until = time.monotonic() + seconds
+    while not reservation.try_grow(count):
+        if time.monotonic() > until:
+            raise Busy(f"Timed out after {seconds:g} s waiting for memory.", 5)
+        time.sleep(POLL_SECONDS)
 
 
 def _formats(service: Service) -> tuple[Format, ...]:
@@ -103,15 +138,15 @@ def _file_names(service: Service) -> Sequence[str]:
     return [FORMATS[kind].file_name for kind in _formats(service)]
 
 
-def _is_final(service: Service, destination: Store, error: Object) -> bool:
+def _is_final(service: Service, options: Options, destination: Store, error: Object) -> bool:
     """Whether an error.json would be the same again."""
     limits = refused_by(destination, error)
-    return limits is None or limits == _limits(service).text()
+    return limits is None or limits == _limits(service, options).text()
 
 
-def _limits(service: Service) -> Limits:
+def _limits(service: Service, options: Options) -> Limits:
     settings = service.settings
-    asked = (Options.defaults(settings), settings.output_formats, settings.fixed_bytes, settings.bytes_per_pixel)
+    asked = (options, settings.output_formats, settings.fixed_bytes, settings.bytes_per_pixel)
     return Limits(
         memory=container.memory_limit(settings.memory),
         max_upload=settings.max_upload,
@@ -139,6 +174,7 @@ class _Photo:
     destination: Store
     folder: str
     deadline: float
+    options: Options
 
     def segment(self, there: Results | None = None) -> Outcome:
         """Do what is left to do. `there`: see segment_object."""
@@ -148,7 +184,7 @@ class _Photo:
         with _turn(f"{self.destination.address}/{self.folder}", self._wait_seconds()):
             for _ in range(ATTEMPTS):
                 there = there or Results.find(self.destination, self.folder)
-                if is_done(self.service, self.destination, there):
+                if is_done(self.service, self.destination, there, self.options):
                     return Outcome("done before")
                 if outcome := self._make(there):
                     return outcome
@@ -191,34 +227,19 @@ class _Photo:
         if there.error:
             with suppress(StorageRefused):  # it is from before, and does not count beside results
                 self.destination.delete(there.error)
-        return Outcome("segmented", result.instances)
+        documents = [file.body for file in result.files if file.name == FORMATS["json"].file_name]
+        return Outcome("segmented", result.instances, document=documents[0] if documents else None)
 
     def _read(self, held: ExitStack) -> bytes | None:
         """The photo's file, in a reservation that `held` ends; None if it is gone."""
-        limit = self.service.upload_limit
-        reservation = held.enter_context(self.service.receive())
-        reserved = min(limit if self.item.size is None else self.item.size, limit)
-        self._grow(reservation, reserved)
         try:
-            data = self.source.read(self.item, limit)
+            return read_photo(self.service, self.source, self.item, held, self._wait_seconds())
         except StorageRefused as error:
             raise _SourceRefused(str(error)) from error
-        if data is not None and len(data) > reserved:  # it was compressed
-            self._grow(reservation, len(data) - reserved)
-        return data
-
-    def _grow(self, reservation: Reservation, count: int) -> None:
-        """Reserve memory for `count` more bytes of the photo. Raises TooLarge, Busy."""
-        seconds = self._wait_seconds()
-        until = time.monotonic() + seconds
-        while not reservation.try_grow(count):
-            if time.monotonic() > until:
-                raise Busy(f"Timed out after {seconds:g} s waiting for memory.", 5)
-            time.sleep(POLL_SECONDS)
 
     def _run(self, data: bytes, there: Results, held: ExitStack) -> tuple[Result, Options, bool]:
         """The results in all formats, the options they were made with, and whether they replace what is there."""
-        service, defaults = self.service, Options.defaults(self.service.settings)
+        service, defaults = self.service, self.options
         options = there.resume(service.model_name, service.model_digest, defaults)
         if options is not None:
             try:
@@ -252,7 +273,7 @@ class _Photo:
         problem: dict[str, object] = {"title": _words(kind), "detail": str(error)}
         metadata = self._metadata()
         problem |= {"source": metadata[SOURCE_KEY], "generation": str(self.item.generation)}
-        if limits := limits_of(error, _limits(self.service)):
+        if limits := limits_of(error, _limits(self.service, self.options)):
             problem["limits"] = json.loads(limits)
             metadata[LIMITS_KEY] = limits
         if there.error:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from segment.bucket.store import Object, Store
@@ -32,7 +32,9 @@ SOURCE_KEY = "segment-source"
 """Custom metadata that marks an object as a result."""
 LIMITS_KEY = "segment-limits"
 ASKED = ("render_factor", "fit", "detail", "min_score", "max_detections")
-"""The options that results are made with in a bucket; the others have their defaults."""
+"""The options that settings have a default for. Results always record them."""
+_OTHERS = {option.name: option.default for option in fields(Options) if option.name not in (*ASKED, "format")}
+"""The other options by their defaults. Results record those that differ."""
 _FILES = frozenset(info.file_name for info in FORMATS.values())
 _SMALL = 1 << 16
 """Bytes that an error.json does not reach."""
@@ -64,6 +66,7 @@ class Run:
         used = {name: getattr(options, name) for name in ASKED} | {"detail": detail}
         if render_factor is not None:
             used["render_factor"] = render_factor
+        used |= {name: value for name, default in _OTHERS.items() if (value := getattr(options, name)) != default}
         return cls(model, digest, json.dumps(used))
 
     @classmethod
@@ -82,8 +85,11 @@ class Run:
     def options(self, defaults: Options) -> Options | None:
         """The options that repeat this run; None if it does not say."""
         try:
-            asked = json.loads(self.settings)
-            return replace(defaults, **{name: asked[name] for name in ASKED})
+            used = json.loads(self.settings)
+            asked = {name: used[name] for name in ASKED}
+            others = {name: used.get(name, default) for name, default in _OTHERS.items()}
+            others["classes"] = tuple(others["classes"])
+            return replace(defaults, **asked, **others)
         except (ValueError, TypeError, KeyError):
             return None
 

@@ -1,14 +1,16 @@
 """Where photos are read from and results are written to: the `Store` interface of buckets and folders.
 
-A `Store` never overwrites: reading names the generation of the object, writing succeeds only where there is no object,
-and deleting names the generation too. This is enough to have exactly one result of each photo, however often it is
-asked for. `google.py` is Cloud Storage, `folder.py` a folder.
+Reading names the generation of the object, writing succeeds only where there is no object, and deleting names the
+generation too. This is enough to have exactly one result of each photo, however often it is asked for. Only `replace`
+overwrites: it is for what is made of many photos, such as a dataset. `google.py` is Cloud Storage, `folder.py` a
+folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from segment.errors import SettingsError
@@ -52,6 +54,9 @@ class Store(Protocol):
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Write an object where none is, whole or not at all; False if there is one, which stays as it is."""
+
+    def replace(self, name: str, file: Path, content_type: str, metadata: Mapping[str, str]) -> None:
+        """Write an object from a file, a part at a time, in place of the one that is there. It appears whole."""
 
     def delete(self, item: Object) -> None:
         """Delete that generation; nothing happens if it is not there any more."""

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -134,6 +135,13 @@ class Bucket:
                 self._require_bucket()
                 raise StorageError(f"Could not write in {self.address}: {error}") from error
         return True
+
+    def replace(self, name: str, file: Path, content_type: str, metadata: Mapping[str, str]) -> None:
+        """Write an object from a file, in pieces, in place of the one that is there."""
+        with self._as_storage_error("write"):
+            blob = client().bucket(self.name).blob(name, chunk_size=CHUNK_BYTES)
+            blob.metadata = dict(metadata)
+            blob.upload_from_filename(str(file), content_type, **self._call)  # repeated, it writes the same
 
     def delete(self, item: Object) -> None:
         """Delete that generation; nothing happens if it is not there any more."""

@@ -1,0 +1,176 @@
+"""Build the pipeline and run it on a runner.
+
+Whatever can be wrong is refused here, before the runner starts: addresses, settings, options, Beam's own options.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+)
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.pvalue import AsIter
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from segment import container
+from segment.beam.steps import FAILURES, METRICS, Describe, Job, List, Segment, Write
+from segment.beam.worker import Worker
+from segment.bucket.backfill import FAILED, summary
+from segment.bucket.store import Object, Store, overlap
+from segment.errors import OptionError, PipelineError, SettingsError
+from segment.labels import read_labels
+from segment.model import locate
+from segment.modelfile import ModelMetadata, metadata
+from segment.options import Options
+from segment.service import class_indices
+from segment.settings import PREFIX, Settings
+
+log = logging.getLogger(__name__)
+
+LOCAL = ("DirectRunner", "PrismRunner")
+"""Runners whose workers see the files of this machine."""
+ONE_PROCESS = "no_use_multiple_sdk_containers"
+"""Dataflow starts a process per CPU otherwise, each with a model of its own
+(https://cloud.google.com/dataflow/docs/guides/large-inputs-and-models)."""
+
+
+def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Segment the photos of `job.source` on `runner`, whose own options are `flags`.
+
+    `environment`: where the SEGMENT_ settings are. Returns 0 when all photos are done, those refused for good included,
+    and 1 if any failed in a way that may pass later. Raises SettingsError, OptionError, ModelError, StorageError for
+    what is refused, PipelineError for what goes wrong later.
+    """
+    options = pipeline_options(runner, flags)
+    settings = Settings.from_environment(environment)
+    _check(job, runner, settings)
+    if runner in LOCAL:
+        _check_model(Options.parse(job.options, settings), settings)
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
+    worker = Worker(given, tuple(formats), processes(runner, options))
+    # Beam's own DirectRunner would download and start Prism, if it could, and ignore how many workers are asked for.
+    pipeline = beam.Pipeline(FnApiRunner() if runner == "DirectRunner" else None, options)
+    build(pipeline, job, worker)
+    try:
+        result = pipeline.run()
+        if options.view_as(StandardOptions).no_wait_until_finish:
+            print(f"Submitted to {runner}")
+            return 0
+        result.wait_until_finish()
+    except Exception as error:  # Beam has no error of its own; what a worker raised arrives as text
+        log.debug("The pipeline failed", exc_info=True)
+        raise PipelineError(f"The pipeline failed on {runner}: {_reason(str(error))}") from error
+    counts = _counts(result)
+    print(summary(counts))
+    return 1 if counts.get(FAILED) else 0
+
+
+def build(pipeline: beam.Pipeline, job: Job, worker: Worker) -> None:
+    """Add the steps to a pipeline."""
+    photos = (
+        pipeline
+        | "Source" >> beam.Create([job.source])
+        | "List" >> beam.ParDo(List(worker)).with_output_types(Object)
+        | "Distribute" >> beam.Reshuffle()
+    )
+    found, failures = photos | "Segment" >> beam.ParDo(Segment(job, worker)).with_outputs(FAILURES, main="found")
+    models = pipeline | "Models" >> beam.Create([None] if job.datasets else [])
+    model = models | "Describe" >> beam.ParDo(Describe(worker))
+    (
+        pipeline
+        | "Once" >> beam.Create([None])
+        | "Write" >> beam.ParDo(Write(job, worker), found=AsIter(found), failures=AsIter(failures), model=AsIter(model))
+    )
+
+
+def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
+    """Beam's options. Raises SettingsError for one that is unknown, missing or has a bad value."""
+    options = PipelineOptions([f"--runner={runner}", *flags])
+    if runner in {"DirectRunner", "DataflowRunner"}:  # the others have options that only their servers know
+        known = PipelineOptions([]).get_all_options()
+        unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+        if unknown:
+            raise SettingsError(f"Beam has no option --{min(unknown)}. See: python -m segment beam --help")
+    if runner == "DataflowRunner":
+        import apitools  # noqa: F401 - Beam itself would say so only by a traceback
+
+        debug = options.view_as(DebugOptions)
+        debug.experiments = list(dict.fromkeys([*(debug.experiments or []), ONE_PROCESS]))
+        errors = PipelineOptionsValidator(options, None).validate()
+        if errors:
+            raise SettingsError(" ".join(errors))
+    return options
+
+
+def processes(runner: str, options: PipelineOptions) -> int:
+    """How many processes share a machine's memory: the workers on it, and the runner if it is one of them."""
+    if runner == "DirectRunner":
+        direct = options.view_as(DirectOptions)
+        if direct.direct_running_mode == "multi_processing":
+            return int(direct.direct_num_workers or container.cpus()) + 1
+    elif runner != "DataflowRunner":
+        portable = options.view_as(PortableOptions)
+        if portable.environment_type != "LOOPBACK":
+            return int(portable.sdk_worker_parallelism or container.cpus())
+    return 1
+
+
+def _check(job: Job, runner: str, settings: Settings) -> None:
+    """Refuse what no worker could do. Raises SettingsError, OptionError, StorageError."""
+    options = Options.parse(job.options, settings)
+    if "parquet" in job.datasets and options.segmentation != "rle":
+        raise OptionError("segmentation", "Parquet holds masks as run lengths; leave out segmentation=polygons.")
+    source = job.source.store(settings.storage_seconds)
+    destination, prefix = job.destination(settings.storage_seconds)
+    addresses = source.address, destination.address
+    if runner == "DataflowRunner" and not all(address.startswith("gs://") for address in addresses):
+        raise SettingsError(f"Workers of Dataflow see only buckets; {addresses} are not both gs://bucket/prefix.")
+    if overlap(f"{source.address}/{job.source.prefix}", f"{destination.address}/{prefix}"):
+        raise SettingsError(
+            f"The results at {destination.address}/{prefix} would be read as photos from "
+            f"{source.address}/{job.source.prefix}: one is inside the other. Choose another place for the results."
+        )
+    for store, start in ((source, job.source.prefix), (destination, prefix)):
+        _reach(store, start)
+
+
+def _check_model(options: Options, settings: Settings) -> None:
+    """Refuse a model that is not there and class names that it does not have. Raises ModelError, OptionError.
+
+    The model is not loaded. A file of another family may not say its labels; then the workers check them.
+    """
+    if settings.engine != "openvino":
+        return
+    facts = ModelMetadata.from_metadata(metadata(locate(settings)))
+    labels = read_labels(Path(settings.labels)) if settings.labels else facts.labels if facts else ()
+    if labels:
+        class_indices(options.classes, labels)
+
+
+def _reason(message: str) -> str:
+    """The line of a message, which may hold a worker's traceback, that says what was wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason was given"]
+    named = [line for line in lines if line.startswith(("segment.errors.", "RuntimeError: segment.errors."))]
+    return (named or lines)[-1].partition(" [while running")[0]
+
+
+def _reach(store: Store, prefix: str) -> None:
+    """Ask for an object, so that a bucket that does not exist is found out now. Raises StorageError."""
+    next(iter(store.objects(prefix)), None)
+
+
+def _counts(result: Any) -> dict[str, int]:
+    """How many photos came to what."""
+    found = result.metrics().query(MetricsFilter().with_namespace(METRICS))["counters"]
+    return {counter.key.metric.name: counter.result for counter in found}

@@ -1,0 +1,74 @@
+"""The photos of a run: what matches an address, with or without wildcards, in a bucket or a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from apache_beam.io.filesystem import FileSystem
+
+from segment.bucket.listing import listed
+from segment.bucket.objects import is_result
+from segment.bucket.store import Object, Store, open_store
+from segment.errors import SettingsError
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Objects of the bucket or folder at `address` whose names start with `prefix` and match `expression`.
+
+    `expression`: a regular expression for the whole name; empty matches every name.
+    """
+
+    address: str
+    prefix: str = ""
+    expression: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """gs://bucket/prefix, a folder, a file, or any of them with wildcards.
+
+        The wildcards are Beam's: `*` is any text without a slash, `**` any text, `?` a character, `[ab]` one of these.
+        Raises SettingsError.
+        """
+        return cls._of_bucket(text) if text.startswith("gs://") else cls._of_folder(text)
+
+    @classmethod
+    def _of_bucket(cls, text: str) -> Source:
+        bucket, _, pattern = text.removeprefix("gs://").partition("/")
+        if not bucket or _WILDCARD.search(bucket):
+            raise SettingsError(
+                f"{text!r} names no bucket; write gs://bucket, gs://bucket/prefix or gs://bucket/**.jpg."
+            )
+        wildcard = _WILDCARD.search(pattern)
+        if not wildcard:
+            return cls(f"gs://{bucket}", pattern)
+        return cls(f"gs://{bucket}", pattern[: wildcard.start()], FileSystem.translate_pattern(pattern))
+
+    @classmethod
+    def _of_folder(cls, text: str) -> Source:
+        path, wildcard = Path(text), _WILDCARD.search(text)
+        if path.is_dir():
+            return cls(str(path.resolve()))
+        if path.is_file():
+            return cls(str(path.resolve().parent), path.name, re.escape(path.name) + r"\Z")
+        folder, slash, pattern = text[: wildcard.start()].rpartition("/") if wildcard else ("", "", "")
+        if not wildcard or not Path(folder or slash or ".").is_dir():
+            raise SettingsError(f"{text!r} is no folder; give one, a pattern such as photos/**.jpg, or gs://bucket/**.")
+        pattern += text[wildcard.start() :]
+        return cls(str(Path(folder or slash or ".").resolve()), expression=FileSystem.translate_pattern(pattern))
+
+    def store(self, seconds: float) -> Store:
+        """The bucket or folder, whose calls are retried for `seconds`."""
+        return open_store(self.address, seconds)[0]
+
+    def objects(self, seconds: float) -> Iterator[Object]:
+        """The photos, by name; results of earlier runs are left out. Raises StorageError."""
+        matches = re.compile(self.expression or ".*", re.DOTALL).match
+        for item in listed(self.store(seconds), self.prefix):
+            if not item.name.endswith("/") and not is_result(item) and matches(item.name):
+                yield item

@@ -1,0 +1,325 @@
+"""Photos on a Beam runner come to what `segment image` and the bucket make of them, each exactly once.
+
+Beam and the serving packages need different versions of Pillow and protobuf, so these tests run in an environment of
+their own: `make beam-test`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("apache_beam", reason="needs apache-beam, see requirements-beam.txt")
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from devtools.gcs import Cloud
+from devtools.server import ROOT
+from segment import container
+from segment.__main__ import main
+from segment.beam import pipeline
+from segment.beam.source import Source
+from segment.beam.worker import Worker
+from segment.bucket.store import google
+from segment.errors import SettingsError
+from segment.options import Options
+from segment.service import Service
+from segment.settings import Settings
+from training.shapes import scene
+
+NAMES = ("2026/a.jpg", "2026/May/ünï code.jpg", "b.jpg")
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGMENT_RENDER_FACTOR", "6")
+    monkeypatch.setenv("SEGMENT_STORAGE_SECONDS", "2")
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """Buckets `photos`, with three photos and what is none, and `results`."""
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        cloud.create_bucket("results")
+        for number, name in enumerate(NAMES):
+            cloud.put("photos", name, photo(number))
+        cloud.put("photos", "2026/", b"")
+        cloud.put("photos", "notes.txt", b"no photo")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """The same in a folder, without the text."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(photo(number))
+    (folder / "cut.jpg").write_bytes(photo(0)[:1000])
+    return folder
+
+
+@cache
+def photo(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene(seed, (160, 120))[0]).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@cache
+def expected(content: bytes) -> dict[str, bytes]:
+    """The files that the service makes of a photo."""
+    service = Service(Settings(render_factor=6))
+    files = service.segment(content, Options.defaults(service.settings), ("png", "json")).files
+    return {file.name: file.body for file in files}
+
+
+def run(source: object, output: object, *arguments: str) -> int:
+    return main(["beam", "--input", str(source), "--output", str(output), *arguments])
+
+
+def command(source: object, output: object, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same as a user runs it."""
+    words = [sys.executable, "-m", "segment", "beam", "--input", str(source), "--output", str(output), *arguments]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def results(cloud: Cloud, prefix: str = "") -> dict[str, bytes]:
+    """What is in the bucket of results: the content by the name without the prefix."""
+    found = cloud.objects("results").items()
+    return {name.removeprefix(prefix): item.content for name, item in found if name.startswith(prefix)}
+
+
+def of_photos(cloud: Cloud) -> dict[str, bytes]:
+    """The files that a bucket's three photos must come to."""
+    items = cloud.objects("photos")
+    return {
+        f"{name}/{items[name].generation}/{file}": body
+        for name in NAMES
+        for file, body in expected(items[name].content).items()
+    }
+
+
+def failures(text: bytes) -> dict[str, str]:
+    return {row["photo"]: row["error"] for row in csv.DictReader(io.StringIO(text.decode()))}
+
+
+def dataset_of(photos: Path, folder: Path) -> bytes:
+    """The dataset that `segment image` makes of a folder."""
+    main(["image", str(photos), "-o", str(folder), "-d", "coco"])
+    return (folder / "instances.json").read_bytes()
+
+
+# The same results
+
+
+def test_files_are_those_of_the_bucket(cloud: Cloud) -> None:
+    assert run("gs://photos/**", "gs://results/out") == 0
+    found = results(cloud, "out/")
+    error = json.loads(found.pop(next(name for name in found if name.endswith("error.json"))))
+    assert error["source"] == "gs://photos/notes.txt"
+    assert failures(found.pop("errors.csv")) == {"notes.txt": error["detail"]}
+    assert found == of_photos(cloud)
+
+
+def test_dataset_is_that_of_the_folder(photos: Path, tmp_path: Path) -> None:
+    assert run(photos, tmp_path / "out", "-d", "coco,parquet") == 0
+    out = tmp_path / "out"
+    assert (out / "instances.json").read_bytes() == dataset_of(photos, tmp_path / "image")
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
+        "errors.csv",
+        "instances.json",
+        "instances.parquet/model=shapes/part-00000.parquet",
+    ]
+    assert list(failures((out / "errors.csv").read_bytes())) == ["cut.jpg"]
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(out / "instances.parquet").to_pylist()
+    times = {name: (photos / name).stat().st_mtime_ns // 1000 for name in NAMES}
+    assert {row["photo"]: row["generation"] for row in rows} == times
+    assert len(rows) == len(json.loads((out / "instances.json").read_text())["annotations"])
+
+
+def test_several_processes_share_the_work(cloud: Cloud, photos: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        (photos / f"{number}.jpg").write_bytes(photo(number % 3))
+        cloud.put("photos", f"{number}.jpg", photo(number % 3))
+    flags = ("--direct_running_mode", "multi_processing", "--direct_num_workers=2")
+    done = command("gs://photos/**.jpg", "gs://results/out/", "-d", "coco", "-f", "png", "--", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "23 segmented" in done.stdout
+    found = results(cloud, "out/")
+    (photos / "cut.jpg").unlink()
+    assert found["instances.json"] == dataset_of(photos, tmp_path / "image")
+    assert len(found) == 2 * 23 + 2
+    assert found.items() >= of_photos(cloud).items()
+
+
+# Each once
+
+
+def test_repeated_bundles_leave_no_duplicates(cloud: Cloud, photos: Path, tmp_path: Path) -> None:
+    arguments = ("gs://photos/**.jpg", "gs://results", "-f", "png,json", "-d", "coco,parquet")
+    assert run(*arguments, "--direct_runner_bundle_repeat=2") == 0
+    first = results(cloud)
+    (photos / "cut.jpg").unlink()
+    assert first["instances.json"] == dataset_of(photos, tmp_path / "image")
+    written = Counter(write.name for write in cloud.writes if write.bucket == "results")
+    assert {name: written[name] for name in of_photos(cloud)} == dict.fromkeys(of_photos(cloud), 1)
+
+    assert run(*arguments) == 0
+    assert results(cloud) == first
+    again = Counter(write.name for write in cloud.writes if write.bucket == "results")
+    assert {name for name in again if again[name] > written[name]} <= {name for name in first if "/20" not in name}
+
+
+def test_rerun_replaces_the_datasets(photos: Path, tmp_path: Path) -> None:
+    arguments = (photos / "**.jpg", tmp_path / "out", "-d", "coco,parquet")
+    stale = tmp_path / "out" / "instances.parquet" / "model=shapes" / "part-00007.parquet"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of a longer run")
+    assert run(*arguments) == 0
+    (photos / "b.jpg").unlink()
+    (photos / "cut.jpg").unlink()
+    assert run(*arguments) == 0
+    images = json.loads((tmp_path / "out" / "instances.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == sorted(NAMES[:2])
+    assert failures((tmp_path / "out" / "errors.csv").read_bytes()) == {}
+    assert [path.name for path in stale.parent.iterdir()] == ["part-00000.parquet"]
+
+
+def test_results_of_another_model_are_not_mixed_in(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("gs://photos/b.jpg", "gs://results", "-f", "json") == 0
+    (tmp_path / "labels.txt").write_text("\n".join("abcde"))
+    monkeypatch.setenv("SEGMENT_LABELS", str(tmp_path / "labels.txt"))
+    assert run("gs://photos/**.jpg", "gs://results", "-f", "json", "-d", "coco") == 0
+    found = results(cloud)
+    assert "whose classes are others" in failures(found["errors.csv"])["b.jpg"]
+    assert len(json.loads(found["instances.json"])["images"]) == 2
+
+
+def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    assert run(tmp_path / "photos", tmp_path / "out", "-d", "coco") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    document = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert document["images"] == document["annotations"] == []
+    assert document["categories"]
+
+
+# What fails
+
+
+def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+    from devtools.gcs import Fault
+
+    cloud.faults.add(Fault(503, path="photos/o/b.jpg"))
+    assert run("gs://photos/**.jpg", "gs://results") == 1
+    assert "1 failed for now" in capsys.readouterr().out
+    assert list(failures(results(cloud)["errors.csv"])) == ["b.jpg"]
+    cloud.faults.clear()
+    assert run("gs://photos/**.jpg", "gs://results") == 0
+    assert failures(results(cloud)["errors.csv"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-f", "gif"], "format is 'gif'; it must be"),
+        (["-d", "voc"], "dataset is 'voc'; it must be"),
+        (["-s", "render_factor=1000"], "render_factor is '1000'; it must be"),
+        (["-s", "classes=unicorn"], "This model has no class 'unicorn'"),
+        (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
+        (["--direct_nun_workers=2"], "Beam has no option --direct_nun_workers"),
+        (["--input", "nowhere/**"], "'nowhere/**' is no folder"),
+        (["--input", "gs://*/a"], "'gs://*/a' names no bucket"),
+        (["--input", "gs://none/a", "--output", "out"], "Could not list in gs://none"),
+        (["--output", "gs://none"], "Could not list in gs://none"),
+        (["--output", "gs://photos/a"], "one is inside the other"),
+    ],
+)
+def test_a_bad_value_is_refused_before_the_runner_starts(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    def build(*_: Any) -> None:
+        raise AssertionError("the pipeline was built")
+
+    monkeypatch.setattr(pipeline, "build", build)
+    assert run("gs://photos", "gs://results", *arguments) == 1
+    assert words in capsys.readouterr().err
+
+
+# Addresses
+
+
+def test_wildcards(photos: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+
+    def names(text: str) -> list[str]:
+        return sorted(item.name for item in Source.parse(text).objects(2))
+
+    everything = sorted([*NAMES, "cut.jpg"])
+    assert names("photos") == names("photos/**") == names("photos/**.jpg") == names(str(photos)) == everything
+    assert names("photos/*") == ["b.jpg", "cut.jpg"]
+    assert names("photos/b.jpg") == names("photos/[ab].jpg") == ["b.jpg"]
+    assert names("photos/2026/*") == ["a.jpg"], "names are relative to the folder before the first wildcard"
+    assert names("gs://photos/**") == names("gs://photos") == sorted([*NAMES, "notes.txt"])
+    assert names("gs://photos/2026/*.jpg") == ["2026/a.jpg"]
+    assert names("gs://photos/2026") == sorted(NAMES[:2])
+
+
+# Workers
+
+
+def test_a_process_loads_one_model() -> None:
+    worker = Worker({"SEGMENT_RENDER_FACTOR": "6"})
+    assert pickle.loads(pickle.dumps(worker)).service() is worker.service()
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGMENT_MODEL", "of-the-image.onnx")
+    settings = Worker({"SEGMENT_MEMORY": "3Gi"}, processes=3).settings()
+    assert settings.memory == 1 << 30
+    assert settings.model == "of-the-image.onnx", "what is not set where the command runs is the worker's own"
+    assert Worker({"SEGMENT_MODEL": ""}).settings().threads is None
+
+
+@pytest.mark.parametrize(
+    ("runner", "flags", "count"),
+    [
+        ("DirectRunner", [], 1),
+        ("DirectRunner", ["--direct_running_mode=multi_threading", "--direct_num_workers=4"], 1),
+        ("DirectRunner", ["--direct_running_mode=multi_processing", "--direct_num_workers=4"], 5),
+        ("DirectRunner", ["--direct_running_mode=multi_processing", "--direct_num_workers=0"], container.cpus() + 1),
+        ("FlinkRunner", ["--sdk_worker_parallelism=2"], 2),
+        ("FlinkRunner", ["--sdk_worker_parallelism=2", "--environment_type=LOOPBACK"], 1),
+        ("DataflowRunner", [], 1),
+    ],
+)
+def test_processes_on_a_machine(runner: str, flags: list[str], count: int) -> None:
+    assert pipeline.processes(runner, PipelineOptions(flags)) == count
+
+
+def test_options_of_a_runner_pass_through() -> None:
+    options = pipeline.pipeline_options("FlinkRunner", ["--flink_master=here:8081", "--known_to_its_server=1"])
+    assert options.get_all_options()["flink_master"] == "here:8081"
+    with pytest.raises(SettingsError, match="Beam has no option --known_to_its_server"):
+        pipeline.pipeline_options("DirectRunner", ["--known_to_its_server=1"])
