@@ -246,7 +246,7 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: py
         (["-f", "gif"], "format is 'gif'; it must be"),
         (["-d", "voc"], "dataset is 'voc'; it must be"),
         (["-s", "render_factor=1000"], "render_factor is '1000'; it must be"),
-        (["-s", "classes=unicorn"], "This model has no class 'unicorn'"),
+        (["-s", "classes=unicorn"], "has no class 'unicorn'"),
         (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
         (["--direct_nun_workers=2"], "Beam has no option --direct_nun_workers"),
         (["--input", "nowhere/**"], "'nowhere/**' is no folder"),
