@@ -225,7 +225,7 @@ class Service:
         until `until` is closed. Options of formats are not used. Raises what `segment` raises.
         """
         loaded = self._load()
-        classes = _classes(options.classes, loaded.model.labels)
+        classes = class_indices(options.classes, loaded.model.labels)
         header = image.read_header(data)
         planned = plan(header, options, ("json",), loaded.constraints)
         with loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled):
