@@ -38,6 +38,8 @@ LOGIT = {"objectness": 1.5, "class": 1.5, "mask": 1.2}
 """Spread of the logits that decide; probabilities are then neither all alike nor all 0 or 1."""
 DELTA = {"rpn": 0.25, "box": 1.0}
 """Spread of the box deltas, in the units of BBOX_REG_WEIGHTS."""
+OFFSET = 1.0
+"""Spread in pixels of where the taps of a deformable convolution read, and of the logits of their factors."""
 BACKGROUND = 7.0
 """Logit by which "no object" leads the mean class: some 15 of 100 detections then score above 0.5 (R50-FPN)."""
 
@@ -105,6 +107,9 @@ def _stage(
         if into != out:
             yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED)
         yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED)
+        if stage in net.deformable:
+            predicted = (3 if net.modulated else 2) * 9 * net.offset_groups
+            yield from _conv(rng, name + ".conv2_offset", predicted, width, 3, "", scale=OFFSET)
         yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm)
         # Each block adds a little, so that the sum of all stays within the spread.
         yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5)

@@ -156,6 +156,8 @@ FULL_SIZE = (
     "cascade_mask_rcnn_R_50_FPN_3x",
     "mask_rcnn_R_50_C4_3x",
     "mask_rcnn_R_101_DC5_3x",
+    "mask_rcnn_R_50_FPN_3x_dconv_c3-c5",
+    "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
 )
 
 
