@@ -33,8 +33,10 @@ dd0022 ffaaee aaaa00 665599 ee0088 aaddff bb7700 aa77ff aa1155 ffddaa
 PALETTE: tuple[Colour, ...] = tuple((int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h in _HEX.split())
 """Colours of which no two look alike; consecutive ones differ most."""
 
-CLEAR = 0.3
-"""Distance in OKLab from which a colour stands out on another; more brings nothing. Black to white is 1."""
+ENOUGH = 0.3
+"""Distance in OKLab between two colours from which more brings nothing. Black to white is 1."""
+CLEAR = 0.2
+"""Distance from which a colour stands out on another, so that lines need no casing."""
 BESIDE = 0.25
 """Instances are beside each other if their boxes, each enlarged by this share of its sides, meet."""
 THUMBNAIL = 256
@@ -99,7 +101,7 @@ def by_instance(photo: Image.Image, detections: Detections) -> list[Paint]:
         on_photo = _distance(palette, below)
         taken = [chosen[other] for other in np.flatnonzero(beside[index, :index])]
         distance = np.minimum(on_photo, between[:, taken].min(axis=1, initial=math.inf))
-        best = int(np.lexsort((used, -np.minimum(distance, CLEAR)))[0])
+        best = int(np.lexsort((used, -np.minimum(distance, ENOUGH)))[0])
         chosen.append(best)
         clear.append(bool(on_photo[best] >= CLEAR))
         used[best] += 1

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segment.detections import Detections
-from segment.mask import THRESHOLD, Mask, Region, edge_distance
+from segment.mask import THRESHOLD, Box, Mask, Region, edge_distance
 from segment.options import Colours
 from segment.output import tags
 from segment.output.colours import Paint, by_class, by_instance, ink
 
 FILL = 0.42
 """Opacity of a mask's inside; its contour is opaque."""
+LINE, OF_INSTANCE = 1 / 550, 1 / 25
+"""The width of lines by the root of the photo's area, but on small instances by that of the box's."""
 SPECK = 0.02
 """The part of a mask below which a piece of it, or a hole in it, has no contour."""
 MOST_SPECKS = 400
@@ -51,16 +53,22 @@ def draw(
         return
     order = np.argsort(detections.scores, kind="stable")  # the best comes last, on top
     paints = (by_class if colours == "class" else by_instance)(photo, detections)
-    line = max(1.0, math.sqrt(math.prod(photo.size)) / 550)
+    lines = [_line(mask.bounds, photo.size) for mask in detections.masks]
     if masks:
         for i in order:
-            _draw_mask(photo, detections.masks[i], paints[i], line)
+            _draw_mask(photo, detections.masks[i], paints[i], lines[i])
     if boxes:
         pen = ImageDraw.Draw(photo)
         for i in order:
-            _draw_box(pen, _pixels(detections.boxes[i].tolist(), photo.size), paints[i], round(line))
+            _draw_box(pen, _pixels(detections.boxes[i].tolist(), photo.size), paints[i], round(lines[i]))
     if text:
-        _draw_tags(photo, detections, labels, paints, round(line))
+        _draw_tags(photo, detections, labels, paints, lines)
+
+
+def _line(box: Box, size: tuple[int, int]) -> float:
+    """The width of an instance's lines in pixels: it follows from the photo's size, on small instances from theirs."""
+    photo, instance = math.sqrt(math.prod(size)), math.sqrt(max(0.0, (box[2] - box[0]) * (box[3] - box[1])))
+    return max(1.0, min(LINE * photo, OF_INSTANCE * instance))
 
 
 # Masks
@@ -195,7 +203,7 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> Region:
 
 
 def _draw_tags(
-    photo: Image.Image, detections: Detections, labels: Sequence[str], paints: Sequence[Paint], line: int
+    photo: Image.Image, detections: Detections, labels: Sequence[str], paints: Sequence[Paint], lines: Sequence[float]
 ) -> None:
     """Draw names on filled tags at their boxes."""
     names = [labels[int(index)] for index in detections.classes]
@@ -207,7 +215,7 @@ def _draw_tags(
     placed = tags.place(corners, texts, photo.size, lambda text, points: _measure(font(points), text, points))
     for tag in placed:
         if tag.leader:
-            pen.line(tag.leader, fill=paints[tag.index].colour, width=line)
+            pen.line(tag.leader, fill=paints[tag.index].colour, width=round(lines[tag.index]))
     for tag in placed:
         letters, colour = font(tag.points), paints[tag.index].colour
         left, top, right, bottom = tag.rect

@@ -366,6 +366,7 @@ def _after_the_body(request: Request, response: Response) -> Response:
 
 SCRIPTS = (
     "about",
+    "colours",
     "cutout",
     "detections",
     "docs",

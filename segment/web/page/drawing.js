@@ -1,12 +1,15 @@
 // Drawing a photo and its objects on canvases. `view` is {scale, x, y}: a photo's pixel (px, py) is at
 // (x + scale * px, y + scale * py) in CSS pixels, in which lines and letters have the same size at every zoom.
 
-import { placeTag } from "./tags.js";
+import { ink } from "./colours.js";
+import { core, leader, overlap, placeTag } from "./tags.js";
 
-const FILL = 0.42;  // opacity of a mask
-const LINE = 2;     // width of contours and boxes
-const LETTERS = 13; // size of labels
-const FONT = `600 ${LETTERS}px system-ui, sans-serif`;
+const FILL = 0.42;           // opacity of a mask
+const LINES = [1, 2];        // widths of contours and boxes, at least and at most
+const OF_SIDE = 1 / 25;      // the width of an object's lines by the root of its box's area
+const CASING = 1.5;          // width of both sides of a casing together
+const LETTERS = [11, 14];    // sizes of labels, at least and at most
+const OF_OBJECT = 0.2;       // size of a label by the root of the box's area
 
 /** Make the canvas as large as it is shown, and return its context with CSS pixels as the unit. */
 export function prepare(canvas) {
@@ -27,16 +30,16 @@ export function drawPhoto(canvas, picture, [width, height], { scale, x, y }) {
 }
 
 /**
- * Draw `objects`, best score first, as `layers` says ({masks, boxes, labels}); `colourOf` gives an object's colour.
- * With `one`, everything but that object is darkened.
+ * Draw `objects`, best score first, as `layers` says ({masks, boxes, labels}). `paintOf` gives an object's
+ * {colour, clear}; a colour that is not clear does not stand out on the photo, and its lines get a casing. With `one`, everything but that object is darkened.
  */
-export function drawObjects(canvas, objects, { view, size, layers, colourOf, one = null }) {
+export function drawObjects(canvas, objects, { view, size, layers, paintOf, one = null }) {
   const context = prepare(canvas);
   if (one) darken(context, one, size, view);
   const drawn = one ? [one] : [...objects].reverse(); // the best comes last, on top
-  if (layers.masks || one) for (const object of drawn) drawMask(context, object, colourOf(object), view, !one);
-  if (layers.boxes) for (const object of drawn) drawBox(context, object, colourOf(object), view);
-  if (layers.labels || one) drawTags(context, one ? [one] : objects, colourOf, view, size);
+  if (layers.masks || one) for (const object of drawn) drawMask(context, object, paintOf(object), view, !one);
+  if (layers.boxes) for (const object of drawn) drawBox(context, object, paintOf(object), view);
+  if (layers.labels || one) drawTags(context, one ? [one] : objects, paintOf, view, size);
 }
 
 function withView(context, { scale, x, y }, act) {
@@ -56,7 +59,11 @@ function darken(context, { path }, [width, height], view) {
   });
 }
 
-function drawMask(context, { path }, colour, view, filled) {
+const between = ([least, most], value) => Math.max(least, Math.min(most, value));
+const side = ([, , width, height], { scale }) => Math.sqrt(width * height) * scale;
+const lineWidth = (bbox, view) => between(LINES, OF_SIDE * side(bbox, view));
+
+function drawMask(context, { bbox, path, outline }, { colour, clear }, view, filled) {
   withView(context, view, () => {
     if (filled) {
       context.globalAlpha = FILL;
@@ -65,48 +72,67 @@ function drawMask(context, { path }, colour, view, filled) {
       context.globalAlpha = 1;
     }
     context.lineJoin = "round";
-    context.strokeStyle = colour;
-    context.lineWidth = LINE / view.scale;
-    context.stroke(path);
+    stroke(context, colour, clear, lineWidth(bbox, view), view.scale, () => context.stroke(outline));
   });
+}
+
+/** Draw a line `width` CSS pixels wide at `scale`, and if its colour is not clear a casing below it. */
+function stroke(context, colour, clear, width, scale, line) {
+  for (const [style, wide] of [...(clear ? [] : [[ink(colour), width + CASING]]), [colour, width]]) {
+    context.strokeStyle = style;
+    context.lineWidth = wide / scale;
+    line();
+  }
 }
 
 const toView = ([x, y, width, height], view) => [
   view.x + x * view.scale, view.y + y * view.scale, view.x + (x + width) * view.scale, view.y + (y + height) * view.scale,
 ];
 
-function drawBox(context, { bbox }, colour, view) {
+function drawBox(context, { bbox }, { colour, clear }, view) {
   const [left, top, right, bottom] = toView(bbox, view);
-  context.strokeStyle = colour;
-  context.lineWidth = LINE;
-  context.strokeRect(left, top, right - left, bottom - top);
+  stroke(context, colour, clear, lineWidth(bbox, view), 1, () => context.strokeRect(left, top, right - left, bottom - top));
 }
 
 /** Write names on tags; where name and score do not fit the name alone, and where that does not fit nothing. */
-function drawTags(context, objects, colourOf, view, [width, height]) {
+function drawTags(context, objects, paintOf, view, [width, height]) {
   const canvas = [0, 0, context.canvas.clientWidth, context.canvas.clientHeight];
   const photo = toView([0, 0, width, height], view);
   const bounds = [0, 1].map((i) => Math.max(canvas[i], photo[i])).concat([2, 3].map((i) => Math.min(canvas[i], photo[i])));
-  const taken = [], pad = LETTERS * 0.35, tall = LETTERS * 1.4;
-  context.font = FONT;
-  context.textBaseline = "middle";
-  for (const object of objects) {
-    const { category_name: name, score, bbox } = object;
-    for (const text of [`${name} ${Math.round(score * 100)} %`, name]) {
-      const tag = placeTag(toView(bbox, view), [context.measureText(text).width + 2 * pad, tall], bounds, taken);
+  const seen = objects.map((object) => ({ object, box: toView(object.bbox, view) })).filter(({ box }) => overlap(box, bounds));
+  const cores = seen.map(({ box }) => core(box)), taken = [], placed = [];
+  for (const { object, box } of seen) {
+    const letters = between(LETTERS, OF_OBJECT * side(object.bbox, view));
+    context.font = font(letters);
+    for (const text of [`${object.category_name} ${Math.round(object.score * 100)} %`, object.category_name]) {
+      const size = [context.measureText(text).width + 0.7 * letters, 1.4 * letters];
+      const tag = placeTag(box, size, bounds, cores, taken);
       if (!tag) continue;
       taken.push(tag);
-      context.fillStyle = colourOf(object);
-      context.fillRect(tag[0], tag[1], tag[2] - tag[0], tag[3] - tag[1]);
-      context.fillStyle = ink(colourOf(object));
-      context.fillText(text, tag[0] + pad, (tag[1] + tag[3]) / 2);
+      placed.push({ tag, text, letters, line: leader(tag, box), colour: paintOf(object).colour });
       break;
     }
   }
+  for (const { line, colour } of placed) if (line) drawLeader(context, line, colour);
+  for (const one of placed) drawTag(context, one);
 }
 
-/** Black or white, whichever has more contrast on `colour` (WCAG 2, relative luminance). */
-export function ink(colour) {
-  const [red, green, blue] = [1, 3, 5].map((i) => (parseInt(colour.slice(i, i + 2), 16) / 255) ** 2.2);
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "#000" : "#fff";
+const font = (letters) => `600 ${letters}px system-ui, sans-serif`;
+
+function drawLeader(context, [x0, y0, x1, y1], colour) {
+  context.strokeStyle = colour;
+  context.lineWidth = LINES[0];
+  context.beginPath();
+  context.moveTo(x0, y0);
+  context.lineTo(x1, y1);
+  context.stroke();
+}
+
+function drawTag(context, { tag, text, letters, colour }) {
+  context.font = font(letters);
+  context.textBaseline = "middle";
+  context.fillStyle = colour;
+  context.fillRect(tag[0], tag[1], tag[2] - tag[0], tag[3] - tag[1]);
+  context.fillStyle = ink(colour);
+  context.fillText(text, tag[0] + 0.35 * letters, (tag[1] + tag[3]) / 2);
 }

@@ -90,10 +90,26 @@ export function outlines({ x, y, width, height, bits }) {
   return lines;
 }
 
-/** The mask of a COCO segmentation as a Path2D in pixels of the photo, to be filled by the even-odd rule. */
-export function maskPath(segmentation, scale) {
+const SPECK = 0.02; // the part of a mask below which a piece of it, or a hole in it, has no contour
+
+/**
+ * The mask of a COCO segmentation in pixels of the photo: `path`, to be filled by the even-odd rule, and `outline`, to be
+ * stroked, without the specks and pin holes of `path`.
+ */
+export function maskPaths(segmentation, scale) {
+  const lines = outlines(decodeMask(segmentation, scale)), areas = lines.map(signedArea);
+  const least = SPECK * Math.abs(areas.reduce((sum, area) => sum + area, 0));
+  return { path: closed(lines, scale), outline: closed(lines.filter((_, i) => Math.abs(areas[i]) >= least), scale) };
+}
+
+/** The area inside a closed line of [x, y], with one sign for outer lines and the other for holes. */
+function signedArea(line) {
+  return line.reduce((sum, [x, y], i) => { const [u, v] = line[(i + 1) % line.length]; return sum + x * v - u * y; }, 0) / 2;
+}
+
+function closed(lines, scale) {
   const path = new Path2D();
-  for (const line of outlines(decodeMask(segmentation, scale))) {
+  for (const line of lines) {
     line.forEach(([x, y], i) => path[i ? "lineTo" : "moveTo"](x / scale, y / scale));
     path.closePath();
   }

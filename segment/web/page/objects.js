@@ -2,7 +2,7 @@
 
 import { $, element, percent } from "./dom.js";
 import { cutoutTools } from "./cutout.js";
-import { alone, classesFound, colourOf, emit, found, light, on, pin, shown, state } from "./state.js";
+import { alone, classesFound, emit, found, light, on, paintOf, pin, shown, state } from "./state.js";
 
 const rows = new Map(); // object -> its <li>
 
@@ -27,7 +27,7 @@ function row(object) {
   const button = element("button", { type: "button" },
     element("span", { class: "swatch" }), element("span", { class: "name" }, name),
     element("span", { class: "meter" }), element("span", { class: "score" }, percent(score)));
-  button.style.setProperty("--swatch", colourOf(object));
+  button.style.setProperty("--swatch", paintOf(object).colour);
   button.style.setProperty("--score", `${score * 100}%`);
   button.addEventListener("mouseenter", () => light(object));
   button.addEventListener("mouseleave", () => light(null));

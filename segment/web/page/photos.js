@@ -5,6 +5,7 @@
 
 import { mib, percent, seconds } from "./dom.js";
 import { networkOptions, passes, learnSpeed, estimate } from "./network.js";
+import { chooseColours } from "./colours.js";
 import { readDetections } from "./detections.js";
 import { Aborted, Problem, readAnswer, segment } from "./service.js";
 import { LOWEST_SCORE, emit, on, state } from "./state.js";
@@ -124,6 +125,7 @@ async function display(photo, signal) {
     photo.size ??= [picture.width, picture.height];
     photo.thumbnail ??= thumbnail(picture);
   }
+  if (photo.objects?.some((object) => !object.colours)) chooseColours(photo.objects, photo.picture, photo.size, state.model.palette);
   emit("photos", "photo");
 }
 

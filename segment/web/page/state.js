@@ -32,9 +32,10 @@ export const shown = () => found().filter(isShown);
 /** The one object that is seen alone, or null. */
 export const alone = () => state.lit ?? state.pinned;
 
-export function colourOf(object) {
-  const { palette } = state.model;
-  return palette[(state.colours === "class" ? object.category_id - 1 : object.rank) % palette.length];
+/** {colour, clear} of an object, see colours.js; until the photo can be seen the palette's colours by turns. */
+export function paintOf(object) {
+  const { palette } = state.model, at = state.colours === "class" ? object.category_id - 1 : object.rank;
+  return object.colours?.[state.colours] ?? { colour: palette[at % palette.length], clear: true };
 }
 
 export function light(object) {

@@ -1,23 +1,67 @@
-// Where the names of objects go. No tag lies on another.
+// Where the names of objects go, by the rules of the service's overlay (segment/output/tags.py): no tag lies on another, none
+// covers more than a tenth of any object's core, and what stands off its object has a leader line to it.
+//
+// Boxes, tags and bounds are [left, top, right, bottom] in CSS pixels.
 
-/**
- * The place of a tag of [width, height] at `box`, inside `bounds`, off every tag of `taken`; null if there is none.
- *
- * `box` and `bounds` are [left, top, right, bottom]; so are the elements of `taken` and the result. Tried in turn: above the
- * box, at its top, at its bottom and below it, each at its left, its right and its middle.
- */
-export function placeTag(box, [width, height], bounds, taken) {
-  const [left, top, right, bottom] = box;
-  for (const y of [top - height, top, bottom - height, bottom]) {
-    if (y < bounds[1] || y + height > bounds[3]) continue;
-    for (const x of [left, right - width, (left + right - width) / 2]) {
-      const x0 = Math.max(bounds[0], Math.min(x, bounds[2] - width));
-      const tag = [x0, y, x0 + width, y + height];
-      const away = tag[2] < left - 1 || tag[0] > right + 1; // shifted so far that it no longer touches its box
-      if (x0 >= bounds[0] && !away && !taken.some((other) => overlap(tag, other))) return tag;
-    }
-  }
-  return null;
-}
+const COVERED = 0.1;                // the part of an object's core that a tag may cover at most
+const CORE = [0.2, 0, 0.8, 0.7];    // an object's core in its box: where the faces of people and animals are
+const REACH = [0.8, 1.6];           // lengths of leader lines that are tried, by the tag's height
+const DIRECTIONS = 16;
+const LEADER = 0.3;                 // a tag further from its box than this, by its height, has a leader line
 
 export const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+
+/** The middle of a box without its lowest part. */
+export function core([left, top, right, bottom]) {
+  const width = right - left, height = bottom - top;
+  return [left + CORE[0] * width, top + CORE[1] * height, left + CORE[2] * width, top + CORE[3] * height];
+}
+
+/** The part of `core` that `tag` covers. */
+export function covered(tag, [left, top, right, bottom]) {
+  const width = Math.min(tag[2], right) - Math.max(tag[0], left), height = Math.min(tag[3], bottom) - Math.max(tag[1], top);
+  return width > 0 && height > 0 ? width * height / Math.max(1, (right - left) * (bottom - top)) : 0;
+}
+
+/**
+ * The best place of a tag of [width, height] at `box`, inside `bounds`, off every tag of `taken`; null if there is none.
+ * `cores`: those of all objects.
+ */
+export function placeTag(box, [width, height], bounds, cores, taken) {
+  if (width > bounds[2] - bounds[0] || height > bounds[3] - bounds[1]) return null;
+  let best = null, least = Infinity;
+  for (const [x, y, penalty] of candidates(box, width, height)) {
+    const left = Math.max(bounds[0], Math.min(x, bounds[2] - width)), top = Math.max(bounds[1], Math.min(y, bounds[3] - height));
+    const cost = penalty + Math.hypot(x - left, y - top) / height; // moved so far to lie on the photo
+    const tag = [left, top, left + width, top + height];
+    if (cost >= least || taken.some((other) => overlap(tag, other))) continue;
+    const shares = cores.map((one) => covered(tag, one)), sum = cost + shares.reduce((a, b) => a + b, 0) / COVERED;
+    if (sum < least && Math.max(...shares) <= COVERED) [best, least] = [tag, sum];
+  }
+  return best;
+}
+
+/** Places for a tag of this size, [x, y, how far it is from the best]. */
+function candidates([x0, y0, x1, y1], width, height) {
+  const across = [x0, (x0 + x1 - width) / 2, x1 - width], down = [y0, (y0 + y1 - height) / 2, y1 - height];
+  const places = [[y0 - height, 0], [y1, 0.3], [y1 - height, 0.4], [y0, 0.6]].flatMap(([y, p]) => across.map((x) => [x, y, p]));
+  places.push(...[x1, x0 - width].flatMap((x) => down.map((y) => [x, y, 0.8])));
+  for (const reach of REACH) {
+    for (let direction = 0; direction < DIRECTIONS; direction++) {
+      const angle = 2 * Math.PI * direction / DIRECTIONS;
+      const x = across[1] + Math.cos(angle) * ((x1 - x0 + width) / 2 + reach * height);
+      const y = down[1] - Math.sin(angle) * ((y1 - y0 + height) / 2 + reach * height);
+      places.push([x, y, 1.5 + reach]);
+    }
+  }
+  return places;
+}
+
+/** The line [x0, y0, x1, y1] from a tag to its object's core; null if it lies at the box. */
+export function leader([left, top, right, bottom], box) {
+  const gap = Math.max(box[0] - right, left - box[2], box[1] - bottom, top - box[3]);
+  if (gap <= LEADER * (bottom - top)) return null;
+  const one = core(box), between = (value, low, high) => Math.min(Math.max(value, low), high);
+  const x = between((one[0] + one[2]) / 2, left, right), y = between((one[1] + one[3]) / 2, top, bottom);
+  return [x, y, between(x, one[0], one[2]), between(y, one[1], one[3])];
+}

@@ -2,7 +2,7 @@
 
 import { $, percent } from "./dom.js";
 import { drawObjects, drawPhoto } from "./drawing.js";
-import { alone, colourOf, emit, light, on, pin, shown, state } from "./state.js";
+import { alone, emit, light, on, paintOf, pin, shown, state } from "./state.js";
 
 const FARTHEST = 16;   // largest zoom
 const STEP = 1.5;      // of a button or a key
@@ -80,7 +80,7 @@ function draw() {
 function drawLayer() {
   if (!state.current?.picture) return;
   const { size } = state.current;
-  drawObjects($("layer"), shown(), { view: view(), size, layers: state.layers, colourOf, one: alone() });
+  drawObjects($("layer"), shown(), { view: view(), size, layers: state.layers, paintOf, one: alone() });
   compare();
 }
 
