@@ -324,9 +324,7 @@ class TestLayers:
         result.get_by_label("Masks", exact=True).check()
         by_object = ink(result)
         result.get_by_label("Colour by").select_option("class")
-        assert ink(result)[0] == pytest.approx(by_object[0], rel=0.05), (
-            "the same, but for casings of colours that need one"
-        )
+        assert ink(result)[0] == pytest.approx(by_object[0], rel=0.05), "but for casings"
         assert ink(result) != by_object
 
     def test_hover_and_focus_show_one_alone(self, result: Page) -> None:
