@@ -202,12 +202,12 @@ class TestSite:
         ("/file", RefusedURL, "http"),
         ("/endless", TooLarge, "larger than"),
         ("/liar", TooLarge, "larger than"),
-        ("/short", FetchError, "broke off"),
+        ("/short", FetchError, "was interrupted|too early"),
         ("/gzip", FetchError, "gzip"),
-        ("/hang-up", FetchError, "broke off"),
-        ("/negative-chunk", FetchError, "broke off"),
-        ("/chunk-without-end", FetchError, "broke off"),
-        ("/odd-chunk", FetchError, "broke off"),
+        ("/hang-up", FetchError, "was interrupted"),
+        ("/negative-chunk", FetchError, "was interrupted"),
+        ("/chunk-without-end", FetchError, "was interrupted"),
+        ("/odd-chunk", FetchError, "was interrupted"),
     ],
 )
 def test_faults(base: str, path: str, error: type[Exception], words: str) -> None:
@@ -244,7 +244,7 @@ def test_private_addresses_are_refused(base: str) -> None:
         "http://0x7f.1/",
         "http://[::1]/",
     ):
-        with pytest.raises(RefusedURL, match="not a public address"):
+        with pytest.raises(RefusedURL, match="not have a public address"):
             get(url, private=False)
 
 
@@ -258,7 +258,7 @@ def test_a_redirect_to_a_private_address_is_refused(
     base: str, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segment.web.fetch.is_public", lambda address: address == "127.0.0.1")
-    with pytest.raises(RefusedURL, match=r"169\.254\.169\.254 is not a public address"):
+    with pytest.raises(RefusedURL, match=r"169\.254\.169\.254 does not have a public address"):
         get(base + "/metadata", private=False)
 
 

@@ -156,14 +156,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ({}, "There is no photo"),
+            ({}, "The request contains no photo"),
             ({"data": b"", "headers": JPEG}, "empty"),
             ({"data": "{", "headers": {"Content-Type": "application/json"}}, "not valid JSON"),
             ({"data": "[" * 900, "headers": {"Content-Type": "application/json"}}, "not valid JSON"),
             ({"data": "[" * 100_000, "headers": {"Content-Type": "application/json"}}, "more than 1000 values"),
             ({"json": [1]}, "must be an object"),
             ({"json": {"image": "@@@"}}, "not valid base64"),
-            ({"json": {"image": "data:image/png,abc"}}, "data URL without base64"),
+            ({"json": {"image": "data:image/png,abc"}}, "data URL that is not base64"),
             ({"json": {"image": 5}}, "must be a string"),
             ({"json": {"image": "AAAA", "url": "http://a.example/"}}, "both a photo and a url"),
             ({"json": {"image": "AAAA", "fit": None}}, "fit must be"),
@@ -171,7 +171,7 @@ class TestRefusals:
             ({"data": '{"url": "a", "url": "b"}', "headers": {"Content-Type": "application/json"}}, "twice"),
             ({"files": {"picture": b"x"}}, "'picture'"),
             ({"files": [("file", b"x"), ("file", b"y")]}, "several"),
-            ({"data": {"file": "x"}, "files": {"other": b""}}, "came as text"),
+            ({"data": {"file": "x"}, "files": {"other": b""}}, "is a text field"),
             ({"data": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, "malformed"),
             ({"json": {"url": "ftp://example.com/a.jpg"}}, "http or https"),
             ({"json": {"url": "http://user:secret@example.com/"}}, "user name"),
@@ -198,7 +198,7 @@ class TestRefusals:
 
     def test_private_addresses_are_refused_by_default(self, album: str) -> None:
         with serve() as server:
-            check_problem(post(server, json={"url": album}), 400, "not a public address")
+            check_problem(post(server, json={"url": album}), 400, "not have a public address")
             check_problem(post(server, json={"url": "http://169.254.169.254/computeMetadata/v1/"}), 400)
 
     def test_an_upload_that_breaks_off_is_no_photo(self, server: Server, photo: bytes) -> None:

@@ -1,18 +1,18 @@
-"""HTTP: a request becomes options and a photo, a result or an error becomes a response.
+"""The HTTP interface: parses requests, calls the service, and returns results and errors as responses.
 
-| path | methods | answers |
+| path | methods | response |
 |---|---|---|
 | `/` | GET | the page |
-| `/segment`, `/detect` | GET, POST | a segmented photo; `/detect` is the original application's route |
-| `/model` | GET | what is served: labels, cost in memory, options |
-| `/openapi.json`, `/docs` | GET | the interface as a document |
+| `/segment`, `/detect` | GET, POST | a segmented photo; `/detect` is the route of the original application |
+| `/model` | GET | the model: labels, memory, options |
+| `/openapi.json`, `/docs` | GET | the documentation of the interface |
 | `/health` | GET | 200 while the process lives |
 | `/ready` | GET | 200 once the model is loaded, which it does itself; 503 when it cannot be |
 | `/progress` | GET | how far the preparation of the model is |
 
 Labelling tools have paths of their own, see labelling.py.
 
-Errors are problem documents (RFC 9457). What each error of this package means over HTTP is said in `PROBLEMS`.
+Errors are problem documents (RFC 9457). `PROBLEMS` maps the errors of this package to HTTP status codes.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 
 ACCEPTABLE: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "cutouts")
 MEDIA_TYPES: Mapping[str, Format] = {FORMATS[name].media_type: name for name in ACCEPTABLE}
-"""The media types that an Accept header may ask for, and the format of each; the first wins a tie. An instance map is
-image/png like the overlay, and so has to be asked for by `format`."""
+"""Media types that an Accept header may request, and the format of each; the first wins a tie. The map of instance ids
+is image/png like the overlay, so it can only be requested with `format`."""
 
 PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
     errors.OptionError: (400, "Bad option"),
@@ -73,18 +73,18 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
     errors.ModelError: (503, "Model unavailable"),
     errors.SegmentError: (500, "Failed"),
 }
-"""Error -> status and title; an error not listed has those of its nearest ancestor."""
+"""Error class -> status and title. A class that is not listed has those of its nearest ancestor."""
 
 PROGRESS = "segment.progress"
 """Key of the WSGI environment, set by segment/web/gateway.py: the Progress of a model that is prepared while the server
 runs. A plain WSGI server does not set it. See exchange.py for the others."""
 PROBES = ("/health", "/ready", "/progress")
-"""The paths that are asked again and again; every target answers them."""
+"""Paths that clients poll; they are available on every target."""
 STREAM_BYTES = 24 << 20
-"""Larger bodies are streamed: Cloud Run takes no more than 32 MiB in one piece."""
+"""Larger responses are streamed, because Cloud Run limits other responses to 32 MiB."""
 CHUNK = 1 << 16
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
-"""How much of a refused body is read and dropped, and for how long, so that the client reads the answer."""
+"""Limits for reading and discarding a refused body, so that the client gets to read the response."""
 PAGE = Path(__file__).parent / "page"
 EXAMPLES = {
     "coins.jpg": "a photograph of ancient coins",
@@ -92,7 +92,7 @@ EXAMPLES = {
     "scene-2.jpg": "a busy scene of overlapping shapes",
     "scene-3.jpg": "striped circles and rings",
 }
-"""Photos in which the demo model finds something: the page's file, and what it shows."""
+"""Example photos for the demo model: file name and description."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -105,12 +105,12 @@ SECURITY_HEADERS = {
 
 
 def handle(service: Service, request: Request) -> Response:
-    """Answer any request. Never raises."""
+    """Handle a request. Never raises."""
     return _respond(service, request, lambda: _route(service, request))
 
 
 def refuse(service: Service, error: SegmentError | HTTPException) -> WSGIApplication:
-    """An application that answers any request with this error: one whose body could not be received."""
+    """A WSGI application that responds to any request with `error`, for requests whose body could not be received."""
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)
@@ -141,7 +141,7 @@ def _respond(service: Service, request: Request, answer: Callable[[], Response])
 
 
 def add_probes(app: Flask, service: Service) -> None:
-    """Answer the probes on any target: the framework refuses every GET for bucket events."""
+    """Add the routes of PROBES. Without them, the target for bucket events rejects every GET request."""
     for path in PROBES:
         app.add_url_rule(path, path, lambda: handle(service, current_request), provide_automatic_options=False)
 
@@ -149,13 +149,15 @@ def add_probes(app: Flask, service: Service) -> None:
 def _route(service: Service, request: Request) -> Response:
     handlers = routes(service.settings).get(request.path)
     if handlers is None:
-        raise NotFound(f"There is nothing at {request.path[:200]}. The interface is described at /docs.")
+        raise NotFound(f"There is nothing at {request.path[:200]}. See /docs for the available paths.")
     allowed = [*handlers, *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
     if request.method == "OPTIONS":
         return Response(status=204, headers={"Allow": ", ".join(allowed)})
     handler = handlers.get("GET" if request.method == "HEAD" else request.method)
     if handler is None:
-        raise MethodNotAllowed(allowed, f"{request.path} takes {', '.join(allowed)}, not {request.method[:20]}.")
+        raise MethodNotAllowed(
+            allowed, f"{request.path} does not support {request.method[:20]}. Supported methods: {', '.join(allowed)}."
+        )
     return handler(service, request)
 
 
@@ -170,7 +172,7 @@ def _segment(exchange: Exchange) -> Response:
     if "format" not in raw_options and request.accept_mimetypes:
         best = request.accept_mimetypes.best_match(MEDIA_TYPES)
         if best is None:
-            raise NotAcceptable(f"Nothing here fits this Accept header. There are: {', '.join(MEDIA_TYPES)}.")
+            raise NotAcceptable(f"No available format matches the Accept header. Available: {', '.join(MEDIA_TYPES)}.")
         raw_options = raw_options | {"format": MEDIA_TYPES[best]}
     options = Options.parse(raw_options, service.settings)
     start = time.perf_counter()
@@ -209,7 +211,7 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-# What is not segmenting
+# Other routes
 
 
 def _health(_service: Service, _request: Request) -> Response:
@@ -217,7 +219,7 @@ def _health(_service: Service, _request: Request) -> Response:
 
 
 def _ready(service: Service, _request: Request) -> Response:
-    """Loads the model in this request: a start-up probe's request has the CPU, a background thread may not."""
+    """Loads the model in this request, because Cloud Run may not give a background thread any CPU."""
     service.load()
     return _json({"status": "ready", "model": service.model_name})
 
@@ -253,7 +255,7 @@ def _docs(service: Service, request: Request) -> Response:
 
 
 def _problems() -> list[tuple[int, str, str]]:
-    """Status, title and meaning of every problem that a photo can meet."""
+    """(status, title, description) of every problem document."""
     own = [(status, title, _first_line(kind)) for kind, (status, title) in PROBLEMS.items()]
     https = [
         (error.code or 500, error().name, error.description or "") for error in (NotAcceptable, UnsupportedMediaType)
@@ -277,7 +279,7 @@ def _json(value: object) -> Response:
 
 
 def _cacheable(body: bytes, content_type: str, request: Request) -> Response:
-    """A response that a cache keeps and asks about each time; 304 while it has not changed, ranges on request."""
+    """A response that caches revalidate each time, with ETag (304 if unchanged) and support for ranges."""
     response = Response(body, content_type=content_type, headers={"Cache-Control": "no-cache"})
     if content_type.startswith("text/html"):
         response.headers["Content-Security-Policy"] = PAGE_POLICY
@@ -287,7 +289,7 @@ def _cacheable(body: bytes, content_type: str, request: Request) -> Response:
     return response
 
 
-# Problems, and what every response needs
+# Problem documents, and headers of all responses
 
 
 def _problem_of(error: SegmentError) -> Response:
@@ -316,7 +318,7 @@ def _problem(status: int, title: str, detail: str, **extra: str) -> Response:
 
 
 def _allow_origin(request: Request, response: Response, settings: Settings) -> None:
-    """Let the pages of the origins in the settings read the response (CORS, https://fetch.spec.whatwg.org)."""
+    """Allow the origins in the settings to read the response (CORS, https://fetch.spec.whatwg.org)."""
     allowed = settings.cors_origins
     if not allowed:
         return
@@ -347,14 +349,14 @@ def _log(request: Request, response: Response, seconds: float) -> None:
 
 
 def _after_the_body(request: Request, response: Response) -> Response:
-    """The response, in a form that keeps the framework from reading the rest of the request's body into memory.
+    """Return the response as a stream, after discarding a limited part of the request's body.
 
-    functions-framework reads all of it before it answers, unless the response is a stream. Without reading, the client
-    of a refused upload would find its connection broken instead of the answer, so some of it is read here and dropped.
+    functions-framework reads the whole remaining body into memory before it responds, unless the response is a stream.
+    If nothing was read, the client of a refused upload would see a broken connection instead of the response.
     `request.stream` ends at the Content-Length, also where the server's own stream does not (Werkzeug's).
     """
     left, until = DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
-    with suppress(Exception):  # whatever the server raises for a body that is malformed or breaks off
+    with suppress(Exception):  # servers raise various types for a malformed or truncated body
         while left > 0 and time.monotonic() < until and (dropped := len(request.stream.read(CHUNK))):
             left -= dropped
     if not response.is_streamed:

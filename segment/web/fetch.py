@@ -1,12 +1,16 @@
-"""URL -> bytes, without lending the server's place in the network to whoever names the URL.
+"""Fetch a URL, protected against server-side request forgery (SSRF).
 
-A service that fetches any URL can be made to fetch what only it can reach: its metadata server, its neighbours, itself
-(server-side request forgery). So: http and https only; every address a name resolves to must be public; the connection
-goes to the very address that was checked, so that a name that resolves differently the next moment (DNS rebinding)
-gains nothing; each redirect is checked like the first URL; size and total time are bounded, whatever the other side
-announces or however slowly it drips; no proxy from the environment is used.
+A service that fetches arbitrary URLs can be abused to reach addresses that only it can reach: the metadata server, its
+neighbours, itself. Therefore:
 
-What "public" means is IANA's special-purpose registries, which `ipaddress` knows, and the ways IPv6 embeds IPv4.
+- Only http and https are allowed, and every address that the host name resolves to must be public.
+- The connection goes to an address that was checked, so that DNS rebinding has no effect.
+- Each redirect is checked like the first URL.
+- Size and total time are limited, independent of the announced length and of how slowly the server sends.
+- Proxies from the environment are not used.
+
+An address is public if it is in none of IANA's special-purpose registries (`ipaddress`), also when it is an IPv4
+address embedded in IPv6.
 """
 
 from __future__ import annotations
@@ -29,30 +33,30 @@ from segment.errors import FetchError, RefusedURL, TooLarge
 
 MAX_REDIRECTS = 5
 MAX_URL = 8192
-"""Characters of the longest URL."""
+"""Maximum length of a URL in characters."""
 LOWEST_PORT = 1024
-"""Ports below are refused, but for 80 and 443: nothing there serves photos."""
+"""Ports below are not allowed, except 80 and 443."""
 CHUNK = 1 << 16
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""RFC 6052's prefix: the last 32 bits are an IPv4 address."""
+"""The prefix of RFC 6052: the last 32 bits are an IPv4 address."""
 _SPECIAL: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in ("192.88.99.0/24", "64:ff9b:1::/48", "100:0:0:1::/64", "3fff::/20", "5f00::/16")
 )
-"""Networks that are not globally reachable and that Python's `is_global` does not know yet
+"""Networks that are not globally reachable, but that `ipaddress` does not know yet
 (https://www.iana.org/assignments/iana-ipv6-special-registry, RFC 7526 for 192.88.99.0/24)."""
 
 _PATH = "/%:@!$&'()*+,;=~"
-"""What a path keeps as it is; anything else is percent-encoded."""
+"""Characters of a path that are not percent-encoded."""
 
 SocketAddress = tuple[socket.AddressFamily, Any]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A URL taken apart: whom to ask, and for what. `host` is in ASCII, `path` percent-encoded, with its query."""
+    """A parsed URL. `host`: in ASCII (IDNA). `path`: percent-encoded, with the query."""
 
     secure: bool
     host: str
@@ -83,11 +87,11 @@ def fetch(
     received: Callable[[int], None] = lambda count: None,
     site: Site | None = None,
 ) -> bytes:
-    """The body that `url` answers, at most `limit` bytes, within `seconds` in all.
+    """Fetch `url`: a body of at most `limit` bytes, within `seconds` in total.
 
-    `received` is told how many bytes have arrived, before they are kept; it may raise. `private` also admits addresses
-    that are not public; so does `site`, for itself. Raises RefusedURL for a URL that may not be fetched, FetchError for
-    one that could not be, TooLarge for more than `limit` bytes.
+    `received` is called with the number of bytes that have arrived, before they are stored; it may raise. `private`
+    also allows addresses that are not public; `site` is allowed in any case. Raises RefusedURL if the URL is not
+    allowed, FetchError if it could not be fetched, TooLarge if the body exceeds `limit` bytes.
     """
     deadline = _Deadline(seconds)
     for _ in range(MAX_REDIRECTS + 1):
@@ -107,21 +111,21 @@ def fetch(
 
 
 def parse(url: str) -> Target:
-    """Take a URL apart. Raises RefusedURL for one that may not be fetched, whatever it resolves to."""
+    """Parse a URL. Raises RefusedURL if it is not allowed, independent of what its host name resolves to."""
     if len(url) > MAX_URL:
-        raise RefusedURL(f"The URL has {len(url)} characters; at most {MAX_URL} are taken.")
+        raise RefusedURL(f"The URL has {len(url)} characters; the maximum is {MAX_URL}.")
     if any(c.isspace() or not c.isprintable() or c == "\\" for c in url):
-        raise RefusedURL("The URL has a space, a backslash or a control character in it; percent-encode it.")
+        raise RefusedURL("The URL contains a space, a backslash or a control character. Percent-encode it.")
     try:
         parts = urlsplit(url)
         port = parts.port
         host = (parts.hostname or "").encode("idna").decode()
     except ValueError:
-        raise RefusedURL(f"{url[:200]!r} is no valid URL.") from None
+        raise RefusedURL(f"{url[:200]!r} is not a valid URL.") from None
     if parts.scheme not in {"http", "https"} or not host:
-        raise RefusedURL(f"{url[:200]!r} is no http or https URL, such as https://example.com/photo.jpg.")
+        raise RefusedURL(f"{url[:200]!r} is not an http or https URL, such as https://example.com/photo.jpg.")
     if parts.username is not None or parts.password is not None:
-        raise RefusedURL("The URL holds a user name or password; only public photos are fetched.")
+        raise RefusedURL("The URL contains a user name or password. Only public photos are fetched.")
     if port is not None and port not in {80, 443} and port < LOWEST_PORT:
         raise RefusedURL(f"Port {port} is not allowed. Allowed ports: 80, 443, and {LOWEST_PORT} and above.")
     secure = parts.scheme == "https"
@@ -130,7 +134,10 @@ def parse(url: str) -> Target:
 
 
 def resolve(target: Target, deadline: _Deadline, private: bool) -> list[SocketAddress]:
-    """Where to connect for `target`, best first; every address its name has must be public, unless `private`."""
+    """Resolve the host name of `target` to addresses, in order of preference.
+
+    Raises RefusedURL if any of them is not public, unless `private`; FetchError if the name cannot be resolved.
+    """
     answer: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
 
     def look_up() -> None:
@@ -139,7 +146,7 @@ def resolve(target: Target, deadline: _Deadline, private: bool) -> list[SocketAd
         except (OSError, UnicodeError) as error:
             answer.put(error)
 
-    # A name server may take longer than the deadline, and getaddrinfo has no timeout of its own.
+    # getaddrinfo has no timeout of its own.
     threading.Thread(target=look_up, daemon=True).start()
     try:
         found = answer.get(timeout=deadline.left())
@@ -148,12 +155,14 @@ def resolve(target: Target, deadline: _Deadline, private: bool) -> list[SocketAd
     if isinstance(found, Exception) or not found:
         raise FetchError(f"The host name {target.host} cannot be resolved.")
     if not private and not all(is_public(address[0]) for *_, address in found):
-        raise RefusedURL(f"{target.host} is not a public address; only photos on the public internet are fetched.")
+        raise RefusedURL(
+            f"{target.host} does not have a public address. Only photos on the public internet are fetched."
+        )
     return [(family, address) for family, _, _, _, address in found]
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is reachable by anyone, seen through the IPv6 forms that carry an IPv4 address."""
+    """Whether an IP address is public. For an IPv6 address that embeds an IPv4 address, the latter is checked."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -168,7 +177,7 @@ def is_public(address: str) -> bool:
 
 
 class _Response(http.client.HTTPResponse):
-    """A response whose chunks have sizes of 0 or more: http.client takes -1 for "all that comes", without a limit."""
+    """A response that rejects negative chunk sizes. http.client would read without a limit for a size of -1."""
 
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
@@ -178,26 +187,26 @@ class _Response(http.client.HTTPResponse):
 
 
 class _Deadline:
-    """A moment after which nothing is waited for any more."""
+    """The time limit of a fetch."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds left; raises FetchError when there are none."""
+        """Seconds left. Raises FetchError if the deadline has passed."""
         left = self.end - time.monotonic()
         if left <= 0:
             raise self.passed()
         return left
 
     def passed(self) -> FetchError:
-        """The error that says so."""
+        """The error for a passed deadline."""
         return FetchError(f"Fetching the URL took longer than {self.seconds:g} seconds.")
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to an address already checked, under the URL's own name, that ends at the deadline."""
+    """A connection to one of the checked addresses, limited by the deadline."""
 
     response_class = _Response
 
@@ -210,7 +219,7 @@ class _Connection(http.client.HTTPConnection):
         self.socket: socket.socket | None = None
 
     def connect(self) -> None:
-        """Connect to a checked address; with https, the certificate must be for the URL's name."""
+        """Connect to a checked address. With https, the certificate is verified for the URL's host name."""
         self.socket = self._reach()
         if self.secure:
             self.socket.settimeout(self.deadline.left())
@@ -218,7 +227,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock: Any = _TimedSocket(self.socket, self.deadline)
 
     def _reach(self) -> socket.socket:
-        """The first address that answers, each having an equal share of the time that is left."""
+        """Connect to the first address that accepts; each gets an equal share of the remaining time."""
         for turns, (family, address) in zip(range(len(self.addresses), 0, -1), self.addresses, strict=True):
             reached = socket.socket(family, socket.SOCK_STREAM)
             try:
@@ -238,9 +247,9 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _TimedSocket:
-    """The three things that http.client asks of a socket, each bounded by the deadline.
+    """The methods of a socket that http.client uses, each limited by the deadline.
 
-    A socket's own timeout starts anew with each byte that drips in, so the deadline is asked before every read.
+    A socket's own timeout restarts with each byte received, so it is set to the remaining time before each read.
     """
 
     def __init__(self, source: socket.socket, deadline: _Deadline) -> None:
@@ -253,26 +262,26 @@ class _TimedSocket:
         self.source.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """What the other side sends, to read."""
+        """A reader of the received bytes."""
         return io.BufferedReader(_TimedReader(self.source, self.deadline))
 
     def close(self) -> None:
-        """Nothing: http.client closes before the body is read; `_Connection.release` closes the socket."""
+        """Does nothing: http.client calls it before the body is read. `_Connection.release` closes the socket."""
 
 
 class _TimedReader(io.RawIOBase):
-    """The bytes of a socket, until the deadline."""
+    """Reads from a socket until the deadline."""
 
     def __init__(self, source: socket.socket, deadline: _Deadline) -> None:
         self.source = source
         self.deadline = deadline
 
     def readable(self) -> bool:
-        """It can be read."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what has come, waiting no longer than the deadline."""
+        """Read available bytes into `buffer`; wait at most until the deadline."""
         self.source.settimeout(self.deadline.left())
         return self.source.recv_into(buffer)
 
@@ -281,7 +290,7 @@ class _TimedReader(io.RawIOBase):
 def _answer(
     target: Target, addresses: list[SocketAddress], deadline: _Deadline, headers: Mapping[str, str]
 ) -> Iterator[http.client.HTTPResponse]:
-    """The response to a GET of `target`, its body not yet read; what goes wrong on the way becomes a FetchError."""
+    """Send a GET request; yields the response before its body is read. Raises FetchError if anything fails."""
     connection = _Connection(target, addresses, deadline)
     try:
         connection.request("GET", target.path, headers=headers)
@@ -292,17 +301,19 @@ def _answer(
     except ssl.SSLCertVerificationError as error:
         raise FetchError(f"The certificate of {target.host} is not valid: {error.verify_message}.") from None
     except (OSError, ValueError, http.client.HTTPException):
-        raise FetchError(f"The connection to {target.host} failed or broke off.") from None
+        raise FetchError(f"The connection to {target.host} failed or was interrupted.") from None
     finally:
         connection.release()
 
 
 def _read(response: http.client.HTTPResponse, target: Target, limit: int, received: Callable[[int], None]) -> bytes:
-    """The whole body; raises TooLarge as soon as it is more than `limit` bytes."""
+    """Read the whole body. Raises TooLarge as soon as it exceeds `limit` bytes."""
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding != "identity":
-        raise FetchError(f"{target.host} answered with content encoding {encoding[:40]!r}, which was not asked for.")
-    too_large = TooLarge(f"The photo at this URL is larger than {limit:,} bytes, the most that is taken.")
+        raise FetchError(
+            f"{target.host} answered with the content encoding {encoding[:40]!r}, which was not requested."
+        )
+    too_large = TooLarge(f"The photo at this URL is larger than {limit:,} bytes, the maximum.")
     if response.length is not None and response.length > limit:
         raise too_large
     body = io.BytesIO()
@@ -311,6 +322,6 @@ def _read(response: http.client.HTTPResponse, target: Target, limit: int, receiv
             raise too_large
         received(len(chunk))
         body.write(chunk)
-    if response.length:  # read(n) does not say so itself
-        raise FetchError(f"{target.host} broke off {response.length:,} bytes before the end.")
+    if response.length:  # read(n) does not raise for a truncated body
+        raise FetchError(f"The response of {target.host} ended {response.length:,} bytes too early.")
     return body.getvalue()

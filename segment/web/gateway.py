@@ -1,11 +1,11 @@
-"""Between the network and the framework's WSGI application: no slow client holds a thread.
+"""An ASGI application that runs functions-framework's WSGI application without letting slow clients occupy threads.
 
-An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) for one event loop. It receives a request's
-whole body first, reserving memory in steps as the bytes arrive, then runs the WSGI application in a thread, then sends
-the response. So threads only compute, and a client that sends or reads slowly costs a connection and the bytes that it
-has sent. Clients that are too slow are cut off (408). /health and /progress are answered by the event loop itself.
+Specification: https://asgi.readthedocs.io/en/latest/specs/www.html. For each request, the event loop receives the whole
+body and reserves memory in steps as the bytes arrive, then the WSGI application runs in a thread, then the event loop
+sends the response. Threads only compute; a client that sends or reads slowly takes a connection and the memory of the
+bytes that it has sent. Clients that are too slow get a 408. /health and /progress are answered in the event loop.
 
-The framework's own server has none of this, nor has gunicorn: each gives a client a thread from its first byte on.
+The framework's own server and gunicorn do not do this: both occupy a thread from the first byte of a request.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 HEAD_BYTES = 16 << 10
-"""Length of a request's URL and headers together."""
+"""Maximum size of a request's URL and headers together."""
 WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
-"""A client must send at least so many bytes in each such span of time."""
+"""A client must send at least WINDOW_BYTES in each WINDOW_SECONDS."""
 SEND_SECONDS = 30.0
-"""A client must take each piece of the response within this time."""
+"""Time limit for a client to accept each chunk of the response."""
 INSTANT = frozenset({"/health", "/progress"})
-"""The paths that the event loop answers itself."""
-ROOM_SECONDS = 0.02
-"""How often a body that waits for memory asks for it."""
+"""Paths that are answered in the event loop."""
+POLL_SECONDS = 0.02
+"""Interval at which a body that waits for memory tries to reserve it."""
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -55,17 +55,17 @@ class _Disconnected(Exception):
 
 
 class Body(io.RawIOBase):
-    """A received body as a WSGI input stream, which gives up each piece once it has been read."""
+    """A received body as a WSGI input stream. Chunks are freed once they are read."""
 
     def __init__(self) -> None:
         self.chunks: deque[memoryview] = deque()
 
     def readable(self) -> bool:
-        """It can be read."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Move bytes into `buffer`; 0 at the end."""
+        """Read bytes into `buffer`; returns their number, 0 at the end."""
         if not self.chunks:
             return 0
         chunk = self.chunks.popleft()
@@ -79,9 +79,9 @@ class Body(io.RawIOBase):
 class Gateway:
     """The ASGI application.
 
-    `threads`: how many requests the WSGI application works on at once. `uploads`: the paths whose bodies are received;
-    on any other a body is dropped. `startup`: what prepares the model, if it has to be prepared; `needs_model`: the
-    paths that are refused until it is.
+    `threads`: maximum number of requests that the WSGI application handles at once. `uploads`: paths whose bodies are
+    received; the body of a request for any other path is discarded. `startup`: prepares the model, if needed.
+    `needs_model`: paths that are refused until the model is prepared.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Gateway:
         self._threads = ThreadPoolExecutor(threads, "request")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         with suppress(_Disconnected):
             await _Exchange(self, scope, receive, send).run()
 
@@ -110,7 +110,7 @@ class Gateway:
         return self.startup.refusal() if self.startup and path in self.needs_model else None
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of `function`, called in one of the threads."""
+        """Call `function` in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
@@ -156,14 +156,14 @@ class _Exchange:
             try:
                 held = environ.get(RECEIVED)
                 if held:
-                    held.blocked = True  # until one of the threads is free
+                    held.blocked = True  # until a thread is free
                 await self._respond(*await self.gateway.in_thread(_call, application, environ))
             finally:
                 if watch:
                     watch.cancel()
 
     async def _receive_body(self, stack: ExitStack) -> Reservation:
-        """Receive all of the body. Raises TooLarge, Busy, ModelError, RequestTimeout, _Disconnected."""
+        """Receive the whole body. Raises TooLarge, Busy, ModelError, RequestTimeout, _Disconnected."""
         service = self.service
         if not service.ready:
             await self.gateway.in_thread(service.load)
@@ -176,13 +176,13 @@ class _Exchange:
             chunk = await self._next_chunk(clock)
             if held.bytes + len(chunk) > limit:
                 raise _too_large(limit)
-            await self._make_room(held, len(chunk), clock)
+            await self._reserve(held, len(chunk), clock)
             if chunk:
                 self.body.chunks.append(memoryview(chunk))
         return held
 
     async def _next_chunk(self, clock: _Clock) -> bytes:
-        """The next bytes of the body."""
+        """Receive the next bytes of the body."""
         while True:
             try:
                 async with asyncio.timeout_at(clock.until):
@@ -195,31 +195,31 @@ class _Exchange:
             self.unread = message.get("more_body", False)
             if self.scope["state"].get("truncated"):
                 self.unread = True
-                raise ClientDisconnected("The body broke off before its end.")
+                raise ClientDisconnected("The body ended before its announced length.")
             chunk: bytes = message.get("body", b"")
             clock.received += len(chunk)
             if self.unread:
                 clock.check()
             return chunk
 
-    async def _make_room(self, held: Reservation, count: int, clock: _Clock) -> None:
-        """Reserve `count` bytes; the time that passes meanwhile is not the client's."""
+    async def _reserve(self, held: Reservation, count: int, clock: _Clock) -> None:
+        """Reserve `count` bytes. The time spent waiting does not count against the client."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         while not held.try_grow(count):
-            await asyncio.sleep(ROOM_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             if loop.time() - start > self.service.settings.wait_seconds:
                 raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", 5)
         clock.pause(loop.time() - start)
 
     async def _watch(self) -> None:
-        """Note when the client closes the connection."""
+        """Set `gone` when the client closes the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone.set()
 
     async def _respond(self, status: int, headers: list[tuple[bytes, bytes]], pieces: Iterable[bytes]) -> None:
-        """Send the response; after it, receive and drop some of a body that was refused."""
+        """Send the response, then receive and discard a part of a body that was refused."""
         try:
             if self.unread:
                 headers.append((b"connection", b"close"))
@@ -246,7 +246,7 @@ class _Exchange:
 
     async def _drain(self) -> None:
         if b"expect" in self.headers or self.scope["state"].get("truncated"):
-            return  # after Expect: 100-continue the client has not begun to send
+            return  # with Expect: 100-continue, the client has not sent the body
         left = DRAIN_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -257,7 +257,7 @@ class _Exchange:
 
 
 class _Clock:
-    """When a body must have arrived: all of it in `seconds`, and in each window a minimum of bytes."""
+    """The deadlines of a body: `seconds` for all of it, and a minimum number of bytes per window."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -268,7 +268,7 @@ class _Clock:
 
     @property
     def until(self) -> float:
-        """When to check next, on the event loop's clock."""
+        """Time of the next check, on the event loop's clock."""
         return min(self._end, self._window)
 
     def check(self) -> None:
@@ -279,12 +279,12 @@ class _Clock:
         if now >= self._window:
             if self.received < WINDOW_BYTES:
                 raise RequestTimeout(
-                    f"The body arrives too slowly: less than {WINDOW_BYTES >> 10} KiB in {WINDOW_SECONDS:g} s."
+                    f"The body arrives too slowly: less than {WINDOW_BYTES >> 10} KiB within {WINDOW_SECONDS:g} s."
                 )
             self._begin_window()
 
     def pause(self, seconds: float) -> None:
-        """Do not count these seconds, in which the client could not send."""
+        """Extend the deadlines by `seconds`, in which the client could not send."""
         self._end += seconds
         self._window += seconds
 
@@ -296,7 +296,7 @@ class _Clock:
 def _call(
     application: WSGIApplication, environ: WSGIEnvironment
 ) -> tuple[int, list[tuple[bytes, bytes]], Iterable[bytes]]:
-    """Status, headers and body of the application's response."""
+    """Call the WSGI application; returns the status, headers and body of its response."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
     if held := environ.get(RECEIVED):
         held.blocked = False
@@ -333,7 +333,7 @@ def environment(scope: Message, body: io.RawIOBase) -> WSGIEnvironment:
     }
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        if "_" in name:  # would be taken for the name with a hyphen
+        if "_" in name:  # CGI names do not distinguish it from a hyphen
             continue
         key = name.upper().replace("-", "_")
         if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
@@ -343,4 +343,4 @@ def environment(scope: Message, body: io.RawIOBase) -> WSGIEnvironment:
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The body is larger than {limit:,} bytes, the largest that this instance accepts.")
+    return TooLarge(f"The request body is larger than {limit:,} bytes, the maximum that this instance accepts.")

@@ -1,8 +1,8 @@
-"""The web server: uvicorn, with limits on what a connection may cost before its request is complete.
+"""The web server: uvicorn, with limits for connections whose requests are incomplete.
 
-uvicorn parses HTTP with h11, which bounds a request's head; the deadline for it and the number of connections are
-bounded here. What comes after the head is gateway.py's. One process and one event loop: a second process would hold
-the model a second time.
+uvicorn parses HTTP with h11, which limits the size of a request's head (request line and headers). This module adds a
+deadline for the head and a limit for the number of connections. gateway.py handles the body. There is one process with
+one event loop, because each further process would load the model again.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
 from segment.web.startup import NEEDS_MODEL, Startup
 
 HEAD_SECONDS = 10.0
-"""Time in which a request's first line and headers must have arrived."""
+"""Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
 MAX_CONNECTIONS = 400
-"""When more connect, the connection that has waited for its request's head for longest is closed."""
+"""If there are more connections, the one that has waited longest for a request's head is closed."""
 STOP_SECONDS = 8
-"""Requests that run at SIGTERM may take so long; Cloud Run kills the process after 10 s."""
+"""Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
 
 class Protocol(H11Protocol):
-    """A connection whose requests' heads have a deadline."""
+    """A connection with a deadline for the head of each request."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first head; make room if there are too many connections."""
+        """Start the deadline of the first head; close another connection if there are too many."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
         self._start_deadline()
@@ -53,7 +53,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a head that has begun has its deadline from its first byte on."""
+        """Parse `data`. The deadline of a further head starts with its first byte."""
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_deadline()
@@ -61,7 +61,10 @@ class Protocol(H11Protocol):
             self._start_deadline()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Answer a client that ends its body before the announced end; one that waits for its answer has gone."""
+        """Handle the end of the client's data.
+
+        Within a body, the request is answered with an error. After it, the client has closed the connection.
+        """
         if self.conn.their_state is not h11.SEND_BODY or self.cycle is None or self.cycle.response_complete:
             return None
         self.scope["state"]["truncated"] = True
@@ -70,7 +73,7 @@ class Protocol(H11Protocol):
         return True
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, without waiting for a client that does not read."""
+        """Close an idle connection; abort it if the client does not read the rest of a response."""
         self.transport.abort() if self.transport.get_write_buffer_size() else super().timeout_keep_alive_handler()
 
     def _start_deadline(self) -> None:
@@ -82,12 +85,12 @@ class Protocol(H11Protocol):
             self._deadline = None
 
 
-class _Anything:
+class _AllPaths:
     def __contains__(self, _: object) -> bool:
         return True
 
 
-class _AnythingBut:
+class _AllPathsBut:
     def __init__(self, excepted: Container[str]) -> None:
         self.excepted = excepted
 
@@ -96,7 +99,7 @@ class _AnythingBut:
 
 
 FAILURE_SECONDS = 3.0
-"""How long the page can still learn why the preparation of the model failed, before the server ends."""
+"""Time between a failed preparation of the model and the server's exit, in which the page can show the reason."""
 
 
 def run(
@@ -107,19 +110,19 @@ def run(
     target: str | None = None,
     prepare: Sequence[str] = (),
 ) -> int:
-    """Serve the framework's application for `target` until SIGTERM or SIGINT; exits with status 0.
+    """Serve functions-framework's application for `target` until SIGTERM or SIGINT, then exit with status 0.
 
-    `source` is the file with the function target, main.py by default; without `target` it is FUNCTION_TARGET's.
-    `prepare` is the command that prepares the model while the server listens already, see startup.py. If that fails,
-    the server ends and this returns 1.
+    `source`: file that defines the function target, main.py by default. `target`: by default FUNCTION_TARGET.
+    `prepare`: command that prepares the model while the server is already listening, see startup.py. If it fails, the
+    server stops and 1 is returned.
     """
     import functions_framework
 
     application: Any = functions_framework.create_app(target, source)  # type: ignore[no-untyped-call]
     service, http = application.extensions["segment"], application.name == "segment_http"
-    uploads: Container[str] = upload_paths(service.settings) if http else _Anything()
+    uploads: Container[str] = upload_paths(service.settings) if http else _AllPaths()
     needs_model: Container[str] = (
-        NEEDS_MODEL.union(labelling.routes(service.settings)) if http else _AnythingBut(INSTANT)
+        NEEDS_MODEL.union(labelling.routes(service.settings)) if http else _AllPathsBut(INSTANT)
     )
     failed = threading.Event()
     startup = Startup(service, prepare, failed.set) if prepare else None
@@ -144,7 +147,7 @@ def run(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has ended
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has shut down
         signal.signal(number, lambda *_: sys.exit(0))
     server = uvicorn.Server(config)
     if startup is None:

@@ -1,7 +1,8 @@
-"""Read a request: the photo that it contains, or the URL of one, and its options.
+"""Parse a request: the photo that it contains, or its URL, and the options.
 
-A photo comes as the body itself, as `file` in a multipart form, or in JSON as `image` (base64, or a data URL). Its URL
-comes as `url` in the query, a form or JSON. Options stand in the query, and in the form or the JSON beside the photo.
+The photo is the body itself, the file `file` in a multipart form, or the string `image` in JSON (base64, or a data
+URL). Instead of a photo, `url` can be given in the query, a form or JSON. Options are given in the query, the form or
+the JSON.
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, Multip
 
 from segment.errors import OptionError, RequestError, TooLarge
 
-_UNNAMED = {"application/octet-stream", "application/x-www-form-urlencoded"}
-"""Types that clients put on any body; the second is curl's for `--data-binary @photo.jpg`, and an HTML form's."""
+_UNSPECIFIC = {"application/octet-stream", "application/x-www-form-urlencoded"}
+"""Content types that clients send with any body, the second for `curl --data-binary @photo.jpg` and for forms."""
 
 Pairs = list[tuple[str, str]]
 
 CHUNK = 1 << 16
 MAX_OPTION_BYTES = 1 << 16
-"""Length of all of a request's options together. Parsed, they take many times their bytes."""
+"""Maximum size of all options of a request. Parsed, they take many times as much memory."""
 MAX_PARTS = 100
 MAX_JSON_VALUES = 1000
-"""Values in a JSON body. It needs one for the photo and one for each option; parsed, `[]` takes 30 times its bytes."""
+"""Maximum number of values in a JSON body. Parsed, `[]` takes 30 times as many bytes."""
 JSON_COPIES = 3
-"""Copies of a JSON body in memory beside the body itself: as text, as the image's text, decoded."""
+"""Copies of a JSON body in memory in addition to the body itself: as text, as the image's text, decoded."""
 VALUE_BYTES = 160
 """Memory of a value in a parsed JSON body, counted by the commas and opening brackets: a dict of one has two."""
 WIDE_COPIES = 9
-"""The same for a JSON body with characters beyond ASCII, whose text takes up to four bytes for each."""
+"""The same for a JSON body with non-ASCII characters, whose text takes up to four bytes per character."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request contains: a photo, as bytes or as a URL, and its options before they are parsed."""
+    """The content of a request: a photo, as bytes or as a URL, and options that are not parsed yet."""
 
     photo: bytes
     url: str | None
@@ -50,25 +51,25 @@ class Upload:
 
 
 def read(request: Request, limit: int, received: Callable[[int], None], grow: Callable[[int], None]) -> Upload:
-    """Read the request; of its body never more than `limit` bytes.
+    """Read and parse the request, with a body of at most `limit` bytes.
 
-    `received` is told how many bytes have arrived, before they are kept. `grow` is asked for the memory that parsing
-    the body takes beside it. Both may raise TooLarge or Busy.
+    `received` is called with the number of bytes that have arrived, before they are stored. `grow` is called with the
+    number of bytes that parsing needs in addition to the body. Both may raise TooLarge or Busy.
 
-    Raises RequestError for one that brings no photo, or two, or cannot be read, OptionError for an option given twice,
-    UnsupportedMediaType for a body that can hold no photo, TooLarge, ClientDisconnected.
+    Raises RequestError if the request contains no photo, more than one, or cannot be parsed; OptionError if an option
+    is given twice; UnsupportedMediaType; TooLarge; ClientDisconnected.
     """
     data, pairs = _read_body(request, _Body(request, limit, received), grow) if request.method == "POST" else (None, [])
     raw_options = _unique([*request.args.items(multi=True), *pairs])
     url = raw_options.pop("url", None)
     if url is not None and data is not None:
-        raise RequestError("The request brings both a photo and a url; send one of them.")
+        raise RequestError("The request contains both a photo and a url. Send one of them.")
     if url == "" or data == b"":
         raise RequestError(f"The {'photo' if data == b'' else 'url'} is empty.")
     if url is None and data is None:
         raise RequestError(
-            "There is no photo. Send it as the body, as `file` in a form, as `image` (base64) or `url` in JSON"
-            + (", or give ?url=." if request.method == "POST" else "; or give ?url= here.")
+            "The request contains no photo. Send it with POST as the body, as `file` in a form, or as `image` (base64) "
+            "in JSON; or give its `url` in the query, a form or JSON."
         )
     return Upload(data or b"", url, raw_options)
 
@@ -98,14 +99,14 @@ def _unique(pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
 
 
 class _Body(io.RawIOBase):
-    """A request's body that ends in an error when it is longer than `limit` bytes, or shorter than announced.
+    """A request's body. Raises an error if it is longer than `limit` bytes, or shorter than its Content-Length.
 
-    (Werkzeug's own limit cuts a body without a Content-Length off in silence.)
+    (Werkzeug's own limit silently truncates a body without a Content-Length.)
     """
 
     def __init__(self, request: Request, limit: int, received: Callable[[int], None]) -> None:
         self.received = received
-        self.source = request.stream  # ends at the Content-Length, where a server's own stream may not
+        self.source = request.stream  # ends at the Content-Length, unlike the streams of some servers
         self.announced = request.content_length
         self.limit = limit
         self.taken = 0
@@ -113,30 +114,30 @@ class _Body(io.RawIOBase):
             raise self.too_large()
 
     def readable(self) -> bool:
-        """It can be read."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what has come."""
+        """Read available bytes into `buffer`."""
         try:
             data = self.source.read(min(len(buffer), CHUNK))
-        except Exception:  # whatever the server raises for a body that is malformed or breaks off
-            raise ClientDisconnected("The body is malformed or broke off.") from None
+        except Exception:  # servers raise various types for a malformed or truncated body
+            raise ClientDisconnected("The request body is malformed or truncated.") from None
         self.taken += len(data)
         if self.taken > self.limit:
             raise self.too_large()
         if not data and self.announced is not None and self.taken < self.announced:
-            raise ClientDisconnected("The body broke off before its announced end.")
+            raise ClientDisconnected("The request body ended before its announced length.")
         self.received(len(data))
         buffer[: len(data)] = data
         return len(data)
 
     def too_large(self) -> TooLarge:
-        """The error that says so."""
-        return TooLarge(f"The body is larger than {self.limit:,} bytes, the most that is taken.")
+        """The error for a body that exceeds the limit."""
+        return TooLarge(f"The request body is larger than {self.limit:,} bytes, the maximum.")
 
     def whole(self) -> bytes:
-        """All of it, held once."""
+        """The whole body, without a second copy of it."""
         held = io.BytesIO()
         while data := self.read(CHUNK):
             held.write(data)
@@ -144,7 +145,7 @@ class _Body(io.RawIOBase):
 
 
 def _read_body(request: Request, body: _Body, grow: Callable[[int], None]) -> tuple[bytes | None, Pairs]:
-    """The photo in a body, if there is one, and the options beside it."""
+    """Parse the body: the photo, if it contains one, and options."""
     kind = request.mimetype
     if kind == "multipart/form-data":
         return _read_form(body, request.mimetype_params.get("boundary", "").encode("ascii", "replace"))
@@ -152,42 +153,44 @@ def _read_body(request: Request, body: _Body, grow: Callable[[int], None]) -> tu
         text = body.whole()
         grow(len(text) * (JSON_COPIES if text.isascii() else WIDE_COPIES))
         return _read_json(text)
-    if kind and not kind.startswith("image/") and kind not in _UNNAMED:
+    if kind and not kind.startswith("image/") and kind not in _UNSPECIFIC:
         raise UnsupportedMediaType(
-            f"A body of type {kind[:100]} is not read here. Send an image, multipart/form-data or application/json."
+            f"The content type {kind[:100]} is not supported. Send an image, multipart/form-data or application/json."
         )
     data = body.whole()
-    if kind == "application/x-www-form-urlencoded" and data.isascii():  # which no image is
+    if kind == "application/x-www-form-urlencoded" and data.isascii():  # no image is
         if len(data) > MAX_OPTION_BYTES:
-            raise TooLarge(f"The form has more than {MAX_OPTION_BYTES:,} bytes. Send the photo as multipart/form-data.")
+            raise TooLarge(
+                f"The form is larger than {MAX_OPTION_BYTES:,} bytes. Send the photo as multipart/form-data."
+            )
         _, form, _ = FormDataParser().parse(io.BytesIO(data), kind, len(data))
         return None, list(form.items(multi=True))
     return (data if data or kind else None), []
 
 
 def _read_form(body: _Body, boundary: bytes) -> tuple[bytes | None, Pairs]:
-    """The photo and the options in a multipart form (RFC 7578), of which only the photo may be long."""
+    """Parse a multipart form (RFC 7578): the photo and options. Only the photo may be large."""
     if not boundary:
-        raise RequestError("The multipart form is malformed: its Content-Type names no boundary.")
+        raise RequestError("The multipart form is malformed: its Content-Type has no boundary.")
     form = _Form()
     decoder = MultipartDecoder(boundary, max_parts=MAX_PARTS)
     try:
         while not isinstance(event := decoder.next_event(), Epilogue):
             if isinstance(event, NeedData):
-                if len(decoder.buffer) > MAX_OPTION_BYTES:  # headers, or what comes before the first part
-                    raise TooLarge(f"A part of the form has headers of more than {MAX_OPTION_BYTES:,} bytes.")
+                if len(decoder.buffer) > MAX_OPTION_BYTES:  # headers, or data before the first part
+                    raise TooLarge(f"The headers of a part of the form are larger than {MAX_OPTION_BYTES:,} bytes.")
                 decoder.receive_data(body.read(CHUNK) or None)
             else:
                 form.add(event)
     except ValueError:
-        raise RequestError("The multipart form is malformed or cut off.") from None
+        raise RequestError("The multipart form is malformed or truncated.") from None
     except RequestEntityTooLarge:
         raise TooLarge(f"The form has more than {MAX_PARTS} parts.") from None
     return (None if form.photo is None else form.photo.getvalue()), form.pairs
 
 
 class _Form:
-    """A multipart form as its parts arrive."""
+    """Collects the parts of a multipart form as they arrive."""
 
     def __init__(self) -> None:
         self.photo: io.BytesIO | None = None
@@ -197,7 +200,7 @@ class _Form:
         self._length = 0
 
     def add(self, event: Event) -> None:
-        """Take the next event of the decoder. Raises RequestError, TooLarge."""
+        """Process the next event of the decoder. Raises RequestError, TooLarge."""
         if isinstance(event, Field):
             self._begin_field(event.name)
         elif isinstance(event, File):
@@ -207,14 +210,14 @@ class _Form:
 
     def _begin_field(self, name: str) -> None:
         if name == "file":
-            raise RequestError("`file` came as text. Send it as a file, as `curl -F file=@photo.jpg` does.")
+            raise RequestError("`file` is a text field. Send it as a file, as `curl -F file=@photo.jpg` does.")
         self._name, self._text = name or "", bytearray()
 
     def _begin_file(self, name: str) -> None:
         if name != "file":
             raise RequestError(f"The form has a file named {(name or '')[:100]!r}; the photo must be named 'file'.")
         if self.photo is not None:
-            raise RequestError("The form holds several photos; send one at a time.")
+            raise RequestError("The form contains several photos. Send one per request.")
         self.photo, self._text = io.BytesIO(), None
 
     def _add_data(self, data: Data) -> None:
@@ -225,7 +228,7 @@ class _Form:
         self._length += len(data.data)
         if self._length > MAX_OPTION_BYTES:
             raise TooLarge(
-                f"The form's fields have more than {MAX_OPTION_BYTES:,} bytes; the last is {self._name[:100]!r}."
+                f"The fields of the form are larger than {MAX_OPTION_BYTES:,} bytes; the last is {self._name[:100]!r}."
             )
         self._text += data.data
         if not data.more_data:
@@ -234,7 +237,7 @@ class _Form:
 
 def _read_json(text: bytes) -> tuple[bytes | None, Pairs]:
     if _count_values(text) > MAX_JSON_VALUES:
-        raise RequestError(f"The JSON has more than {MAX_JSON_VALUES} values; it needs the photo and its options.")
+        raise RequestError(f"The JSON has more than {MAX_JSON_VALUES} values. Send only the photo and its options.")
     body = _parse_object(text)
     image = body.pop("image", None)
     if image is not None and not isinstance(image, str):
@@ -251,7 +254,7 @@ def _parse_object(text: bytes) -> dict[str, Any]:
     try:
         body = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):
-        raise RequestError("The body is not valid JSON.") from None
+        raise RequestError("The request body is not valid JSON.") from None
     if not isinstance(body, dict):
         raise RequestError('The JSON must be an object, such as {"url": "https://example.com/photo.jpg"}.')
     return body
@@ -262,7 +265,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _word(name: str, value: object) -> str:
-    """A JSON value as it would be written in a query."""
+    """A JSON value as written in a query string."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (str, int, float)):
@@ -277,7 +280,7 @@ def from_base64(text: str) -> bytes:
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise RequestError("`image` is a data URL without base64; write data:image/jpeg;base64,...")
+            raise RequestError("`image` is a data URL that is not base64. Use the form data:image/jpeg;base64,...")
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (ValueError, binascii.Error):
