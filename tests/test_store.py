@@ -94,7 +94,7 @@ def test_too_large_is_not_read(store: Store) -> None:
     put(store, "four")
     (item,) = store.objects()
     assert store.read(item, 4) == b"four"
-    with pytest.raises(TooLarge, match="4 bytes; the most is 3"):
+    with pytest.raises(TooLarge, match="4 bytes; the maximum is 3"):
         store.read(item, 3)
 
 

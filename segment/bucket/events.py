@@ -1,24 +1,24 @@
-"""Bucket events: a new object in a bucket becomes results in the output bucket, exactly once.
+"""Bucket events: write the results of each new object to the output bucket, exactly once.
 
-Events are delivered at least once, late, twice, at once and out of order. Each is about one generation of one object,
-and the names of the results follow from that (results.py). They are written only where there is no object. So a
-delivery finds the results complete and has nothing to do, or writes what is missing.
+Events are delivered at least once: late, repeatedly, concurrently and in any order. Each event is about one generation
+of one object, which determines the names of the results (results.py). Results are only written where no object exists.
+A delivery therefore either finds the results complete, or writes the missing ones.
 
-What a delivery results in, and how it is answered:
+Outcomes of a delivery:
 
-| | |
+| outcome | response |
 |---|---|
-| the results are written, or were before | acknowledged |
-| the object was deleted or overwritten meanwhile | acknowledged: its new generation has its own event |
-| RequestError: not an image, corrupt, too large; the object may not be read | `error.json` beside it; acknowledged |
-| StorageRefused: the output bucket does not exist or may not be written | ERROR in the log; acknowledged |
-| the event is not understood, or not for this service | acknowledged, logged |
-| StorageError, Busy, ModelError, anything else | 503 or 500: delivered again, at last dead-lettered |
+| the results are written, or existed before | acknowledged |
+| the object was deleted or overwritten in the meantime | acknowledged: the new generation has its own event |
+| RequestError (not an image, corrupt, too large), or the object cannot be read | `error.json`; acknowledged |
+| StorageRefused: the output bucket does not exist or cannot be written | logged as ERROR; acknowledged |
+| the event is malformed, or not for this service | logged; acknowledged |
+| StorageError, Busy, ModelError, any other error | 503 or 500: redelivered, finally dead-lettered |
 
-The whole of a delivery ends by SEGMENT_DELIVERY_SECONDS, but for the stage or the last call that is under way: waiting
-and calls share that time, so it stays below the request's time limit and Pub/Sub's acknowledgement deadline.
+A delivery ends within SEGMENT_DELIVERY_SECONDS, plus the current stage or last storage call. Waiting and calls share
+this time, so that it stays below the request timeout and Pub/Sub's acknowledgement deadline.
 
-What is acknowledged with an ERROR is made up for by the backfill, once the cause has been removed.
+Photos of events that were acknowledged with an ERROR are processed by a backfill after the cause has been fixed.
 """
 
 from __future__ import annotations
@@ -48,25 +48,28 @@ log = logging.getLogger(__name__)
 FINALIZED = "google.cloud.storage.object.v1.finalized"
 PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-"""A bucket's name (https://cloud.google.com/storage/docs/buckets#naming)."""
+"""Valid bucket names (https://cloud.google.com/storage/docs/buckets#naming)."""
 
 
-class NotUnderstood(ValueError):
-    """An event of no shape that is known here."""
+class MalformedEvent(ValueError):
+    """The event has none of the supported formats."""
 
 
 def handle(service: Service, event: CloudEvent) -> None:
-    """Deal with one event: returning acknowledges it, raising an HTTPException has it delivered again."""
-    from segment.bucket.store.google import Bucket  # 17 MB that requests over HTTP do not need
+    """Handle one event. Returning acknowledges it; an HTTPException causes its redelivery."""
+    from segment.bucket.store.google import Bucket  # imports 17 MB that the HTTP service does not need
 
     settings = service.settings
     try:
         found = parse(event)
-    except NotUnderstood as error:
-        log.error("Event not understood: %s", error, extra={"event": _get(event, "id"), "type": _get(event, "type")})
+    except MalformedEvent as error:
+        log.error("Malformed event: %s", error, extra={"event": _get(event, "id"), "type": _get(event, "type")})
         return
     if found is None:
-        log.info("Ignored: not about a new object.", extra={"event": _get(event, "id"), "type": _get(event, "type")})
+        log.info(
+            "Ignored: the event is not about a new object.",
+            extra={"event": _get(event, "id"), "type": _get(event, "type")},
+        )
         return
     bucket, item = found
     deadline = time.monotonic() + settings.delivery_seconds
@@ -80,12 +83,12 @@ def handle(service: Service, event: CloudEvent) -> None:
     try:
         segment_object(service, source, item, destination, settings.output_prefix, deadline)
     except StorageRefused as error:
-        log.error("%s: given up: %s", item.name, error, extra=describe(source, item))
+        log.error("%s: failed: %s", item.name, error, extra=describe(source, item))
     except (StorageError, Busy) as error:
-        log.warning("%s: to be delivered again: %s", item.name, error, extra=describe(source, item))
+        log.warning("%s: will be redelivered: %s", item.name, error, extra=describe(source, item))
         raise ServiceUnavailable from None
     except ModelError as error:
-        log.error("%s: to be delivered again: %s", item.name, error, extra=describe(source, item))
+        log.error("%s: will be redelivered: %s", item.name, error, extra=describe(source, item))
         raise ServiceUnavailable from None
     except Exception:
         log.exception("%s: unexpected error", item.name, extra=describe(source, item))
@@ -93,10 +96,10 @@ def handle(service: Service, event: CloudEvent) -> None:
 
 
 def parse(event: CloudEvent) -> tuple[str, Object] | None:
-    """The bucket and the new object that an event is about; None if it is about something else.
+    """The bucket and the new object of an event; None if the event is not about a new object.
 
-    Both shapes are read: Eventarc's, whose data is the object resource, and a Pub/Sub push of a bucket's
-    notification, whose message has the resource as its data. Raises NotUnderstood.
+    Two formats are supported: Eventarc's, whose data is the object resource, and a Pub/Sub push of a bucket
+    notification, whose message contains the resource. Raises MalformedEvent.
     """
     kind, data = _get(event, "type"), event.get_data()
     if kind == PUBLISHED:
@@ -104,27 +107,29 @@ def parse(event: CloudEvent) -> tuple[str, Object] | None:
         attributes = _mapping(message.get("attributes"), "attributes")
         kind = attributes.get("eventType")
         if not kind:
-            raise NotUnderstood("The message has no eventType; it is no notification of a bucket.")
+            raise MalformedEvent("The message has no attribute eventType; it is not a bucket notification.")
         return _new_object(_payload(message)) if kind == "OBJECT_FINALIZE" else None
     if kind == FINALIZED:
         return _new_object(data)
     if str(kind).startswith("google.cloud.storage.object."):
         return None
-    raise NotUnderstood(f"The type is {kind!r}; it must be {FINALIZED} or {PUBLISHED}.")
+    raise MalformedEvent(f"The event's type is {kind!r}; it must be {FINALIZED} or {PUBLISHED}.")
 
 
 def _payload(message: Mapping[str, Any]) -> object:
     try:
         return json.loads(base64.b64decode(message.get("data") or "", validate=True))
     except (binascii.Error, ValueError, TypeError, RecursionError):
-        raise NotUnderstood("The message's data is not base64 of JSON; payloadFormat must be JSON_API_V1.") from None
+        raise MalformedEvent(
+            "The message's data is not base64-encoded JSON. Set the notification's payloadFormat to JSON_API_V1."
+        ) from None
 
 
 def _new_object(data: object) -> tuple[str, Object]:
     resource = _mapping(data, "data")
     bucket, name = (_string(resource, key) for key in ("bucket", "name"))
     if not _BUCKET.fullmatch(bucket):
-        raise NotUnderstood(f"{bucket[:100]!r} cannot be a bucket's name.")
+        raise MalformedEvent(f"{bucket[:100]!r} is not a valid bucket name.")
     metadata = resource.get("metadata") or {}
     size, crc32c = resource.get("size"), resource.get("crc32c")
     item = Object(
@@ -139,21 +144,21 @@ def _new_object(data: object) -> tuple[str, Object]:
 
 def _mapping(value: object, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise NotUnderstood(f"Its {what} is no JSON object.")
+        raise MalformedEvent(f"Its {what} is not a JSON object.")
     return value
 
 
 def _string(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str) or not value:
-        raise NotUnderstood(f"Its {key} is {str(value)[:100]!r}; it must be a text.")
+        raise MalformedEvent(f"Its {key} is {str(value)[:100]!r}; it must be a non-empty string.")
     return value
 
 
 def _number(values: Mapping[str, Any], key: str) -> int:
     word = str(values.get(key))
     if not re.fullmatch(r"[0-9]{1,19}", word):
-        raise NotUnderstood(f"Its {key} is {word[:100]!r}; it must be a whole number.")
+        raise MalformedEvent(f"Its {key} is {word[:100]!r}; it must be a whole number.")
     return int(word)
 
 
@@ -161,18 +166,18 @@ def _get(event: CloudEvent, attribute: str) -> Any:
     return event.get_attributes().get(attribute)
 
 
-AMONG_RESULTS = "it is where results are written, and is none. Photos need another bucket or another prefix."
-"""An object ignored for this may be a photo that somebody waits for."""
+AMONG_RESULTS = "it is in the place of results, but is not one. Put photos in another bucket or under another prefix."
+"""Logged as a warning, because the object may be a photo whose results somebody expects."""
 
 
 def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
-    """Why an object is not for us; empty if it is."""
+    """The reason for ignoring an object; empty if it is to be segmented."""
     if settings.input_bucket and bucket != settings.input_bucket:
         return f"it is not in gs://{settings.input_bucket}."
     if not item.name.startswith(settings.input_prefix):
         return f"its name does not start with {settings.input_prefix!r}."
     if item.name.endswith("/"):
-        return "it stands for a folder."
+        return "it is a folder placeholder."
     if is_result(item):
         return "it is a result."
     if bucket == settings.output_bucket and item.name.startswith(settings.output_prefix):
@@ -180,39 +185,39 @@ def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
     return ""
 
 
-# Starting
+# Start-up
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings with which events cannot be handled, or results would be read as photos. Raises SettingsError."""
+    """Check the settings for bucket events. Raises SettingsError, also if results would be segmented as photos."""
     if not settings.output_bucket:
-        raise SettingsError("SEGMENT_OUTPUT_BUCKET is empty; it must name the bucket that results are written to.")
+        raise SettingsError("SEGMENT_OUTPUT_BUCKET is not set; it must be the name of the bucket for results.")
     for name in ("input_bucket", "output_bucket"):
         value = getattr(settings, name)
         if value and not _BUCKET.fullmatch(value):
-            raise SettingsError(f"SEGMENT_{name.upper()} is {value!r}; it must be a bucket's name alone.")
+            raise SettingsError(f"SEGMENT_{name.upper()} is {value!r}; it must be the name of a bucket, without gs://.")
     source = f"gs://{settings.input_bucket}/{settings.input_prefix}"
     destination = f"gs://{settings.output_bucket}/{settings.output_prefix}"
     if overlap(source, destination):
         raise SettingsError(
             f"SEGMENT_INPUT_PREFIX {settings.input_prefix!r} and SEGMENT_OUTPUT_PREFIX {settings.output_prefix!r} are "
-            f"in the same bucket, {settings.output_bucket}, and one begins with the other: results would be "
-            "segmented again, for ever. Use another output bucket, or prefixes such as photos/ and results/."
+            f"in the same bucket, {settings.output_bucket}, and one starts with the other, so results would be "
+            "segmented again in an endless loop. Use another output bucket, or prefixes such as photos/ and results/."
         )
 
 
 def prepare(app: Flask, settings: Settings) -> None:
-    """Make the framework's app one that answers events. Raises SettingsError."""
+    """Set up the framework's app for events. Raises SettingsError."""
     check(settings)
     app.register_error_handler(Exception, _acknowledge_unreadable)
 
 
 def _acknowledge_unreadable(error: Exception) -> ResponseReturnValue:
-    """Acknowledge what the framework cannot even make an event of; it would come back for a day.
+    """Acknowledge requests that the framework cannot parse as events; otherwise they would be redelivered for a day.
 
-    `handle` raises nothing but 500 and 503, so anything else is about the request itself.
+    `handle` only raises 500 and 503, so any other error is about the request itself.
     """
     if isinstance(error, HTTPException) and not isinstance(error, BadRequest):
         return error
-    log.error("Event not understood: the body is no CloudEvent and no Pub/Sub message with data.")
+    log.error("Malformed event: the body is neither a CloudEvent nor a Pub/Sub message with data.")
     return "", 204

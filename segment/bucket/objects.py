@@ -1,8 +1,8 @@
-"""One photo of a bucket or a folder: read it, segment it, write its results exactly once.
+"""Process one photo of a bucket or a folder: read it, segment it, write its results exactly once.
 
-Reading, the network and writing of different photos overlap. A photo's file is held in the budget for received bytes
-and its results in the budget for requests until they are written (segment/service.py), so memory stays bounded however
-many photos are worked on at once. `results.py` says which results a photo has and when they are made again.
+Reading, running the network and writing overlap for different photos. Until the results are written, the photo's file
+is reserved in the budget for received bytes, and the results in the budget for requests (segment/service.py), so that
+memory is bounded for any number of concurrent photos. results.py defines the results and when they are made again.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from segment.service import Result, Service
 log = logging.getLogger(__name__)
 
 MAX_NAME_BYTES = 1024
-"""Length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
+"""Maximum length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
 POLL_SECONDS = 0.05
-"""How often memory for a photo's file is asked for while there is none."""
+"""Interval at which a photo's file that waits for memory tries to reserve it."""
 ATTEMPTS = 3
-"""How often a photo is begun anew because somebody else wrote results of another run at the same time."""
+"""Number of attempts when another process writes results of a different run at the same time."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an object.
+    """The outcome for one object.
 
-    `reason`: why it was refused, or why not even its error.json could be written. `document`: its JSON, if it was
-    segmented now and JSON is among the formats.
+    `reason`: why it was refused, or why its error.json could not be written. `document`: the JSON result, if the object
+    was segmented now and JSON is among the formats.
     """
 
     kind: Literal["segmented", "done before", "gone", "refused", "lost"]
@@ -116,7 +116,7 @@ def read_photo(
     reserved = min(limit if item.size is None else item.size, limit)
     _grow(reservation, reserved, seconds)
     data = source.read(item, limit)
-    if data is not None and len(data) > reserved:  # it was compressed
+    if data is not None and len(data) > reserved:  # it was stored compressed
         _grow(reservation, len(data) - reserved, seconds)
     return data
 
@@ -166,7 +166,7 @@ def describe(source: Store, item: Object) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Photo:
-    """One generation of an object, and the `folder` of its results in `destination`."""
+    """One generation of an object. `folder`: prefix of its results in `destination`."""
 
     service: Service
     source: Store
@@ -195,14 +195,14 @@ class _Photo:
         return time.monotonic() > self.deadline
 
     def _wait_seconds(self) -> float:
-        """How long to wait for something that another photo has."""
+        """Maximum time to wait for memory or for another delivery of the same photo."""
         return min(self.service.settings.wait_seconds, max(self.deadline - time.monotonic(), 0.0))
 
     def _too_long(self, name: str) -> bool:
         return len((self.folder + name).encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES
 
     def _make(self, there: Results) -> Outcome | None:
-        """Segment the photo and write what is missing; None if others have written results of another run meanwhile."""
+        """Segment the photo and write the missing results; None if another process wrote results of another run."""
         with ExitStack() as held:
             try:
                 if any(map(self._too_long, _file_names(self.service))):
@@ -225,20 +225,20 @@ class _Photo:
             if not all(self._write(file, run) for file in missing):
                 return None
         if there.error:
-            with suppress(StorageRefused):  # it is from before, and does not count beside results
+            with suppress(StorageRefused):  # an old error.json is ignored where results exist
                 self.destination.delete(there.error)
         documents = [file.body for file in result.files if file.name == FORMATS["json"].file_name]
         return Outcome("segmented", result.instances, document=documents[0] if documents else None)
 
     def _read(self, held: ExitStack) -> bytes | None:
-        """The photo's file, in a reservation that `held` ends; None if it is gone."""
+        """Read the photo's file, with its memory reserved until `held` is closed; None if it no longer exists."""
         try:
             return read_photo(self.service, self.source, self.item, held, self._wait_seconds())
         except StorageRefused as error:
             raise _SourceRefused(str(error)) from error
 
     def _run(self, data: bytes, there: Results, held: ExitStack) -> tuple[Result, Options, bool]:
-        """The results in all formats, the options they were made with, and whether they replace what is there."""
+        """The results in all formats, the options they were made with, and whether they replace existing results."""
         service, defaults = self.service, self.options
         options = there.resume(service.model_name, service.model_digest, defaults)
         if options is not None:
@@ -250,7 +250,7 @@ class _Photo:
         return service.segment(data, defaults, _formats(self.service), held, self._late), defaults, True
 
     def _write(self, file: File, run: Run) -> bool:
-        """Write a result; False if there is one of another run."""
+        """Write a result; False if it exists already and is of another run."""
         metadata = self._metadata() | run.metadata()
         if self.destination.write(self.folder + file.name, file.body, file.content_type, metadata):
             return True
@@ -258,14 +258,14 @@ class _Photo:
         return found is not None and Run.from_metadata(found.metadata) == run
 
     def _delete(self, there: Results) -> None:
-        """Delete results that cannot be completed."""
+        """Delete an incomplete set of results that cannot be completed."""
         try:
             for item in there.files.values():
                 self.destination.delete(item)
         except StorageRefused as error:
             raise StorageRefused(
-                f"The results in {self.folder} were begun with another model or other settings. They cannot be "
-                f"completed, and could not be replaced: {error}"
+                f"Some results in {self.folder} were made with another model or other settings. They cannot be "
+                f"completed, and replacing them failed: {error}"
             ) from error
 
     def _write_error(self, error: RequestError | StorageRefused, there: Results) -> None:
@@ -277,7 +277,7 @@ class _Photo:
             problem["limits"] = json.loads(limits)
             metadata[LIMITS_KEY] = limits
         if there.error:
-            with suppress(StorageRefused):  # then the old one stays
+            with suppress(StorageRefused):  # the old one remains
                 self.destination.delete(there.error)
         body = json.dumps(problem, ensure_ascii=False).encode()
         self.destination.write(self.folder + ERROR_NAME, body, "application/problem+json", metadata)
@@ -287,11 +287,13 @@ class _Photo:
         return {SOURCE_KEY: address, "segment-generation": str(self.item.generation)}
 
 
-_TOO_LONG = f"The names of the results would be longer than {MAX_NAME_BYTES:,} bytes."
+_TOO_LONG = (
+    f"The names of the results would be longer than {MAX_NAME_BYTES:,} bytes, the maximum. Shorten the photo's name."
+)
 
 
 class _SourceRefused(StorageRefused):
-    """The photo may not be read."""
+    """The photo cannot be read, for lack of permission or the like."""
 
 
 _guard = threading.Lock()
@@ -300,11 +302,11 @@ _turns: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDict
 
 @contextmanager
 def _turn(key: str, wait_seconds: float) -> Iterator[None]:
-    """One at a time with this key, in this process. Raises Busy."""
+    """A lock per key, within this process. Raises Busy after `wait_seconds`."""
     with _guard:
         lock = _turns.get(key) or _turns.setdefault(key, threading.Lock())
     if not lock.acquire(timeout=min(wait_seconds, threading.TIMEOUT_MAX)):
-        raise Busy(f"Another delivery of this photo was not done within {wait_seconds:g} s.", 5)
+        raise Busy(f"Timed out after {wait_seconds:g} s waiting for another delivery of the same photo.", 5)
     try:
         yield
     finally:
@@ -317,5 +319,5 @@ def _words(name: str) -> str:
 
 
 def is_result(item: Object) -> bool:
-    """Whether this was written here."""
+    """Whether the object is a result written by this service."""
     return SOURCE_KEY in item.metadata

@@ -1,18 +1,19 @@
-"""The results of one photo: what there is of them, and what they were made with.
+"""The results of one photo: which of them exist, and what they were made with.
 
-The results of generation G of the photo NAME are NAME/G/overlay.png, NAME/G/detections.json and so on, one file a
-format, or NAME/G/error.json. The files of one photo always come from one model and the same settings, whoever writes
-which of them, and when:
+The results of generation G of the photo NAME are NAME/G/overlay.png, NAME/G/detections.json and so on, one file per
+format, or NAME/G/error.json. All results of one photo are made with the same model and settings, even if different
+processes write them at different times:
 
-- Each file carries, as metadata, what it was made with (`Run`). With `auto`, this is what `auto` came to.
-- If some files are there and others are missing, those that are there decide: the missing ones are made with the same
-  model and settings, though the settings may have changed.
-- If that is impossible (the model has changed, the instance is too small, or it is not known what they were made with,
-  as in a folder, which keeps no metadata), all of them are replaced.
-- A complete set is never touched.
+- The metadata of each file contains what it was made with (`Run`), with the values that `auto` was resolved to.
+- If some files exist and others are missing, the missing ones are made with the model and settings of those that exist,
+  even if the settings have changed.
+- If that is not possible (the model has changed, the instance is too small, or the metadata is missing, as in a
+  folder), all files are replaced.
+- A complete set is never modified.
 
-An `error.json` says why a photo could not be segmented. It is final if the photo is to blame. If another instance or
-other settings could have segmented it, it carries these (`Limits`), and the photo is tried again when they differ.
+`error.json` contains the reason why a photo could not be segmented. It is final if the reason is the photo itself. If
+the reason is a limit of the instance or of the settings, it contains these (`Limits`), and the photo is tried again
+when they have changed.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _OTHERS = {option.name: option.default for option in fields(Options) if option.n
 """The other options by their defaults. Results record those that differ."""
 _FILES = frozenset(info.file_name for info in FORMATS.values())
 _SMALL = 1 << 16
-"""Bytes that an error.json does not reach."""
+"""Upper bound for the size of an error.json in bytes."""
 
 
 class NameTooLong(RequestError):
-    """The name of a photo leaves no room for the names of its results."""
+    """The photo's name is so long that the names of its results would exceed the limit."""
 
 
 def folder_of(prefix: str, photo: Object) -> str:
@@ -51,7 +52,7 @@ def folder_of(prefix: str, photo: Object) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What results were made with: the model's name and digest, and the settings as JSON, none of them `auto`."""
+    """What results were made with: the model's name and digest, and the settings as JSON, with `auto` resolved."""
 
     model: str
     digest: str
@@ -59,9 +60,9 @@ class Run:
 
     @classmethod
     def of(cls, model: str, digest: str, options: Options, render_factor: int | None, detail: int) -> Run:
-        """A run with these options, where `auto` came to this render factor and detail.
+        """The run of a request with these options, and the render factor and detail that were used.
 
-        `render_factor`: None for a model file with an input of a fixed size; the setting is recorded as it is.
+        `render_factor`: None if the network's input has a fixed size; then the option is recorded unchanged.
         """
         used = {name: getattr(options, name) for name in ASKED} | {"detail": detail}
         if render_factor is not None:
@@ -71,11 +72,11 @@ class Run:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Run:
-        """What a result's metadata says; empty strings where it says nothing."""
+        """Parse the metadata of a result; missing keys become empty strings."""
         return cls(*(metadata.get(key, "") for key in ("segment-model", "segment-model-digest", "segment-settings")))
 
     def metadata(self) -> dict[str, str]:
-        """As a result's metadata."""
+        """As metadata of a result."""
         return {
             "segment-model": self.model,
             "segment-model-digest": self.digest,
@@ -83,7 +84,7 @@ class Run:
         }
 
     def options(self, defaults: Options) -> Options | None:
-        """The options that repeat this run; None if it does not say."""
+        """The options with which this run can be repeated; None if they were not recorded."""
         try:
             used = json.loads(self.settings)
             asked = {name: used[name] for name in ASKED}
@@ -96,7 +97,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Limits:
-    """What decides whether a photo that was refused is tried again: memory in bytes, model and settings."""
+    """The limits that caused a refusal: memory in bytes, model and settings. If they change, the photo is retried."""
 
     memory: int
     max_upload: int
@@ -110,14 +111,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Results:
-    """What is there of one photo's results: `files` by name, and the object error.json, if there is one."""
+    """The existing results of one photo: `files` by name, and `error`, the object error.json, if it exists."""
 
     files: Mapping[str, Object]
     error: Object | None
 
     @classmethod
     def find(cls, store: Store, folder: str) -> Results:
-        """What is in a photo's folder. One call."""
+        """List the results of a photo, in one call."""
         return cls.of(store.objects(folder), folder)
 
     @classmethod
@@ -128,27 +129,27 @@ class Results:
 
     @property
     def runs(self) -> set[Run]:
-        """What the files were made with; more than one run means that they do not belong together."""
+        """The runs that made the files; more than one if they do not belong together."""
         return {Run.from_metadata(item.metadata) for item in self.files.values()}
 
     def complete(self, names: Sequence[str]) -> bool:
-        """Whether all these files are there and belong together."""
+        """Whether all these files exist and belong together."""
         return self.files.keys() >= set(names) and len(self.runs) == 1
 
     def resume(self, model: str, digest: str, defaults: Options) -> Options | None:
-        """The options that make what is missing; None if all that is there has to be replaced."""
+        """The options for making the missing files; None if the existing files must be replaced."""
         if not self.files:
             return defaults
         run, *others = self.runs
         if others or (run.model, run.digest) != (model, digest):
             return None
         options = run.options(defaults)
-        # Memory is planned for the setting's number of detections.
+        # Memory is planned for at most the number of detections in the settings.
         return options if options and options.max_detections <= defaults.max_detections else None
 
 
 def refused_by(store: Store, error: Object) -> str | None:
-    """The Limits, as text, that the photo of this error.json exceeded; None if the photo itself is to blame."""
+    """The Limits, as JSON, that caused this error.json; None if the cause is the photo itself."""
     if error.metadata:
         return error.metadata.get(LIMITS_KEY)
     body = store.read(error, _SMALL) or b"{}"  # a folder keeps no metadata
@@ -161,7 +162,7 @@ def refused_by(store: Store, error: Object) -> str | None:
 
 
 def limits_of(error: RequestError | StorageRefused, limits: Limits) -> str:
-    """What an error.json has to carry, so that the photo is tried again when it can be segmented; empty if never."""
-    if isinstance(error, StorageRefused):  # nothing here shows whether permissions have changed: always try again
+    """The limits to record in an error.json, as JSON; empty if the photo is never to be tried again."""
+    if isinstance(error, StorageRefused):  # a change of permissions is not visible here, so always try again
         return json.dumps("access")
     return limits.text() if isinstance(error, TooLarge | NameTooLong) else ""

@@ -1,9 +1,8 @@
-"""Where photos are read from and results are written to: the `Store` interface of buckets and folders.
+"""The `Store` interface for reading photos and writing results. `google.py` is Cloud Storage, `folder.py` a folder.
 
-Reading names the generation of the object, writing succeeds only where there is no object, and deleting names the
-generation too. This is enough to have exactly one result of each photo, however often it is asked for. Only `replace`
-overwrites: it is for what is made of many photos, such as a dataset. `google.py` is Cloud Storage, `folder.py` a
-folder.
+Reading and deleting specify the generation of the object, and writing fails if the object exists. This ensures exactly
+one result per photo, however often it is requested. Only `replace` overwrites; it is for objects made from many photos,
+such as a dataset.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from segment.errors import SettingsError
 
 @dataclass(frozen=True)
 class Object:
-    """One generation of one object; a name that is written again is another generation.
+    """One generation of an object. Writing the same name again creates another generation.
 
-    `size` in bytes, `crc32c` as Cloud Storage writes it (base64) and `metadata`, the custom one, are as far as known.
+    `size`: in bytes. `crc32c`: base64, as in Cloud Storage. `metadata`: custom metadata. Each may be unknown.
     """
 
     name: str
@@ -31,51 +30,51 @@ class Object:
 
 
 class Store(Protocol):
-    """A place of objects. Thread-safe.
+    """A bucket or folder of objects. Thread-safe.
 
-    Each method raises StorageError for a failure that may pass later, StorageRefused for one that will not.
+    Each method raises StorageError if a retry may succeed, StorageRefused if it fails until somebody intervenes.
     """
 
     @property
     def address(self) -> str:
-        """What users call it, such as gs://bucket."""
+        """The address in messages, such as gs://bucket."""
 
     def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
-        """Every object whose name starts with `prefix`, is not less than `start` and is less than `end`, if given.
+        """The objects whose names start with `prefix` and are in [start, end), if given.
 
-        They are ordered by name, character by character, which is the order of their bytes in UTF-8.
+        They are sorted by name, by code point, which is the order of the names' bytes in UTF-8.
         """
 
     def read(self, item: Object, limit: int) -> bytes | None:
-        """The content of that generation; None if it is not there any more.
+        """Read that generation; None if it no longer exists.
 
-        Raises TooLarge above `limit` bytes, CorruptImage if the content cannot be unpacked.
+        Raises TooLarge if it exceeds `limit` bytes, CorruptImage if its content cannot be decompressed.
         """
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
-        """Write an object where none is, whole or not at all; False if there is one, which stays as it is."""
+        """Write an object atomically; False if it exists already, in which case it is not changed."""
 
     def replace(self, name: str, file: Path, content_type: str, metadata: Mapping[str, str]) -> None:
-        """Write an object from a file, a part at a time, in place of the one that is there. It appears whole."""
+        """Write an object from a file in chunks, atomically, and replace an existing one."""
 
     def delete(self, item: Object) -> None:
-        """Delete that generation; nothing happens if it is not there any more."""
+        """Delete that generation, if it still exists."""
 
 
 def open_store(address: str, seconds: float) -> tuple[Store, str]:
-    """The store and the prefix that gs://bucket/prefix names, or the folder. Raises SettingsError."""
+    """The store and the prefix of an address: gs://bucket/prefix or the path of a folder. Raises SettingsError."""
     if not address.startswith("gs://"):
         from segment.bucket.store.folder import Folder
 
         return Folder(address), ""
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
     if not bucket:
-        raise SettingsError(f"{address!r} names no bucket; write gs://bucket or gs://bucket/prefix.")
+        raise SettingsError(f"{address!r} does not name a bucket. Use gs://bucket or gs://bucket/prefix.")
     from segment.bucket.store.google import Bucket  # 17 MB that a folder does not need
 
     return Bucket(bucket, seconds), prefix
 
 
 def overlap(source: str, destination: str) -> bool:
-    """Whether results at `destination` could be found at `source`; both are an address, a slash and a prefix."""
+    """Whether results at `destination` could be read as photos from `source`; both are ADDRESS/PREFIX."""
     return source.startswith(destination) or destination.startswith(source)

@@ -1,7 +1,7 @@
-"""A folder as a store: the same work on a laptop as in a bucket.
+"""A local folder as a store, for using the bucket code on one's own machine.
 
-A file's generation is the microsecond of its last change, which is what a bucket's generations look like too. Files
-and folders whose name starts with a dot are not seen; a write that is under way is one of those.
+A file's generation is its modification time in microseconds, like the generations of objects in a bucket. Files and
+folders whose names start with a dot are ignored; this includes files that are being written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class Folder:
-    """A Store that is a folder, which is made when the first file is written. Metadata is not kept."""
+    """A Store in a local folder, which is created with the first file. Metadata is not stored."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
@@ -43,9 +43,9 @@ class Folder:
                     yield Object(name, state.st_mtime_ns // 1000, state.st_size)
 
     def read(self, item: Object, limit: int) -> bytes | None:
-        """The file, unless it has changed since."""
+        """Read the file; None if it has changed or no longer exists."""
         if item.size is not None and item.size > limit:
-            raise TooLarge(f"The file has {item.size:,} bytes; the most is {limit:,}.")
+            raise TooLarge(f"The file has {item.size:,} bytes; the maximum is {limit:,}.")
         path = self._inside(item.name)
         with self._as_storage_error():
             try:
@@ -56,7 +56,7 @@ class Folder:
         return data if unchanged else None
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
-        """Write a file where none is; False if there is one. It appears whole, whatever stops this process."""
+        """Write a file atomically; False if it exists already."""
         path = self._inside(name)
         with self._as_storage_error():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class Folder:
                     os.unlink(temporary)
 
     def delete(self, item: Object) -> None:
-        """Delete the file, unless it has changed since."""
+        """Delete the file, unless it has changed."""
         path = self._inside(item.name)
         with self._as_storage_error(), suppress(FileNotFoundError):
             if path.stat().st_mtime_ns // 1000 == item.generation:
@@ -123,7 +123,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _link(temporary: str, path: Path) -> bool:
-    """Give the file its name, unless that is taken: then False."""
+    """Move the file to `path`; False if that exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -1,11 +1,11 @@
-"""Cloud Storage, with its own client library.
+"""Cloud Storage as a store, with Google's client library.
 
-Requests are repeated with backoff until the call's time is up: reads name their generation and writes require that
-there is no object, so none can be done twice (https://cloud.google.com/storage/docs/retry-strategy). A write whose
-answer was lost finds its own object on the second try: the precondition fails, and the object is there.
+Failed requests are retried with backoff until the call's time limit. Retries are safe, because reads specify the
+generation and writes require that the object does not exist (https://cloud.google.com/storage/docs/retry-strategy). If
+the response to a write was lost, the retry fails with a failed precondition and the object exists.
 
-Objects are downloaded as they are stored and unpacked here (content-encoding gzip), so that the checksum, which is that
-of the stored bytes, can be verified always.
+Objects are downloaded as stored and decompressed here (content-encoding gzip), because the checksum is that of the
+stored bytes.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
-"""How long a connection may be silent before the request is tried again."""
+"""Read timeout of a connection, after which the request is retried."""
 LAST_SECONDS = 1.0
-"""How long a call may take that begins after the deadline."""
+"""Time limit of a call that starts after the deadline."""
 CONNECTIONS = 32
-"""Connections that are kept; as many threads may call at once."""
+"""Size of the connection pool; as many threads can make calls at once."""
 CHUNK_BYTES = 8 << 20
-"""Larger results are sent in pieces, each of which is copied."""
+"""Larger results are uploaded in chunks of this size, each of which is copied."""
 LISTED = "items(name,generation,size,crc32c,metadata),nextPageToken"
-"""The fields of an object that are asked for in a list."""
+"""The fields that are requested when listing objects."""
 
 
 @cache
 def client() -> Client:
-    """The process's client, with its connections; made on first use, in the worker that uses it."""
-    # Else it looks every bucket up in the background, for traces that are not taken here.
+    """The client of this process with its connection pool, created on first use."""
+    # Otherwise the client looks up every bucket in the background, for traces that are not recorded here.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     made = Client(project=None)
     for scheme in ("https://", "http://"):
@@ -59,10 +59,11 @@ def client() -> Client:
 
 
 class Bucket:
-    """A Store that is a bucket.
+    """A Store in a bucket.
 
-    A call that fails is tried again for `seconds`, or until `deadline` (time.monotonic()) if that is earlier; the last
-    try may take READ_SECONDS more. A call after the deadline has a second, so that what is as good as done is finished.
+    Failed calls are retried for `seconds`, or until `deadline` (time.monotonic()) if that is earlier; the last attempt
+    may take READ_SECONDS longer. A call that starts after the deadline has LAST_SECONDS, so that work that is almost
+    finished can be completed.
     """
 
     def __init__(self, name: str, seconds: float, deadline: float = math.inf) -> None:
@@ -71,7 +72,7 @@ class Bucket:
 
     @property
     def seconds(self) -> float:
-        """How long a call that begins now is tried."""
+        """Time limit of a call that starts now."""
         return min(self._seconds, max(LAST_SECONDS, self._deadline - time.monotonic()))
 
     @property
@@ -95,7 +96,7 @@ class Bucket:
                 yield Object(blob.name, blob.generation, blob.size, blob.crc32c, blob.metadata or {})
 
     def read(self, item: Object, limit: int) -> bytes | None:
-        """The content of that generation, verified and unpacked; None if it was deleted or overwritten."""
+        """Read that generation, verified and decompressed; None if it was deleted or overwritten."""
         if item.size is not None and item.size > limit:
             raise TooLarge(_too_large(limit, item.size))
         sink = _Sink(limit, self.seconds)
@@ -111,17 +112,17 @@ class Bucket:
         return _unpack(data, limit) if blob.content_encoding == "gzip" else data
 
     def _require_bucket(self) -> None:
-        """Raise NotFound if there is no such bucket. Needs no permission but to list objects."""
+        """Raise NotFound if the bucket does not exist. Only needs the permission to list objects."""
         next(iter(client().list_blobs(self.name, max_results=1, **self._call)), None)
 
     def _verify(self, data: bytes, blob: Blob, item: Object) -> None:
-        """Compare the bytes with the object's checksum: the client does not when it resumed a cut download."""
+        """Compare the bytes with the object's checksum. The client does not do this after resuming a download."""
         expected = item.crc32c or blob.crc32c
         if expected and base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode() != expected:
-            raise StorageError(f"{self.address}/{item.name} arrived damaged.")
+            raise StorageError(f"The download of {self.address}/{item.name} does not match its checksum.")
 
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
-        """Write an object where none is; False if there is one."""
+        """Write an object; False if it exists already."""
         with self._as_storage_error("write"):
             blob = client().bucket(self.name).blob(name, chunk_size=CHUNK_BYTES)
             blob.metadata = dict(metadata)
@@ -129,9 +130,9 @@ class Bucket:
                 blob.upload_from_string(body, content_type, if_generation_match=0, **self._call)
             except PreconditionFailed:
                 if not client().bucket(self.name).blob(name).exists(**self._call):
-                    raise  # it was there and is gone: try again later
+                    raise  # it existed and was deleted: a retry may succeed
                 return False
-            except NotFound as error:  # of the bucket, or of an upload in pieces that the server has forgotten
+            except NotFound as error:  # of the bucket, or of a resumable upload that has expired
                 self._require_bucket()
                 raise StorageError(f"Could not write in {self.address}: {error}") from error
         return True
@@ -144,7 +145,7 @@ class Bucket:
             blob.upload_from_filename(str(file), content_type, **self._call)  # repeated, it writes the same
 
     def delete(self, item: Object) -> None:
-        """Delete that generation; nothing happens if it is not there any more."""
+        """Delete that generation, if it still exists."""
         with self._as_storage_error("delete"), suppress(NotFound, PreconditionFailed):
             blob = client().bucket(self.name).blob(item.name)
             blob.delete(if_generation_match=item.generation, **self._call)
@@ -160,7 +161,7 @@ class Bucket:
 
 
 class _Sink(io.BytesIO):
-    """Takes a download, up to a number of bytes and for a number of seconds."""
+    """The target of a download, with limits of size and time."""
 
     def __init__(self, limit: int, seconds: float) -> None:
         super().__init__()
@@ -168,16 +169,16 @@ class _Sink(io.BytesIO):
         self._deadline = time.monotonic() + seconds
 
     def write(self, data: Any) -> int:
-        """Raises TooLarge, StorageError."""
+        """Append `data`. Raises TooLarge, StorageError."""
         if self.tell() + len(data) > self._limit:
             raise TooLarge(_too_large(self._limit))
         if time.monotonic() > self._deadline:
-            raise StorageError("The download takes too long.")
+            raise StorageError("The download exceeded its time limit.")
         return super().write(data)
 
 
 def _unpack(data: bytes, limit: int) -> bytes:
-    """Unpack gzip, up to `limit` bytes. Raises TooLarge, CorruptImage."""
+    """Decompress gzip, up to `limit` bytes. Raises TooLarge, CorruptImage."""
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         content = unpacker.decompress(data, limit + 1)
@@ -190,9 +191,8 @@ def _unpack(data: bytes, limit: int) -> bytes:
     return content
 
 
-_NO_GZIP = "The object's content-encoding is gzip, but its content is not gzip, or is cut off."
+_NO_GZIP = "The object's content-encoding is gzip, but its content is not gzip, or is truncated."
 
 
 def _too_large(limit: int, size: int | None = None) -> str:
-    has = f"has {size:,} bytes" if size else "has more bytes when unpacked than are taken"
-    return f"The object {has}; the most is {limit:,}."
+    return f"The object {f'has {size:,} bytes' if size else 'is too large'}; the maximum is {limit:,} bytes."
