@@ -324,7 +324,7 @@ def test_bucket_that_cannot_be_listed_is_explained(cloud: Cloud) -> None:
     ("arguments", "said"),
     [
         (("nowhere", "out"), "'nowhere' is no folder"),
-        (("gs://", "out"), "names no bucket"),
+        (("gs://", "out"), "does not name a bucket"),
         (("gs://photos", ""), "SEGMENT_OUTPUT_BUCKET"),
     ],
 )

@@ -680,8 +680,8 @@ def test_what_is_not_for_us_is_ignored(settings: dict[str, str], name: str, igno
     [
         ({"input_bucket": "pics", "output_bucket": "results"}, ""),
         ({"output_bucket": "results"}, ""),
-        ({}, "OUTPUT_BUCKET is empty"),
-        ({"output_bucket": "gs://results"}, "name alone"),
+        ({}, "OUTPUT_BUCKET is not set"),
+        ({"output_bucket": "gs://results"}, "without gs:"),
         ({"input_bucket": "pics", "output_bucket": "pics"}, "same bucket"),
         ({"input_bucket": "pics", "output_bucket": "pics", "output_prefix": "out/"}, "same bucket"),
         ({"input_bucket": "pics", "output_bucket": "pics", "input_prefix": "in/"}, "same bucket"),

@@ -149,7 +149,7 @@ def test_results_that_can_be_neither_completed_nor_replaced_are_left(cloud: Clou
     crash_after_one_write(cloud, service())
     before = there(cloud)
     cloud.faults.add(Fault(403, method="DELETE"))
-    with pytest.raises(StorageRefused, match="begun with another model"):
+    with pytest.raises(StorageRefused, match="made with another model"):
         deliver(cloud, renamed)
     assert there(cloud) == before
 

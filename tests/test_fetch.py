@@ -185,7 +185,7 @@ class TestSite:
     def test_no_other_may_or_does(self, base: str) -> None:
         other = base.replace("127.0.0.1", "localhost")
         for url in (other + "/token", base + "/hop-away"):
-            with pytest.raises(RefusedURL, match="localhost is not a public address"):
+            with pytest.raises(RefusedURL, match="localhost does not have a public address"):
                 self.get(url, base)
             assert self.get(url, base, private=True) == b"None"
 

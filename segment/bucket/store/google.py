@@ -195,4 +195,5 @@ _NO_GZIP = "The object's content-encoding is gzip, but its content is not gzip, 
 
 
 def _too_large(limit: int, size: int | None = None) -> str:
-    return f"The object {f'has {size:,} bytes' if size else 'is too large'}; the maximum is {limit:,} bytes."
+    found = f"has {size:,} bytes" if size else "is larger when decompressed than the maximum"
+    return f"The object {found}; the maximum is {limit:,} bytes."
