@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segment import zoo
 from segment.convert import backbone, res5
 from segment.convert import config as configs
-from segment.convert.config import BATCH_NORMS, Config, RegNet, ResNet
+from segment.convert.config import BATCH_NORMS, Config, RegNet, ResNet, ViT
 
 Array = NDArray[np.float32]
 
@@ -60,7 +60,8 @@ def _bottom_up(config: Config, rng: np.random.Generator) -> Named:
     spread = PIXELS / float(np.mean(config.std))
     if isinstance(config.bottom_up, RegNet):
         return _regnet(config.bottom_up, backbone.prefix(config), rng, spread)
-    assert isinstance(config.bottom_up, ResNet)
+    if isinstance(config.bottom_up, ViT):
+        return _vit(config.bottom_up, backbone.prefix(config), rng, spread)
     return _resnet(config.bottom_up, backbone.prefix(config), rng, spread)
 
 
@@ -91,6 +92,36 @@ def _regnet(net: RegNet, prefix: str, rng: np.random.Generator, spread: float) -
                 yield from _conv(rng, inner + ".se.f_ex.2", width, squeezed, 1, "")
             yield from _conv(rng, inner + ".c", width, width, 1, net.norm, scale=0.5 / blocks**0.5, norm_name=c)
             into = width
+
+
+def _vit(net: ViT, prefix: str, rng: np.random.Generator, spread: float) -> Named:
+    width, added = net.width, 0.5 / net.depth**0.5  # each block adds a little, as in _stage
+    yield from _conv(rng, prefix + "patch_embed.proj", width, 3, net.patch, "", given=spread**2)
+    if net.positions:
+        rows = net.positions**2 + (1 if net.class_token else 0)
+        yield prefix + "pos_embed", rng.normal(0, 0.2, (1, rows, width)).astype(np.float32)
+    for number in range(net.depth):
+        name = f"{prefix}blocks.{number}"
+        side = net.window if net.window and number in net.window_blocks else net.relative_positions
+        yield from _norm(rng, name + ".norm1", width)
+        for key, tensor in _linear(rng, name + ".attn.qkv", 3 * width, width, given=1.0):
+            if net.qkv_bias or not key.endswith("bias"):
+                yield key, tensor
+        if net.relative_positions:
+            for axis in "hw":
+                table = rng.normal(0, 0.1, (2 * side - 1, width // net.heads))
+                yield f"{name}.attn.rel_pos_{axis}", table.astype(np.float32)
+        yield from _linear(rng, name + ".attn.proj", width, width, given=0.1, scale=added)
+        yield from _norm(rng, name + ".norm2", width)
+        yield from _linear(rng, name + ".mlp.fc1", net.hidden, width, given=1.0)
+        yield from _linear(rng, name + ".mlp.fc2", width, net.hidden, scale=added)
+        if number in net.residual_blocks:
+            inner = width // 2
+            for i, (out, into, kernel) in enumerate(((inner, width, 1), (inner, inner, 3), (width, inner, 1)), 1):
+                norm_name, scale = f"{name}.residual.norm{i}", added if i == 3 else 1.0
+                yield from _conv(
+                    rng, f"{name}.residual.conv{i}", out, into, kernel, "LN", norm_name=norm_name, scale=scale
+                )
 
 
 def _stage(
@@ -125,11 +156,29 @@ def _pyramid(config: Config, rng: np.random.Generator) -> Named:
     if not config.pyramid:
         return
     channels, norm = config.pyramid.channels, config.pyramid.norm
+    if isinstance(config.bottom_up, ViT):
+        yield from _simple_pyramid(config, config.bottom_up, rng)
+        return
     for level in config.pyramid.levels:
         into = config.bottom_up.channels(level)
         yield from _conv(rng, f"backbone.fpn_lateral{level}", channels, into, 1, norm, given=2 * RECTIFIED)
         merged = 1.0 + config.pyramid.levels[-1] - level  # each finer level adds the coarser ones
         yield from _conv(rng, f"backbone.fpn_output{level}", channels, channels, 3, norm, given=merged)
+
+
+def _simple_pyramid(config: Config, net: ViT, rng: np.random.Generator) -> Named:
+    assert config.pyramid
+    width, out, norm = net.width, config.pyramid.channels, config.pyramid.norm
+    for level in config.pyramid.levels:
+        name, times = f"backbone.simfp_{level}", net.patch / 2**level
+        first, into = {4: 4, 2: 1, 1: 0, 0.5: 1}[times], {4: width // 4, 2: width // 2}.get(times, width)
+        if times >= 2:
+            yield from _transposed(rng, name + ".0", width, width // 2, given=1.0)
+        if times == 4:
+            yield from _norm(rng, name + ".1", width // 2, batch_norm=norm in BATCH_NORMS)
+            yield from _transposed(rng, name + ".3", width // 2, into, given=RECTIFIED)
+        yield from _conv(rng, f"{name}.{first}", out, into, 1, norm, given=1.0)
+        yield from _conv(rng, f"{name}.{first + 1}", out, out, 3, norm, given=1.0, scale=LINEAR**0.5)
 
 
 def _proposals(config: Config, rng: np.random.Generator) -> Named:
@@ -178,10 +227,7 @@ def _mask_head(config: Config, rng: np.random.Generator) -> Named:
     for i in range(1, head.convs + 1):
         yield from _conv(rng, f"{prefix}mask_fcn{i}", head.channels, into, 3, head.norm, given=given)
         into, given = head.channels, RECTIFIED
-    # A transposed convolution of stride 2 reaches each output from one place of its input.
-    weight = _values(rng, (into, head.channels, 2, 2), into, given, axis=0)
-    yield prefix + "deconv.weight", weight
-    yield prefix + "deconv.bias", np.zeros(head.channels, np.float32)
+    yield from _transposed(rng, prefix + "deconv", into, head.channels, given=given)
     classes = 1 if head.agnostic else config.classes
     yield from _conv(rng, prefix + "predictor", classes, head.channels, 1, "", scale=LOGIT["mask"])
 
@@ -206,13 +252,23 @@ def _conv(
         return
     yield name + ".weight", weight
     norm_name = norm_name or name + ".norm"
-    yield norm_name + ".weight", (scale * rng.uniform(0.8, 1.2, out)).astype(np.float32)
-    yield norm_name + ".bias", (scale * rng.normal(0, 0.1, out)).astype(np.float32)
-    if norm in BATCH_NORMS:
-        yield norm_name + ".running_mean", rng.normal(0, 0.1, out).astype(np.float32)
-        yield norm_name + ".running_var", rng.uniform(0.8, 1.2, out).astype(np.float32)
-        if norm != "FrozenBN":
-            yield norm_name + ".num_batches_tracked", np.array(0, np.int64)
+    yield from _norm(rng, norm_name, out, scale=scale, batch_norm=norm in BATCH_NORMS)
+    if norm in BATCH_NORMS and norm != "FrozenBN":
+        yield norm_name + ".num_batches_tracked", np.array(0, np.int64)
+
+
+def _norm(rng: np.random.Generator, name: str, channels: int, *, scale: float = 1.0, batch_norm: bool = False) -> Named:
+    yield name + ".weight", (scale * rng.uniform(0.8, 1.2, channels)).astype(np.float32)
+    yield name + ".bias", (scale * rng.normal(0, 0.1, channels)).astype(np.float32)
+    if batch_norm:
+        yield name + ".running_mean", rng.normal(0, 0.1, channels).astype(np.float32)
+        yield name + ".running_var", rng.uniform(0.8, 1.2, channels).astype(np.float32)
+
+
+def _transposed(rng: np.random.Generator, name: str, into: int, out: int, *, given: float) -> Named:
+    """A transposed convolution of 2 x 2 with a stride of 2: each output is made from one place of the input."""
+    yield name + ".weight", _values(rng, (into, out, 2, 2), into, given, axis=0)
+    yield name + ".bias", np.zeros(out, np.float32)
 
 
 def _linear(

@@ -51,6 +51,15 @@ def fitted_size(size: tuple[int, int], render_factor: int, fit: Fit, stride: int
     return min(candidates, key=cost, default=(longest, stride) if ratio > 1 else (stride, longest))
 
 
+def square_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The (width, height) in pixels to which a photo of `size` is scaled so that its longer side is `side`.
+
+    detectron2's ResizeShortestEdge with max_size does the same, where `side` is also its shortest edge.
+    """
+    width, height = (max(1, math.floor(n * side / max(size) + 0.5)) for n in size)
+    return width, height
+
+
 def _candidates(ratio: float, budget: int, stride: int) -> Iterator[tuple[int, int]]:
     """Sizes in whole strides, within `budget` pixels, whose widths are next to the ideal width."""
     ideal = math.sqrt(budget * ratio) / stride

@@ -10,12 +10,14 @@ import numpy as np
 import onnx
 import pytest
 
-from segment import convert
+from segment import convert, modelfile, zoo
 from segment.convert import checkpoint, config, document
 from segment.convert.config import SimplePyramid, ViT
 from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
+from segment.model import EMBEDDED
+from segment.model import load as segment_load
 
 GOLDEN = Path(__file__).parent / "golden"
 """vitdet: a narrow Mask R-CNN of projects/ViTDet, which pads to 384. vitdet-cascade: its LVIS cascade, whose tables of
@@ -107,6 +109,17 @@ def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
         config.parse(changed(key, value))
 
 
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("lazy-vitdet-b", "mask_rcnn_vitdet_b_100ep"),
+        ("lazy-vitdet-l-lvis", "lvis_cascade_mask_rcnn_vitdet_l_100ep"),
+    ],
+)
+def test_the_zoos_rows_are_what_detectron2_saves(file: str, row: str) -> None:
+    assert config.read(GOLDEN / f"{file}.yaml") == config.parse(zoo.config(zoo.entry(row)))
+
+
 def test_arguments_that_only_training_reads_change_nothing() -> None:
     given = lazy()
     given["model"]["backbone"]["net"] |= {"drop_path_rate": 0.9, "use_act_checkpoint": True, "rel_pos_zero_init": False}
@@ -142,6 +155,31 @@ def test_any_size_goes_in(name: str, tmp_path: Path) -> None:
     engine = load(tmp_path / "model.onnx", threads=1, memory=Footprint(0, 0.0))
     for size in ((1, 1), (31, 33), (500, 40)):
         assert engine(np.full((*size, 3), 90, np.uint8), 0.0, 10).size == size[::-1]
+
+
+def test_a_photo_is_scaled_to_the_square_whatever_the_render_factor(tmp_path: Path) -> None:
+    onnx.save(model("vitdet"), tmp_path / "model.onnx")
+    loaded = segment_load(tmp_path / "model.onnx")
+    assert loaded.fixed_size
+    assert (
+        loaded.network_size((4000, 3000), 10, "aspect") == loaded.network_size((4000, 3000), 64, "square") == (384, 288)
+    )
+    assert loaded.network_size((100, 101), 25, "aspect") == (380, 384)
+    assert loaded.network_size((10_000, 1), 25, "aspect") == (384, 1)
+
+
+def test_a_file_of_an_earlier_version_has_no_square() -> None:
+    facts = {key: value for key, value in modelfile.metadata(EMBEDDED).items() if not key.endswith("square")}
+    read = modelfile.ModelMetadata.from_metadata(facts)
+    assert read is not None
+    assert read.square == 0
+
+
+def test_more_than_a_file_can_hold_is_refused() -> None:
+    weights = checkpoint.read(GOLDEN / "vitdet.pkl")
+    weights["backbone.net.pos_embed"] = np.broadcast_to(np.float16(0), (1, 1 << 20, 512))  # 2 GiB in float32
+    with pytest.raises(ConversionError, match=r"2\.1 GB in float32"):
+        convert.convert(config.read(GOLDEN / "vitdet.yaml"), weights)
 
 
 def test_a_file_is_a_valid_onnx_file() -> None:

@@ -70,6 +70,8 @@ def test_the_rows_that_are_promised_are_there() -> None:
     assert {"lvis_mask_rcnn_R_50_FPN_1x", "lvis_mask_rcnn_R_101_FPN_1x", "lvis_mask_rcnn_X_101_32x8d_FPN_1x"} <= names
     assert "cityscapes_mask_rcnn_R_50_FPN" in names
     assert {f"mask_rcnn_regnet{k}_4gf_dds_FPN_{n}ep_LSJ" for k in "xy" for n in (100, 200, 400)} <= names
+    vitdets = {f"{cascade}mask_rcnn_vitdet_{size}_100ep" for cascade in ("", "cascade_") for size in "bl"}
+    assert vitdets | {f"lvis_{name}" for name in vitdets} <= names
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ __all__ = ["Config", "checkpoint", "config", "convert", "finish", "limit", "load
 INT8_PROPOSALS = 300
 """What an int8 model looks at unless told otherwise; the zoo's configs say 1,000. Whoever takes int8 wants it small and
 fast, and the other 700 are a third of its time."""
+LARGEST_FILE = (2 << 30) - (16 << 20)
+"""Bytes of tensors that fit into one message of protocol buffers, with 16 MiB for the graph."""
 RENDER_FACTOR = 25
 """What a file is tuned for unless it says otherwise."""
 
@@ -43,6 +45,12 @@ def convert(
         raise ConversionError(
             f"There are {len(labels)} labels for {network_config.classes} classes (MODEL.ROI_HEADS.NUM_CLASSES)."
         )
+    size = 4 * sum(tensor.size for tensor in tensors.values())
+    if size > LARGEST_FILE:
+        raise ConversionError(
+            f"The checkpoint's tensors are {size / 1e9:.1f} GB in float32. An ONNX file is one message of protocol "
+            f"buffers, which cannot be larger than {LARGEST_FILE / 1e9:.1f} GB; a smaller model of the family converts."
+        )
     facts = ModelMetadata(
         labels=labels,
         precision="fp32",
@@ -52,6 +60,7 @@ def convert(
         bytes_per_pixel=0.0,
         bytes_per_instance=0.0,
         source=source,
+        square=network_config.square,
     )
     return network.build(network_config, tensors, facts.to_metadata())
 
@@ -78,7 +87,7 @@ def quantised(model: onnx.ModelProto, photos: Sequence[Path], proposals: int | N
     if facts.precision != "fp32":
         raise ConversionError(f"This model is {facts.precision} already; quantise the fp32 file.")
     limit(model, INT8_PROPOSALS if proposals is None else proposals)
-    narrow = quantise(model, photos, facts.render_factor, facts.stride)
+    narrow = quantise(model, photos, facts)
     helper.set_model_props(narrow, replace(facts, precision="int8").to_metadata())
     return narrow
 

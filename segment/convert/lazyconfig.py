@@ -488,6 +488,9 @@ class _Call:
         Only arguments called `keywords` may be bound.
         """
         value = self.take(name, None)
+        if isinstance(value, Mapping) and value.get("_partial_") is True:  # the zoo's table, which has no tags
+            rest = {key: bound for key, bound in value.items() if key not in ("_target_", "_partial_")}
+            value = Partial(Name(str(value.get("_target_"))), rest)
         arguments = value.arguments if isinstance(value, Partial) else {}
         given = str(value.name if isinstance(value, Partial) else value)
         if value is not None and not (given.startswith("torch.nn.") and given.rpartition(".")[2] == wanted):

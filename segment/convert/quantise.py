@@ -21,7 +21,8 @@ from onnx import helper
 from segment import image
 from segment.convert import chunks
 from segment.errors import ConversionError, ImageError
-from segment.resize import fitted_size
+from segment.modelfile import ModelMetadata
+from segment.resize import fitted_size, square_size
 
 LAYERS = ("Conv", "Gemm")
 """What is quantised."""
@@ -32,16 +33,17 @@ MIN_SCORE, MAX_DETECTIONS = 0.05, 20
 """What calibration looks for: the masks' ranges come from instances like those that will be shown."""
 
 
-def quantise(model: onnx.ModelProto, photos: Sequence[Path], render_factor: int, stride: int) -> onnx.ModelProto:
+def quantise(model: onnx.ModelProto, photos: Sequence[Path], facts: ModelMetadata) -> onnx.ModelProto:
     """The int8 form of a converted model.
 
-    `photos`: some tens, like those that will be segmented; each is seen at `render_factor`. Raises ConversionError.
+    `photos`: some tens, like those that will be segmented; each is seen at the size that `facts` give it when the model
+    is served. Raises ConversionError.
     """
     try:
         import nncf
     except ImportError:
         raise ConversionError("Quantising needs NNCF: pip install -r requirements-convert.txt") from None
-    inputs = list(_inputs(photos[:MOST_PHOTOS], render_factor, stride))
+    inputs = list(_inputs(photos[:MOST_PHOTOS], facts))
     if not inputs:
         raise ConversionError("The calibration folder holds no photos; give some tens like those to segment.")
     nncf.set_log_level(logging.ERROR)
@@ -71,12 +73,15 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if node.op_type not in LAYERS and node.name not in carries]
 
 
-def _inputs(photos: Sequence[Path], render_factor: int, stride: int) -> Iterator[dict[str, np.ndarray]]:
+def _inputs(photos: Sequence[Path], facts: ModelMetadata) -> Iterator[dict[str, np.ndarray]]:
     for path in photos:
         try:
             data = path.read_bytes()
             header = image.read_header(data)
-            size = fitted_size(header.size, render_factor, "aspect", stride)
+            if facts.square:
+                size = square_size(header.size, facts.square)
+            else:
+                size = fitted_size(header.size, facts.render_factor, "aspect", facts.stride)
             pixels = np.asarray(image.resize(image.decode(data, header, size), size))
         except (ImageError, OSError) as error:
             raise ConversionError(f"{path.name} cannot be calibrated with: {error}") from None

@@ -18,6 +18,7 @@ from segment.detections import Detections, from_boxes, nonempty
 from segment.engine.signature import Signature
 from segment.labels import labels_for
 from segment.modelfile import ModelMetadata
+from segment.resize import square_size
 
 EXPECTED = "this project's own (segment.convert): image, min_score, max_detections -> boxes, scores, classes, masks"
 
@@ -38,10 +39,12 @@ class MaskRcnn:
     labels: tuple[str, ...]
     stride: int
     grid: tuple[int, int] = (28, 28)
+    square: int = 0
     unmeasured_bytes_per_pixel: float = 0.0
 
-    def input_size(self, size: tuple[int, int]) -> None:
-        """Any size will do."""
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The size that fills the square to which the network pads; None if the network takes any size."""
+        return square_size(size, self.square) if self.square else None
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
         return 4 * self.grid[0] * self.grid[1]
@@ -70,4 +73,5 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
     if not (facts and ours and shapes_fit):
         return None
     _, height, width = signature.outputs[-1].shape
-    return MaskRcnn(labels_for(len(facts.labels), labels, facts.labels), facts.stride, (height or 28, width or 28))
+    names, grid = labels_for(len(facts.labels), labels, facts.labels), (height or 28, width or 28)
+    return MaskRcnn(names, facts.stride, grid, facts.square)
