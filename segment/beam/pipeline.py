@@ -24,10 +24,10 @@ from apache_beam.pvalue import AsIter
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from segment import container
-from segment.beam.steps import FAILURES, METRICS, Describe, Job, List, Segment, Write
+from segment.beam.steps import FAILURES, METRICS, Describe, Divide, Job, List, Segment, Write
 from segment.beam.worker import Worker
 from segment.bucket.backfill import FAILED, summary
-from segment.bucket.store import Object, Store, overlap
+from segment.bucket.store import Store, overlap
 from segment.errors import OptionError, PipelineError, SettingsError
 from segment.labels import read_labels
 from segment.model import locate
@@ -81,8 +81,10 @@ def build(pipeline: beam.Pipeline, job: Job, worker: Worker) -> None:
     photos = (
         pipeline
         | "Source" >> beam.Create([job.source])
-        | "List" >> beam.ParDo(List(worker)).with_output_types(Object)
-        | "Distribute" >> beam.Reshuffle()
+        | "Divide" >> beam.ParDo(Divide(worker))
+        | "Spread ranges" >> beam.Reshuffle()
+        | "List" >> beam.ParDo(List(job, worker))
+        | "Spread photos" >> beam.Reshuffle()
     )
     found, failures = photos | "Segment" >> beam.ParDo(Segment(job, worker)).with_outputs(FAILURES, main="found")
     models = pipeline | "Models" >> beam.Create([None] if job.datasets else [])

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from apache_beam.io.filesystem import FileSystem
 
-from segment.bucket.listing import listed
+from segment.bucket import shares
+from segment.bucket.listing import Range, listed
 from segment.bucket.objects import is_result
 from segment.bucket.store import Object, Store, open_store
 from segment.errors import SettingsError
 
+LISTINGS = 64
+"""Ranges of names into which a bucket is divided."""
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -66,9 +69,16 @@ class Source:
         """The bucket or folder, whose calls are retried for `seconds`."""
         return open_store(self.address, seconds)[0]
 
-    def objects(self, seconds: float) -> Iterator[Object]:
-        """The photos, by name; results of earlier runs are left out. Raises StorageError."""
+    def ranges(self, seconds: float) -> list[Range]:
+        """Ranges of names that together hold all photos, to list a bucket in parallel. Raises StorageError."""
+        if not self.address.startswith("gs://"):
+            return [Range()]
+        divided = shares.divided(self.store(seconds), self.prefix, LISTINGS // shares.RANGES_PER_TASK)
+        return sorted((names for own in divided.ranges for names in own), key=lambda names: names.start)
+
+    def objects(self, seconds: float, names: Range) -> Iterator[Object]:
+        """The photos in the range, by name; results of earlier runs are left out. Raises StorageError."""
         matches = re.compile(self.expression or ".*", re.DOTALL).match
-        for item in listed(self.store(seconds), self.prefix):
+        for item in listed(self.store(seconds), self.prefix, names):
             if not item.name.endswith("/") and not is_result(item) and matches(item.name):
                 yield item

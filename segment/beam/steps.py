@@ -1,6 +1,6 @@
 """The steps of the pipeline.
 
-    Source -> List -> Object -> (reshuffle) -> Segment -> Found, and Failed as the output "failures" -> Write
+    Source -> Divide -> Range -> List -> photos -> Segment -> Found, and Failed as the output "failures" -> Write
 
 A runner may run a step twice, or twice at once. Files per photo are written only where there are none, the datasets
 and the list of failures in one piece: whatever is repeated, each is there once.
@@ -26,6 +26,7 @@ from apache_beam.pvalue import TaggedOutput
 from segment.beam.source import Source
 from segment.beam.worker import Worker
 from segment.bucket.backfill import FAILED
+from segment.bucket.listing import Range, beside_results
 from segment.bucket.objects import read_photo, segment_object
 from segment.bucket.results import SOURCE_KEY, Results, folder_of
 from segment.bucket.store import Object, Store, open_store
@@ -82,15 +83,32 @@ class Failed:
     error: str
 
 
-class List(beam.DoFn):
-    """The photos of a source."""
+class Divide(beam.DoFn):
+    """The ranges of names of a source, which are listed in parallel."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    def process(self, source: Source) -> Iterator[Object]:
+    def process(self, source: Source) -> Iterator[Range]:
         """Raises StorageError."""
-        yield from source.objects(self._worker.settings().storage_seconds)
+        yield from source.ranges(self._worker.settings().storage_seconds)
+
+
+class List(beam.DoFn):
+    """The photos in a range of names, each with what is there of its results, if it has files of its own."""
+
+    def __init__(self, job: Job, worker: Worker) -> None:
+        self._job, self._worker = job, worker
+
+    def process(self, names: Range) -> Iterator[tuple[Object, Results | None]]:
+        """Raises StorageError."""
+        seconds = self._worker.settings().storage_seconds
+        photos = self._job.source.objects(seconds, names)
+        if self._job.files:
+            destination, prefix = self._job.destination(seconds)
+            yield from beside_results(photos, self._job.source.prefix, destination, prefix, names)
+        else:
+            yield from ((photo, None) for photo in photos)
 
 
 class Segment(beam.DoFn):
@@ -108,10 +126,11 @@ class Segment(beam.DoFn):
         self._source = self._job.source.store(settings.storage_seconds)
         self._destination, self._prefix = self._job.destination(settings.storage_seconds)
 
-    def process(self, item: Object) -> Iterator[Found | TaggedOutput]:
+    def process(self, photo: tuple[Object, Results | None]) -> Iterator[Found | TaggedOutput]:
         """A Found if a dataset needs it, or a Failed for the output FAILURES. Raises ModelError, OptionError."""
+        item, there = photo
         try:
-            kind, result = self._segment(item)
+            kind, result = self._segment(item, there)
         except (ModelError, OptionError):
             raise  # the next photo would fail as well
         except StorageError as error:
@@ -126,31 +145,31 @@ class Segment(beam.DoFn):
         elif result is not None:
             yield result
 
-    def _segment(self, item: Object) -> tuple[str, Found | Failed | None]:
+    def _segment(self, item: Object, there: Results | None) -> tuple[str, Found | Failed | None]:
         """What became of the photo, in a word, and what is passed on. Waits for memory as long as it takes."""
         while True:
             try:
-                return self._with_files(item) if self._job.files else self._without_files(item)
+                return self._with_files(item, there) if self._job.files else self._without_files(item)
             except Busy as busy:
                 time.sleep(busy.retry_after)
 
-    def _with_files(self, item: Object) -> tuple[str, Found | Failed | None]:
+    def _with_files(self, item: Object, there: Results | None) -> tuple[str, Found | Failed | None]:
         outcome = segment_object(
-            self._service, self._source, item, self._destination, self._prefix, options=self._options
+            self._service, self._source, item, self._destination, self._prefix, there=there, options=self._options
         )
         if outcome.kind in {"refused", "lost"}:
             return outcome.kind, Failed(item.name, outcome.reason)
         if outcome.kind == "gone" or not self._job.datasets:
             return outcome.kind, None
-        document = outcome.document if outcome.document is not None else self._written(item)
+        document = outcome.document if outcome.document is not None else self._written(item, there)
         if document is None:
             return FAILED, Failed(item.name, "Its results were deleted while this run went on. Run it again.")
         return outcome.kind, _found(item, document, self._service)
 
-    def _written(self, item: Object) -> bytes | None:
+    def _written(self, item: Object, there: Results | None) -> bytes | None:
         """The JSON of a photo that was segmented before."""
-        files = Results.find(self._destination, folder_of(self._prefix, item)).files
-        file = files.get(FORMATS["json"].file_name)
+        there = there or Results.find(self._destination, folder_of(self._prefix, item))
+        file = there.files.get(FORMATS["json"].file_name)
         return self._destination.read(file, file.size or _MAX_DOCUMENT) if file else None
 
     def _without_files(self, item: Object) -> tuple[str, Found | Failed | None]:

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from segment.bucket import shares
-from segment.bucket.listing import Range, in_step, listed
+from segment.bucket.listing import Range, beside_results, listed
 from segment.bucket.objects import describe, is_done, is_result, segment_object
 from segment.bucket.results import Results
 from segment.bucket.store import Object, Store, open_store, overlap
@@ -112,14 +112,8 @@ def unfinished(
 
     Those that are done are counted as such. Raises StorageError, ModelError.
     """
-    end = results_prefix + names.end if names.end else ""
-    found = in_step(
-        (item for item in listed(photos, prefix, names) if not item.name.endswith("/") and not is_result(item)),
-        lambda start: listed(results, results_prefix + prefix, Range(start, end)),
-        results_prefix,
-        end,
-    )
-    for photo, there in found:
+    new = (item for item in listed(photos, prefix, names) if not item.name.endswith("/") and not is_result(item))
+    for photo, there in beside_results(new, prefix, results, results_prefix, names):
         if there and is_done(service, results, there):
             progress.count("done before")
         else:

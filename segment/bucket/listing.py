@@ -58,6 +58,19 @@ def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object
             failures += 1
 
 
+def beside_results(
+    photos: Iterable[Object], prefix: str, results: Store, results_prefix: str, names: Range
+) -> Iterator[tuple[Object, Results | None]]:
+    """Each photo with what is there of its results below `results_prefix`, or None if that is not known.
+
+    `photos`: those in the range `names` whose names start with `prefix`, by name. Raises StorageError.
+    """
+    end = results_prefix + names.end if names.end else ""
+    return in_step(
+        photos, lambda start: listed(results, results_prefix + prefix, Range(start, end)), results_prefix, end
+    )
+
+
 def in_step(
     photos: Iterable[Object], results: Callable[[str], Iterator[Object]], prefix: str = "", end: str = ""
 ) -> Iterator[tuple[Object, Results | None]]:
