@@ -143,6 +143,12 @@ def test_serving_a_photo_needs_neither_torch_nor_onnx() -> None:
     assert not loaded & {"torch", "detectron2", "onnx", "onnxruntime", "nncf", "matplotlib", "cv2"}
 
 
+def test_no_usage_data_is_sent() -> None:
+    """`import openvino` starts a process that sends some, if it finds openvino_telemetry."""
+    program = "import sys, segment; segment.load(); sys.exit(sys.modules['openvino_telemetry'] is not None)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
+
+
 def test_public_names() -> None:
     assert segment.__all__ == sorted(segment.__all__)
     for name in segment.__all__:

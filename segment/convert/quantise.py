@@ -20,6 +20,7 @@ from onnx import helper
 
 from segment import image
 from segment.convert import chunks
+from segment.engine.openvino import disable_telemetry
 from segment.errors import ConversionError, ImageError
 from segment.modelfile import ModelMetadata
 from segment.resize import fitted_size, square_size
@@ -39,6 +40,7 @@ def quantise(model: onnx.ModelProto, photos: Sequence[Path], facts: ModelMetadat
     `photos`: some tens, like those that will be segmented; each is seen at the size that `facts` give it when the model
     is served. Raises ConversionError.
     """
+    disable_telemetry()
     try:
         import nncf
     except ImportError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +44,14 @@ class Network:
         self._compiled.release_memory()
 
 
+def disable_telemetry() -> None:
+    """Keep OpenVINO and NNCF from sending usage data when they are imported: without this package they do not."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
     """Compile a model file for this machine, or take it from the cache. Raises ModelError."""
-    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
+    disable_telemetry()
     # Code made for a layer at one size of image is kept for 1,024 layers of 50 kB by default: photos come in all sizes.
     # 200 is two sizes of a Mask R-CNN.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")
