@@ -253,6 +253,8 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: py
         (["-s", "classes=unicorn"], "has no class 'unicorn'"),
         (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
         (["--direct_nun_workers=2"], "Beam has no option --direct_nun_workers"),
+        (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
+        (["--runner", "DataflowRunner"], "pip install 'segment-serverless[dataflow]'"),
         (["--input", "nowhere/**"], "'nowhere/**' is no folder"),
         (["--input", "gs://*/a"], "'gs://*/a' names no bucket"),
         (["--input", "gs://none/a", "--output", "out"], "Could not list in gs://none"),

@@ -5,8 +5,10 @@ Whatever can be wrong is refused here, before the runner starts: addresses, sett
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
+    GoogleCloudOptions,
     PipelineOptions,
     PortableOptions,
     StandardOptions,
@@ -64,6 +67,9 @@ def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], env
     build(pipeline, job, worker)
     try:
         result = pipeline.run()
+        if template := options.view_as(GoogleCloudOptions).template_location:
+            print(f"Wrote the template {template}")
+            return 0
         if options.view_as(StandardOptions).no_wait_until_finish:
             print(f"Submitted to {runner}")
             return 0
@@ -99,9 +105,9 @@ def build(pipeline: beam.Pipeline, job: Job, worker: Worker) -> None:
 def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
     """Beam's options. Raises SettingsError for one that is unknown, missing or has a bad value."""
     options = PipelineOptions([f"--runner={runner}", *flags])
+    given = _parsed(options)
     if runner in {"DirectRunner", "DataflowRunner"}:  # the others have options that only their servers know
-        known = PipelineOptions([]).get_all_options()
-        unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+        unknown = given.keys() - PipelineOptions([]).get_all_options().keys()
         if unknown:
             raise SettingsError(f"Beam has no option --{min(unknown)}. See: python -m segment beam --help")
     if runner == "DataflowRunner":
@@ -113,6 +119,16 @@ def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
         if errors:
             raise SettingsError(" ".join(errors))
     return options
+
+
+def _parsed(options: PipelineOptions) -> dict[str, Any]:
+    """All options by name, unknown ones too. Raises SettingsError for a bad value."""
+    with redirect_stderr(io.StringIO()) as usage:
+        try:
+            return dict(options.get_all_options(retain_unknown_options=True))
+        except SystemExit:
+            reason = usage.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+    raise SettingsError(f"Beam's options: {reason}")
 
 
 def processes(runner: str, options: PipelineOptions) -> int:
