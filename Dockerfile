@@ -5,6 +5,7 @@
 #   docker build -t segment --build-arg MODEL=mine.onnx .                with a converted model from this folder
 #   ... --build-arg CALIBRATE=photos                                     a zoo model in int8, calibrated on photos/
 #   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for what does not convert
+#   docker build -t segment:beam --target beam .                         workers of an Apache Beam pipeline (Dataflow)
 #
 # What is in it is pinned: the base by its version, packages by constraints.txt, weights by the zoo's checksums. For the same
 # bytes on every build, fix the timestamps too: docker buildx build --build-arg SOURCE_DATE_EPOCH=0 with
@@ -12,6 +13,8 @@
 
 #checkov:skip=CKV_DOCKER_7:the base has a version, it is the default of BASE
 ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+#checkov:skip=CKV_DOCKER_7:it has a version, the same as in requirements-beam.txt
+ARG BEAM=docker.io/apache/beam_python3.11_sdk:2.77.0
 
 
 # Every stage: Python's and pip's manners.
@@ -111,6 +114,32 @@ FROM app AS detectron2
 COPY --from=detectron2-packages /venv /venv
 ENV SEGMENT_ENGINE=detectron2
 USER 10001
+
+
+# For the workers of a Beam pipeline (docker build --target beam): the same code and model. apache-beam allows other versions of
+# some packages, so they are its own. A runner starts a worker by /opt/apache/beam/boot, which comes with Beam's own image; it
+# would make an environment of its own for Python, unless told that there is one. Dataflow runs it as root.
+FROM ${BEAM} AS beam-sdk
+
+FROM base AS beam-packages
+WORKDIR /build
+COPY requirements-beam.txt constraints-beam.txt ./
+RUN python -m venv /venv && \
+    pip --python /venv/bin/python install -r requirements-beam.txt -c constraints-beam.txt && \
+    pip --python /venv/bin/python check
+
+FROM app AS beam
+ARG MODEL=""
+COPY --from=beam-packages /venv /venv
+COPY --from=beam-sdk /opt/apache/beam /opt/apache/beam
+COPY --from=model /model ./model
+ENV SEGMENT_MODEL=${MODEL:+/app/model/model.onnx} \
+    SEGMENT_CACHE=/app/cache \
+    PYTHONPATH=/app \
+    RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
+RUN python -m segment warm && chmod -R a+rX cache
+HEALTHCHECK NONE
+ENTRYPOINT ["/opt/apache/beam/boot"]
 
 
 # The default.

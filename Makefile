@@ -56,8 +56,9 @@ $(VENV)/bench: requirements-bench.txt $(VENV)/dev
 	@touch $@
 
 # apache-beam needs older versions of what the service uses.
-.cache/beam/installed: requirements-beam.txt
-	@$(PYTHON) -m venv $(@D) && $(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+.cache/beam/installed: requirements-beam.txt constraints-beam.txt requirements-dev.txt
+	@$(PYTHON) -m venv $(@D) && $(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints-beam.txt \
+	  -r requirements-beam.txt $$(grep -E '^(pytest|hypothesis)==' requirements-dev.txt)
 	@touch $@
 
 clean:

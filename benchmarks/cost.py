@@ -1,13 +1,17 @@
-"""What 1,000 photos cost on Cloud Run, from the CPU seconds of one and the published prices.
+"""What photos cost on Google Cloud, from the CPU seconds of one and the published prices.
 
-    python -m benchmarks.cost                              the table, measured rows from benchmarks/results first
-    python -m benchmarks.cost --write deploy/README.md     put it between that file's markers
+    python -m benchmarks.cost                          1,000 on Cloud Run, measured rows from benchmarks/results first
+    python -m benchmarks.cost million                  1,000,000 by the backfill job and on Dataflow
+    python -m benchmarks.cost --write deploy/README.md put a table between the file's markers
 
 A request is billed for the time it takes, not for the CPU it uses. On the default instance (1 vCPU, 512 MiB) the two
 are the same as long as requests come one after another. Requests that share an instance are billed once for the time
 they share; time spent on the network is billed without using CPU. A photo over HTTP is counted without its upload,
 whose time depends on the client. A photo in a bucket is counted alone on its instance, with every storage call as an
 operation and as time waited for (tests/test_cost.py counts the calls of the real handler).
+
+A job and a pipeline have many photos in work at a time, so that waiting for storage overlaps with the network, and are
+billed for the time that their machines run.
 
 A result is measured if a file of benchmarks/results holds an object with `cpu_seconds` and a `name`, at any depth.
 """
@@ -23,6 +27,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 MARKERS = ("<!-- cost: python -m benchmarks.cost --write deploy/README.md -->", "<!-- /cost -->")
+MILLION_MARKERS = ("<!-- million: python -m benchmarks.cost --write docs/beam.md -->", "<!-- /million -->")
 
 # US dollars, tier 1 regions, request-based billing: https://cloud.google.com/run/pricing
 VCPU_SECOND = 0.000024
@@ -41,6 +46,19 @@ CALL_SECONDS = 0.05
 """An assumption, not a measurement: how long a storage call from the same region is waited for."""
 
 VCPUS, GIB = 1, 0.5
+
+# Cloud Run jobs, instance-based billing: https://cloud.google.com/run/pricing
+JOB_VCPU_SECOND, JOB_GIB_SECOND = 0.000018, 0.000002
+JOB_TASKS = 4
+"""The job's tasks at a time (backfill_tasks in terraform/variables.tf)."""
+# Dataflow, batch, us-central1: https://cloud.google.com/dataflow/pricing
+DATAFLOW_VCPU_HOUR, DATAFLOW_GB_HOUR, DATAFLOW_DISK_GB_HOUR, SHUFFLE_GB = 0.056, 0.003557, 0.000054, 0.011
+WORKERS, WORKER_VCPUS, WORKER_GB, WORKER_DISK_GB = 50, 2, 8, 50
+"""What docs/beam.md asks for: e2-standard-2 machines."""
+IDLE_SECONDS = 300
+"""An assumption, not a measurement: what each worker is paid for beside its photos, to start and for the last step."""
+SHUFFLED_BYTES = 20_000
+"""An assumption: what is shuffled per photo, its name and its JSON, each written and read."""
 
 
 def billed_seconds(cpu_seconds: float) -> float:
@@ -63,6 +81,20 @@ def bucket_dollars(photos: int, cpu_seconds: float) -> float:
     """What photos dropped into a bucket cost: Cloud Run, its waiting for storage included, and Cloud Storage."""
     waiting = (LISTS + READS + WRITES) * CALL_SECONDS
     return request_dollars(photos, cpu_seconds + waiting) + storage_dollars(photos)
+
+
+def job_dollars(photos: int, cpu_seconds: float) -> float:
+    """What the backfill job charges for photos that it reads and writes two results of."""
+    seconds = photos * cpu_seconds
+    return seconds * (VCPUS * JOB_VCPU_SECOND + GIB * JOB_GIB_SECOND) + photos * (WRITES * CLASS_A + READS * CLASS_B)
+
+
+def dataflow_dollars(photos: int, cpu_seconds: float, writes: int = WRITES) -> float:
+    """What a Dataflow job charges for photos that it reads, `writes` results of each and a dataset of all."""
+    hours = (photos * cpu_seconds / WORKER_VCPUS + WORKERS * IDLE_SECONDS) / 3600
+    worker = WORKER_VCPUS * DATAFLOW_VCPU_HOUR + WORKER_GB * DATAFLOW_GB_HOUR + WORKER_DISK_GB * DATAFLOW_DISK_GB_HOUR
+    shuffled = photos * SHUFFLED_BYTES / 1e9 * SHUFFLE_GB
+    return hours * worker + shuffled + photos * (writes * CLASS_A + READS * CLASS_B)
 
 
 def free_photos(cpu_seconds: float) -> int:
@@ -119,18 +151,44 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def million() -> str:
+    """What a million photos cost by the backfill job and on Dataflow, and what the job does in an hour."""
+    photos, vcpus = 1_000_000, WORKERS * WORKER_VCPUS
+    lines = [
+        "| one photo | CPU seconds | job, files | Dataflow, files and dataset | Dataflow, dataset "
+        f"| hours on {vcpus} vCPUs | photos per hour, {JOB_TASKS} tasks |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, seconds in measured().items():
+        job, files = job_dollars(photos, seconds), dataflow_dollars(photos, seconds)
+        dataset = dataflow_dollars(photos, seconds, writes=0)
+        hours = photos * seconds / vcpus / 3600
+        lines.append(
+            f"| {name} | {seconds:.3g} | ${job:.2f} | ${files:.2f} | ${dataset:.2f} | {hours:.1f} "
+            f"| {int(JOB_TASKS * 3600 / seconds / 1000) * 1000:,} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {MARKERS: table, MILLION_MARKERS: million}
+
+
 def write(path: Path) -> None:
-    """Replace what stands between the markers of a Markdown file by the table."""
-    before, _, rest = path.read_text().partition(MARKERS[0])
-    _, _, after = rest.partition(MARKERS[1])
-    path.write_text(f"{before}{MARKERS[0]}\n{table()}\n{MARKERS[1]}{after}")
+    """Replace what stands between the markers of a Markdown file by the tables."""
+    text = path.read_text()
+    for (begin, end), made in TABLES.items():
+        before, found, rest = text.partition(begin)
+        if found:
+            text = f"{before}{begin}\n{made()}\n{end}{rest.partition(end)[2]}"
+    path.write_text(text)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="What 1,000 photos cost on Cloud Run.")
+    parser = argparse.ArgumentParser(description="What photos cost on Google Cloud.")
+    parser.add_argument("table", nargs="?", choices=("thousand", "million"), default="thousand")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the markers")
     given = parser.parse_args()
     if given.write:
         write(given.write)
     else:
-        print(table())
+        print(million() if given.table == "million" else table())

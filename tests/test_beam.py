@@ -6,12 +6,17 @@ their own: `make beam-test`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import pickle
+import re
+import shlex
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -26,7 +31,7 @@ pytest.importorskip("apache_beam", reason="needs apache-beam, see requirements-b
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from devtools.gcs import Cloud
-from devtools.server import ROOT
+from devtools.server import ROOT, free_port
 from segment import container
 from segment.__main__ import main
 from segment.beam import pipeline
@@ -170,6 +175,41 @@ def test_several_processes_share_the_work(cloud: Cloud, photos: Path, tmp_path: 
     assert found["instances.json"] == dataset_of(photos, tmp_path / "image")
     assert len(found) == 2 * 23 + 2
     assert found.items() >= of_photos(cloud).items()
+
+
+@pytest.fixture(scope="module")
+def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Beam's job server in Python, which speaks the protocol of Flink's and Prism's."""
+    port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
+    words = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "--port", str(port)]
+    with log.open("w") as file, subprocess.Popen(words, stdout=file, stderr=file) as process:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"localhost:{port}"
+        process.terminate()
+
+
+@pytest.mark.parametrize("runner", ["FlinkRunner", "PrismRunner"])
+def test_runners_behind_a_job_server(runner: str, job_server: str, photos: Path, tmp_path: Path) -> None:
+    flags = ("--runner", runner, "--job_endpoint", job_server, "--environment_type", "LOOPBACK")
+    done = command(photos, tmp_path / "out", "-d", "coco", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "3 segmented, 1 refused" in done.stdout
+    assert (tmp_path / "out" / "instances.json").read_bytes() == dataset_of(photos, tmp_path / "image")
+
+
+def test_documented_options_are_beams(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(pipeline, "run", lambda *arguments: given.append(arguments) or 0)
+    monkeypatch.chdir(photos.parent)
+    commands = re.findall(r"python -m segment beam (.*?[^\\\n])\n", (ROOT / "docs" / "beam.md").read_text(), re.DOTALL)
+    for words in commands:
+        assert main(["beam", *shlex.split(words.replace("\\\n", " "))]) == 0
+    assert [runner for _, _, runner, _, _ in given] == ["DirectRunner", "DirectRunner", "DataflowRunner"]
+    for *_, flags, _ in given:
+        pipeline.pipeline_options("DirectRunner", flags)  # Dataflow's are known to Beam without its package
 
 
 # Each once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from devtools.server import serve
 from training.shapes import scene
 
 README = Path(__file__).resolve().parents[1] / "deploy" / "README.md"
+BEAM = README.parents[1] / "docs" / "beam.md"
 
 
 def test_arithmetic() -> None:
@@ -50,6 +52,28 @@ def test_time_is_billed_in_steps(cpu_seconds: float, billed: float) -> None:
 def test_readme_holds_the_table() -> None:
     text = README.read_text()
     assert f"{cost.MARKERS[0]}\n{cost.table()}\n{cost.MARKERS[1]}" in text, "run: " + cost.MARKERS[0][11:-4]
+
+
+def test_a_million_photos() -> None:
+    # 100,000 vCPU-seconds, 50,000 GiB-seconds, 2,000,000 writes, 1,000,000 reads
+    assert cost.job_dollars(1_000_000, 0.1) == pytest.approx(1.8 + 0.1 + 10 + 0.4)
+    # 50,000 and 50 x 300 machine seconds; 20 GB shuffled
+    machine = 2 * 0.056 + 8 * 0.003557 + 50 * 0.000054
+    assert cost.dataflow_dollars(1_000_000, 0.1, writes=0) == pytest.approx(65_000 / 3600 * machine + 0.22 + 0.4)
+    text = BEAM.read_text()
+    begin, end = cost.MILLION_MARKERS
+    assert f"{begin}\n{cost.million()}\n{end}" in text, "run: " + begin[14:-4]
+    for option, value in (
+        ("max_num_workers", cost.WORKERS),
+        ("machine_type", f"e2-standard-{cost.WORKER_VCPUS}"),
+        ("disk_size_gb", cost.WORKER_DISK_GB),
+    ):
+        assert f"--{option} {value} " in text
+
+
+def test_job_has_the_tasks_of_the_module() -> None:
+    variables = (README.parents[1] / "terraform" / "variables.tf").read_text()
+    assert re.search(r'variable "backfill_tasks" \{[^}]*default += (\d+)', variables)[1] == str(cost.JOB_TASKS)  # type: ignore[index]
 
 
 def test_writing_replaces_what_stands_between_the_markers(tmp_path: Path) -> None:

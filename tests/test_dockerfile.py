@@ -35,7 +35,14 @@ def test_served_stages_run_as_nobody(stage: str) -> None:
 
 def test_base_and_packages_are_pinned() -> None:
     assert re.search(r"^ARG BASE=\S+/python:\d+\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.M)
-    for name in ("requirements.txt", "requirements-convert.txt", "requirements-detectron2.txt", "constraints.txt"):
+    for name in (
+        "requirements.txt",
+        "requirements-convert.txt",
+        "requirements-detectron2.txt",
+        "requirements-beam.txt",
+        "constraints.txt",
+        "constraints-beam.txt",
+    ):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] not in "#-"]
         assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in lines), name
 
@@ -44,6 +51,21 @@ def test_constraints_hold_what_the_image_needs() -> None:
     constraints = pins("constraints.txt")
     for package, version in pins("requirements.txt").items():
         assert constraints.get(package) == version, f"renew constraints.txt: {package} is {version}"
+    constraints = pins("constraints-beam.txt")
+    for package, version in pins("requirements-beam.txt").items():
+        assert constraints.get(package) == version, f"renew constraints-beam.txt: {package} is {version}"
+
+
+def test_beam_workers_have_the_packages_of_the_service() -> None:
+    """But for Pillow, of which apache-beam does not allow the same version."""
+    service, workers = pins("requirements.txt"), pins("requirements-beam.txt")
+    assert {name: workers.get(name) for name in service.keys() - {"pillow"}} == {
+        name: version for name, version in service.items() if name != "pillow"
+    }
+    assert f"beam_python3.11_sdk:{workers['apache-beam']}\n" in DOCKERFILE
+    python = re.search(r"^ARG BASE=\S+/python:(\d+\.\d+)\.", DOCKERFILE, re.M)
+    assert python
+    assert python[1] == "3.11", "a worker's Python is that of Beam's image"
 
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:
@@ -57,7 +79,7 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
 
 def test_code_understands_the_images_settings() -> None:
-    for stage in ("serving", "detectron2"):
+    for stage in ("serving", "detectron2", "beam"):
         found = re.findall(rf"({PREFIX}[A-Z_]+)=(\S+)", STAGES["app"] + STAGES[stage])
         assert found
         Settings.from_environment(dict(found))
