@@ -202,7 +202,12 @@ def test_runners_behind_a_job_server(runner: str, job_server: str, photos: Path,
 
 def test_documented_options_are_beams(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(pipeline, "run", lambda *arguments: given.append(arguments) or 0)
+
+    def note(*arguments: Any) -> int:
+        given.append(arguments)
+        return 0
+
+    monkeypatch.setattr(pipeline, "run", note)
     monkeypatch.chdir(photos.parent)
     commands = re.findall(r"python -m segment beam (.*?[^\\\n])\n", (ROOT / "docs" / "beam.md").read_text(), re.DOTALL)
     for words in commands:
