@@ -1,7 +1,7 @@
-"""What runs a network: pixels in, detections in those pixels out.
+"""Engines: run a network on pixels and return detections in those pixels.
 
-An engine knows one runtime and nothing of photos or HTTP. `load` serves model files, each family by its own small
-module (families.py), on OpenVINO; `detectron2.py` runs the original network for what does not convert.
+An engine wraps one runtime and is independent of image files and HTTP. `load` runs model files on OpenVINO, with one
+module per model family (families/). `detectron2.py` runs detectron2 itself, for models that cannot be converted.
 """
 
 from __future__ import annotations
@@ -26,29 +26,30 @@ class Engine(Protocol):
 
     @property
     def stride(self) -> int:
-        """Sizes that are multiples of this are used without padding."""
+        """Images whose sides are multiples of the stride are not padded."""
 
     @property
     def footprint(self) -> Footprint:
-        """What memory a run takes beside the loaded model."""
+        """The memory of a run in addition to the loaded model."""
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The (width, height) at which a photo of `size` is wanted by a file that insists on its own; None is any.
+        """The (width, height) to which a photo of `size` should be scaled; None if any size is accepted.
 
-        An image of another size is admitted too and fitted by the engine; this one spares resizing it twice.
+        Only networks with an input of a fixed size return one. The engine accepts images of other sizes too and scales
+        them itself; with this size, they are not scaled twice.
         """
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
-        """The most bytes of one instance's mask in an image of `size` (width, height)."""
+        """Maximum bytes of one instance's mask in an image of `size` (width, height)."""
 
     def release(self) -> None:
-        """Give up what is kept between runs to make the next one faster."""
+        """Free the buffers that are kept between runs."""
 
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
-        """Find the instances in `pixels`, (H, W, 3) uint8 RGB.
+        """Detect the instances in `pixels`, (H, W, 3) uint8 RGB.
 
-        Returns at most `max_detections` instances with a score above `min_score`, best first, in pixels of the image
-        given. Thread-safe.
+        Returns at most `max_detections` instances with scores above `min_score`, sorted by descending score, in pixels
+        of this image. Thread-safe.
         """
 
 
@@ -61,11 +62,11 @@ def load(
     memory: Footprint | None = None,
     overrides: Mapping[str, float] | None = None,
 ) -> Engine:
-    """Load a model file of any known family. Raises ModelError.
+    """Load a model file of any supported family. Raises ModelError.
 
-    `cache`: folder for compiled models. `labels`: class names by index, instead of the file's own. `memory`: what the
-    file takes; by default what it says itself, and for a file that does not, what footprint.py measures, which makes
-    the first load slower by some seconds. `overrides`: figures of the Footprint that replace those, by name.
+    `cache`: folder for compiled models. `labels`: class names by index; replace the file's own. `memory`: memory of a
+    run; by default from the file's metadata or, if missing, measured by footprint.py, which takes some seconds at the
+    first load. `overrides`: fields of the Footprint to replace.
     """
     from segment.engine import families
 

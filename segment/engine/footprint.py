@@ -1,10 +1,11 @@
-"""How much memory a run takes beside the loaded model: fixed, and per pixel. Measured, in a process of its own.
+"""The memory of a run in addition to the loaded model: fixed, per pixel and per instance; measured in a child process.
 
-The process loads the file and runs it on noise with everything that could be asked for (no lowest score, as many
-instances as allowed), at two areas and three shapes each, while a thread samples its anonymous memory. A line through
-the two peaks gives the fixed bytes and the bytes per pixel. Pages of files do not count: the kernel can take them back.
+The child process loads the file and runs it on noise with the most demanding options (minimum score 0, maximum number
+of instances), at two areas with three shapes each, while a thread samples its anonymous memory. A line through the
+peaks of the two areas gives the fixed bytes and the bytes per pixel. File-backed pages are not counted, because the
+kernel can reclaim them.
 
-A first load is slower by that process, some seconds. In the folder of compiled models the result is kept beside them.
+Measuring takes some seconds. The result is stored in the folder of compiled models, if there is one.
 """
 
 from __future__ import annotations
@@ -37,44 +38,44 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
-"""Where Python finds this package."""
+"""The folder that contains the package."""
 SIDES = (320, 640)
-"""Two square images; each area is also run at about 2:1 and 1:2."""
+"""Sides of two squares in pixels; each area is also run with aspect ratios of about 2:1 and 1:2."""
 GRAINS = (1, 8, 64)
-"""Noise of small and of large squares: what is found is small or large, and different levels of a pyramid fill up."""
+"""Sizes in pixels of the noise's squares, so that small and large instances occupy different pyramid levels."""
 MAX_DETECTIONS = 100
 SLACK = 1.05
-"""Runs on other sizes and photos were up to 3 % above the line."""
+"""Factor for the measured peaks: runs on other sizes and photos were up to 3 % above the line."""
 SAMPLE_SECONDS = 0.0005
 TIMEOUT_SECONDS = 600
 LARGEST = float(1 << 40)
-"""Bytes that no figure reaches. A NaN is not below it either."""
+"""Upper bound of valid values in bytes. The comparison also excludes NaN."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory of a run beside the loaded model: whatever the image, per pixel of it, per instance that may be found."""
+    """Memory in bytes of a run in addition to the loaded model: fixed, per pixel of the image, per instance."""
 
     fixed_bytes: int
     bytes_per_pixel: float
     bytes_per_instance: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a figure that is no number of bytes."""
+        """Raise ValueError for an invalid value."""
         for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
                 raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {LARGEST:g}")
 
 
 def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
-    """The footprint of a model file, kept in the folder `cache` if there is one. Raises ModelError."""
+    """The footprint of a model file: from the folder `cache`, or measured and stored there. Raises ModelError."""
     if not cache:
         return measure(path, threads)
     note = cache / f"{_digest(path)}-{threads}.footprint.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Footprint(**json.loads(note.read_text(encoding="ascii")))
     found = measure(path, threads, cache)
-    with contextlib.suppress(OSError):  # a read-only folder of an image: measure again next time
+    with contextlib.suppress(OSError):  # the folder is read-only, so it is measured again next time
         cache.mkdir(parents=True, exist_ok=True)
         part = note.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(asdict(found)), encoding="ascii")
@@ -83,14 +84,14 @@ def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
 
 
 def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detections: int = MAX_DETECTIONS) -> Footprint:
-    """Measure a model file in a process of its own. Raises ModelError, with that process's own reason if it has one."""
+    """Measure a model file in a child process. Raises ModelError, with the child's message if there is one."""
     command = [sys.executable, "-c", f"from {__name__} import main; main()", str(path.resolve())]
     command += [f"--threads={threads}", f"--instances={max_detections}"]
     if cache:
         command.append(f"--cache={cache.resolve()}")
     refusal = ModelError(
-        f"The memory that {path.name} needs could not be measured; this instance may have too little of it. "
-        "Give SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL, or more memory."
+        f"The memory of {path.name} could not be measured; this instance may have too little. "
+        "Set SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL, or give the instance more memory."
     )
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
@@ -107,7 +108,7 @@ def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detecti
 
 
 def main() -> None:
-    """Measure the file of the command line; one JSON object on standard output: a Footprint, or {"error": ...}."""
+    """Measure the file given on the command line; print a JSON object: a Footprint, or {"error": ...}."""
     parser = argparse.ArgumentParser(description="Measure a model's memory.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--threads", type=int, default=1)
@@ -128,7 +129,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     """Measure a loaded engine in this process."""
     noise = np.random.default_rng(0)
     fixed_size = engine.input_size((SIDES[0], SIDES[0]))
-    # The first run lays out the weights for its size; other sizes may want them otherwise, and both are kept.
+    # The first run prepares a layout of the weights for its size. Other sizes may need another one; both are kept.
     engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
     engine.release()
     container.trim_heap()
@@ -151,7 +152,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
         return Footprint(int(peak(max_detections, fixed_size)), 0.0)
     small, large = SIDES
     for size in (*_shapes(small, engine.stride), *_shapes(large, engine.stride)):
-        run(size, GRAINS[0], max_detections)  # the layouts of the weights that stay are in all peaks below
+        run(size, GRAINS[0], max_detections)  # so that all peaks below include the layouts that are kept
     low = peak(max_detections, *_shapes(small, engine.stride))
     high = peak(max_detections, *_shapes(large, engine.stride))
     few = peak(1, *_shapes(small, engine.stride))
@@ -162,7 +163,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
 
 
 def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
-    """Sizes of about side x side pixels: a square, a wide and a high rectangle."""
+    """Sizes of about side x side pixels: a square, a wide and a tall rectangle."""
     long = round(side * 2**0.5 / stride) * stride
     short = side * side // long // stride * stride
     yield from ((side, side), (long, short), (short, long))
@@ -170,7 +171,7 @@ def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
 
 @contextlib.contextmanager
 def _sampling() -> Iterator[list[int]]:
-    """Collects samples of this process's anonymous memory in bytes for as long as the `with` lasts."""
+    """Sample this process's anonymous memory in bytes until the context exits; the list holds the maximum."""
     samples = [anonymous_bytes()]
     over = threading.Event()
 
@@ -189,7 +190,7 @@ def _sampling() -> Iterator[list[int]]:
 
 
 def anonymous_bytes() -> int:
-    """Anonymous memory of this process; all of its resident memory where the kernel does not tell them apart."""
+    """Anonymous memory of this process in bytes; its whole resident memory if the kernel does not distinguish them."""
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     fields = dict(re.findall(r"^(RssAnon|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
     return int(fields.get("RssAnon") or fields["VmRSS"]) << 10

@@ -1,4 +1,4 @@
-"""OpenVINO: compiles an ONNX file for this machine's CPU and runs it. The one place that knows the runtime."""
+"""Compile an ONNX file for the CPU with OpenVINO, and run it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from segment.errors import ModelError
 
 
 class Network:
-    """An ONNX file, compiled. Raises ModelError.
+    """A compiled ONNX file. Not thread-safe. Raises ModelError.
 
-    Not thread-safe. `inputs` and `outputs` are in the file's order. `read_scales`: find what whole numbers in them
-    stand for.
+    `inputs` and `outputs` are in the file's order. `read_scales`: determine the scales of quantised inputs and outputs.
     """
 
     def __init__(self, path: Path, threads: int, cache: Path | None = None, read_scales: bool = False) -> None:
@@ -35,35 +34,35 @@ class Network:
         self.outputs = tuple(ports[len(self.inputs) :])
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-        """Run once; the outputs are the runtime's own memory and hold until the next run."""
+        """Run the network. The outputs are buffers of the runtime, which are valid until the next run."""
         result = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
         return tuple(result[index] for index in range(len(self.outputs)))
 
     def release(self) -> None:
-        """Give up what is kept between runs to make the next one faster."""
+        """Free the buffers that are kept between runs."""
         self._compiled.release_memory()
 
 
 def disable_telemetry() -> None:
-    """Keep OpenVINO and NNCF from sending usage data when they are imported: without this package they do not."""
+    """Prevent OpenVINO and NNCF from sending usage data: they do not if this package cannot be imported."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
-    """Compile a model file for this machine, or take it from the cache. Raises ModelError."""
+    """Compile a model file for this machine, or load it from the cache. Raises ModelError."""
     disable_telemetry()
-    # Code made for a layer at one size of image is kept for 1,024 layers of 50 kB by default: photos come in all sizes.
-    # 200 is two sizes of a Mask R-CNN.
+    # oneDNN caches the code generated per layer and image size, by default 1,024 entries of about 50 kB. 200 entries
+    # hold two image sizes of a Mask R-CNN.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")
     import openvino
 
     properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 where the CPU has it, and other answers
+        "INFERENCE_PRECISION_HINT": "f32",  # the default on CPUs with bf16 is bf16, which changes the results
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        # What is prepared for each new size of an image would be kept, some 6 MB of a Mask R-CNN, and never given up:
-        # photos come in all sizes. Preparing it anew makes the first run at another size than the last a bit longer.
+        # OpenVINO would cache about 6 MB per image size for a Mask R-CNN and never free it. Without the cache, the
+        # first run after a change of size takes a little longer.
         "CPU_RUNTIME_CACHE_CAPACITY": 0,
     }
     if cache:

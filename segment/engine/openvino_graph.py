@@ -1,4 +1,4 @@
-"""What has to be read from, or mended in, a network's graph before OpenVINO compiles it. Most files need neither."""
+"""Read scales from a network's graph, and patch it, before OpenVINO compiles it. Most files need neither."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from segment.engine.signature import Scale
 
 
 def scales(model: Any) -> list[Scale | None]:
-    """What the whole numbers of each input, then of each output, of an openvino.Model stand for; None is not said.
+    """The scale of each input, then of each output, of an openvino.Model; None if it is not quantised.
 
-    OpenVINO reads DequantizeLinear as Convert, Subtract and Multiply, QuantizeLinear as FakeQuantize and Convert.
+    OpenVINO imports DequantizeLinear as Convert, Subtract and Multiply, and QuantizeLinear as FakeQuantize and Convert.
     """
     _fold_constants(model)
     return [*map(_input_scale, model.inputs), *map(_output_scale, model.outputs)]
 
 
 def patch(model: Any) -> None:
-    """Keep Slice from being dropped in front of GatherElements.
+    """Replace Slice before GatherElements by an equivalent VariadicSplit.
 
-    An optimisation of OpenVINO drops it where it starts at 0, and then finds that the shapes do not fit; end-to-end
-    exports of YOLO26 have it. A split into two says the same and is left alone.
+    An optimisation of OpenVINO removes such a Slice if it starts at 0, and then fails because the shapes do not match.
+    End-to-end exports of YOLO26 contain it.
     """
     from openvino import opset13
 
@@ -66,7 +66,7 @@ def _output_scale(port: Any) -> Scale | None:
 
 
 def _number(node: Any) -> float | None:
-    """The only number of a constant."""
+    """The value of a scalar constant; None for any other node."""
     if node.get_type_name() != "Constant":
         return None
     values = np.asarray(node.data).ravel()

@@ -1,4 +1,4 @@
-"""What a network takes and gives: the names, element types and shapes by which a file's family is recognised."""
+"""The signature of a network: names, element types and shapes of its inputs and outputs, which identify its family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Scale:
-    """What a whole number in a quantised tensor stands for: (number - zero) * step (ONNX, DequantizeLinear)."""
+    """The scale of a quantised tensor: real = (integer - zero) * step (ONNX, DequantizeLinear)."""
 
     step: float
     zero: float
@@ -20,10 +20,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a network: its name, element type and shape; None is a dimension that may vary.
+    """An input or output of a network. `shape`: None is a dynamic dimension.
 
-    `type` is named as NumPy names it: "float32", "uint8", "int64". `scale` is given where whole numbers stand
-    for real ones.
+    `type`: NumPy's name, such as "float32", "uint8" or "int64". `scale`: given for quantised tensors.
     """
 
     name: str
@@ -36,7 +35,7 @@ class TensorSpec:
         return f"{self.name} {self.type} {shape or 'scalar'}"
 
     def fits(self, *shape: int | None) -> bool:
-        """Whether arrays of this shape may pass; None fits anything."""
+        """Whether the tensor can have this shape; None matches any length."""
         return len(shape) == len(self.shape) and all(
             mine is None or wanted is None or mine == wanted for mine, wanted in zip(self.shape, shape, strict=True)
         )
@@ -47,16 +46,16 @@ class TensorSpec:
 
     @property
     def is_real(self) -> bool:
-        """Whether its values are real numbers, as they are or quantised."""
+        """Whether its values are real numbers, floating-point or quantised."""
         return self.is_float or (self.type in ("int8", "uint8") and self.scale is not None)
 
     def to_real(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """The real numbers, float32, that `values` of this port stand for."""
+        """Dequantise `values` to float32."""
         real = values.astype(np.float32, copy=False)
         return real if self.scale is None else (real - np.float32(self.scale.zero)) * np.float32(self.scale.step)
 
     def from_real(self, real: NDArray[np.float32]) -> NDArray[Any]:
-        """`real` as this port takes it."""
+        """Convert `real` to this tensor's type; quantise it if there is a scale."""
         if self.scale is not None:
             limits = np.iinfo(self.type)
             real = np.clip(np.rint(real / np.float32(self.scale.step) + self.scale.zero), limits.min, limits.max)
@@ -65,7 +64,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """A file's inputs and outputs, in its order, and its metadata. `name` is for messages only."""
+    """The inputs, outputs and metadata of a file, in the file's order. `name`: for messages."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -78,9 +77,9 @@ class Signature:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An input that takes one image. `size`: the (width, height) in pixels that it insists on; None is any.
+    """An input for one image. `size`: the fixed (width, height) in pixels; None if dynamic.
 
-    `axes`: N batch of one, C channels, H rows, W columns.
+    `axes`: N is a batch of one, C channels, H rows, W columns.
     """
 
     port: TensorSpec
@@ -89,7 +88,7 @@ class ImageInput:
 
     @classmethod
     def of(cls, port: TensorSpec) -> ImageInput | None:
-        """`port` as an image's, or None if it cannot be one."""
+        """`port` as an ImageInput; None if it cannot be one."""
         shape = port.shape
         axes: Literal["NCHW", "NHWC", "CHW"]
         if port.fits(1, 3, None, None):
@@ -106,7 +105,7 @@ class ImageInput:
         return cls(port, axes, None if width is None or height is None else (width, height))
 
     def feed(self, image: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        """The input by name for `image` (3, H, W) float32 RGB. Bytes that stand for themselves are taken as 0-255."""
+        """The input by name for `image`, (3, H, W) float32 RGB in 0-1. Unscaled uint8 inputs get values of 0-255."""
         if self.port.type == "uint8" and self.port.scale is None:
             image = np.rint(image * np.float32(255))
         if self.axes == "NHWC":

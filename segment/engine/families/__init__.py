@@ -1,7 +1,7 @@
-"""Model files by family: which one a file belongs to, and the engine that serves it.
+"""Model families: determine the family of a model file, and the engine that runs it.
 
-A family is recognised by a file's inputs and outputs and by its metadata, never by its name. Each is one small module
-with two things: `recognise(signature, labels)`, which answers a Family or None, and `EXPECTED`, what it looks for.
+A family is recognised by a file's inputs, outputs and metadata, never by its name. Each family is a module with
+`recognise(signature, labels)`, which returns a Family or None, and `EXPECTED`, a description of its signature.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from segment.modelfile import ModelMetadata, metadata
 
 
 class Family(Protocol):
-    """How files of a family are fed and read; it knows arrays, not the runtime."""
+    """Prepares the inputs and reads the outputs of a family's files, as arrays, independent of the runtime."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ class Family(Protocol):
 
     @property
     def stride(self) -> int:
-        """Sizes that are multiples of this are used without padding."""
+        """Images whose sides are multiples of the stride are not padded."""
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """See Engine."""
@@ -44,7 +44,7 @@ class Family(Protocol):
 
     @property
     def unmeasured_bytes_per_pixel(self) -> float:
-        """Memory of outputs that grow with what is found, and so are not in a measurement on noise."""
+        """Memory of outputs that grow with the number of detections, which a measurement on noise does not include."""
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         """The network's inputs by name for an image (H, W, 3) uint8 RGB."""
@@ -52,7 +52,7 @@ class Family(Protocol):
     def read(
         self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
     ) -> Detections:
-        """What the network's outputs say of that image of `size` (width, height). Keeps no view of `outputs`."""
+        """The detections in an image of `size` (width, height). Must not keep views of `outputs`."""
 
 
 class _Module(Protocol):
@@ -65,9 +65,9 @@ FAMILIES: tuple[_Module, ...] = (mask_rcnn, yolo, rfdetr, torchvision)
 
 
 class FileEngine:
-    """A model file, loaded. See Engine for the interface.
+    """A loaded model file. See Engine for the interface.
 
-    One run at a time: a run already uses every core it is given, and each further one would need its own memory.
+    Runs are serialized: a run uses all threads, and a concurrent run would need its own memory.
     """
 
     def __init__(self, network: Network, family: Family, memory: Footprint) -> None:
@@ -89,19 +89,21 @@ class FileEngine:
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         size = pixels.shape[1], pixels.shape[0]
         with self._turn:
-            if size != self._last_size:  # what is kept for one size is added to what another needs
+            if size != self._last_size:  # buffers kept for one size would add to those of another
                 self._network.release()
                 self._last_size = size
             outputs = self._network.run(self._family.prepare(pixels, min_score, max_detections))
             found = self._family.read(outputs, size, min_score, max_detections)
         if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
-            raise ModelError("The model answers boxes or scores that are not numbers; export or quantise it again.")
+            raise ModelError(
+                "The model returned boxes or scores that are not finite numbers. Export or quantise it again."
+            )
         if len(found) and found.classes.min() < 0:
-            raise ModelError(f"The model answers class {found.classes.min()}; classes are counted from 0.")
+            raise ModelError(f"The model returned class {found.classes.min()}; classes must not be negative.")
         if len(found) and found.classes.max() >= len(self.labels):
             raise ModelError(
-                f"The model answers class {found.classes.max()}, and there are labels for {len(self.labels)}: "
-                "give SEGMENT_LABELS a file with a name for every class."
+                f"The model returned class {found.classes.max()}, but there are only {len(self.labels)} labels. "
+                "Set SEGMENT_LABELS to a file with a name for every class."
             )
         return found
 
@@ -115,14 +117,14 @@ def load(
     memory: Footprint | None,
     overrides: Mapping[str, float],
 ) -> FileEngine:
-    """The engine of a model file; see segment.engine.load."""
+    """Load a model file; see segment.engine.load."""
     properties = metadata(path)
     facts = ModelMetadata.from_metadata(properties)
     if memory is None and facts:
         memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel, facts.bytes_per_instance)
     if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= overrides.keys():
         memory = Footprint(0, 0.0)
-    # Measured before this process has the network too: both at once might not fit.
+    # Measure before this process loads the network, as both might not fit into memory.
     memory = memory or footprint.known(path, threads=threads, cache=cache)
     memory = replace(memory, **dict[str, Any](overrides))
     network = Network(path, threads, cache, read_scales=facts is None)
@@ -134,9 +136,9 @@ def load(
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> Family:
-    """The family of a file with this signature. Raises ModelError: what was expected and what was found."""
+    """The family of a file with this signature. Raises ModelError with the expected and the actual signature."""
     for family in FAMILIES:
         if reader := family.recognise(signature, labels):
             return reader
     expected = "; or ".join(family.EXPECTED for family in FAMILIES)
-    raise ModelError(f"{signature.name} is of no known family. Expected: {expected}. Found: {signature}.")
+    raise ModelError(f"{signature.name} is not of a supported model family. Expected: {expected}. Found: {signature}.")

@@ -1,7 +1,7 @@
-"""Letterbox: an image scaled into a canvas of another shape, centred, the rest filled with grey.
+"""Letterbox: scale an image into the centre of a canvas of another aspect ratio and fill the margins with grey.
 
-The rounding is that of Ultralytics' LetterBox (ultralytics/data/augment.py): each side to the nearest pixel, and of an
-odd margin the smaller half goes left or above.
+Rounding is the same as in Ultralytics' LetterBox (ultralytics/data/augment.py): sides are rounded to the nearest pixel,
+and the smaller half of an odd margin is at the left or top.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ GREY = 114
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image lies in a canvas. Sizes are (width, height) in pixels.
+    """The position of an image in a canvas. Sizes are (width, height) in pixels.
 
-    `image`: the image's own size. `inner`: what it is scaled to. `offset`: its left and top in the canvas.
+    `image`: size of the image. `inner`: size to which it is scaled. `offset`: its left and top in the canvas.
     """
 
     image: Size
@@ -33,24 +33,24 @@ class Letterbox:
 
     @classmethod
     def fit(cls, image: Size, canvas: Size) -> Letterbox:
-        """As large as it can be in `canvas`."""
+        """Scale the image to the largest size that fits into `canvas`."""
         gain = min(canvas[0] / image[0], canvas[1] / image[1])
         inner = max(round(image[0] * gain), 1), max(round(image[1] * gain), 1)
         return cls(image, inner, _centred(inner, canvas), canvas)
 
     @classmethod
     def pad(cls, image: Size, stride: int) -> Letterbox:
-        """As it is, in the smallest canvas whose sides are multiples of `stride`."""
+        """Keep the image's size, in the smallest canvas whose sides are multiples of `stride`."""
         canvas = math.ceil(image[0] / stride) * stride, math.ceil(image[1] / stride) * stride
         return cls(image, image, _centred(image, canvas), canvas)
 
     @classmethod
     def stretch(cls, image: Size, canvas: Size) -> Letterbox:
-        """All over `canvas`, whatever its shape."""
+        """Stretch the image to the whole `canvas`."""
         return cls(image, canvas, (0, 0), canvas)
 
     def paint(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The canvas with the image (H, W, 3) uint8 on it, as (3, height, width) float32 in 0-1."""
+        """The canvas with the image `pixels`, (H, W, 3) uint8, as (3, height, width) float32 in 0-1."""
         if self.inner != self.image:
             pixels = np.asarray(resize(Image.fromarray(pixels), self.inner))
         (left, top), (width, height) = self.offset, self.inner
@@ -59,16 +59,16 @@ class Letterbox:
         return canvas
 
     def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes (..., 4) XYXY in pixels of the canvas -> in pixels of the image."""
+        """Convert boxes (..., 4) XYXY from pixels of the canvas to pixels of the image."""
         return (boxes - self._offsets) / self._gains
 
     def clip_to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """As `to_image`, and clipped to the image: what lies outside has no area."""
+        """As `to_image`, clipped to the image. Boxes outside the image have no area."""
         clipped: NDArray[np.float32] = np.clip(self.to_image(boxes), 0, np.array(self.image * 2, np.float32))
         return clipped
 
     def to_canvas(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes (..., 4) XYXY in pixels of the image -> in pixels of the canvas."""
+        """Convert boxes (..., 4) XYXY from pixels of the image to pixels of the canvas."""
         return boxes * self._gains + self._offsets
 
     @property

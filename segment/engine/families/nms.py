@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes of one class that overlap much, the best is kept."""
+"""Non-maximum suppression (NMS): of boxes of one class that overlap, keep the one with the highest score."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 512
-"""Boxes that are looked at together; most calls end within the first few blocks."""
+"""Number of boxes processed at once; most calls end within the first few blocks."""
 
 
 def suppress(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[Any], most: float, limit: int
 ) -> NDArray[np.int64]:
-    """Indices of at most `limit` boxes to keep, best first.
+    """Indices of at most `limit` boxes to keep, sorted by descending score.
 
-    `boxes`: (N, 4) XYXY. A box goes if its intersection over union with a better one of its class is above `most`.
-    Greedy, as torchvision.ops.batched_nms; it ends as soon as enough are found.
+    `boxes`: (N, 4) XYXY. A box is removed if its IoU with a kept box of its class is above `most`. Greedy, as
+    torchvision.ops.batched_nms, but stops after `limit` boxes.
     """
     order = np.argsort(-scores, kind="stable")
     kept = np.empty(0, np.int64)

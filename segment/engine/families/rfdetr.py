@@ -1,11 +1,11 @@
-"""RF-DETR-seg: Roboflow's transformer, whose queries each answer a box, class logits and a mask.
+"""RF-DETR-seg: Roboflow's transformer, in which each query predicts a box, class logits and a mask.
 
-Input: a batch of one image, normalised by ImageNet's mean and deviation, stretched to the file's own size. Outputs, as
-`model.export()` names them: `dets` (1, Q, 4) centre and size in 0-1, `labels` (1, Q, C) logits, `masks` (1, Q, h, w)
-logits over the whole image. A score is the sigmoid of a class's logit; the best pairs of query and class are the
-answer, and nothing needs suppressing. As rfdetr/models/postprocess.py (Apache-2.0) does it.
+Input: a batch of one image, normalised with ImageNet's mean and deviation, stretched to the file's fixed size. Outputs,
+as named by `model.export()`: `dets` (1, Q, 4) centre and size in 0-1, `labels` (1, Q, C) logits, `masks` (1, Q, h, w)
+logits for the whole image. A score is the sigmoid of a class logit; the detections are the best pairs of query and
+class, without NMS, as in rfdetr/models/postprocess.py (Apache-2.0).
 
-The published weights number their classes as COCO does, 1-90 (labels.coco_by_number).
+The classes of the published weights are COCO's category numbers, 1-90 (labels.coco_by_number).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ EXPECTED = (
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 STRIDE = 32
-MOST = 300
-"""Pairs of query and class that are looked at: the family's own value."""
+MAX_PAIRS = 300
+"""Maximum number of pairs of query and class; rfdetr's default."""
 
 
 @dataclass(frozen=True)
 class RfDetr:
-    """See Family for the interface. `boxes`, `logits`, `masks`: which of the outputs, and the port itself."""
+    """See Family for the interface. `boxes`, `logits`, `masks`: index of each output, and its TensorSpec."""
 
     labels: tuple[str, ...]
     image: ImageInput
@@ -68,7 +68,7 @@ class RfDetr:
         boxes, logits, masks = (port.to_real(outputs[at][0]) for at, port in (self.boxes, self.logits, self.masks))
         with np.errstate(over="ignore"):
             scores = np.divide(1, 1 + np.exp(-logits.ravel()), dtype=np.float32)
-        best = np.argsort(-scores, kind="stable")[:MOST]
+        best = np.argsort(-scores, kind="stable")[:MAX_PAIRS]
         best = best[scores[best] > min_score]
         queries, classes = np.divmod(best, logits.shape[1])
         centres, halves = boxes[queries, :2], boxes[queries, 2:] / 2

@@ -1,11 +1,12 @@
 """torchvision's Mask R-CNN: exports of `maskrcnn_resnet50_fpn` and `_v2`.
 
-Input: an image (3, H, W), or a batch of one, in 0-1; the file scales and normalises it itself. Outputs, in any order:
-boxes (N, 4) XYXY in pixels of the input, labels (N,) whole numbers, scores (N,), masks of probabilities: either
-(N, 1, m, m), each over its own box, as the mask head gives them, or (N, 1, H, W), pasted into the image, as
-torchvision's own postprocessing does it (torchvision/models/detection/roi_heads.py, paste_masks_in_image).
+Input: an image (3, H, W), or a batch of one, in 0-1, which the network scales and normalises. Outputs, in any order:
+boxes (N, 4) XYXY in pixels of the input, labels (N,) integers, scores (N,), and masks of probabilities. Masks are either
+(N, 1, m, m), covering their boxes, as predicted by the mask head, or (N, 1, H, W), pasted into the image by
+torchvision's postprocessing (torchvision/models/detection/roi_heads.py, paste_masks_in_image).
 
-Labels are the numbers that the network was trained with: COCO's 1-90 for the published weights, 0 the background.
+Labels are the class indices of the training data: COCO's category numbers 1-90 for the published weights, with 0 as the
+background.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ EXPECTED = (
 )
 
 STRIDE = 32
-MOST = 100
-"""What torchvision's models find at most (box_detections_per_img)."""
+MAX_DETECTIONS = 100
+"""Maximum number of detections of torchvision's models (box_detections_per_img)."""
 MAX_GRID = 112
-"""Cells a side that are kept of a pasted mask. The network computed 28, so more hold nothing finer."""
+"""Maximum cells per side of a mask that was pasted. The network predicts 28 x 28, so more cells add no detail."""
 
 
 @dataclass(frozen=True)
 class Torchvision:
-    """See Family for the interface. `boxes`, `classes`, `scores`, `masks`: which of the outputs."""
+    """See Family for the interface. `boxes`, `classes`, `scores`, `masks`: indices of the outputs."""
 
     labels: tuple[str, ...]
     image: ImageInput
@@ -52,7 +53,7 @@ class Torchvision:
 
     @property
     def unmeasured_bytes_per_pixel(self) -> float:
-        return 4.0 * MOST if self.pasted else 0.0
+        return 4.0 * MAX_DETECTIONS if self.pasted else 0.0
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
         return 4 * MAX_GRID**2
@@ -89,7 +90,7 @@ class Torchvision:
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> Torchvision | None:
-    """What reads a file with this signature, or None. `labels` go before the file's own."""
+    """The family of a file with this signature, or None. `labels` replace the file's own."""
     image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
     outputs = [(at, port) for at, port in enumerate(signature.outputs)]
     found = (
@@ -106,15 +107,15 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Torchvision | No
 
 
 def _box_mask(grid: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
-    """A mask over its own box, XYXY in pixels of the canvas."""
+    """A mask that covers its box, XYXY in pixels of the canvas."""
     place = as_box(letterbox.to_image(box))
     return Mask(_reduced(grid.astype(np.float32)), place, place)
 
 
 def _pasted_mask(frame: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:
-    """A mask that was pasted into the canvas, cut out around its box, XYXY in pixels of the canvas.
+    """A mask that was pasted into the canvas, cropped around its box, XYXY in pixels of the canvas.
 
-    Pasting rounds the box, and reaches beyond it by a cell of the mask (expand_masks, expand_boxes).
+    Pasting rounds the box and extends beyond it by one cell of the mask (expand_masks, expand_boxes).
     """
     width, height = letterbox.canvas
     beyond = (box[2:] - box[:2]) / 28 + 1
@@ -125,7 +126,7 @@ def _pasted_mask(frame: NDArray[Any], box: NDArray[np.float32], letterbox: Lette
 
 
 def _reduced(grid: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`grid` with no more than MAX_GRID cells a side, each the mean of those that it covers."""
+    """Reduce `grid` to at most MAX_GRID cells per side by averaging."""
     height, width = grid.shape
     if max(height, width) <= MAX_GRID:
         return grid

@@ -1,16 +1,16 @@
 """YOLO-seg: the one-stage family of Ultralytics (v5, v8, 11, 26 and their relatives).
 
-One input, a batch of one image in 0-1. Two outputs: P *prototypes* (1, P, h, w), mask images that all instances share,
-and rows that each end in P coefficients; an instance's mask is sigmoid(coefficients . prototypes) inside its box. There
-are three kinds of rows:
+There is one input, a batch of one image in 0-1, and two outputs: P *prototypes* (1, P, h, w), which are mask images
+shared by all instances, and rows that end with P coefficients. An instance's mask is sigmoid(coefficients . prototypes)
+inside its box. There are three kinds of rows:
 
     raw         4 + C + P       box (centre, size), C scores; 1 x channels x anchors             v8, 11, 26
-    objectness  4 + 1 + C + P   the scores are to be multiplied; 1 x anchors x channels          v5
-    final       4 + 2 + P       box (corners), score, class; nothing left to suppress            26 end to end, nms=True
+    objectness  4 + 1 + C + P   scores are multiplied by objectness; 1 x anchors x channels      v5
+    final       4 + 2 + P       box (corners), score, class, after NMS                           26 end to end, nms=True
 
-Boxes are in pixels of the input. The number of names in the metadata tells them apart, and without names how many
-anchors the input has. Written from the formats' description (docs.ultralytics.com; Bolya et al., YOLACT,
-arXiv:1904.02689, for prototypes and coefficients), not from Ultralytics' code, which is AGPL-3.0.
+Boxes are in pixels of the input. The kinds are distinguished by the number of names in the metadata or, without names,
+by the number of anchors of the input. Written from the formats' description (docs.ultralytics.com; Bolya et al.,
+YOLACT, arXiv:1904.02689, for prototypes and coefficients), not from Ultralytics' code, which is AGPL-3.0.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ EXPECTED = (
 )
 
 IOU_THRESHOLD = 0.7
-"""Boxes of a class that overlap more are one object; the family's own value in validation and prediction."""
-MOST_CANDIDATES = 30000
-"""Of more, only the best are looked at; the family's own value too."""
+"""IoU threshold of NMS within a class; Ultralytics' default in validation and prediction."""
+MAX_CANDIDATES = 30000
+"""Maximum number of candidates for NMS; Ultralytics' default, too."""
 STRIDE = 32
 
 Kind = Literal["final", "raw", "objectness"]
@@ -50,18 +50,18 @@ _LAYOUTS: tuple[tuple[Kind, bool], ...] = (
     ("raw", False),
     ("objectness", True),
 )
-"""What is tried, the usual first; `True` is channels x anchors."""
+"""The layouts to try, most common first. True: channels x anchors."""
 _HEAD: Mapping[Kind, int] = {"final": 6, "raw": 4, "objectness": 5}
-"""Channels of a row before the scores of its classes; a final row has no such scores."""
+"""Number of channels of a row before the class scores; a final row has no class scores."""
 _ANCHORS: Mapping[Kind, int] = {"raw": 1, "objectness": 3}
-"""Anchors at each place of each scale."""
+"""Number of anchors per cell of each scale."""
 _SCALES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
-"""Pixels between places at each scale of a head: the usual ones, and those of the P6 and P2 variants."""
+"""Strides of a head's scales in pixels: the usual ones, and those of the P6 and P2 variants."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How an output's rows are laid out. `across`: channels x anchors, not anchors x channels."""
+    """The layout of an output's rows. `across`: channels x anchors instead of anchors x channels."""
 
     kind: Kind
     across: bool
@@ -69,12 +69,12 @@ class Rows:
 
 
 PROTOTYPE_STRIDE = 4
-"""Pixels of the canvas for each cell of the prototypes."""
+"""Pixels of the canvas per cell of the prototypes."""
 
 
 @dataclass(frozen=True)
 class Yolo:
-    """See Family for the interface. `row_port`, `prototype_port`: which of the outputs, and the port itself."""
+    """See Family for the interface. `row_port`, `prototype_port`: index of the output, and its TensorSpec."""
 
     labels: tuple[str, ...]
     stride: int
@@ -110,7 +110,7 @@ class Yolo:
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
-    """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
+    """The family of a file with this signature, or None. `labels` replace the file's own. Raises ModelError."""
     image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
     row_ports = [(at, port) for at, port in enumerate(signature.outputs) if port.fits(1, None, None)]
     prototype_ports = [(at, port) for at, port in enumerate(signature.outputs) if port.fits(1, None, None, None)]
@@ -134,7 +134,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
 def _layout(
     port: TensorSpec, prototypes: int, image: tuple[int, int] | None, names: int, says_final: bool
 ) -> Rows | None:
-    """How the rows of this output are laid out; None if they are none. `names`: how many classes, 0 if unknown."""
+    """The layout of this output's rows, or None. `names`: number of classes, 0 if unknown."""
     on_grid = {sum((image[0] // s) * (image[1] // s) for s in scales) for scales in _SCALES} if image else set()
     for kind, across in _LAYOUTS:
         channels, anchors = (port.shape[1], port.shape[2]) if across else (port.shape[2], port.shape[1])
@@ -155,7 +155,7 @@ def _layout(
 
 @dataclass(frozen=True)
 class _Found:
-    """`boxes`: (N, 4) XYXY on the canvas; `scores`: (N,); `classes`: (N,) int64; `coefficients`: (N, P). Best first."""
+    """`boxes`: (N, 4) XYXY in pixels of the canvas; `scores`: (N,), descending; `classes`: (N,); `coefficients`: (N, P)."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -164,9 +164,10 @@ class _Found:
 
 
 def _best(table: NDArray[np.float32], rows: Rows, letterbox: Letterbox, min_score: float, limit: int) -> _Found:
-    """At most `limit` instances in `table` (channels, anchors); an anchor counts once for each class it scores in.
+    """At most `limit` instances in `table` (channels, anchors).
 
-    Boxes without an area on the image are dropped first, so that they take no place of another instance.
+    An anchor is a candidate for each class whose score is above `min_score`. Boxes without an area on the image are
+    removed first, so that they do not count towards `limit`.
     """
     if rows.kind == "final":
         anchors = np.flatnonzero(table[4] > min_score)
@@ -179,8 +180,8 @@ def _best(table: NDArray[np.float32], rows: Rows, letterbox: Letterbox, min_scor
         every = every * table[4]
     classes, anchors = np.nonzero(every > min_score)
     scores = every[classes, anchors]
-    if scores.size > MOST_CANDIDATES:
-        best = np.argpartition(-scores, MOST_CANDIDATES)[:MOST_CANDIDATES]
+    if scores.size > MAX_CANDIDATES:
+        best = np.argpartition(-scores, MAX_CANDIDATES)[:MAX_CANDIDATES]
         classes, anchors, scores = classes[best], anchors[best], scores[best]
     centres, halves = table[:2, anchors].T, table[2:4, anchors].T / 2
     boxes = np.concatenate([centres - halves, centres + halves], axis=1)
@@ -193,7 +194,7 @@ def _best(table: NDArray[np.float32], rows: Rows, letterbox: Letterbox, min_scor
 def _mask(
     prototypes: NDArray[np.float32], coefficients: NDArray[np.float32], box: NDArray[np.float32], letterbox: Letterbox
 ) -> Mask:
-    """The mask of an instance with this box, XYXY in pixels of the image. `prototypes`: (P, h, w) over the canvas."""
+    """The mask of an instance. `box`: XYXY in pixels of the image. `prototypes`: (P, h, w), covering the canvas."""
     _, height, width = prototypes.shape
     cell = letterbox.canvas[0] / width, letterbox.canvas[1] / height
     window = Window.around(letterbox.to_canvas(box), cell)
@@ -203,7 +204,7 @@ def _mask(
 
 
 def _names(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The classes by index, from `names`: a Python dict from index to name, or a list, as text."""
+    """Class names by index, from the metadata `names`: a Python dict or list as text."""
     try:
         names = ast.literal_eval(metadata.get("names", "()"))
         if isinstance(names, dict):
