@@ -10,6 +10,7 @@ prepare   the same unless that was done
 serve     serve HTTP requests or bucket events, after preparing the model
 backfill  segment what is in a bucket or folder already
 beam      the same on a runner of Apache Beam, such as Dataflow
+cvat      print the configuration of CVAT's function for a model
 warm      load the model once, so that its compiled form is in the cache
 """
 
@@ -132,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_beam(commands_of)
 
     commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
+    _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
     return parser
 
 
@@ -156,6 +158,12 @@ def _add_beam(commands_of: Any) -> None:
     )
     beam.add_argument("-d", "--dataset", default="", help="one dataset of all photos: coco, parquet, or both")
     beam.set_defaults(run=commands.beam)
+
+
+def _add_cvat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="", help="a file or a name; without it the embedded demo")
+    parser.add_argument("--image", default="segment", help="the service's image, with that model; default: segment")
+    parser.set_defaults(run=commands.cvat)
 
 
 def _add_preparation(parser: argparse.ArgumentParser) -> None:

@@ -148,6 +148,15 @@ class _Pipe(_Terminal):
         print(progress.to_json(), flush=True)
 
 
+def cvat(arguments: argparse.Namespace) -> int:
+    """The configuration of CVAT's function for a model, for deploy/cvat/function.yaml."""
+    from segment.labelling import cvat
+
+    service = Service(Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model}))
+    print(cvat.function_yaml(service.model_name, service.labels, arguments.image), end="")
+    return 0
+
+
 def backfill(arguments: argparse.Namespace) -> int:
     """Segment what is in a bucket or a folder already."""
     from segment import log

@@ -64,6 +64,64 @@ def function(model: str, labels: Sequence[str]) -> dict[str, object]:
     }
 
 
+def function_yaml(model: str, labels: Sequence[str], image: str) -> str:
+    """function.yaml for deploy/cvat, with this model's labels. `nuctl deploy` builds the function from `image`.
+
+    nuclio installs its runtime as root, into the environment of /venv, which is first on the image's PATH. A worker is
+    a process with a model of its own.
+    """
+    about = metadata(model, labels)
+    spec = ",\n".join("        " + json.dumps(label, ensure_ascii=False) for label in json.loads(about["spec"]))
+    return _FUNCTION_YAML.format(name=NAME, title=json.dumps(about["name"]), spec=spec, image=json.dumps(image))
+
+
+_FUNCTION_YAML = """\
+# Made by `python -m segment cvat`, with the labels of the model that the image serves.
+metadata:
+  name: {name}
+  namespace: cvat
+  annotations:
+    name: {title}
+    type: detector
+    spec: |
+      [
+{spec}
+      ]
+
+spec:
+  description: Instance segmentation
+  runtime: python:3.11
+  handler: function:handler
+  eventTimeout: 60s
+  env:
+    - name: PYTHONPATH
+      value: /app
+
+  build:
+    image: cvat.{name}
+    baseImage: {image}
+    directives:
+      preCopy:
+        - kind: USER
+          value: root
+
+  triggers:
+    http:
+      kind: http
+      maxWorkers: 1
+      workerAvailabilityTimeoutMilliseconds: 60000
+      attributes:
+        maxRequestBodySize: 50331648
+
+  platform:
+    attributes:
+      restartPolicy:
+        name: always
+        maximumRetryCount: 3
+      mountMode: volume
+"""
+
+
 def _tight(mask: Mask, size: tuple[int, int]) -> Region | None:
     """The smallest rectangle with all of the mask's pixels, right and bottom excluded; None if there is no pixel."""
     left, top, right, bottom = size[0], size[1], 0, 0

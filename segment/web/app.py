@@ -128,7 +128,7 @@ def _respond(service: Service, request: Request, answer: Callable[[], Response])
     try:
         response = answer()
     except SegmentError as error:
-        response = _problem_of(error)
+        response = problem_of(error)
     except HTTPException as error:
         response = _http_problem(error)
     except Exception:
@@ -292,7 +292,8 @@ def _cacheable(body: bytes, content_type: str, request: Request) -> Response:
 # Problem documents, and headers of all responses
 
 
-def _problem_of(error: SegmentError) -> Response:
+def problem_of(error: SegmentError) -> Response:
+    """The problem document of an error, as PROBLEMS says."""
     status, title = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
     if status >= 500 and not isinstance(error, (Busy, errors.FetchError)):
         log.error("%s: %s", title, error)

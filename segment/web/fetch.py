@@ -19,6 +19,7 @@ import contextlib
 import http.client
 import io
 import ipaddress
+import json
 import queue
 import socket
 import ssl
@@ -108,6 +109,21 @@ def fetch(
                 raise FetchError(f"{target.host} answered {response.status} {response.reason} for this URL.")
             return _read(response, target, limit, received)
     raise FetchError(f"The URL redirects more than {MAX_REDIRECTS} times.")
+
+
+def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds: float) -> bytes:
+    """What `site` answers to a POST of `body` as JSON to `path`, at most `limit` bytes; redirects are not followed.
+
+    Raises FetchError, TooLarge.
+    """
+    deadline = _Deadline(seconds)
+    target = parse(site.address.rstrip("/") + path)
+    headers = {**HEADERS, **site.headers, "Content-Type": "application/json"}
+    addresses = resolve(target, deadline, private=True)
+    with _answer(target, addresses, deadline, headers, json.dumps(body).encode()) as response:
+        if response.status != http.client.OK:
+            raise FetchError(f"{target.host} answered {response.status} {response.reason} to {path}.")
+        return _read(response, target, limit, lambda count: None)
 
 
 def parse(url: str) -> Target:
@@ -288,12 +304,16 @@ class _TimedReader(io.RawIOBase):
 
 @contextlib.contextmanager
 def _answer(
-    target: Target, addresses: list[SocketAddress], deadline: _Deadline, headers: Mapping[str, str]
+    target: Target,
+    addresses: list[SocketAddress],
+    deadline: _Deadline,
+    headers: Mapping[str, str],
+    body: bytes | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a GET request; yields the response before its body is read. Raises FetchError if anything fails."""
     connection = _Connection(target, addresses, deadline)
     try:
-        connection.request("GET", target.path, headers=headers)
+        connection.request("GET" if body is None else "POST", target.path, body, headers)
         with connection.getresponse() as response:
             yield response
     except TimeoutError:

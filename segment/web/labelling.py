@@ -34,7 +34,7 @@ from segment.options import Options
 from segment.service import Service
 from segment.settings import Labelling, Settings
 from segment.web.exchange import Exchange, Handler, handler
-from segment.web.taskphoto import read_photo
+from segment.web.taskphoto import TaskPhotos
 from segment.web.upload import read, read_object
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _setup(exchange: Exchange) -> Response:
     body = _read_object(exchange)
     config = _field(body, "schema", str)
     if any(tag in config for tag in labelstudio.REGIONS):  # a new project has none yet
-        labelstudio.controls(config, exchange.service.labels)
+        _controls(exchange.service, config)
     return _json({"model_version": _version(exchange.service)})
 
 
@@ -76,8 +76,8 @@ def _webhook(exchange: Exchange) -> Response:
 @handler
 def _predict(exchange: Exchange) -> Response:
     body = _read_object(exchange)
-    controls = labelstudio.controls(_field(body, "label_config", str), exchange.service.labels)
-    tasks = _field(body, "tasks", list)
+    controls = _controls(exchange.service, _field(body, "label_config", str))
+    tasks, photos = _field(body, "tasks", list), TaskPhotos(exchange.service.settings)
     answers: list[list[bytes]] = []
     failures: list[SegmentError] = []
     end = time.monotonic() + PREDICT_SECONDS
@@ -85,7 +85,7 @@ def _predict(exchange: Exchange) -> Response:
         try:
             if time.monotonic() > end:
                 raise Busy(f"The {PREDICT_SECONDS:g} s for one request were over; ask for the rest again.")
-            answers.append(_predict_task(exchange, task, controls))
+            answers.append(_predict_task(exchange, task, controls, photos))
         except (Cancelled, ModelError):
             raise
         except SegmentError as error:
@@ -98,7 +98,16 @@ def _predict(exchange: Exchange) -> Response:
     return _stream(chain([b'{"results":['], *_separated(answers), [b"]}"]))
 
 
-def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control]) -> list[bytes]:
+def _controls(service: Service, config: str) -> Sequence[Control]:
+    """The controls of the config. Why it has none is logged: Label Studio's users are sent to the log."""
+    try:
+        return labelstudio.controls(config, service.labels)
+    except RequestError as error:
+        log.warning("%s", error)
+        raise
+
+
+def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control], photos: TaskPhotos) -> list[bytes]:
     """A task's prediction in JSON, in pieces. Several fields with photos are one prediction: [prediction of each]."""
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
         raise RequestError('A task must be an object with `data`, such as {"data": {"image": "https://..."}}.')
@@ -114,7 +123,7 @@ def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control])
             return labelstudio.prediction(found, own, defaults.min_score, version)
 
         with service.receive() as held:  # until the photo is done: the next task has another
-            data = read_photo(replace(exchange, held=held), task, field)
+            data = photos.read(replace(exchange, held=held), task, field)
             answers.append(service.annotate(data, options, write, exchange.until, exchange.cancelled))
     return answers[0] if len(answers) == 1 else [b"[", *chain(*_separated(answers)), b"]"]
 

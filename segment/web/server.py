@@ -13,12 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from segment.errors import ModelError
+from segment.service import Service
 from segment.web import labelling
 from segment.web.app import upload_paths
 from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
@@ -98,6 +101,12 @@ class _AllPathsBut:
         return path not in self.excepted
 
 
+def _load(service: Service) -> None:
+    """Load the model before the first request: Label Studio waits 3 s for its answer (ML_TIMEOUT_SETUP)."""
+    with suppress(ModelError):  # each request that needs the model is told
+        service.load()
+
+
 FAILURE_SECONDS = 3.0
 """Time between a failed preparation of the model and the server's exit, in which the page can show the reason."""
 
@@ -150,6 +159,8 @@ def run(
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has shut down
         signal.signal(number, lambda *_: sys.exit(0))
     server = uvicorn.Server(config)
+    if startup is None and service.settings.labelling:
+        threading.Thread(target=_load, args=(service,), daemon=True).start()
     if startup is None:
         server.run()
         return 0

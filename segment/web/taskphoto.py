@@ -1,81 +1,109 @@
-"""The photo of a Label Studio task: wherever its address points.
+"""The photos of Label Studio's tasks, wherever their addresses point.
 
 | address | read |
 |---|---|
 | `https://...` | as any URL; with Label Studio's token if it is on Label Studio |
 | `/data/upload/...`, `/data/local-files/?d=...`, any path | from Label Studio, with its token |
-| `gs://bucket/...` | from the bucket, if it is SEGMENT_INPUT_BUCKET; else as below |
-| `s3://...`, `azure-blob://...` | through a signed URL that Label Studio makes from its own storage's credentials |
+| `gs://bucket/...` | from the bucket, if it is SEGMENT_INPUT_BUCKET; otherwise as the next |
+| `s3://...`, `azure-blob://...` | through a signed URL that Label Studio makes for the task |
 | `data:image/...;base64,...` | from the address itself |
 
-The service's own credentials read no bucket but the one that the operator names: whoever may call the service would
-otherwise read every bucket that it may read. (label_studio_sdk, label_studio_tools/core/utils/io.py resolves the same.)
+The service's own credentials read only the bucket that the operator names. Otherwise, whoever may call the service
+could have any photo segmented that the service may read. label_studio_sdk resolves the same addresses
+(label_studio_sdk/_extensions/label_studio_tools/core/utils/io.py).
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import logging
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
+from segment.bucket.store import open_store
 from segment.errors import FetchError, RequestError, StorageError
 from segment.settings import Settings
 from segment.web.exchange import Exchange
-from segment.web.fetch import Site
+from segment.web.fetch import Site, parse, post
 from segment.web.upload import from_base64
 
 log = logging.getLogger(__name__)
 
 CLOUD = ("gs://", "s3://", "azure-blob://")
+TOKEN_BYTES = 1 << 16
+"""Maximum length of Label Studio's answer with an access token."""
 
 
-def read_photo(exchange: Exchange, task: dict[str, Any], field: str) -> bytes:
-    """The photo that `field` of the task's data names. Raises RequestError, RefusedURL, FetchError, TooLarge, Busy."""
-    address = task["data"].get(field)
-    if not isinstance(address, str) or not address:
-        raise RequestError(f"The data of the task has no address of a photo in `{field[:100]}`.")
-    if address.startswith("data:"):
-        exchange.held.grow(len(address))
-        return from_base64(address)
-    settings = exchange.service.settings
-    bucket, _, name = address.removeprefix("gs://").partition("/")
-    if address.startswith("gs://") and bucket == settings.input_bucket:
-        return _read_object(exchange, bucket, name)
-    if address.startswith(CLOUD):
-        identity = base64.urlsafe_b64encode(address.encode()).decode()
-        address = f"/tasks/{task.get('id')}/presign/?fileuri={identity}"
-    site = _site(settings)
-    if address.startswith(("http://", "https://")):
-        return exchange.fetch(address, site)
-    if site is None:
-        raise RequestError(
-            f"The address {address[:200]!r} is one of Label Studio's own. Set SEGMENT_LABEL_STUDIO_URL and "
-            "SEGMENT_LABEL_STUDIO_TOKEN so that this service can fetch it."
-        )
-    path = address if address.startswith("/") else f"/{address}"
-    path = f"/data{path}" if path.startswith("/upload/") else path
-    return exchange.fetch(site.address.rstrip("/") + path, site)
+class TaskPhotos:
+    """Reads the photos of the tasks of one request."""
 
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
-def _site(settings: Settings) -> Site | None:
-    if not settings.label_studio_url:
-        return None
-    token = settings.label_studio_token
-    return Site(settings.label_studio_url, {"Authorization": f"Token {token}"} if token else {})
+    def read(self, exchange: Exchange, task: dict[str, Any], field: str) -> bytes:
+        """The photo that `field` of the task's data names, its memory reserved by `exchange`.
 
+        Raises RequestError, RefusedURL, FetchError, TooLarge, Busy.
+        """
+        address = task["data"].get(field)
+        if not isinstance(address, str) or not address:
+            raise RequestError(f"The data of the task has no address of a photo in `{field[:100]}`.")
+        if address.startswith("data:"):
+            exchange.held.grow(len(address))
+            return from_base64(address)
+        bucket, _, name = address.removeprefix("gs://").partition("/")
+        if address.startswith("gs://") and bucket == self._settings.input_bucket:
+            return self._read_object(exchange, bucket, name)
+        if address.startswith(CLOUD):
+            identity = base64.urlsafe_b64encode(address.encode()).decode()
+            address = f"/tasks/{task.get('id')}/presign/?fileuri={identity}"
+        if address.startswith(("http://", "https://")):
+            return exchange.fetch(address, self._site if self._is_label_studio(address) else None)
+        if self._site is None:
+            raise RequestError(
+                f"Label Studio keeps the photo {address[:200]!r} itself. Set SEGMENT_LABEL_STUDIO_URL and "
+                "SEGMENT_LABEL_STUDIO_TOKEN so that this service can fetch it."
+            )
+        path = address if address.startswith("/") else f"/{address}"
+        path = f"/data{path}" if path.startswith("/upload/") else path
+        return exchange.fetch(self._site.address.rstrip("/") + path, self._site)
 
-def _read_object(exchange: Exchange, bucket: str, name: str) -> bytes:
-    from segment.bucket.store import open_store
+    def _is_label_studio(self, url: str) -> bool:
+        address = self._settings.label_studio_url
+        return bool(address) and Site(address, {}).has(parse(url))
 
-    settings, limit = exchange.service.settings, exchange.service.upload_limit
-    try:
-        store, _ = open_store(f"gs://{bucket}", settings.storage_seconds)
-        item = next((item for item in store.objects(name, name) if item.name == name), None)
-        exchange.held.grow((item and item.size) or 0)
-        data = store.read(item, limit) if item else None
-    except StorageError as error:
-        log.warning("%s", error)
-        raise FetchError(f"gs://{bucket}/{name[:200]} cannot be read by this service now.") from None
-    if data is None:
-        raise FetchError(f"There is no gs://{bucket}/{name[:200]}.")
-    return data
+    @cached_property
+    def _site(self) -> Site | None:
+        """Label Studio, if the settings name it. Raises FetchError if it does not accept the token.
+
+        A personal access token (a JWT, which has two dots) is exchanged for one that is valid for some minutes.
+        """
+        settings = self._settings
+        address, token = settings.label_studio_url, settings.label_studio_token
+        if not address or not token:
+            return Site(address, {}) if address else None
+        if token.count(".") != 2:
+            return Site(address, {"Authorization": f"Token {token}"})
+        limit, seconds, access = TOKEN_BYTES, settings.fetch_seconds, ""
+        with suppress(ValueError, KeyError, TypeError):
+            answer = post(Site(address, {}), "/api/token/refresh/", {"refresh": token}, limit=limit, seconds=seconds)
+            access = str(json.loads(answer)["access"])
+        if not access.isprintable() or not access:
+            raise FetchError("Label Studio answered without an access token. Check SEGMENT_LABEL_STUDIO_URL.")
+        return Site(address, {"Authorization": f"Bearer {access}"})
+
+    def _read_object(self, exchange: Exchange, bucket: str, name: str) -> bytes:
+        limit = exchange.service.upload_limit
+        try:
+            store, _ = open_store(f"gs://{bucket}", self._settings.storage_seconds)
+            item = next((item for item in store.objects(name, name) if item.name == name), None)
+            exchange.held.grow((item and item.size) or 0)
+            data = store.read(item, limit) if item else None
+        except StorageError as error:
+            log.warning("%s", error)
+            raise FetchError(f"gs://{bucket}/{name[:200]} cannot be read now.") from None
+        if data is None:
+            raise FetchError(f"There is no gs://{bucket}/{name[:200]}.")
+        return data
