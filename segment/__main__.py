@@ -125,16 +125,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_preparation(serve)
     serve.set_defaults(run=commands.serve)
 
+    _add_backfill(commands_of)
+    _add_beam(commands_of)
+    commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
+    _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
+    return parser
+
+
+def _add_backfill(commands_of: Any) -> None:
     backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
     backfill.add_argument("source", help="gs://bucket/prefix, or a folder")
     backfill.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
     backfill.set_defaults(run=commands.backfill)
-
-    _add_beam(commands_of)
-
-    commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
-    _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
-    return parser
 
 
 def _add_beam(commands_of: Any) -> None:
