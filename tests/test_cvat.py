@@ -10,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import requests
 import yaml
 
-from devtools.server import ROOT
+from devtools.server import ROOT, serve
 from segment.__main__ import main
 from segment.labelling import cvat
 from tests.environments import environment
@@ -119,3 +121,31 @@ def test_cvats_packages_take_the_shapes(function: Any, context: Context, photo: 
     assert list(labels) == [shape["label"] for shape in shapes]
     assert set(labels) <= set(CLASSES)
     assert list(areas) == [sum(shape["mask"][:-4]) for shape in shapes]
+
+
+@pytest.mark.slow
+def test_auto_annotation_from_the_command_line(photo: bytes, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    with serve(SEGMENT_LABELLING="cvat") as server:
+        program = ROOT / "tests" / "importers" / "run_auto_annotate.py"
+        python = environment("cvat-sdk==2.80.0", "numpy") / "python"
+        command = [python, program, FOLDER, server.url, tmp_path / "photo.jpg"]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answer = requests.post(server.url + "/segment?format=json&min_score=0.8", data=photo, timeout=60).json()
+    areas: dict[str, dict[str, float]] = {}
+    for label, kind, points in json.loads(done.stdout):
+        pixels = sum(points[1:-4:2]) if kind == "mask" else enclosed(points)
+        areas.setdefault(kind, {}).setdefault(label, 0)
+        areas[kind][label] += pixels
+    truth: dict[str, float] = {}
+    for one in answer["annotations"]:
+        truth[one["category_name"]] = truth.get(one["category_name"], 0) + one["area"]
+    assert set(areas) == {"mask", "polygon"}
+    assert areas["mask"] == pytest.approx(truth, rel=0.1), "the photo was encoded anew on the way"
+    assert areas["polygon"] == pytest.approx(truth, rel=0.2), "holes are filled"
+
+
+def enclosed(points: list[float]) -> float:
+    x, y = np.array(points).reshape(-1, 2).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import requests
+import schemathesis
 
 from devtools.server import Server, serve
+from segment.web import labelling
 from tests.test_web import check_problem
 from training.shapes import CLASSES
 
@@ -89,6 +91,34 @@ class TestOff:
         with serve(SEGMENT_LABELLING="label-studio") as running:
             assert requests.get(running.url + "/api/functions", timeout=60).status_code == 404
             check_problem(predict(running, task("/data/upload/1/a.jpg")), 400, "Set SEGMENT_LABEL_STUDIO_URL")
+
+
+class TestDocument:
+    def test_it_has_the_paths_that_are_on(self, tools: Server, server: Server) -> None:
+        document = requests.get(tools.url + "/openapi.json", timeout=5).json()
+        paths = {path: set(methods) for path, methods in document["paths"].items() if path in labelling_paths()}
+        assert paths == {path: {verb.lower() for verb in verbs} for path, verbs in labelling_paths().items()}
+        assert not set(requests.get(server.url + "/openapi.json", timeout=5).json()["paths"]) & set(labelling_paths())
+        page = requests.get(tools.url + "/docs", timeout=5).text
+        assert all(f"<code>{path}</code>" in page for path in labelling_paths())
+
+    def test_answers_are_as_it_says(self, tools: Server, photo: bytes) -> None:
+        schema = schemathesis.openapi.from_url(tools.url + "/openapi.json")
+        image = base64.b64encode(photo).decode()
+        bodies: dict[str, Any] = {
+            "/setup": {"project": "1.17", "schema": CONFIG},
+            "/predict": {"tasks": [task(data_url(photo)), task("/missing.jpg")], "label_config": CONFIG},
+            "/webhook": {"action": "START_TRAINING"},
+            "/api/function_invocations": {"image": image, "threshold": 0.5},
+        }
+        for path, methods in labelling_paths().items():
+            for method in methods:
+                case = schema[path][method].Case(body=bodies[path]) if path in bodies else schema[path][method].Case()
+                case.call_and_validate(timeout=60)
+
+
+def labelling_paths() -> dict[str, list[str]]:
+    return {path: list(verbs) for tool in labelling.ROUTES.values() for path, verbs in tool.items()}
 
 
 class TestLabelStudio:

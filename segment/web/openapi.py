@@ -16,6 +16,7 @@ import jinja2
 from segment.options import Options, describe
 from segment.progress import Stage
 from segment.settings import Settings
+from segment.web import openapi_labelling
 
 Json = dict[str, Any]
 Problems = Sequence[tuple[int, str, str]]
@@ -76,6 +77,7 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
             "/health": _plain("health", "Whether the process lives", "Status"),
             "/ready": _plain("ready", "Whether the model is loaded; loads it", "Status"),
             "/progress": _plain("progress", "How far the preparation of the model is", "Progress"),
+            **openapi_labelling.paths(settings.labelling, _failures(problems)),
         },
         "components": {"schemas": {**SCHEMAS, **_bodies(options(settings))}},
     }
@@ -133,10 +135,7 @@ or else by the Accept header.
 
 
 def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Problems) -> Json:
-    titles: dict[int, list[str]] = {}
-    for status, title, _ in problems:
-        titles.setdefault(status, []).append(title)
-    failures = {str(status): _problem(", or ".join(titles[status]) + ".") for status in sorted(titles)}
+    failures = _failures(problems)
     detections: Json = {"schema": {"$ref": "#/components/schemas/Detections"}}
     result = {
         "description": "The segmented photo, in the format asked for.",
@@ -169,6 +168,14 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
             "responses": responses,
         },
     }
+
+
+def _failures(problems: Problems) -> Json:
+    """The responses with a problem, by status."""
+    titles: dict[int, list[str]] = {}
+    for status, title, _ in problems:
+        titles.setdefault(status, []).append(title)
+    return {str(status): _problem(", or ".join(titles[status]) + ".") for status in sorted(titles)}
 
 
 def _bodies(schemas: dict[str, Json]) -> dict[str, Json]:

@@ -1,0 +1,124 @@
+"""The interfaces of labelling tools as a part of the OpenAPI document; see labelling.py for what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from segment.labelling import cvat
+from segment.settings import Labelling
+
+Json = dict[str, Any]
+
+_TEXT: Json = {"type": "string"}
+_NUMBERS: Json = {"type": "array", "items": {"type": "number"}}
+_ANY: Json = {"type": "object"}
+
+
+def paths(tools: Iterable[str], failures: Mapping[str, Json]) -> Json:
+    """The operations of `tools`. `failures`: the problems that an operation on a photo may answer, by status."""
+    found: Json = {}
+    for tool, operations in PATHS.items():
+        if tool in tools:
+            for path, (method, operation) in operations.items():
+                responses = {"200": operation["responses"]["200"], **failures}
+                found[path] = {method: {**operation, "responses": responses}}
+    return found
+
+
+def _operation(name: str, summary: str, answer: Json, body: Json | None = None) -> Json:
+    content = {"application/json": {"schema": answer}}
+    operation: Json = {"operationId": name, "summary": summary}
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return {**operation, "responses": {"200": {"description": f"{summary}.", "content": content}}}
+
+
+def _object(*required: str, **properties: Json) -> Json:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+_CONFIG = {**_TEXT, "description": "The project's labelling config, XML."}
+_TASK = _object("data", id={"type": "integer"}, data={**_ANY, "description": "Field -> address of a photo."})
+_REGION = _object(
+    "id", "from_name", "to_name", "type", "value", "score", id=_TEXT, score={"type": "number"}, value=_ANY
+)
+_PREDICTION = _object(
+    "result",
+    "score",
+    "model_version",
+    result={"type": "array", "items": _REGION},
+    score={"type": "number"},
+    model_version=_TEXT,
+)
+_FUNCTION = _object("metadata", "spec", "status", metadata=_ANY, spec=_ANY, status=_ANY)
+_SHAPE = _object(
+    "confidence",
+    "label",
+    "type",
+    "points",
+    "mask",
+    confidence=_TEXT,
+    label=_TEXT,
+    type={"const": "mask"},
+    points={**_NUMBERS, "description": "The outline of the mask's largest part: x, y, x, y, ..."},
+    mask={**_NUMBERS, "description": "The pixels of a rectangle, row after row, then left, top, right and bottom."},
+)
+PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
+    "label-studio": {
+        "/setup": (
+            "post",
+            _operation(
+                "labelStudioSetup",
+                "The model's version, for Label Studio",
+                _object("model_version", model_version=_TEXT),
+                _object("schema", project=_TEXT, schema=_CONFIG),
+            ),
+        ),
+        "/predict": (
+            "post",
+            _operation(
+                "labelStudioPredict",
+                "Predictions for Label Studio's tasks",
+                _object(
+                    "results",
+                    results={
+                        "type": "array",
+                        "items": {"anyOf": [_PREDICTION, {"type": "array", "items": _PREDICTION}]},
+                        "description": "For each task a prediction, or a list: empty if its photo could not be read.",
+                    },
+                ),
+                _object(
+                    "tasks",
+                    "label_config",
+                    tasks={"type": "array", "items": _TASK},
+                    label_config=_CONFIG,
+                    project=_TEXT,
+                ),
+            ),
+        ),
+        "/webhook": ("post", _operation("labelStudioWebhook", "Nothing: the model does not learn", _ANY, _ANY)),
+    },
+    "cvat": {
+        "/api/functions": (
+            "get",
+            _operation(
+                "cvatFunctions", "The function, as nuclio lists it", _object(cvat.NAME, **{cvat.NAME: _FUNCTION})
+            ),
+        ),
+        f"/api/functions/{cvat.NAME}": ("get", _operation("cvatFunction", "The function alone", _FUNCTION)),
+        "/api/function_invocations": (
+            "post",
+            _operation(
+                "cvatInvoke",
+                "The shapes in a photo, for CVAT",
+                {"type": "array", "items": _SHAPE},
+                _object(
+                    "image",
+                    image={"type": "string", "contentEncoding": "base64"},
+                    threshold={"type": "number", "minimum": 0, "maximum": 1, "description": "The lowest score."},
+                ),
+            ),
+        ),
+    },
+}
