@@ -174,7 +174,7 @@ class TestLabelStudio:
         LabelStudio.asked.clear()
         LabelStudio.elsewhere = f"http://localhost:{port}/public.jpg"
         for address in ("/elsewhere.jpg", f"http://localhost:{port}/public.jpg"):
-            check_problem(predict(tools, task(address)), 400, "localhost is not a public address")
+            check_problem(predict(tools, task(address)), 400, "localhost does not have a public address")
         assert [path for path, _ in LabelStudio.asked] == ["/elsewhere.jpg"]
 
     @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ class TestLabelStudio:
             ("gs://other/photo.jpg", 502, "answered 401"),
             ("/data/upload/1/missing.jpg", 502, "answered 401"),
             ("ftp://example.com/a.jpg", 502, "answered 401"),
-            ("http://169.254.169.254/", 400, "not a public address"),
+            ("http://169.254.169.254/", 400, "not have a public address"),
             ("data:image/jpeg;base64,AAAA", 415, ""),
             ("data:image/jpeg;base64,****", 400, "base64"),
             (None, 400, "no address of a photo in `image`"),
@@ -265,7 +265,7 @@ class TestCvat:
         ("body", "status", "words"),
         [
             ({"image": "AAAA"}, 415, ""),
-            ({}, 400, "There is no photo"),
+            ({}, 400, "contains no photo"),
             ({"image": "AAAA", "threshold": 2}, 400, "min_score is '2'"),
             ({"image": "AAAA", "threshold": 0.2, "min_score": 0.2}, 400, "send one of them"),
             ({"image": 5}, 400, "`image` must be a string"),
