@@ -95,6 +95,9 @@ class Settings:
         "", values.url(), "Address of Label Studio, from which its photos are fetched; may be private."
     )
     label_studio_token: str = _setting("", values.text(), "Access token of Label Studio; sent to that address only.")
+    label_studio_password: str = _setting(
+        "", values.text(), "Password that Label Studio must send (HTTP Basic, with any user name). Empty: none."
+    )
     project: str = _setting("", values.text(), "Google Cloud project id, for traces in log entries.")
     output_bucket: str = _setting("", values.text(), "Bucket to which the results of bucket events are written.")
     output_prefix: str = _setting("", values.text(), "Prefix of the names of results.")

@@ -87,10 +87,18 @@ class TestOff:
     def test_by_default(self, server: Server, path: str) -> None:
         check_problem(requests.post(server.url + path, json={}, timeout=5), 404)
 
-    def test_one_tool_alone(self) -> None:
-        with serve(SEGMENT_LABELLING="label-studio") as running:
+    def test_one_tool_alone_with_a_password(self) -> None:
+        password = "secret"
+        with serve(SEGMENT_LABELLING="label-studio", SEGMENT_LABEL_STUDIO_PASSWORD=password) as running:
+            for auth in (None, ("user", "wrong"), ("user", "")):
+                answer = requests.post(running.url + "/predict", json={}, auth=auth, timeout=60)
+                check_problem(answer, 401, "SEGMENT_LABEL_STUDIO_PASSWORD")
+                assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+            user = ("user", password)
             assert requests.get(running.url + "/api/functions", timeout=60).status_code == 404
-            check_problem(predict(running, task("/data/upload/1/a.jpg")), 400, "Set SEGMENT_LABEL_STUDIO_URL")
+            body: Any = {"tasks": [task("/data/upload/1/a.jpg")], "label_config": CONFIG}
+            answer = requests.post(running.url + "/predict", json=body, auth=user, timeout=60)
+            check_problem(answer, 400, "Set SEGMENT_LABEL_STUDIO_URL")
 
 
 class TestDocument:

@@ -15,6 +15,7 @@ cvat/apps/lambda_manager/views.py call. They are served if SEGMENT_LABELLING nam
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import time
@@ -24,7 +25,8 @@ from itertools import chain
 from typing import Any
 
 from flask import Request, Response
-from werkzeug.exceptions import NotFound
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import NotFound, Unauthorized
 
 from segment.detections import Detections
 from segment.errors import Busy, Cancelled, ModelError, OptionError, RequestError, SegmentError
@@ -60,6 +62,7 @@ def routes(settings: Settings) -> Mapping[str, Mapping[str, Handler]]:
 
 @handler
 def _setup(exchange: Exchange) -> Response:
+    _check_password(exchange)
     body = _read_object(exchange)
     config = _field(body, "schema", str)
     if any(tag in config for tag in labelstudio.REGIONS):  # a new project has none yet
@@ -69,12 +72,14 @@ def _setup(exchange: Exchange) -> Response:
 
 @handler
 def _webhook(exchange: Exchange) -> Response:
+    _check_password(exchange)
     _read_object(exchange)
     return _json({"status": "ok"})
 
 
 @handler
 def _predict(exchange: Exchange) -> Response:
+    _check_password(exchange)
     body = _read_object(exchange)
     controls = _controls(exchange.service, _field(body, "label_config", str))
     tasks, photos = _field(body, "tasks", list), TaskPhotos(exchange.service.settings)
@@ -96,6 +101,19 @@ def _predict(exchange: Exchange) -> Response:
     if failures and len(failures) == len(tasks):
         raise failures[0]
     return _stream(chain([b'{"results":['], *_separated(answers), [b"]}"]))
+
+
+def _check_password(exchange: Exchange) -> None:
+    """Raise Unauthorized if the settings ask for a password and the request does not bring it."""
+    expected = exchange.service.settings.label_studio_password
+    given = exchange.request.authorization
+    sent = (given.password if given and given.type == "basic" else None) or ""
+    if expected and not hmac.compare_digest(sent.encode(), expected.encode()):
+        raise Unauthorized(
+            "The password is wrong or missing. Give SEGMENT_LABEL_STUDIO_PASSWORD to Label Studio, as Basic "
+            "Authentication with any user name, where you connect the model.",
+            www_authenticate=WWWAuthenticate("basic", {"realm": "segment"}),
+        )
 
 
 def _controls(service: Service, config: str) -> Sequence[Control]:
