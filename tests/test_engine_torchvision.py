@@ -76,7 +76,7 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_a_class_without_a_label_is_refused(tmp_path: Path) -> None:
     engine = open_file(tmp_path / "m.onnx", labels=LABELS + 90)
-    with pytest.raises(ModelError, match=r"answers class \d+, .* SEGMENT_LABELS"):
+    with pytest.raises(ModelError, match=r"returned class \d+, .* SEGMENT_LABELS"):
         engine(photo((99, 99)), 0.0, 5)
 
 
