@@ -1,9 +1,11 @@
 # The image behind both Cloud Run services and the backfill job.
 #
 #   docker build -t segment .                                            with the embedded demo model
-#   docker build -t segment --build-arg MODEL=mask_rcnn_R_50_FPN_3x .    with a model of the zoo (segment models)
+#   docker build -t segment --build-arg MODEL=mask_rcnn_R_50_FPN_3x .    with a model of the zoo (segment models), or the
+#                                                                        URL of a checkpoint that has config.yaml beside it
 #   docker build -t segment --build-arg MODEL=mine.onnx .                with a converted model from this folder
-#   ... --build-arg CALIBRATE=photos                                     a zoo model in int8, calibrated on photos/
+#   ... --build-arg INT8=1                                               the same in int8, calibrated on public photographs
+#   ... --build-arg CALIBRATE=photos                                     in int8, calibrated on photos/ in this folder
 #   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for what does not convert
 #   docker build -t segment:beam --target beam .                         workers of an Apache Beam pipeline (Dataflow)
 #
@@ -58,6 +60,7 @@ RUN cd /venv/lib/python3*/site-packages && \
 # The model, baked in: an instance downloads nothing when it starts.
 FROM packages AS model
 ARG MODEL=""
+ARG INT8=""
 ARG CALIBRATE=""
 COPY . .
 RUN mkdir /model && \
@@ -65,7 +68,8 @@ RUN mkdir /model && \
       "") ;; \
       *.onnx) cp "$MODEL" /model/model.onnx ;; \
       *) pip --python /venv/bin/python install -r requirements-convert.txt && \
-         python -m segment fetch "$MODEL" --output /model/model.onnx ${CALIBRATE:+--int8 --calibrate "$CALIBRATE"} ;; \
+         python -m segment fetch "$MODEL" --output /model/model.onnx \
+             ${INT8:+--int8} ${CALIBRATE:+--int8 --calibrate "$CALIBRATE"} ;; \
     esac
 
 

@@ -27,6 +27,7 @@ from segment import commands
 from segment.errors import SegmentError
 from segment.preparation import EXTRAS, missing
 
+CALIBRATE = "calibrate int8 on photos like those to be segmented; default: on photographs that come with this package"
 MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
 
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "PrismRunner")
@@ -87,15 +88,15 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
     convert.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
     convert.add_argument("--labels", type=Path, help="class names: one per line, or detectron2's metadata.json")
-    convert.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
-    convert.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos like those that will be segmented")
+    convert.add_argument("--int8", action="store_true", help="quantise to int8")
+    convert.add_argument("--calibrate", type=Path, metavar="FOLDER", help=CALIBRATE)
     _add_proposals(convert)
     convert.set_defaults(run=commands.convert)
 
     quantise = commands_of.add_parser("quantise", help="a converted model file into int8")
     quantise.add_argument("model", type=Path, metavar="MODEL", help="a file that `convert` wrote")
     quantise.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
-    quantise.add_argument("--calibrate", type=Path, required=True, metavar="FOLDER")
+    quantise.add_argument("--calibrate", type=Path, metavar="FOLDER", help=CALIBRATE)
     _add_proposals(quantise)
     quantise.set_defaults(run=commands.quantise)
 
@@ -177,8 +178,8 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
         default="",
         help="its class names, a file or URL; default: labels.txt beside it, or numbers",
     )
-    parser.add_argument("--int8", action="store_true", help="quantise to int8; needs --calibrate")
-    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos like those that will be segmented")
+    parser.add_argument("--int8", action="store_true", help="quantise to int8")
+    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help=CALIBRATE)
     _add_proposals(parser)
 
 

@@ -44,7 +44,7 @@ def image(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """A config and a checkpoint into a model file."""
-    check_calibration(arguments.int8, arguments.calibrate)
+    check_calibration(arguments.calibrate)
     from segment import convert as converter
 
     labels = read_labels(arguments.labels) if arguments.labels else ()

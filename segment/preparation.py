@@ -45,8 +45,9 @@ class Preparation:
 
     `model`: a name of the zoo, or the file or URL of a model file or of a checkpoint. `config`, `labels`: files or URLs
     that belong to a checkpoint; by default `config.yaml` beside it, and `labels.txt` if there is one beside a file.
-    `int8`: quantise, calibrated on the photos in the folder `calibrate`. `proposals`: the number of regions that the
-    heads look at, by default the config's, or convert.INT8_PROPOSALS in int8. `mirror`: a URL that has the zoo's files.
+    `int8`: quantise, calibrated on the photos in the folder `calibrate`, or else on the package's own. `proposals`: the
+    number of regions that the heads look at, by default the config's, or convert.INT8_PROPOSALS in int8. `mirror`: a
+    URL that has the zoo's files.
     """
 
     model: str
@@ -81,7 +82,7 @@ class Preparation:
             )
         if self.is_model_file and (self.int8 or self.proposals is not None):
             raise ConversionError(f"{self.model} is a model file; `segment quantise` makes an int8 file of it.")
-        check_calibration(self.int8, self.calibrate)
+        check_calibration(self.calibrate)
         if not self.ready and not self.is_model_file:
             require("onnx")
             if self.int8:
@@ -210,10 +211,9 @@ def write(
     from segment import convert as converter
 
     if int8:
-        if calibrate is None:
-            raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
-        photos = [photo.path for photo in find([calibrate])]
-        report(Progress("quantise", f"Quantising to int8, calibrated on {len(photos)} photos in {calibrate}."))
+        photos = [photo.path for photo in find([calibrate])] if calibrate else None
+        on = f"{len(photos)} photos in {calibrate}" if photos else "the photographs that come with this package"
+        report(Progress("quantise", f"Quantising to int8, calibrated on {on}."))
         model = converter.quantised(model, photos, proposals)
     elif proposals is not None:
         converter.limit(model, proposals)
@@ -221,10 +221,8 @@ def write(
     return converter.finish(model, path)
 
 
-def check_calibration(int8: bool, calibrate: Path | None) -> None:
-    """Raise ConversionError for --int8 without photos to calibrate with, or with a folder that has none."""
-    if int8 and not calibrate:
-        raise ConversionError("--int8 needs --calibrate FOLDER: some tens of photos like those to be segmented.")
+def check_calibration(calibrate: Path | None) -> None:
+    """Raise ConversionError for a folder without photos to calibrate on."""
     if calibrate and not next(find([calibrate]), None):
         raise ConversionError(f"--calibrate {calibrate}: there are no photos in this folder.")
 

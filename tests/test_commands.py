@@ -132,11 +132,11 @@ class TestConvert:
         assert (ours.boxes == theirs.boxes).all()
         assert (ours.scores == theirs.scores).all()
 
-    def test_int8_needs_photos(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_calibration_without_photos_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         training = ROOT / "training"
         arguments = (training / "shapes.yaml", training / "shapes.pkl", "-o", tmp_path / "demo.onnx", "--int8")
-        assert run("convert", *arguments) == 1
-        assert "--int8 needs --calibrate FOLDER" in capsys.readouterr().err
+        assert run("convert", *arguments, "--calibrate", tmp_path) == 1
+        assert "there are no photos in this folder" in capsys.readouterr().err
         assert not (tmp_path / "demo.onnx").exists()
 
     @pytest.mark.parametrize("missing", ["config", "weights"])
@@ -226,15 +226,23 @@ class TestPrepare:
         assert name in line
 
     @pytest.mark.parametrize("command", ["fetch", "prepare"])
-    def test_int8_without_photos_is_refused_before_the_download(
+    def test_a_calibration_without_photos_is_refused_before_the_download(
         self, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("SEGMENT_ZOO_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert main([command, "mask_rcnn_R_50_FPN_3x", "--int8"]) == 1
-        assert "--calibrate" in capsys.readouterr().err
         assert main([command, "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", str(tmp_path)]) == 1
         assert "no photos" in capsys.readouterr().err
+
+    def test_a_missing_converter_is_one_sentence_before_the_download(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("SEGMENT_ZOO_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert main(["prepare", "mask_rcnn_R_50_FPN_3x"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("pip install 'segment-serverless[convert]'")
 
 
 def test_a_missing_beam_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

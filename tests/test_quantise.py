@@ -13,10 +13,11 @@ from PIL import Image
 
 from segment import convert, modelfile
 from segment.__main__ import main
-from segment.convert import checkpoint, config
+from segment.convert import calibration, checkpoint, config
 from segment.engine import load
 from segment.errors import ConversionError
 from training import shapes
+from training.photos import SOURCES
 
 DEMO = Path("segment/models/shapes.onnx")
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,6 +54,28 @@ def test_the_int8_file_finds_what_the_fp32_file_finds(int8: Path) -> None:
             agreed += any(near)
     assert found > 40
     assert agreed / found > 0.9
+
+
+def test_without_photos_it_is_calibrated_on_the_packages_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "int8.onnx"
+    assert main(["quantise", str(DEMO), "-o", str(path)]) == 0
+    assert "calibrated on the photographs that come with this package" in capsys.readouterr().err
+    engines = [load(file, threads=2) for file in (DEMO, path)]
+    found = [[len(engine(shapes.scene(seed)[0], 0.7, 100)) for seed in range(10)] for engine in engines]
+    assert sum(found[1]) > 0.85 * sum(found[0]) > 15
+
+
+def test_the_default_calibration_has_a_source_for_each_photograph() -> None:
+    notice = Path("NOTICE").read_text(encoding="utf-8")
+    assert [path.stem for path in calibration.PHOTOS] == sorted(SOURCES)
+    assert all(f"{path.name}" in notice for path in calibration.PHOTOS)
+    facts = modelfile.ModelMetadata.from_metadata(modelfile.metadata(DEMO))
+    assert facts
+    views = list(calibration.default(facts))
+    assert len(views) == 5 * len(calibration.PHOTOS)
+    assert all(view.dtype == np.uint8 and view.shape[2] == 3 for view in views)
 
 
 def test_nothing_that_computes_with_coordinates_is_quantised(int8: Path) -> None:

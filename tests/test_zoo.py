@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 import segment.__main__
 from benchmarks import checkpoints
+from devtools import checksums
 from devtools.server import ROOT, free_port
 from segment import engine as engines
 from segment import model, zoo
@@ -250,6 +252,23 @@ def test_another_file_with_the_same_md5_digits_is_refused(mirror: Mirror, cache:
     assert not path.exists()
     record.unlink()
     assert zoo.fetch(entry.name, mirror.url) == path
+
+
+def test_a_recorded_sha256_is_published(mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
+    mirror.files["/" + entry.file] = FILE
+    zoo.fetch(entry.name, mirror.url)
+    table = (zoo.FOLDER / "models.toml").read_text(encoding="utf-8")
+    published = tomllib.loads(checksums.publish(table, cache))["models"]
+    digest = hashlib.sha256(FILE).hexdigest()
+    assert published[entry.name].pop("sha256") == digest
+    assert published == tomllib.loads(table)["models"]
+    known = {entry.name: dataclasses.replace(entry, sha256="0" * 64)}
+    monkeypatch.setattr(zoo, "entries", lambda: known)
+    for file in cache.iterdir():
+        file.unlink()
+    with pytest.raises(ModelError, match=f"SHA-256 is {digest}"):
+        zoo.fetch(entry.name, mirror.url)
 
 
 def test_a_damaged_record_is_explained(mirror: Mirror, cache: Path) -> None:

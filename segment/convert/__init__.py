@@ -75,19 +75,23 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def quantised(model: onnx.ModelProto, photos: Sequence[Path], proposals: int | None = None) -> onnx.ModelProto:
-    """The int8 form of an fp32 model, calibrated on `photos`.
+def quantised(
+    model: onnx.ModelProto, photos: Sequence[Path] | None = None, proposals: int | None = None
+) -> onnx.ModelProto:
+    """The int8 form of an fp32 model, calibrated on `photos`, by default on those that come with this package.
 
     It looks at no more than `proposals`, INT8_PROPOSALS if None, and so does `model` from then on. Raises
     ConversionError.
     """
+    from segment.convert import calibration
     from segment.convert.quantise import quantise
 
     facts = _facts(model)
     if facts.precision != "fp32":
         raise ConversionError(f"This model is {facts.precision} already; quantise the fp32 file.")
     limit(model, INT8_PROPOSALS if proposals is None else proposals)
-    narrow = quantise(model, photos, facts)
+    pictures = calibration.default(facts) if photos is None else calibration.from_files(photos, facts)
+    narrow = quantise(model, pictures)
     helper.set_model_props(narrow, replace(facts, precision="int8").to_metadata())
     return narrow
 

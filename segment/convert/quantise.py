@@ -1,8 +1,8 @@
 """A model file in fp32 -> int8: a quarter of the size, and several times faster on CPUs with int8 units.
 
 Post-training static quantisation by NNCF (github.com/openvinotoolkit/nncf): weights per channel, activations per
-tensor with ranges seen on a folder of photos, then a correction of each layer's bias. Of the quantisers tried it
-places its nodes as OpenVINO fuses them; ONNX Runtime's left a conversion between many layers.
+tensor with the ranges seen on some pictures (calibration.py), then a correction of each layer's bias. Of the quantisers
+tried it places its nodes as OpenVINO fuses them; ONNX Runtime's left a conversion between many layers.
 
 Only convolutions and fully connected layers, and what OpenVINO fuses with them, are quantised. Everything that computes
 with coordinates and scores stays in float32.
@@ -11,41 +11,38 @@ with coordinates and scores stays in float32.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
-from segment import image
 from segment.convert import chunks
 from segment.engine.openvino import disable_telemetry
-from segment.errors import ConversionError, ImageError
-from segment.modelfile import ModelMetadata
-from segment.resize import fitted_size, square_size
+from segment.errors import ConversionError
 
 LAYERS = ("Conv", "Gemm")
 """What is quantised."""
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")
 """What may carry int8 from one convolution to the next."""
-MOST_PHOTOS = 300
 MIN_SCORE, MAX_DETECTIONS = 0.05, 20
 """What calibration looks for: the masks' ranges come from instances like those that will be shown."""
 
 
-def quantise(model: onnx.ModelProto, photos: Sequence[Path], facts: ModelMetadata) -> onnx.ModelProto:
+def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> onnx.ModelProto:
     """The int8 form of a converted model.
 
-    `photos`: some tens, like those that will be segmented; each is seen at the size that `facts` give it when the model
-    is served. Raises ConversionError.
+    `pictures`: some tens to calibrate on, (H, W, 3) uint8 RGB, at the size at which the network will see them. Raises
+    ConversionError.
     """
     disable_telemetry()
     try:
         import nncf
     except ImportError:
         raise ConversionError("Quantising needs NNCF: pip install -r requirements-convert.txt") from None
-    inputs = list(_inputs(photos[:MOST_PHOTOS], facts))
+    inputs = [_input(pixels) for pixels in pictures]
     if not inputs:
         raise ConversionError("The calibration folder holds no photos; give some tens like those to segment.")
     nncf.set_log_level(logging.ERROR)
@@ -75,23 +72,12 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if node.op_type not in LAYERS and node.name not in carries]
 
 
-def _inputs(photos: Sequence[Path], facts: ModelMetadata) -> Iterator[dict[str, np.ndarray]]:
-    for path in photos:
-        try:
-            data = path.read_bytes()
-            header = image.read_header(data)
-            if facts.square:
-                size = square_size(header.size, facts.square)
-            else:
-                size = fitted_size(header.size, facts.render_factor, "aspect", facts.stride)
-            pixels = np.asarray(image.resize(image.decode(data, header, size), size))
-        except (ImageError, OSError) as error:
-            raise ConversionError(f"{path.name} cannot be calibrated with: {error}") from None
-        yield {
-            "image": pixels,
-            "min_score": np.array(MIN_SCORE, np.float32),
-            "max_detections": np.array(MAX_DETECTIONS, np.int64),
-        }
+def _input(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    return {
+        "image": pixels,
+        "min_score": np.array(MIN_SCORE, np.float32),
+        "max_detections": np.array(MAX_DETECTIONS, np.int64),
+    }
 
 
 def _quantise_crops_early(graph: onnx.GraphProto) -> None:

@@ -47,7 +47,7 @@ def download_once(url: str, path: Path, *, digest: str, limit: int, report: Repo
     and download is checked against the record. Raises what `download` raises, and ModelError for a record that is none.
     """
     record = path.with_name(path.name + ".sha256")
-    expected = _recorded(record) or digest
+    expected = recorded(record) or digest
     if not (path.exists() and matches(path, expected)):
         text = f"Downloading {path.name} from {urlsplit(url).netloc}."
         try:
@@ -65,7 +65,7 @@ def download_once(url: str, path: Path, *, digest: str, limit: int, report: Repo
         record.write_text(f"{sha256(path)}  {path.name}\n", encoding="ascii")
 
 
-def _recorded(record: Path) -> str:
+def recorded(record: Path) -> str:
     """The SHA-256 in a file that `sha256sum` would write; empty if there is none."""
     if not record.exists():
         return ""

@@ -1,0 +1,64 @@
+"""What surrounds the code: the workflow and the issue forms say what the rest of the repository says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from devtools.server import ROOT
+from tests.test_package import PYTHONS
+
+GITHUB = ROOT / ".github"
+WORKFLOW: dict[str, Any] = yaml.safe_load((GITHUB / "workflows" / "test.yml").read_text(encoding="utf-8"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_same_versions_of_python_are_named_everywhere() -> None:
+    classifiers = [c.rpartition(" :: ")[2] for c in PROJECT["classifiers"] if c.startswith("Programming Language")]
+    assert tuple(WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"]) == PYTHONS
+    assert tuple(classifiers) == PYTHONS
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+
+
+def test_the_workflow_runs_make_test_and_allows_no_skip() -> None:
+    commands = [step["run"] for step in WORKFLOW["jobs"]["test"]["steps"] if "run" in step]
+    assert any(command.endswith("make test") and "REQUIRE_ALL=1" in command for command in commands)
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    used = [step["uses"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert used
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", action) for action in used)
+
+
+@pytest.mark.parametrize("form", ["bug", "feature"])
+def test_issue_forms_have_what_github_wants(form: str) -> None:
+    """The keys that are required: docs.github.com, "Syntax for issue forms"."""
+    document = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / f"{form}.yml").read_text(encoding="utf-8"))
+    assert document["name"]
+    assert document["description"]
+    ids = [part["id"] for part in document["body"] if part["type"] != "markdown"]
+    assert len(set(ids)) == len(ids) > 0
+    assert all(part["attributes"]["label"] for part in document["body"] if part["type"] != "markdown")
+
+
+def test_pre_commit_runs_the_linters_of_make_lint() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    for hook in config["repos"][0]["hooks"]:
+        program = hook["entry"].removeprefix(".venv/bin/").removesuffix(" --fix")
+        assert f"$(BIN)/{program}" in makefile
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"])
+def test_every_file_that_a_page_names_is_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    files = re.findall(r"`((?:segment|tests|terraform|devtools|benchmarks|web)/[\w./]+)`", text)
+    files = [f"segment/{file}" if file.startswith("web/") else file for file in files]
+    assert files
+    for file in [*files, *re.findall(r"\]\((?!http|#)([^)#]+)", text)]:
+        assert (ROOT / file).exists() or (ROOT / name).parent.joinpath(file).exists(), file
