@@ -6,8 +6,8 @@ Two models, each quantised once per calibration:
 
 - The demo model, by its average precision on scenes that it was not trained on. Its own photos are other scenes.
 - The zoo's Mask R-CNN R50-FPN with random values, by the share of the fp32 model's instances that the int8 model finds
-  too: the same class, boxes with an IoU of 0.5 or more, both models with 300 proposals. It is tested on drawn scenes, and
-  on views of two photographs that are left out of the calibration here. Random values show how well the ranges of
+  too: the same class, boxes with an IoU of 0.5 or more; both have 300 proposals. It is tested on drawn scenes, and on
+  views of two photographs that are left out of the calibration here. Random values show how well the ranges of
   activations fit. They do not show COCO AP, for which COCO and the zoo's weights are needed.
 
 The table is written to benchmarks/results/calibration.md.
