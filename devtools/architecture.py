@@ -1,7 +1,7 @@
 """The picture of docs/architecture.md: `python -m devtools.architecture` writes docs/architecture.svg.
 
-The layers are those that tests/test_layers.py holds the imports to. That test also compares the picture with this
-program's output, so a module that is added or moved is described here before it can land.
+The layers are those that tests/test_layers.py holds the imports to. tests/test_repository.py checks that every module is
+described here and that the picture shows these layers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ ABOUT = {
     "preparation": (OFFLINE, "name or checkpoint → model file"),
     "web": (DOOR, "HTTP server, page, OpenAPI"),
     "bucket": (DOOR, "bucket events, backfill"),
+    "beam": (DOOR, "Apache Beam and Dataflow"),
+    "labelling": (SERVING, "answers for labelling tools"),
     "dataset": (DOOR, "folders, COCO and Parquet datasets"),
     "service": (SERVING, "one photo: plan, reserve, decode, run, write"),
     "__init__": (DOOR, "public names of the library"),

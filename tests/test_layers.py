@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import segment
-from devtools import architecture
 from devtools.server import ROOT
 
 LEVELS = (
@@ -59,12 +58,6 @@ def imports(path: Path) -> Iterator[str]:
 def test_every_module_has_its_level() -> None:
     assert {module(path) for path in FILES} == set(LEVEL)
     assert sum(len(names) for names in LEVELS) == len(LEVEL), "a module is named twice"
-
-
-def test_the_picture_of_the_architecture_shows_these_levels() -> None:
-    assert set(architecture.ABOUT) == set(LEVEL), "describe each module in devtools/architecture.py"
-    drawn = architecture.PICTURE.read_text(encoding="utf-8")
-    assert drawn == architecture.draw(LEVELS), "run: python -m devtools.architecture"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from devtools import architecture
 from devtools.server import ROOT
+from tests.test_layers import LEVELS
 from tests.test_package import PYTHONS
 
 GITHUB = ROOT / ".github"
@@ -52,6 +54,13 @@ def test_pre_commit_runs_the_linters_of_make_lint() -> None:
     for hook in config["repos"][0]["hooks"]:
         program = hook["entry"].removeprefix(".venv/bin/").removesuffix(" --fix")
         assert f"$(BIN)/{program}" in makefile
+
+
+def test_the_picture_of_the_architecture_shows_the_layers() -> None:
+    described = {name for level in LEVELS for name in level}
+    assert set(architecture.ABOUT) == described, "describe each module in devtools/architecture.py"
+    drawn = architecture.PICTURE.read_text(encoding="utf-8")
+    assert drawn == architecture.draw(LEVELS), "run: python -m devtools.architecture"
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"])
