@@ -1,7 +1,7 @@
 """The picture of docs/architecture.md: `python -m devtools.architecture` writes docs/architecture.svg.
 
-The layers are those that tests/test_layers.py holds the imports to. tests/test_repository.py checks that every module is
-described here and that the picture shows these layers.
+The layers are those that tests/test_layers.py holds the imports to. tests/test_repository.py checks that every module
+is described here and that the picture shows these layers.
 """
 
 from __future__ import annotations
