@@ -18,6 +18,7 @@ SERVING, OFFLINE, DOOR = "#e8eefc", "#fdf0dc", "#e3f4e6"
 
 ABOUT = {
     "__main__": (DOOR, "command line: arguments"),
+    "main": (DOOR, "function targets: segment_http, segment_object"),
     "commands": (DOOR, "command line: each command"),
     "preparation": (OFFLINE, "name or checkpoint → model file"),
     "web": (DOOR, "HTTP server, page, OpenAPI"),
@@ -60,7 +61,7 @@ LEGEND = ((DOOR, "where requests and commands enter"), (SERVING, "serving"), (OF
 
 def draw(layers: Layers) -> str:
     """The picture as SVG; `layers` from the bottom up."""
-    rows = [("main.py",), *reversed(layers)]
+    rows = list(reversed(layers))
     height = TOP + ROW * len(rows) + MARGIN - (ROW - BOX_HEIGHT)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -86,7 +87,7 @@ def _legend() -> Iterator[str]:
 def _row(names: Sequence[str], top: int) -> Iterator[str]:
     width = (WIDTH - 2 * MARGIN - GAP * (len(names) - 1)) / len(names)
     for number, name in enumerate(names):
-        fill, about = ABOUT.get(name, (DOOR, "the two function targets: segment_http, segment_object"))
+        fill, about = ABOUT[name]
         left = MARGIN + number * (width + GAP)
         centre = left + width / 2
         yield (

@@ -50,7 +50,10 @@ def test_a_service_is_measured() -> None:
 def test_a_service_that_cannot_start_says_why() -> None:
     with pytest.raises(RuntimeError, match="SEGMENT_FIT is 'stretch'"), serving.serving({"SEGMENT_FIT": "stretch"}):
         pass
-    with pytest.raises(RuntimeError, match=r"503 .*nowhere"), serving.serving({"SEGMENT_MODEL": "nowhere.onnx"}):
+    with (
+        pytest.raises(RuntimeError, match=r"There is no file nowhere\.onnx"),
+        serving.serving({"SEGMENT_MODEL": "nowhere.onnx"}),
+    ):
         pass
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import requests
 
@@ -44,8 +45,9 @@ def test_both_targets_answer_the_probes_and_end_at_once() -> None:
         assert server.stop() == 0
 
 
-def test_a_model_that_cannot_be_loaded_is_not_ready() -> None:
-    with serve(SEGMENT_MODEL="no-such-model.onnx") as server:
+def test_a_model_that_cannot_be_loaded_is_not_ready(tmp_path: Path) -> None:
+    (damaged := tmp_path / "damaged.onnx").write_bytes(b"not a model")
+    with serve(SEGMENT_MODEL=str(damaged)) as server:
         assert requests.get(server.url + "/health", timeout=5).ok
         response = requests.get(server.url + "/ready", timeout=30)
         assert (response.status_code, response.json()["title"]) == (503, "Model unavailable")

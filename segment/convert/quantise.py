@@ -42,7 +42,7 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
         import nncf
     except ImportError:
         raise ConversionError("Quantising needs NNCF: pip install -r requirements-convert.txt") from None
-    inputs = [_input(pixels) for pixels in pictures]
+    inputs = [network_input(pixels) for pixels in pictures]
     if not inputs:
         raise ConversionError("The calibration folder holds no photos; give some tens like those to segment.")
     nncf.set_log_level(logging.ERROR)
@@ -72,7 +72,8 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     return [node.name for node in graph.node if node.op_type not in LAYERS and node.name not in carries]
 
 
-def _input(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+def network_input(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """The inputs of a converted network by name, for a picture that it is calibrated on."""
     return {
         "image": pixels,
         "min_score": np.array(MIN_SCORE, np.float32),

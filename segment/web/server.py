@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Container, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -107,6 +108,8 @@ def _load(service: Service) -> None:
         service.load()
 
 
+MAIN = Path(__file__).parent.parent / "main.py"
+"""The package's own function targets."""
 FAILURE_SECONDS = 3.0
 """Time between a failed preparation of the model and the server's exit, in which the page can show the reason."""
 
@@ -121,13 +124,13 @@ def run(
 ) -> int:
     """Serve functions-framework's application for `target` until SIGTERM or SIGINT, then exit with status 0.
 
-    `source`: file that defines the function target, main.py by default. `target`: by default FUNCTION_TARGET.
+    `source`: file that defines the function target, segment/main.py by default. `target`: by default FUNCTION_TARGET.
     `prepare`: command that prepares the model while the server is already listening, see startup.py. If it fails, the
     server stops and 1 is returned.
     """
     import functions_framework
 
-    application: Any = functions_framework.create_app(target, source)  # type: ignore[no-untyped-call]
+    application: Any = functions_framework.create_app(target, source or str(MAIN))  # type: ignore[no-untyped-call]
     service, http = application.extensions["segment"], application.name == "segment_http"
     uploads: Container[str] = upload_paths(service.settings) if http else _AllPaths()
     needs_model: Container[str] = (
