@@ -1,8 +1,8 @@
 """torchvision's Mask R-CNN: exports of `maskrcnn_resnet50_fpn` and `_v2`.
 
 Input: an image (3, H, W), or a batch of one, in 0-1, which the network scales and normalises. Outputs, in any order:
-boxes (N, 4) XYXY in pixels of the input, labels (N,) integers, scores (N,), and masks of probabilities. Masks are either
-(N, 1, m, m), covering their boxes, as predicted by the mask head, or (N, 1, H, W), pasted into the image by
+boxes (N, 4) XYXY in pixels of the input, labels (N,) integers, scores (N,), and masks of probabilities. Masks are
+either (N, 1, m, m), covering their boxes, as predicted by the mask head, or (N, 1, H, W), pasted into the image by
 torchvision's postprocessing (torchvision/models/detection/roi_heads.py, paste_masks_in_image).
 
 Labels are the class indices of the training data: COCO's category numbers 1-90 for the published weights, with 0 as the

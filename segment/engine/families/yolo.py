@@ -155,7 +155,10 @@ def _layout(
 
 @dataclass(frozen=True)
 class _Found:
-    """`boxes`: (N, 4) XYXY in pixels of the canvas; `scores`: (N,), descending; `classes`: (N,); `coefficients`: (N, P)."""
+    """Detections on the canvas.
+
+    `boxes`: (N, 4) XYXY in pixels of the canvas; `scores`: (N,), descending; `classes`: (N,); `coefficients`: (N, P).
+    """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
