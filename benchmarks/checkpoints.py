@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment import zoo
-from segment.convert import backbone, res5
+from segment.convert import backbone, pointrend, res5
 from segment.convert import config as configs
-from segment.convert.config import BATCH_NORMS, Config, RegNet, ResNet, ViT
+from segment.convert.config import BATCH_NORMS, Config, PointRend, RegNet, ResNet, ViT
 
 Array = NDArray[np.float32]
 
@@ -221,7 +221,10 @@ def _box_heads(config: Config, rng: np.random.Generator) -> Named:
 
 
 def _mask_head(config: Config, rng: np.random.Generator) -> Named:
-    head, prefix, into, given = config.mask, "roi_heads.mask_head.", config.channels, LINEAR
+    if isinstance(config.mask, PointRend):
+        yield from _point_rend(config, config.mask, rng)
+        return
+    head, prefix, into, given = config.mask_head, "roi_heads.mask_head.", config.channels, LINEAR
     if config.res5_heads:
         into = config.bottom_up.channels(res5.STAGE)
     for i in range(1, head.convs + 1):
@@ -230,6 +233,42 @@ def _mask_head(config: Config, rng: np.random.Generator) -> Named:
     yield from _transposed(rng, prefix + "deconv", into, head.channels, given=given)
     classes = 1 if head.agnostic else config.classes
     yield from _conv(rng, prefix + "predictor", classes, head.channels, 1, "", scale=LOGIT["mask"])
+
+
+def _point_rend(config: Config, head: PointRend, rng: np.random.Generator) -> Named:
+    coarse, point = head.coarse, f"{pointrend.HEAD}.point_head"
+    name = f"{pointrend.HEAD}.{'parameter_head' if head.implicit else 'coarse_head'}"
+    into, given = config.channels * len(coarse.levels), LINEAR
+    if into > coarse.conv_channels:
+        yield from _conv(rng, name + ".reduce_channel_dim_conv", coarse.conv_channels, into, 1, "", given=given)
+        given = RECTIFIED
+    yield from _conv(
+        rng, name + ".reduce_spatial_dim_conv", coarse.conv_channels, coarse.conv_channels, 2, "", given=given
+    )
+    into = coarse.conv_channels * (coarse.resolution // 2) ** 2
+    for number in range(1, coarse.fcs + 1):
+        yield from _linear(rng, f"{name}.fc{number}", coarse.fc_channels, into, given=RECTIFIED)
+        into = coarse.fc_channels
+    predicted = pointrend.parameters(head, config.channels) if head.implicit else head.classes * head.coarse_side**2
+    yield from _linear(rng, name + ".prediction", predicted, into, given=RECTIFIED, scale=0.1 if head.implicit else 1.0)
+    if head.positions:
+        yield (
+            point + ".positional_encoding_gaussian_matrix",
+            rng.standard_normal((2, pointrend.FREQUENCIES), np.float32),
+        )
+    if head.implicit:
+        return
+    into, given, more = config.channels * len(head.levels) + head.classes, LINEAR, head.classes
+    for number in range(1, head.fcs + 1):
+        yield from _point_layer(rng, f"{point}.fc{number}", head.fc_channels, into, given)
+        into, given = head.fc_channels + (more if head.coarse_each_layer else 0), RECTIFIED
+    outputs = 1 if head.agnostic else head.classes
+    yield from _point_layer(rng, point + ".predictor", outputs, into, given, scale=LOGIT["mask"])
+
+
+def _point_layer(rng: np.random.Generator, name: str, out: int, into: int, given: float, scale: float = 1.0) -> Named:
+    for key, tensor in _linear(rng, name, out, into, given=given, scale=scale):
+        yield key, tensor[:, :, None] if tensor.ndim == 2 else tensor
 
 
 def _conv(

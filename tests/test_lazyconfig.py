@@ -42,7 +42,7 @@ def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
     """The zoo's LSJ configs make their heads' norm with a lambda, of which the file keeps the name only."""
     ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")
     wanted = config.parse(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ")))
-    assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask, norm="BN"))
+    assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask_head, norm="BN"))
 
 
 def cascade() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", ("RPN",)),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead", ("StandardRPNHead",)),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator", ("DefaultAnchorGenerator",)),
-    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads")),
-    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead", ("MaskRCNNConvUpsampleHead",)),
+    "MODEL.ROI_HEADS.NAME": (
+        "Res5ROIHeads",
+        ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads", "PointRendROIHeads"),
+    ),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
     "MODEL.MASK_ON": (False, (True,)),
     "MODEL.KEYPOINT_ON": (False, (False,)),
@@ -40,15 +43,39 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
     "MODEL.FPN.NORM": ("", NORMS),
     "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
-    "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
     "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
 }
 _REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # Res5ROIHeads does not read these.
     "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
     "MODEL.ROI_BOX_HEAD.NORM": ("", HEAD_NORMS),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
 }
+_REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "MaskRCNNConvUpsampleHead": {
+        "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+    },
+    "PointRendMaskHead": {
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
+        "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
+        "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
+    },
+    "ImplicitPointRendMaskHead": {
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
+        "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("ImplicitPointHead",)),
+    },
+    # What PointRendMaskHead was called in 2020; PointRendROIHeads ignores its POOLER_TYPE.
+    "CoarseMaskHead": {
+        "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("PointRendROIHeads",)),
+        "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
+        "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
+    },
+}
+_MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
+    "Res5ROIHeads": ("MaskRCNNConvUpsampleHead",),
+    "PointRendROIHeads": ("PointRendMaskHead", "CoarseMaskHead"),
+}
+"""ROI heads that take some mask heads only."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +254,48 @@ class MaskHead:
 
 
 @dataclass(frozen=True)
+class ConvFCHead:
+    """PointRend's head on a whole box: `resolution` x `resolution` points of the maps `levels`, one 2x2 convolution of
+    stride 2 and `fcs` fully connected layers."""
+
+    levels: tuple[int, ...]
+    resolution: int
+    conv_channels: int
+    fcs: int
+    fc_channels: int
+
+
+@dataclass(frozen=True)
+class PointRend:
+    """The second stage's masks, rendered point by point from the maps `levels`: PointRend, or `implicit`.
+
+    `first_side`: the grid that rendering begins with, doubled `steps` times; each time `points` are decided anew.
+    `coarse_side`: the side of the coarse head's grid, with whose logits `coarse_each_layer` begins each layer's input.
+    Of Implicit PointRend: whether its layers see `image_features` and `positions`.
+    """
+
+    coarse: ConvFCHead
+    levels: tuple[int, ...]
+    fcs: int
+    fc_channels: int
+    classes: int
+    agnostic: bool
+    first_side: int
+    steps: int
+    points: int
+    coarse_side: int = 0
+    coarse_each_layer: bool = False
+    implicit: bool = False
+    image_features: bool = True
+    positions: bool = False
+
+    @property
+    def side(self) -> int:
+        """The side of a finished mask."""
+        return self.first_side << self.steps
+
+
+@dataclass(frozen=True)
 class Config:
     """A Mask R-CNN as it runs at test time. `mean` and `std` are in the order of `format`.
 
@@ -242,7 +311,7 @@ class Config:
     pyramid: Pyramid | SimplePyramid | None
     proposals: Proposals
     box: BoxHead
-    mask: MaskHead
+    mask: MaskHead | PointRend
     feature: int = 0
     res5_heads: bool = False
 
@@ -263,8 +332,14 @@ class Config:
 
     @property
     def mask_side(self) -> int:
-        """Masks are predicted at mask_side x mask_side before they are upsampled by two."""
-        return -(-self.box.pooler.resolution // 2) if self.res5_heads else self.mask.pooler.resolution
+        """A MaskHead's masks are predicted at mask_side x mask_side before they are upsampled by two."""
+        return -(-self.box.pooler.resolution // 2) if self.res5_heads else self.mask_head.pooler.resolution
+
+    @property
+    def mask_head(self) -> MaskHead:
+        """`mask` of a model whose masks are not rendered."""
+        assert isinstance(self.mask, MaskHead)
+        return self.mask
 
 
 def read(path: Path) -> Config:
@@ -301,6 +376,8 @@ def _parse(document: Mapping[str, Any]) -> Config:
     if not res5_heads:
         for key, (default, allowed) in _REQUIRED_OF_STANDARD_HEADS.items():
             keys.one_of(key, default, allowed)
+    mask_heads = _MASK_HEADS_OF.get(keys.get("MODEL.ROI_HEADS.NAME", ""), tuple(_REQUIRED_OF_MASK_HEADS))
+    keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", mask_heads)
     resnet = _resnet(keys)
     pyramid = _pyramid(keys, resnet)
     if pyramid and res5_heads:
@@ -326,13 +403,7 @@ def _parse(document: Mapping[str, Any]) -> Config:
         feature=feature,
         proposals=_proposals(keys, rpn_levels),
         box=_box_head(keys, roi_levels, res5_heads),
-        mask=MaskHead(
-            pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", roi_levels, 14),
-            convs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, low=0),
-            channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
-            norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
-            agnostic=bool(keys.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)),
-        ),
+        mask=_mask_head(keys, roi_levels, pyramid),
         res5_heads=res5_heads,
     )
 
@@ -460,6 +531,89 @@ def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead
         nms=float(keys.get("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5)),
         max_detections=keys.whole("TEST.DETECTIONS_PER_IMAGE", 100),
     )
+
+
+def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
+    name = keys.get("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
+    res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
+    for key, (default, allowed) in _REQUIRED_OF_MASK_HEADS[name].items():
+        if not (res5_heads and key == "MODEL.ROI_MASK_HEAD.POOLER_TYPE"):  # which Res5ROIHeads does not read
+            keys.one_of(key, default, allowed)
+    if name == "MaskRCNNConvUpsampleHead":
+        return MaskHead(
+            pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", levels, 14),
+            convs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, low=0),
+            channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+            norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
+            agnostic=bool(keys.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)),
+        )
+    if not pyramid:
+        raise ConversionError(
+            f"MODEL.ROI_MASK_HEAD.NAME is {name} and there is no feature pyramid; "
+            "it converts with MODEL.BACKBONE.NAME build_resnet_fpn_backbone."
+        )
+    return _point_rend(keys, levels, pyramid.channels, implicit=name == "ImplicitPointRendMaskHead")
+
+
+def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit: bool) -> PointRend:
+    """Defaults are those of projects/PointRend (point_rend/config.py, add_pointrend_config)."""
+    classes = keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80)
+    if (own := keys.whole("MODEL.POINT_HEAD.NUM_CLASSES", 80)) != classes:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES {classes}; they must be the same."
+        )
+    coarse = ConvFCHead(
+        levels=keys.levels("MODEL.ROI_MASK_HEAD.IN_FEATURES", "p", levels, ["p2"]),
+        resolution=keys.whole("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, low=2),
+        conv_channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+        fcs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_FC", 2),
+        fc_channels=keys.whole("MODEL.ROI_MASK_HEAD.FC_DIM", 1024),
+    )
+    if coarse.resolution % 2:
+        raise ConversionError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION is {coarse.resolution}; a mask head of PointRend needs an even one."
+        )
+    if coarse.conv_channels > channels * len(coarse.levels):
+        raise ConversionError(
+            f"MODEL.ROI_MASK_HEAD.CONV_DIM is {coarse.conv_channels}; a mask head of PointRend has at most as many "
+            f"channels as it reads, {channels * len(coarse.levels)}."
+        )
+    points = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 28 * 28)
+    steps = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 5, low=0)
+    coarse_side = 0 if implicit else keys.whole("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7)
+    first_side = isqrt(points) if implicit else coarse_side
+    if implicit and first_side**2 != points:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points}; Implicit PointRend needs a square number."
+        )
+    while 4 * first_side**2 <= points:  # upstream passes over the steps that would decide every point anew
+        first_side, steps = 2 * first_side, steps - 1
+    if steps < 0:
+        raise ConversionError(
+            "MODEL.POINT_HEAD.SUBDIVISION_STEPS is too small for SUBDIVISION_NUM_POINTS; detectron2 renders no mask "
+            f"with fewer than {keys.whole('MODEL.POINT_HEAD.SUBDIVISION_STEPS', 5, low=0) - steps}."
+        )
+    head = PointRend(
+        coarse=coarse,
+        levels=keys.levels("MODEL.POINT_HEAD.IN_FEATURES", "p", levels, ["p2"], neighbours=False),
+        fcs=keys.whole("MODEL.POINT_HEAD.NUM_FC", 3),
+        fc_channels=keys.whole("MODEL.POINT_HEAD.FC_DIM", 256),
+        classes=classes,
+        agnostic=bool(keys.get("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", False)),
+        first_side=first_side,
+        steps=steps,
+        points=points,
+        coarse_side=coarse_side,
+        coarse_each_layer=not implicit and bool(keys.get("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", True)),
+        implicit=implicit,
+        image_features=not implicit or bool(keys.get("MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED", True)),
+        positions=implicit and bool(keys.get("MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED", True)),
+    )
+    if not (head.image_features or head.positions):
+        raise ConversionError(
+            "MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED and POS_ENC_ENABLED are both false; one must be true."
+        )
+    return head
 
 
 def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) -> Pooler:

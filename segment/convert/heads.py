@@ -140,8 +140,8 @@ def select(
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances found, each for its own class."""
     if config.pyramid:
-        rois = pooler.assign(g, config.mask.pooler, found.boxes)
-        x = _mask_features(g, w, config, pooler.crop(g, config.mask.pooler, maps, rois), config.channels)
+        rois = pooler.assign(g, config.mask_head.pooler, found.boxes)
+        x = _mask_features(g, w, config, pooler.crop(g, config.mask_head.pooler, maps, rois), config.channels)
         label = rois.arranged(g, found.classes)
         return rois.restored(g, _pick_class(g, w, config, _class_logits(g, w, config, x), label))
     # Without a pyramid the maps have 1,024 or 2,048 channels, so one crop takes 0.8 or 1.6 MB.
@@ -150,14 +150,17 @@ def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Fou
     if config.res5_heads:
         x, into = res5.features(g, w, config, maps, boxes)
     else:
-        x, into = pooler.crop(g, config.mask.pooler, maps, pooler.assign(g, config.mask.pooler, boxes)), config.channels
+        x, into = (
+            pooler.crop(g, config.mask_head.pooler, maps, pooler.assign(g, config.mask_head.pooler, boxes)),
+            config.channels,
+        )
     x = chunks.end(g, part, _class_logits(g, w, config, _mask_features(g, w, config, x, into)))
     return _pick_class(g, w, config, x, found.classes)
 
 
 def _mask_features(g: Graph, w: Weights, config: Config, x: str, into: int) -> str:
     """x (N, into, r, r) -> (N, 4 * C, r, r): four places for each."""
-    head = config.mask
+    head = config.mask_head
     for i in range(1, head.convs + 1):
         name = f"roi_heads.mask_head.mask_fcn{i}"
         x = convolution(g, w, x, name, into, head.channels, kernel=3, norm=head.norm, relu=True)
@@ -179,13 +182,13 @@ def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
 
 
 def _has_many_classes(config: Config) -> bool:
-    return not config.mask.agnostic and config.classes > MANY_CLASSES
+    return not config.mask_head.agnostic and config.classes > MANY_CLASSES
 
 
 def _predictor(w: Weights, config: Config) -> tuple[str, Array, Array]:
     """The name, weight (outputs, C, 1, 1) and bias (outputs,) of the last layer."""
-    name, outputs = "roi_heads.mask_head.predictor", 1 if config.mask.agnostic else config.classes
-    weight = w.take(name + ".weight", outputs, config.mask.channels, 1, 1)
+    name, outputs = "roi_heads.mask_head.predictor", 1 if config.mask_head.agnostic else config.classes
+    weight = w.take(name + ".weight", outputs, config.mask_head.channels, 1, 1)
     return name, weight, w.take(name + ".bias", outputs)
 
 
@@ -202,7 +205,7 @@ def _pick_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str
 
     x: the logits (N, 4 * outputs, r, r) of all classes, or with many (N, 4 * C, r, r), from which to compute one.
     """
-    head, side = config.mask, config.mask_side
+    head, side = config.mask_head, config.mask_side
     outputs = 1 if head.agnostic else config.classes
     if _has_many_classes(config):
         name, weight, bias = _predictor(w, config)
@@ -214,12 +217,12 @@ def _pick_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str
         logits = g.reshape(x, -1, outputs, side, side)  # (N * 4, outputs, r, r)
         if outputs > 1:
             four_times = g.op("Expand", g.op("Unsqueeze", label, g.ints(1)), g.ints(1, 4))
-            logits = _pick(g, logits, g.reshape(four_times, -1))
+            logits = pick(g, logits, g.reshape(four_times, -1))
     rows_and_columns = g.op("Transpose", g.reshape(logits, -1, 2, 2, side, side), perm=[0, 3, 1, 4, 2])
     return g.op("Sigmoid", g.reshape(rows_and_columns, -1, 2 * side, 2 * side))
 
 
-def _pick(g: Graph, x: str, index: str) -> str:
+def pick(g: Graph, x: str, index: str) -> str:
     """x (N, K, r, r), index (N,) -> (N, r, r): x[i, index[i]]."""
     each = g.op("Range", g.constant(np.int64(0)), g.op("Size", index), g.constant(np.int64(1)))
     pairs = g.op("Concat", *(g.op("Unsqueeze", part, g.ints(1)) for part in (each, index)), axis=1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from segment.convert import backbone, boxes, chunks, heads, res5
-from segment.convert.config import Config, SimplePyramid
+from segment.convert import backbone, boxes, chunks, heads, pointrend, res5
+from segment.convert.config import Config, PointRend, SimplePyramid
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph, tensor
 from segment.convert.proposals import proposals
 from segment.convert.weights import Weights
@@ -20,7 +20,7 @@ from segment.convert.weights import Weights
 def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> onnx.ModelProto:
     """The network of `config` with the checkpoint's `tensors`. Raises ConversionError. `tensors` is emptied."""
     g = Graph()
-    w = Weights(tensors, shared=res5.NAME)
+    w = Weights(pointrend.renamed(tensors), shared=res5.NAME)
     tensors.clear()
     frame = _frame(g)
     image = _normalise(g, w, config)
@@ -28,11 +28,15 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
     rois = proposals(g, w, config, maps, frame)
     scores, found_boxes = heads.box_head(g, w, config, maps, rois, frame)
     found = heads.select(g, config.box, config.classes, scores, found_boxes, "min_score", "max_detections")
-    masks = heads.masks(g, w, config, maps, found)
+    if isinstance(config.mask, PointRend):
+        masks = pointrend.masks(g, w, config.mask, config.channels, maps, found)
+        side, kind = config.mask.side, UINT8
+    else:
+        masks = heads.masks(g, w, config, maps, found)
+        side, kind = 2 * config.mask_side, FLOAT
     w.finish()
     for name, value in (("boxes", found.boxes), ("scores", found.scores), ("classes", found.classes), ("masks", masks)):
         g.rename(value, name)
-    side = 2 * config.mask_side
     model = g.model(
         [
             tensor("image", UINT8, "height", "width", 3),
@@ -43,7 +47,7 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
             tensor("boxes", FLOAT, "instances", 4),
             tensor("scores", FLOAT, "instances"),
             tensor("classes", INT64, "instances"),
-            tensor("masks", FLOAT, "instances", side, side),
+            tensor("masks", kind, "instances", side, side),
         ],
         metadata,
     )
