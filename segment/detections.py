@@ -6,14 +6,14 @@ To map detections to another image size, only their coordinates are scaled; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.mask import Mask
+from segment.mask import Grid, Mask
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def from_boxes(
     boxes: NDArray[np.float32],
     scores: NDArray[np.float32],
     classes: NDArray[np.int64],
-    grids: NDArray[np.float32],
+    grids: Iterable[Grid],
     size: tuple[int, int],
 ) -> Detections:
-    """Detections whose masks cover their boxes, as predicted by Mask R-CNN. `grids`: (N, h, w) probabilities."""
+    """Detections whose masks cover their boxes, as predicted by Mask R-CNN. `grids`: N grids (h, w) of probabilities."""
     places = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
     masks = tuple(Mask(grid, place, place) for grid, place in zip(grids, places, strict=True))
     return Detections(boxes, scores, classes, masks, size)

@@ -5,8 +5,9 @@ pasted where pixels are needed, inside the mask's own rectangle: a dense (N, H, 
 12 megapixels would be 1.2 GB.
 
 Pasting interpolates bilinearly at pixel centres, with zeros outside the grid, as detectron2's `paste_masks_in_image`
-does (detectron2/layers/mask_ops.py, `grid_sample(align_corners=False)`). Bilinear interpolation is separable, so it is
-computed as two small matrix products: weights(rows) @ grid @ weights(columns).T.
+does (detectron2/layers/mask_ops.py, `grid_sample(align_corners=False)`). Bilinear interpolation is separable: it is done
+between the grid's columns first, then between its rows. Only the rows that a region touches are used, so a fine grid
+costs no more per pixel than a coarse one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from segment.packed import PackedGrid
 
 Box = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels; the pixel in column i covers [i, i + 1)."""
@@ -29,6 +32,10 @@ STRIP_PIXELS = 1 << 18
 """Number of pixels pasted at once: 1 MiB of float32."""
 
 
+Grid = NDArray[np.float32] | PackedGrid
+"""What `numpy.asarray` makes (h, w) float32."""
+
+
 @dataclass(frozen=True)
 class Mask:
     """The mask of one instance.
@@ -38,7 +45,7 @@ class Mask:
     which the mask is zero.
     """
 
-    grid: NDArray[np.float32]
+    grid: Grid
     place: Box
     bounds: Box
 
@@ -61,11 +68,17 @@ class Mask:
         """The probabilities of the pixels of `region`: (bottom - top, right - left) float32."""
         left, top, right, bottom = region
         x0, y0, x1, y1 = self.place
-        columns = _weights(left, right, x0, x1, self.grid.shape[1])
-        rows = _weights(top, bottom, y0, y1, self.grid.shape[0])
-        columns[_outside(left, right, self.bounds[0], self.bounds[2])] = 0
-        rows[_outside(top, bottom, self.bounds[1], self.bounds[3])] = 0
-        pasted: NDArray[np.float32] = np.matmul(rows, np.matmul(self.grid, columns.T))
+        height, width = self.grid.shape
+        columns, across = _between(left, right, x0, x1, width)
+        rows, down = _between(top, bottom, y0, y1, height)
+        if not (len(rows) and len(columns)):
+            return np.zeros((len(rows), len(columns)), np.float32)
+        first, last = int(rows.min()), int(rows.max()) + 2
+        grid = np.pad(np.asarray(self.grid, np.float32), 1)[first:last]
+        seen = _mixed(grid[:, columns], grid[:, columns + 1], across)
+        pasted = _mixed(seen[rows - first], seen[rows - first + 1], down[:, None])
+        pasted[:, _outside(left, right, self.bounds[0], self.bounds[2])] = 0
+        pasted[_outside(top, bottom, self.bounds[1], self.bounds[3])] = 0
         return pasted
 
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
@@ -127,15 +140,27 @@ def _moved(box: Box, dx: float, dy: float) -> Box:
     return x0 + dx, y0 + dy, x1 + dx, y1 + dy
 
 
-def _weights(start: int, stop: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
-    """Bilinear weights of the grid's cells at each pixel centre: (stop - start, cells) float32.
+def _between(
+    start: int, stop: int, low: float, high: float, cells: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """For each pixel centre, the cell before it and how far it is on the way to the next one, in 0-1.
 
-    The cells divide [low, high] evenly; beyond the outermost cell centres the weights fall to zero.
+    The grid's `cells` spread evenly over [low, high]. They are counted from 1: before the first and behind the last is
+    a cell of zeros, to which the mask fades beyond the outermost centres.
     """
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
-    at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) - np.float32(0.5)
-    weights: NDArray[np.float32] = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells, dtype=np.float32)))
-    return weights
+    at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) + np.float32(0.5)
+    at = np.clip(at, 0, np.float32(cells + 1))
+    before = np.minimum(at.astype(np.intp), cells)
+    return before, at - before.astype(np.float32)
+
+
+def _mixed(before: NDArray[np.float32], after: NDArray[np.float32], way: NDArray[np.float32]) -> NDArray[np.float32]:
+    """before + way * (after - before); `after` is overwritten."""
+    after -= before
+    after *= way
+    after += before
+    return after
 
 
 def _outside(start: int, stop: int, low: float, high: float) -> NDArray[np.bool_]:

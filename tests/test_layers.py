@@ -15,6 +15,7 @@ import segment
 from devtools.server import ROOT
 
 LEVELS = (
+    ("packed",),
     ("errors", "mask", "resize", "container", "log", "formats", "values", "progress"),
     ("settings", "memory", "image", "detections", "labels", "modelfile"),
     ("options", "tiles", "engine", "zoo"),

@@ -20,10 +20,11 @@ def grid_sample(mask: Mask, size: tuple[int, int]) -> NDArray[np.float64]:
     """torch's grid_sample(align_corners=False, padding_mode="zeros") as its documentation says it, pixel by pixel."""
     width, height = size
     rows, columns = mask.grid.shape
+    grid = np.asarray(mask.grid)
     x0, y0, x1, y1 = mask.place
 
     def cell(row: int, column: int) -> float:
-        return float(mask.grid[row, column]) if 0 <= row < rows and 0 <= column < columns else 0.0
+        return float(grid[row, column]) if 0 <= row < rows and 0 <= column < columns else 0.0
 
     out = np.zeros((height, width))
     for j in range(height):

@@ -249,7 +249,11 @@ def test_joined_logits_keep_their_edge() -> None:
     parts = []
     for tile in tiles(SIZE, 2):
         found = see([thing], tile, 28)
-        masks = tuple(Mask((mask.grid - 0.5) * 20 + 0.5, mask.place, mask.bounds) for mask in found.masks)
+        grids = (
+            (np.asarray(mask.grid, np.float32) - np.float32(0.5)) * np.float32(20) + np.float32(0.5)
+            for mask in found.masks
+        )
+        masks = tuple(replace(mask, grid=grid) for mask, grid in zip(found.masks, grids, strict=True))
         parts.append((tile, Detections(found.boxes, found.scores, found.classes, masks, found.size)))
     assert_found(merge(nothing(), parts), [thing], iou=0.95)
 

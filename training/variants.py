@@ -75,7 +75,7 @@ VARIANTS = {
         ),
         trained=("backbone.res3.", "backbone.res4.", "proposal_generator.", "roi_heads."),
         renamed=(("backbone.bottom_up.res5.", "roi_heads.res5."), ("backbone.bottom_up.", "backbone.")),
-        phases=((1000, 0.02, 4_000_000, 256),),
+        phases=((500, 0.02, 4_000_000, 256),),
     ),
 }
 # fmt: on

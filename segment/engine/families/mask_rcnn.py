@@ -1,8 +1,9 @@
 """This project's own files: Mask R-CNN of the detectron2 family as segment.convert writes it.
 
 Inputs: `image` uint8 (H, W, 3) RGB, `min_score` float32, `max_detections` int64. Outputs: `boxes` (N, 4) XYXY, `scores`
-(N,), `classes` (N,), `masks` (N, 28, 28) probabilities, each over its own box. All else is inside the file, and what it
-needs is in its metadata (modelfile.ModelMetadata).
+(N,), `classes` (N,), `masks` (N, 28, 28) probabilities, each over its own box. Probabilities p that come as uint8,
+floor(256 p), are packed as they are read (packed.py): PointRend answers (N, 224, 224). All else is inside the file, and
+what it needs is in its metadata (modelfile.ModelMetadata).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from segment.detections import Detections, from_boxes, nonempty
 from segment.engine.signature import Signature
 from segment.labels import labels_for
 from segment.modelfile import ModelMetadata
+from segment.packed import MOST_BYTES, pack
 from segment.resize import square_size
 
 EXPECTED = "this project's own (segment.convert): image, min_score, max_detections -> boxes, scores, classes, masks"
@@ -40,6 +42,7 @@ class MaskRcnn:
     stride: int
     grid: tuple[int, int] = (28, 28)
     square: int = 0
+    packed: bool = False
     unmeasured_bytes_per_pixel: float = 0.0
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -47,7 +50,7 @@ class MaskRcnn:
         return square_size(size, self.square) if self.square else None
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
-        return 4 * self.grid[0] * self.grid[1]
+        return MOST_BYTES if self.packed else 4 * self.grid[0] * self.grid[1]
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         return {
@@ -59,7 +62,8 @@ class MaskRcnn:
     def read(
         self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
     ) -> Detections:
-        boxes, scores, classes, masks = (output.copy() for output in outputs)
+        boxes, scores, classes = (output.copy() for output in outputs[:3])
+        masks = [pack(steps) for steps in outputs[3]] if self.packed else outputs[3].copy()
         found = from_boxes(boxes, scores, classes, masks, size)
         solid = nonempty(boxes)
         return found if solid.all() else found.select(np.flatnonzero(solid))
@@ -72,6 +76,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
     shapes_fit = all(port.fits(*shape) for port, shape in zip(signature.outputs, OUTPUTS.values(), strict=False))
     if not (facts and ours and shapes_fit):
         return None
-    _, height, width = signature.outputs[-1].shape
+    masks = signature.outputs[-1]
+    _, height, width = masks.shape
     names, grid = labels_for(len(facts.labels), labels, facts.labels), (height or 28, width or 28)
-    return MaskRcnn(names, facts.stride, grid, facts.square)
+    return MaskRcnn(names, facts.stride, grid, facts.square, packed=masks.type == "uint8")
