@@ -68,7 +68,7 @@ def from_boxes(
     grids: Iterable[Grid],
     size: tuple[int, int],
 ) -> Detections:
-    """Detections whose masks cover their boxes, as predicted by Mask R-CNN. `grids`: N grids (h, w) of probabilities."""
+    """Detections whose masks cover their boxes, as predicted by Mask R-CNN. `grids`: N times (h, w)."""
     places = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes]
     masks = tuple(Mask(grid, place, place) for grid, place in zip(grids, places, strict=True))
     return Detections(boxes, scores, classes, masks, size)

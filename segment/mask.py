@@ -5,8 +5,8 @@ pasted where pixels are needed, inside the mask's own rectangle: a dense (N, H, 
 12 megapixels would be 1.2 GB.
 
 Pasting interpolates bilinearly at pixel centres, with zeros outside the grid, as detectron2's `paste_masks_in_image`
-does (detectron2/layers/mask_ops.py, `grid_sample(align_corners=False)`). Bilinear interpolation is separable: it is done
-between the grid's columns first, then between its rows. Only the rows that a region touches are used, so a fine grid
+does (detectron2/layers/mask_ops.py, `grid_sample(align_corners=False)`). Bilinear interpolation is separable: first
+between the grid's columns, then between its rows. Only the rows that a region touches are used, so a fine grid
 costs no more per pixel than a coarse one.
 """
 
