@@ -49,6 +49,11 @@ class Mask:
     place: Box
     bounds: Box
 
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """`grid` as an array; one that is packed is unpacked anew each time."""
+        return np.asarray(self.grid, np.float32)
+
     def scaled(self, sx: float, sy: float) -> Mask:
         """The same mask in an image `sx` times as wide and `sy` times as high."""
         return replace(self, place=scale(self.place, sx, sy), bounds=scale(self.bounds, sx, sy))
@@ -74,7 +79,7 @@ class Mask:
         if not (len(rows) and len(columns)):
             return np.zeros((len(rows), len(columns)), np.float32)
         first, last = int(rows.min()), int(rows.max()) + 2
-        grid = np.pad(np.asarray(self.grid, np.float32), 1)[first:last]
+        grid = np.pad(self.probabilities, 1)[first:last]
         seen = _mixed(grid[:, columns], grid[:, columns + 1], across)
         pasted = _mixed(seen[rows - first], seen[rows - first + 1], down[:, None])
         pasted[:, _outside(left, right, self.bounds[0], self.bounds[2])] = 0

@@ -68,7 +68,7 @@ def _same(found: Any, j: int, box: Any, score: float, label: int, mask: Any) -> 
         found.classes[j] == label
         and abs(found.scores[j] - score) < SCORE
         and np.abs(found.boxes[j] - box).max() < BOX
-        and _same_mask(np.asarray(found.masks[j].grid), mask)
+        and _same_mask(found.masks[j].probabilities, mask)
     )
 
 

@@ -20,7 +20,7 @@ def grid_sample(mask: Mask, size: tuple[int, int]) -> NDArray[np.float64]:
     """torch's grid_sample(align_corners=False, padding_mode="zeros") as its documentation says it, pixel by pixel."""
     width, height = size
     rows, columns = mask.grid.shape
-    grid = np.asarray(mask.grid)
+    grid = mask.probabilities
     x0, y0, x1, y1 = mask.place
 
     def cell(row: int, column: int) -> float:

@@ -123,7 +123,7 @@ def test_specks_and_pin_holes_have_no_contour() -> None:
 
 
 def test_only_what_is_small_beside_the_mask_is_a_speck() -> None:
-    cleaned = without_specks(flecked()).grid >= 0.5
+    cleaned = without_specks(flecked()).probabilities >= 0.5
     expected = np.zeros((28, 28), bool)
     expected[2:22, 2:22] = True
     assert (cleaned == expected).all()
@@ -131,14 +131,14 @@ def test_only_what_is_small_beside_the_mask_is_a_speck() -> None:
     two[2:10, 2:10] = two[15:18, 15:18] = 1
     two[5:7, 5:7] = 0
     mask = Mask(two, (0, 0, 100, 100), (0, 0, 100, 100))
-    assert (without_specks(mask).grid == two).all()
+    assert (without_specks(mask).probabilities == two).all()
 
 
 def test_a_speck_beside_a_corner_leaves_the_corner() -> None:
     grid = np.zeros((28, 28), np.float32)
     grid[2:22, 2:22] = 1
     grid[22, 22] = 0.9
-    cleaned = without_specks(Mask(grid, (0, 0, 280, 280), (0, 0, 280, 280))).grid
+    cleaned = without_specks(Mask(grid, (0, 0, 280, 280), (0, 0, 280, 280))).probabilities
     assert (cleaned[2:22, 2:22] == 1).all()
 
 

@@ -249,10 +249,7 @@ def test_joined_logits_keep_their_edge() -> None:
     parts = []
     for tile in tiles(SIZE, 2):
         found = see([thing], tile, 28)
-        grids = (
-            (np.asarray(mask.grid, np.float32) - np.float32(0.5)) * np.float32(20) + np.float32(0.5)
-            for mask in found.masks
-        )
+        grids = ((mask.probabilities - np.float32(0.5)) * np.float32(20) + np.float32(0.5) for mask in found.masks)
         masks = tuple(replace(mask, grid=grid) for mask, grid in zip(found.masks, grids, strict=True))
         parts.append((tile, Detections(found.boxes, found.scores, found.classes, masks, found.size)))
     assert_found(merge(nothing(), parts), [thing], iou=0.95)

@@ -121,7 +121,8 @@ def _distance(mask: Mask, region: Region, probabilities: NDArray[np.float32]) ->
 def without_specks(mask: Mask) -> Mask:
     """The mask without its specks and pin holes: what is smaller than SPECK of it becomes like what surrounds it."""
     rows, columns = _cells_within(mask)
-    grid = np.pad(mask.grid[rows, columns], 1)
+    probabilities = mask.probabilities
+    grid = np.pad(probabilities[rows, columns], 1)
     rings = _rings(grid)
     total = sum(area for _, area in rings)  # holes count negatively
     specks = [(ring, area) for ring, area in rings if abs(area) < SPECK * total]
@@ -129,7 +130,7 @@ def without_specks(mask: Mask) -> Mask:
         return mask
     for ring, area in specks:
         _level(grid, ring, hole=area < 0)
-    whole = mask.grid.copy()
+    whole = probabilities.copy()
     whole[rows, columns] = grid[1:-1, 1:-1]
     return replace(mask, grid=whole)
 
