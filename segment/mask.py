@@ -30,6 +30,8 @@ THRESHOLD = 0.5
 """Minimum probability of a pixel that belongs to the instance (detectron2's default threshold)."""
 STRIP_PIXELS = 1 << 18
 """Number of pixels pasted at once: 1 MiB of float32."""
+PRODUCT_CELLS = 64
+"""Largest number of rows or columns that are interpolated as a matrix product."""
 
 
 Grid = NDArray[np.float32] | PackedGrid
@@ -74,14 +76,10 @@ class Mask:
         left, top, right, bottom = region
         x0, y0, x1, y1 = self.place
         height, width = self.grid.shape
-        columns, across = _between(left, right, x0, x1, width)
-        rows, down = _between(top, bottom, y0, y1, height)
-        if not (len(rows) and len(columns)):
-            return np.zeros((len(rows), len(columns)), np.float32)
-        first, last = int(rows.min()), int(rows.max()) + 2
-        grid = np.pad(self.probabilities, 1)[first:last]
-        seen = _mixed(grid[:, columns], grid[:, columns + 1], across)
-        pasted = _mixed(seen[rows - first], seen[rows - first + 1], down[:, None])
+        columns, rows = _positions(left, right, x0, x1, width), _positions(top, bottom, y0, y1, height)
+        first, last = int(rows.min(initial=height)), int(rows.max(initial=0)) + 2
+        seen = _interpolated(self.probabilities[max(first, 0) : last].T, columns).T
+        pasted = _interpolated(seen, rows - np.float32(max(first, 0)))
         pasted[:, _outside(left, right, self.bounds[0], self.bounds[2])] = 0
         pasted[_outside(top, bottom, self.bounds[1], self.bounds[3])] = 0
         return pasted
@@ -145,27 +143,35 @@ def _moved(box: Box, dx: float, dy: float) -> Box:
     return x0 + dx, y0 + dy, x1 + dx, y1 + dy
 
 
-def _between(
-    start: int, stop: int, low: float, high: float, cells: int
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """For each pixel centre, the cell before it and how far it is on the way to the next one, in 0-1.
+def _positions(start: int, stop: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
+    """Where each pixel centre is among a grid's `cells`, which divide [low, high] evenly; 0 is the first one's centre.
 
-    The grid's `cells` spread evenly over [low, high]. They are counted from 1: before the first and behind the last is
-    a cell of zeros, to which the mask fades beyond the outermost centres.
+    Those more than one cell beyond the first or the last, where the mask is zero, are moved there.
     """
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
-    at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) + np.float32(0.5)
-    at = np.clip(at, 0, np.float32(cells + 1))
-    before = np.minimum(at.astype(np.intp), cells)
-    return before, at - before.astype(np.float32)
+    at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) - np.float32(0.5)
+    positions: NDArray[np.float32] = np.clip(at, -1, np.float32(cells))
+    return positions
 
 
-def _mixed(before: NDArray[np.float32], after: NDArray[np.float32], way: NDArray[np.float32]) -> NDArray[np.float32]:
-    """before + way * (after - before); `after` is overwritten."""
-    after -= before
-    after *= way
-    after += before
-    return after
+def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray[np.float32]:
+    """grid (n, m) at the row positions `at` (k,): (k, m), linear between rows, falling to zero beyond the outermost.
+
+    For few rows a product with a matrix of weights is fastest; for many, most of that matrix would be zero.
+    """
+    if len(grid) <= PRODUCT_CELLS:
+        weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(grid), dtype=np.float32)))
+        product: NDArray[np.float32] = np.matmul(weights, grid)
+        return product
+    grid = np.pad(grid, ((1, 1), (0, 0)))
+    before = np.minimum((at + np.float32(1)).astype(np.intp), len(grid) - 2)
+    part = (at + np.float32(1) - before.astype(np.float32))[:, None]
+    mixed: NDArray[np.float32] = grid[before]
+    mixed *= 1 - part
+    after = grid[before + 1]
+    after *= part
+    mixed += after
+    return mixed
 
 
 def _outside(start: int, stop: int, low: float, high: float) -> NDArray[np.bool_]:

