@@ -61,7 +61,7 @@ def test_what_lazyconfig_save_wrote_is_read() -> None:
         epsilon=1e-6,
     )
     assert read.pyramid == SimplePyramid(levels=(2, 3, 4, 5), channels=32, norm="LN", square=384)
-    assert (read.box.norm, read.mask.norm, read.box.convs, read.box.fcs) == ("LN", "LN", 2, 1)
+    assert (read.box.norm, read.mask_head.norm, read.box.convs, read.box.fcs) == ("LN", "LN", 2, 1)
 
 
 @pytest.mark.parametrize(

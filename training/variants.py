@@ -31,8 +31,6 @@ from training import shapes
 from training.train import config, train
 
 DEMO = Path(__file__).parent / "shapes.pkl"
-SAVE_EVERY = 250
-"""Iterations between checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,14 @@ class Variant:
     """What differs from the demo model.
 
     `options`: config keys and values. `trained`: prefixes of the names of the parameters that are trained. `renamed`:
-    prefixes of the demo's tensors and what they are called here. `phases`: as train.PHASES.
+    prefixes of the demo's tensors and what they are called here. `phases`: as train.PHASES, and the iterations over which
+    the learning rate decays.
     """
 
     options: tuple[Any, ...]
     trained: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...]
-    phases: tuple[tuple[int, float, int, int], ...]
+    phases: tuple[tuple[int, float, int, int, int], ...]
 
 
 # fmt: off
@@ -62,7 +61,7 @@ VARIANTS = {
         ),
         trained=("roi_heads.mask_head.",),
         renamed=(),
-        phases=((2000, 0.04, 4_000_000, 256),),
+        phases=((1000, 0.04, 4_000_000, 256, 2000), (400, 0.015, 5_000_000, 256, 400)),
     ),
     "c4": Variant(
         options=(
@@ -75,7 +74,7 @@ VARIANTS = {
         ),
         trained=("backbone.res3.", "backbone.res4.", "proposal_generator.", "roi_heads."),
         renamed=(("backbone.bottom_up.res5.", "roi_heads.res5."), ("backbone.bottom_up.", "backbone.")),
-        phases=((500, 0.02, 4_000_000, 256),),
+        phases=((250, 0.02, 4_000_000, 256, 250),),
     ),
 }
 # fmt: on
@@ -134,12 +133,18 @@ def main() -> None:
     parser.add_argument("name", choices=VARIANTS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", nargs=2, metavar=("CHECKPOINT", "PHASE"), help="begin at a phase, counted from 0")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     model = build(arguments.name)
-    for phase in VARIANTS[arguments.name].phases:
-        train(model, *phase, save=lambda: save(model, arguments.name, arguments.out), save_every=SAVE_EVERY)
+    checkpoint, first = arguments.resume or ("", 0)
+    if checkpoint:
+        with Path(checkpoint).open("rb") as file:
+            tensors = pickle.load(file)["model"]
+        model.load_state_dict({key: torch.from_numpy(value).float() for key, value in tensors.items()})
+    for phase in VARIANTS[arguments.name].phases[int(first) :]:
+        train(model, *phase, save=lambda: save(model, arguments.name, arguments.out))
     save(model, arguments.name, arguments.out)
 
 

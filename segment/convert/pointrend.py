@@ -12,8 +12,9 @@ The same results for less work and memory:
 
 - Only the predicted class is rendered: which points are uncertain depends on no other.
 - Sampling is linear, and so is the first layer. It is applied to the feature map once, and its output is sampled.
-- A point's features are a weighted sum of four rows of a table of the map's places. GridSample takes three times as
-  long for it. A coarse grid of 7 x 7 is sampled by a product with a matrix of bilinear weights.
+- Points are sampled by RoIAlign with one bin and one sample each. Its kernel works on all channels of a place at once,
+  where GridSample goes through one channel's plane after the other. A coarse grid of 7 x 7 is sampled by a product with
+  a matrix of bilinear weights.
 - The result is bytes, a quarter of the memory.
 """
 
@@ -21,14 +22,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segment.convert import pooler
 from segment.convert.config import ConvFCHead, PointRend
-from segment.convert.graph import FLOAT, INT64, UINT8, Graph
+from segment.convert.graph import FLOAT, UINT8, Graph
 from segment.convert.heads import Found, pick
+from segment.convert.layers import convolution
 from segment.convert.weights import Array, Weights
 
 HEAD = "roi_heads.mask_head"
@@ -59,14 +62,14 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
 
     `channels`: of each of `maps`, the feature maps by level.
     """
-    tables = {level: _table(g, maps[level], level, channels) for level in {*head.coarse.levels, *head.levels}}
+    surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
     region = _region(g, found.boxes)
     grid = _Points.on_grid(head.first_side)
     predict: _Standard | _Implicit
     if head.implicit:
-        predict = _Implicit(g, w, head, channels, tables, region, found.classes)
+        predict = _Implicit(g, w, head, channels, surfaces, region, found.classes)
     else:
-        predict = _Standard(g, w, head, channels, tables, region, found.classes)
+        predict = _Standard(g, w, head, channels, surfaces, region, found.classes)
     side, logits = head.first_side, predict(grid)  # (N, side * side)
     for _ in range(head.steps):
         logits, side = _doubled(g, logits, side), 2 * side
@@ -83,8 +86,9 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
 
 @dataclass(frozen=True)
 class _Region:
-    """Boxes (N, 4) as their corners `low` and their `size`, both (N, 1, 2) x and y in pixels of the image."""
+    """`boxes` (N, 4), and their corners `low` and their `size`, both (N, 1, 2) x and y, in pixels of the image."""
 
+    boxes: str
     low: str
     size: str
 
@@ -92,7 +96,7 @@ class _Region:
 def _region(g: Graph, boxes: str) -> _Region:
     low = g.op("Unsqueeze", g.slice(boxes, g.ints(0), g.ints(2), axis=1), g.ints(1))
     high = g.op("Unsqueeze", g.slice(boxes, g.ints(2), g.ints(4), axis=1), g.ints(1))
-    return _Region(low, g.op("Sub", high, low))
+    return _Region(boxes, low, g.op("Sub", high, low))
 
 
 @dataclass(frozen=True)
@@ -125,70 +129,64 @@ class _Points:
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A feature map as `rows` (H * W, channels). `width` float32 scalar; `last` float32 (2,): W - 1 and H - 1."""
+class _Surface:
+    """A feature map `x` (1, C, H, W) of a stride in pixels. `size`: W and H, float32 (2,)."""
 
-    rows: str
-    width: str
-    last: str
+    x: str
+    size: str
     stride: int
 
-    def of(self, rows: str) -> _Table:
-        """A table of the same places with other rows."""
-        return _Table(rows, self.width, self.last, self.stride)
+
+def _surface(g: Graph, x: str, level: int) -> _Surface:
+    size = g.cast(g.op("Concat", g.dim(x, 3), g.dim(x, 2), axis=0), FLOAT)
+    return _Surface(x, size, 2**level)
 
 
-def _table(g: Graph, x: str, level: int, channels: int) -> _Table:
-    rows = g.reshape(g.op("Transpose", x, perm=[0, 2, 3, 1]), -1, channels)
-    width, height = (g.cast(g.dim(x, axis), FLOAT) for axis in (3, 2))
-    last = g.op("Sub", g.op("Concat", width, height, axis=0), g.scalar(1))
-    return _Table(rows, width, last, 2**level)
+def _fading(g: Graph, surface: _Surface, at: str) -> str:
+    """at (..., 2) x and y in pixels -> (..., 2): how far each is from where the map fades to zero, at most 1.
+
+    RoIAlign repeats the map's edge where grid_sample goes on to zero, half a cell further out.
+    """
+    cell = g.op("Sub", g.op("Mul", at, g.scalar(1 / surface.stride)), g.scalar(0.5))
+    nearest = g.minimum(g.op("Add", cell, g.scalar(1)), g.op("Sub", surface.size, cell))
+    return g.op("Clip", nearest, g.scalar(0), g.scalar(1))
 
 
-class _Corners:
-    """The four places around each point of a map, and how much each counts."""
-
-    def __init__(self, g: Graph, table: _Table, region: _Region, points: _Points) -> None:
-        at = g.op("Add", region.low, g.op("Mul", points.name(g), region.size))  # (N, P, 2) in pixels
-        at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), -1, 2)
-        near = g.op("Floor", at)
-        part = g.op("Sub", at, near)
-        far = g.op("Add", near, g.scalar(1))
-        (near_x, near_y), near_weight = self._inside(g, table, near, g.op("Sub", g.scalar(1), part))
-        (far_x, far_y), far_weight = self._inside(g, table, far, part)
-        xs, ys = ((near_x, near_weight[0]), (far_x, far_weight[0])), ((near_y, near_weight[1]), (far_y, far_weight[1]))
-        self.corners: list[tuple[str, str]] = []  # row of the table (N * P,) int64, weight (N * P, 1)
-        for y, y_weight in ys:
-            first = g.op("Mul", y, table.width)
-            for x, x_weight in xs:
-                row = g.cast(g.reshape(g.op("Add", first, x), -1), INT64)
-                self.corners.append((row, g.op("Mul", x_weight, y_weight)))
-
-    @staticmethod
-    def _inside(g: Graph, table: _Table, place: str, weight: str) -> tuple[list[str], list[str]]:
-        """Places (M, 2) moved into the map, and weights (M, 2), zero for those that were outside; as x and y (M, 1)."""
-        moved = g.op("Max", g.minimum(place, table.last), g.scalar(0))
-        weight = g.op("Mul", weight, g.cast(g.op("Equal", moved, place), FLOAT))
-        halves = g.ints(1, 1)
-        return (
-            g.ops("Split", moved, halves, outputs=2, axis=1),
-            g.ops("Split", weight, halves, outputs=2, axis=1),
-        )
-
-    def sample(self, g: Graph, rows: str) -> str:
-        """rows (H * W, C) of a table of this map -> (N * P, C)."""
-        total = ""
-        for row, weight in self.corners:
-            part = g.op("Mul", g.gather(rows, row), weight)
-            total = g.op("Add", total, part) if total else part
-        return total
+def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
+    """Boxes (M, 4) in pixels -> (M, C, side, side), one sample in the middle of each bin; the map's edge repeated."""
+    return g.op(
+        "RoiAlign",
+        surface.x,
+        boxes,
+        pooler.images(g, boxes),
+        coordinate_transformation_mode="half_pixel",
+        output_height=side,
+        output_width=side,
+        sampling_ratio=1,
+        spatial_scale=1 / surface.stride,
+        mode="avg",
+    )
 
 
-def _sampled(
-    g: Graph, tables: Mapping[int, _Table], levels: Sequence[int], region: _Region, points: _Points
-) -> list[str]:
-    """The features (N * P, channels) of points on each of `levels`."""
-    return [_Corners(g, tables[level], region, points).sample(g, tables[level].rows) for level in levels]
+def _sampled(g: Graph, surface: _Surface, region: _Region, points: _Points, channels: int) -> str:
+    """The features (N * P, channels) of points."""
+    at = g.op("Add", region.low, g.op("Mul", points.name(g), region.size))
+    at = g.reshape(at, -1, 2)
+    half = g.scalar(0.5)  # boxes of one pixel around the points
+    boxes = g.op("Concat", g.op("Sub", at, half), g.op("Add", at, half), axis=1)
+    features = g.reshape(_align(g, surface, boxes, 1), -1, channels)
+    return g.op("Mul", features, g.op("ReduceProd", _fading(g, surface, at), axes=[1], keepdims=1))
+
+
+def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
+    """The features (N, C, side, side) at the centres of side x side cells of each box."""
+    centres = (np.arange(side, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32([side, side])
+    at = g.op("Add", region.low, g.op("Mul", g.constant(centres[None]), region.size))  # (N, side, 2)
+    fading = g.op("Transpose", _fading(g, surface, at), perm=[0, 2, 1])  # (N, 2, side)
+    across = g.reshape(g.slice(fading, g.ints(0), g.ints(1), axis=1), -1, 1, 1, side)
+    down = g.reshape(g.slice(fading, g.ints(1), g.ints(2), axis=1), -1, 1, side, 1)
+    crops = _align(g, surface, region.boxes, side)
+    return g.op("Mul", crops, g.op("Mul", across, down))
 
 
 def _grid_weights(g: Graph, side: int, points: _Points) -> str:
@@ -233,43 +231,29 @@ def _conv_fc_head(
     w: Weights,
     head: ConvFCHead,
     channels: int,
-    tables: Mapping[int, _Table],
+    surfaces: Mapping[int, _Surface],
     region: _Region,
     name: str,
-    prediction: tuple[int, int],
+    columns: int,
+    rows: int = 1,
 ) -> str:
-    """What a box as a whole says: (N, rows * columns) for a `prediction` of (columns, rows), turned.
-
-    Upstream's 2 x 2 convolution of stride 2 is a layer on four points at a time, which are sampled next to each other.
-    """
-    half, into = head.resolution // 2, channels * len(head.levels)
-    at = _Points.on_grid(head.resolution).at
-    assert not isinstance(at, str)
-    fours = at.reshape(half, 2, half, 2, 2).transpose(0, 2, 1, 3, 4).reshape(1, -1, 2)
-    x = _joined(g, _sampled(g, tables, head.levels, region, _Points(np.ascontiguousarray(fours), head.resolution**2)))
-    if into > head.conv_channels:
-        weight = w.take(f"{name}.reduce_channel_dim_conv.weight", head.conv_channels, into, 1, 1)
-        bias = w.take(f"{name}.reduce_channel_dim_conv.bias", head.conv_channels)
-        x = g.op("Relu", g.linear(x, weight[:, :, 0, 0], bias, name=f"{name}.reduce_channel_dim_conv"))
-    out = head.conv_channels
-    weight = w.take(f"{name}.reduce_spatial_dim_conv.weight", out, out, 2, 2).transpose(0, 2, 3, 1).reshape(out, -1)
-    bias = w.take(f"{name}.reduce_spatial_dim_conv.bias", out)
-    x = g.reshape(x, -1, 4 * out)
-    x = g.op("Relu", g.linear(x, np.ascontiguousarray(weight), bias, name=f"{name}.reduce_spatial_dim_conv"))
-    x, into = g.reshape(x, -1, half**2 * out), half**2 * out
+    """What each box as a whole says: (N, rows * columns), of which the checkpoint has the columns first."""
+    x = _joined(g, [_cropped(g, surfaces[level], region, head.resolution) for level in head.levels])
+    into, out = channels * len(head.levels), head.conv_channels
+    if into > out:
+        x = convolution(g, w, x, f"{name}.reduce_channel_dim_conv", into, out, relu=True)
+    weight, bias = w.conv(f"{name}.reduce_spatial_dim_conv", out, out, 2, "")
+    x = g.op("Relu", g.conv(x, weight, bias, name=f"{name}.reduce_spatial_dim_conv", strides=[2, 2]))
+    into = out * (head.resolution // 2) ** 2
+    x = g.reshape(x, -1, into)
     for number in range(1, head.fcs + 1):
         weight = w.take(f"{name}.fc{number}.weight", head.fc_channels, into)
-        if number == 1:  # upstream has the channels first
-            weight = weight.reshape(-1, out, half**2).transpose(0, 2, 1).reshape(-1, into)
         bias = w.take(f"{name}.fc{number}.bias", head.fc_channels)
-        x = g.op("Relu", g.linear(x, np.ascontiguousarray(weight), bias, name=f"{name}.fc{number}"))
+        x = g.op("Relu", g.linear(x, weight, bias, name=f"{name}.fc{number}"))
         into = head.fc_channels
-    columns, rows = prediction
     weight = w.take(f"{name}.prediction.weight", columns * rows, into).reshape(columns, rows, into).transpose(1, 0, 2)
-    bias = w.take(f"{name}.prediction.bias", columns * rows).reshape(columns, rows).T
-    return g.linear(
-        x, np.ascontiguousarray(weight).reshape(-1, into), np.ascontiguousarray(bias).ravel(), name=f"{name}.prediction"
-    )
+    bias = np.ascontiguousarray(w.take(f"{name}.prediction.bias", columns * rows).reshape(columns, rows).T).ravel()
+    return g.linear(x, np.ascontiguousarray(weight).reshape(-1, into), bias, name=f"{name}.prediction")
 
 
 class _Standard:
@@ -281,14 +265,14 @@ class _Standard:
         w: Weights,
         head: PointRend,
         channels: int,
-        tables: Mapping[int, _Table],
+        surfaces: Mapping[int, _Surface],
         region: _Region,
         label: str,
     ) -> None:
         self._g, self._head, self._region = g, head, region
         cells = head.coarse_side**2
         coarse = _conv_fc_head(
-            g, w, head.coarse, channels, tables, region, f"{HEAD}.coarse_head", (head.classes, cells)
+            g, w, head.coarse, channels, surfaces, region, f"{HEAD}.coarse_head", columns=head.classes, rows=cells
         )
         self._coarse = g.reshape(coarse, -1, cells, head.classes)  # (N, cells, K)
         self._layers: list[tuple[str, Array, Array]] = []
@@ -299,37 +283,39 @@ class _Standard:
             into = head.fc_channels + (head.classes if head.coarse_each_layer else 0)
         first, weight, bias = self._layers[0]
         pieces = np.split(weight, [channels * (i + 1) for i in range(len(head.levels))], axis=1)
-        self._tables = []
+        self._surfaces = []
         for level, piece in zip(head.levels, pieces, strict=False):
-            rows = g.linear(
-                tables[level].rows, np.ascontiguousarray(piece), np.zeros_like(bias), name=f"{first}.p{level}"
-            )
-            self._tables.append(tables[level].of(rows))
+            kernel = np.ascontiguousarray(piece)[:, :, None, None]
+            x = g.conv(surfaces[level].x, kernel, None, name=f"{first}.p{level}")
+            self._surfaces.append(replace(surfaces[level], x=x))
         self._layers[0] = first, np.ascontiguousarray(pieces[-1]), bias
         outputs = 1 if head.agnostic else head.classes
         weight = w.take(f"{name}.predictor.weight", outputs, into, 1)
         bias = w.take(f"{name}.predictor.bias", outputs)
-        self._column = _of_class(g, weight, label, f"{name}.predictor.weight")  # (N, into, 1)
+        own, coarse = weight[:, : head.fc_channels], weight[:, head.fc_channels :]
+        self._column = _of_class(g, own, label, f"{name}.predictor.weight")  # (N, fc_channels, 1)
         self._shift = _of_class(g, bias[:, None], label, f"{name}.predictor.bias")  # (N, 1)
+        if head.coarse_each_layer:  # what the coarse grid says in the last layer: (N, cells, 1)
+            column = _of_class(g, coarse, label, f"{name}.predictor.coarse_weight")
+            self._last = g.op("MatMul", self._coarse, column)
 
     def __call__(self, points: _Points) -> str:
         """Logits (N, P) of points."""
         g, head = self._g, self._head
-        coarse = g.op("MatMul", _grid_weights(g, head.coarse_side, points), self._coarse)
-        coarse = g.reshape(coarse, -1, head.classes)  # (N * P, K)
+        places = _grid_weights(g, head.coarse_side, points)  # (N, P, cells)
+        coarse = g.reshape(g.op("MatMul", places, self._coarse), -1, head.classes)  # (N * P, K)
         name, weight, bias = self._layers[0]
         x = g.linear(coarse, weight, bias, name=name)
-        for table in self._tables:
-            x = g.op("Add", x, _Corners(g, table, self._region, points).sample(g, table.rows))
+        for surface in self._surfaces:
+            x = g.op("Add", x, _sampled(g, surface, self._region, points, head.fc_channels))
         x = g.op("Relu", x)
         for name, weight, bias in self._layers[1:]:
-            x = g.op("Relu", g.linear(self._seen(x, coarse), weight, bias, name=name))
-        x, width = self._seen(x, coarse), head.fc_channels + (head.classes if head.coarse_each_layer else 0)
-        logits = g.op("MatMul", g.reshape(x, -1, points.count, width), self._column)
+            x = g.op("Concat", x, coarse, axis=1) if head.coarse_each_layer else x
+            x = g.op("Relu", g.linear(x, weight, bias, name=name))
+        logits = g.op("MatMul", g.reshape(x, -1, points.count, head.fc_channels), self._column)
+        if head.coarse_each_layer:
+            logits = g.op("Add", logits, g.op("MatMul", places, self._last))
         return g.op("Add", g.reshape(logits, -1, points.count), self._shift)
-
-    def _seen(self, x: str, coarse: str) -> str:
-        return self._g.op("Concat", x, coarse, axis=1) if self._head.coarse_each_layer else x
 
 
 class _Implicit:
@@ -341,18 +327,18 @@ class _Implicit:
         w: Weights,
         head: PointRend,
         channels: int,
-        tables: Mapping[int, _Table],
+        surfaces: Mapping[int, _Surface],
         region: _Region,
         label: str,
     ) -> None:
-        self._g, self._head, self._channels, self._tables, self._region = g, head, channels, tables, region
+        self._g, self._head, self._channels, self._surfaces, self._region = g, head, channels, surfaces, region
         self._frequencies = np.zeros((2, FREQUENCIES), np.float32)
         if head.positions:
             self._frequencies = w.take(f"{HEAD}.point_head.positional_encoding_gaussian_matrix", 2, FREQUENCIES)
         shapes = _shapes(head, channels)
         lengths = [out * into for out, into in shapes] + [out for out, _ in shapes]
         name = f"{HEAD}.parameter_head"
-        parameters = _conv_fc_head(g, w, head.coarse, channels, tables, region, name, (sum(lengths), 1))
+        parameters = _conv_fc_head(g, w, head.coarse, channels, surfaces, region, name, columns=sum(lengths))
         parts = g.ops("Split", parameters, g.ints(*lengths), outputs=len(lengths), axis=1)
         weights = [g.reshape(part, -1, *shape) for part, shape in zip(parts, shapes, strict=False)]
         shifts = [g.op("Unsqueeze", part, g.ints(1)) for part in parts[len(shapes) :]]  # (N, 1, out)
@@ -369,8 +355,9 @@ class _Implicit:
         g, head = self._g, self._head
         seen = [self._position(points)] if head.positions else []
         if head.image_features:
-            features = _sampled(g, self._tables, head.levels, self._region, points)
-            seen += [g.reshape(x, -1, points.count, self._channels) for x in features]
+            for level in head.levels:
+                features = _sampled(g, self._surfaces[level], self._region, points, self._channels)
+                seen.append(g.reshape(features, -1, points.count, self._channels))
         x = ""
         for part, matrix in zip(seen, self._first, strict=True):
             product = g.op("MatMul", part, matrix)

@@ -55,7 +55,7 @@ class Rois:
 def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
     """boxes (N, 4) -> the same, by the level that each is cropped from."""
     if len(pooler.levels) == 1:
-        return Rois([boxes], [_images(g, boxes)], "")
+        return Rois([boxes], [images(g, boxes)], "")
     size = g.op("Sqrt", box.area(g, boxes))
     ratio = g.op("Add", g.op("Div", size, g.scalar(CANONICAL_SIZE)), g.scalar(1e-8))
     log2 = g.op("Div", g.op("Log", ratio), g.scalar(0.6931471805599453))
@@ -66,10 +66,10 @@ def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
     on_level = g.op("Equal", g.op("Unsqueeze", level, g.ints(1)), levels)  # (N, levels)
     counts = g.op("ReduceSum", g.cast(on_level, INT64), g.ints(0), keepdims=0)
     by_level = g.ops("Split", g.gather(boxes, order), counts, outputs=len(pooler.levels), axis=0)
-    return Rois(by_level, [_images(g, part) for part in by_level], order)
+    return Rois(by_level, [images(g, part) for part in by_level], order)
 
 
-def _images(g: Graph, boxes: str) -> str:
+def images(g: Graph, boxes: str) -> str:
     """The image that each of boxes (n, 4) is in: there is one."""
     return g.op("ConstantOfShape", g.dim(boxes, 0), value=_ZERO)
 
