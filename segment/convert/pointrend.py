@@ -180,8 +180,8 @@ def _sampled(g: Graph, surface: _Surface, region: _Region, points: _Points, chan
 
 def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
     """The features (N, C, side, side) at the centres of side x side cells of each box."""
-    centres = (np.arange(side, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32([side, side])
-    at = g.op("Add", region.low, g.op("Mul", g.constant(centres[None]), region.size))  # (N, side, 2)
+    centres = np.repeat((np.arange(side) + 0.5) / side, 2).reshape(1, side, 2)
+    at = g.op("Add", region.low, g.op("Mul", g.constant(centres, np.float32), region.size))  # (N, side, 2)
     fading = g.op("Transpose", _fading(g, surface, at), perm=[0, 2, 1])  # (N, 2, side)
     across = g.reshape(g.slice(fading, g.ints(0), g.ints(1), axis=1), -1, 1, 1, side)
     down = g.reshape(g.slice(fading, g.ints(1), g.ints(2), axis=1), -1, 1, side, 1)
@@ -292,11 +292,11 @@ class _Standard:
         outputs = 1 if head.agnostic else head.classes
         weight = w.take(f"{name}.predictor.weight", outputs, into, 1)
         bias = w.take(f"{name}.predictor.bias", outputs)
-        own, coarse = weight[:, : head.fc_channels], weight[:, head.fc_channels :]
+        own, of_coarse = weight[:, : head.fc_channels], weight[:, head.fc_channels :]
         self._column = _of_class(g, own, label, f"{name}.predictor.weight")  # (N, fc_channels, 1)
         self._shift = _of_class(g, bias[:, None], label, f"{name}.predictor.bias")  # (N, 1)
         if head.coarse_each_layer:  # what the coarse grid says in the last layer: (N, cells, 1)
-            column = _of_class(g, coarse, label, f"{name}.predictor.coarse_weight")
+            column = _of_class(g, of_coarse, label, f"{name}.predictor.coarse_weight")
             self._last = g.op("MatMul", self._coarse, column)
 
     def __call__(self, points: _Points) -> str:
