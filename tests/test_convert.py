@@ -40,6 +40,7 @@ FAMILIES = (
     "vitdet-cascade",
     "vitdet-dynamic",
     "pointrend",
+    "implicit",
 )
 BOX, SCORE, MASK, SHARE = 0.05, 1e-3, 5e-3, 0.95
 """Tolerances: pixels per box coordinate, score, mean absolute difference of a mask, share of detections within them."""

@@ -71,6 +71,9 @@ def test_the_rows_that_are_promised_are_there() -> None:
     assert {"mask_rcnn_X_101_32x8d_FPN_3x", "cascade_mask_rcnn_R_50_FPN_1x", "cascade_mask_rcnn_R_50_FPN_3x"} <= names
     assert {"lvis_mask_rcnn_R_50_FPN_1x", "lvis_mask_rcnn_R_101_FPN_1x", "lvis_mask_rcnn_X_101_32x8d_FPN_1x"} <= names
     assert "cityscapes_mask_rcnn_R_50_FPN" in names
+    assert {f"pointrend_rcnn_R_50_FPN_{n}x_coco" for n in (1, 3)} <= names
+    assert {"pointrend_rcnn_R_101_FPN_3x_coco", "pointrend_rcnn_X_101_32x8d_FPN_3x_coco"} <= names
+    assert "pointrend_rcnn_R_50_FPN_1x_cityscapes" in names
     assert {f"mask_rcnn_regnet{k}_4gf_dds_FPN_{n}ep_LSJ" for k in "xy" for n in (100, 200, 400)} <= names
     vitdets = {f"{cascade}mask_rcnn_vitdet_{size}_100ep" for cascade in ("", "cascade_") for size in "bl"}
     assert vitdets | {f"lvis_{name}" for name in vitdets} <= names
@@ -160,6 +163,7 @@ FULL_SIZE = (
     "cascade_mask_rcnn_R_50_FPN_3x",
     "mask_rcnn_R_50_C4_3x",
     "mask_rcnn_R_101_DC5_3x",
+    "pointrend_rcnn_R_50_FPN_3x_coco",
     "mask_rcnn_R_50_FPN_3x_dconv_c3-c5",
     "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
 )
@@ -171,8 +175,10 @@ def test_the_config_and_the_checkpoint_are_detectron2s(name: str) -> None:
     pytest.importorskip("detectron2", reason="detectron2 is not installed (requirements-detectron2.txt)")
     from detectron2.config import CfgNode, get_cfg
     from detectron2.modeling import build_model
+    from detectron2.projects import point_rend
 
     config = get_cfg()
+    point_rend.add_pointrend_config(config)
     config.merge_from_other_cfg(CfgNode(zoo.config(zoo.entry(name))))
     config.MODEL.DEVICE = "cpu"
     theirs = {key: tuple(tensor.shape) for key, tensor in build_model(config).state_dict().items()}

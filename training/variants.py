@@ -38,8 +38,8 @@ class Variant:
     """What differs from the demo model.
 
     `options`: config keys and values. `trained`: prefixes of the names of the parameters that are trained. `renamed`:
-    prefixes of the demo's tensors and what they are called here. `phases`: as train.PHASES, and the iterations over which
-    the learning rate decays.
+    prefixes of the demo's tensors and what they are called here. `phases`: as train.PHASES, and the iterations over
+    which the learning rate decays.
     """
 
     options: tuple[Any, ...]
