@@ -151,7 +151,7 @@ def test_dataset_is_that_of_the_folder(photos: Path, tmp_path: Path) -> None:
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
         "errors.csv",
         "instances.json",
-        "instances.parquet/model=shapes/part-00000.parquet",
+        "instances.parquet/model=shapes/part-00000-00000.parquet",
     ]
     assert list(failures((out / "errors.csv").read_bytes())) == ["cut.jpg"]
     import pyarrow.parquet
@@ -250,7 +250,7 @@ def test_rerun_replaces_the_datasets(photos: Path, tmp_path: Path) -> None:
     images = json.loads((tmp_path / "out" / "instances.json").read_text())["images"]
     assert [image["file_name"] for image in images] == sorted(NAMES[:2])
     assert failures((tmp_path / "out" / "errors.csv").read_bytes()) == {}
-    assert [path.name for path in stale.parent.iterdir()] == ["part-00000.parquet"]
+    assert [path.name for path in stale.parent.iterdir()] == ["part-00000-00000.parquet"]
 
 
 def test_results_of_another_model_are_not_mixed_in(

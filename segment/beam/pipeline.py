@@ -27,7 +27,7 @@ from apache_beam.pvalue import AsIter
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from segment import container
-from segment.beam.steps import FAILURES, METRICS, Describe, Divide, Job, List, Segment, Write
+from segment.beam.steps import FAILURES, METRICS, Describe, Divide, Job, List, Segment, Write, WriteParquet
 from segment.beam.worker import Worker
 from segment.bucket.backfill import FAILED, summary
 from segment.bucket.store import Store, overlap
@@ -93,12 +93,24 @@ def build(pipeline: beam.Pipeline, job: Job, worker: Worker) -> None:
         | "Spread photos" >> beam.Reshuffle()
     )
     found, failures = photos | "Segment" >> beam.ParDo(Segment(job, worker)).with_outputs(FAILURES, main="found")
+    nothing = pipeline | "Nothing" >> beam.Create([])
     models = pipeline | "Models" >> beam.Create([None] if job.datasets else [])
-    model = models | "Describe" >> beam.ParDo(Describe(worker))
+    model = AsIter(models | "Describe" >> beam.ParDo(Describe(worker)))
+    parquet_files = nothing
+    if "parquet" in job.datasets:
+        parts = found | "By part" >> beam.WithKeys(lambda photo: photo.part) | "Parts" >> beam.GroupByKey()
+        parquet_files = parts | "WriteParquet" >> beam.ParDo(WriteParquet(job, worker), model=model)
     (
         pipeline
         | "Once" >> beam.Create([None])
-        | "Write" >> beam.ParDo(Write(job, worker), found=AsIter(found), failures=AsIter(failures), model=AsIter(model))
+        | "Write"
+        >> beam.ParDo(
+            Write(job, worker),
+            found=AsIter(found if "coco" in job.datasets else nothing),
+            failures=AsIter(failures),
+            parquet_files=AsIter(parquet_files),
+            model=model,
+        )
     )
 
 
@@ -189,6 +201,7 @@ def _reach(store: Store, prefix: str) -> None:
 
 
 def _counts(result: Any) -> dict[str, int]:
-    """How many photos came to what."""
+    """How many photos came to what, the most frequent first."""
     found = result.metrics().query(MetricsFilter().with_namespace(METRICS))["counters"]
-    return {counter.key.metric.name: counter.result for counter in found}
+    counts = {counter.key.metric.name: counter.result for counter in found}
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
