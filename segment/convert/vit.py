@@ -15,22 +15,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segment.convert.config import ViT
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution, gelu
 from segment.convert.weights import Weights
 
+Doubles = NDArray[np.float64]
+CUBIC = -0.75
+"""The parameter of torch's bicubic interpolation."""
 QUERIES = 128
 """How many tokens look at all others at once where the size of the map is not known."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The size of a map of tokens, int64 (1,) each: constants where every image is padded to the same square."""
+    """The size of a map of tokens: `rows` and `columns`, int64 (1,) each.
+
+    `side`: both, where every image is padded to the same square; 0 where they depend on the image.
+    """
 
     rows: str
     columns: str
+    side: int = 0
+
+    @classmethod
+    def square(cls, g: Graph, side: int) -> Grid:
+        return cls(g.ints(side), g.ints(side), side)
 
     def count(self, g: Graph) -> str:
         return g.op("Mul", self.rows, self.columns)
@@ -40,13 +52,12 @@ def feature_map(g: Graph, w: Weights, config: ViT, image: str, prefix: str, squa
     """image (1, 3, H, W) -> (1, width, H / patch, W / patch). `square`: H and W, 0 if they are not known."""
     name, side = prefix + "patch_embed.proj", config.patch
     x = g.conv(image, *w.conv(name, config.width, 3, side, ""), name=name, strides=[side] * 2)
-    known = g.ints(square // side)
-    grid = Grid(known, known) if square else Grid(g.dim(x, 2), g.dim(x, 3))
+    grid = Grid.square(g, square // side) if square else Grid(g.dim(x, 2), g.dim(x, 3))
     if config.positions:
         x = g.op("Add", x, _positions(g, w, config, prefix + "pos_embed", grid))
     x = g.op("Transpose", g.reshape(x, config.width, -1), perm=[1, 0])  # (tokens, width), row by row
     for number in range(config.depth):
-        x = _block(g, w, config, x, f"{prefix}blocks.{number}", number, grid, bool(square))
+        x = _block(g, w, config, x, f"{prefix}blocks.{number}", number, grid)
     return _as_map(g, config, x, grid)
 
 
@@ -55,6 +66,9 @@ def _positions(g: Graph, w: Weights, config: ViT, name: str, grid: Grid) -> str:
     side, skipped = config.positions, 1 if config.class_token else 0
     table = w.take(name, 1, side**2 + skipped, config.width)[0, skipped:]
     table = np.ascontiguousarray(table.T).reshape(1, config.width, side, side)
+    if grid.side:  # the runtime would take minutes to find the same constant
+        matrix = _interpolation(side, grid.side, cubic=True)
+        return g.constant((matrix @ table @ matrix.T).astype(np.float32), name=name)
     return g.op(
         "Resize",
         g.constant(table, name=name),
@@ -63,18 +77,38 @@ def _positions(g: Graph, w: Weights, config: ViT, name: str, grid: Grid) -> str:
         g.shape(1, config.width, grid.rows, grid.columns),
         mode="cubic",
         coordinate_transformation_mode="half_pixel",
-        cubic_coeff_a=-0.75,
+        cubic_coeff_a=CUBIC,
     )
 
 
-def _block(g: Graph, w: Weights, config: ViT, x: str, name: str, number: int, grid: Grid, known: bool) -> str:
+def _interpolation(into: int, out: int, *, cubic: bool) -> Doubles:
+    """The matrix (out, into) that resizes an axis as torch.nn.functional.interpolate does without align_corners."""
+    at = (np.arange(out) + 0.5) * into / out - 0.5
+    if not cubic:
+        at = at.clip(0, into - 1)
+    low = np.floor(at)
+    taps = np.arange(-1, 3) if cubic else np.arange(2)
+    distance = np.abs(at[:, None] - (low[:, None] + taps))  # (out, taps)
+    if cubic:  # Keys, "Cubic convolution interpolation for digital image processing", 1981
+        near = (CUBIC + 2) * distance**3 - (CUBIC + 3) * distance**2 + 1
+        far = CUBIC * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        weights = np.where(distance <= 1, near, far)
+    else:
+        weights = 1 - distance
+    matrix = np.zeros((out, into))
+    columns = (low[:, None] + taps).clip(0, into - 1).astype(int)
+    np.add.at(matrix, (np.arange(out)[:, None], columns), weights)
+    return matrix
+
+
+def _block(g: Graph, w: Weights, config: ViT, x: str, name: str, number: int, grid: Grid) -> str:
     """x (tokens, width): attention, then two fully connected layers; each is added to what goes into it."""
     width = config.width
     y = _layer_norm(g, w, config, x, name + ".norm1")
     if config.window and number in config.window_blocks:
         y = _window_attention(g, w, config, y, name + ".attn", grid)
     else:
-        y = _global_attention(g, w, config, y, name + ".attn", grid, known)
+        y = _global_attention(g, w, config, y, name + ".attn", grid)
     x = g.op("Add", x, y)
     y = _layer_norm(g, w, config, x, name + ".norm2")
     y = gelu(g, _linear(g, w, y, name + ".mlp.fc1", width, config.hidden))
@@ -116,7 +150,7 @@ class Heads:
 def _window_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
     """x (tokens, width) -> the same. The map is cut into windows; those at the right and lower edge end with zeros."""
     side, width = config.window, config.width
-    window = Grid(g.ints(side), g.ints(side))
+    window = Grid.square(g, side)
     down, across = (_missing(g, n, side) for n in (grid.rows, grid.columns))
     rows, columns = g.op("Add", grid.rows, down), g.op("Add", grid.columns, across)
     high, wide = g.op("Div", rows, g.ints(side)), g.op("Div", columns, g.ints(side))
@@ -132,10 +166,10 @@ def _window_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid
     return _linear(g, w, g.reshape(x, -1, width), name + ".proj", width, width)
 
 
-def _global_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid, known: bool) -> str:
-    """x (tokens, width) -> the same; every token looks at all. `known`: whether the grid is constant."""
+def _global_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
+    """x (tokens, width) -> the same; every token looks at all."""
     heads = _heads(g, w, config, x, name, g.ints(1), grid, config.relative_positions)
-    x = _attend_by_head(g, config, heads, grid) if known else _attend_by_query(g, config, heads, grid)
+    x = _attend_by_head(g, config, heads, grid) if grid.side else _attend_by_query(g, config, heads, grid)
     x = g.reshape(g.op("Transpose", x, perm=[1, 0, 2]), -1, config.width)
     return _linear(g, w, x, name + ".proj", config.width, config.width)
 
@@ -154,8 +188,9 @@ def _heads(g: Graph, w: Weights, config: ViT, x: str, name: str, batch: str, gri
         return Heads(scaled, keys, values, "", "")
     on_map = g.op("Reshape", queries, g.shape(-1, grid.rows, grid.columns, each))
     turned = g.op("Transpose", on_map, perm=[0, 2, 1, 3])
-    down = g.op("MatMul", on_map, _distances(g, w, name + ".rel_pos_h", grid.rows, table_side, each))
-    across = g.op("MatMul", turned, _distances(g, w, name + ".rel_pos_w", grid.columns, table_side, each))
+    by_row = _distances(g, w, name + ".rel_pos_h", grid.rows, grid.side, table_side, each)
+    by_column = _distances(g, w, name + ".rel_pos_w", grid.columns, grid.side, table_side, each)
+    down, across = g.op("MatMul", on_map, by_row), g.op("MatMul", turned, by_column)
     across = g.op("Transpose", across, perm=[0, 2, 1, 3])
     return Heads(
         scaled,
@@ -166,12 +201,16 @@ def _heads(g: Graph, w: Weights, config: ViT, x: str, name: str, batch: str, gri
     )
 
 
-def _distances(g: Graph, w: Weights, name: str, length: str, side: int, each: int) -> str:
+def _distances(g: Graph, w: Weights, name: str, length: str, known: int, side: int, each: int) -> str:
     """The table of relative positions (2 * side - 1, d), resized to `length` tokens: (length, d, length).
 
-    Entry [i, :, j] is what a query at i is multiplied with for a key at j.
+    Entry [i, :, j] is what a query at i is multiplied with for a key at j. `known`: the length, 0 if it is not known.
     """
     table = w.take(name, 2 * side - 1, each)
+    if known:
+        table = np.asarray(_interpolation(2 * side - 1, 2 * known - 1, cubic=False) @ table, np.float32)
+        apart = np.arange(known)[:, None] - np.arange(known)[None, :]
+        return g.constant(np.ascontiguousarray(table[apart + known - 1].transpose(0, 2, 1)), name=name)
     resized = g.op(
         "Resize",
         g.constant(np.ascontiguousarray(table.T)[None, :, None], name=name),
@@ -182,8 +221,8 @@ def _distances(g: Graph, w: Weights, name: str, length: str, side: int, each: in
         coordinate_transformation_mode="half_pixel",
     )
     at = g.op("Range", g.constant(np.int64(0)), g.op("Squeeze", length), g.constant(np.int64(1)))
-    apart = g.op("Sub", g.op("Unsqueeze", at, g.ints(1)), g.op("Unsqueeze", at, g.ints(0)))
-    index = g.op("Add", apart, g.op("Sub", length, g.ints(1)))  # (length, length), from 0 to 2 * length - 2
+    far = g.op("Sub", g.op("Unsqueeze", at, g.ints(1)), g.op("Unsqueeze", at, g.ints(0)))
+    index = g.op("Add", far, g.op("Sub", length, g.ints(1)))  # (length, length), from 0 to 2 * length - 2
     return g.op("Transpose", g.gather(g.reshape(resized, each, -1), index, axis=1), perm=[1, 0, 2])
 
 
