@@ -1,7 +1,7 @@
 """Measure, and write what was measured into benchmarks/results.
 
     python -m benchmarks                        everything
-    python -m benchmarks accuracy memory        some of accuracy, memory, latency, original
+    python -m benchmarks accuracy memory        some of accuracy, families, memory, latency, rendering, original
 
 Every row is measured in a process of its own. What was measured before and is not asked for stays as it is. `--models
 FOLDER` keeps the models that are made, which takes minutes, for the next time.
@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import accuracy, latency, memory, models, original, report
+from benchmarks import accuracy, latency, memory, models, original, rendering, report
 from segment import convert
 
 Row = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -37,6 +37,22 @@ def accuracy_rows(folder: Path) -> Iterator[Row]:
             yield accuracy.measure, (models.demo("fp32", folder), "fp32", fit, factor)
     for proposals in (models.ALL_PROPOSALS, convert.INT8_PROPOSALS, 100):
         yield accuracy.measure_crowds, (models.demo_with(proposals, folder), proposals)
+
+
+def family_rows(folder: Path) -> Iterator[Row]:
+    """The demo model and the families that were trained on the same scenes, in both precisions."""
+    for precision in models.PRECISIONS:
+        yield accuracy.measure_family, (models.demo(precision, folder), "Mask R-CNN (the demo)", precision)
+        for name, title in models.FAMILIES.items():
+            yield accuracy.measure_family, (models.family(name, precision, folder), title, precision)
+
+
+def rendering_rows(folder: Path) -> Iterator[Row]:
+    """PointRend beside Mask R-CNN, in both precisions."""
+    for precision in models.PRECISIONS:
+        for name in rendering.NAMES.values():
+            models.full_size(precision, folder, name)
+        yield rendering.measure, (precision, folder)
 
 
 def memory_rows(folder: Path) -> Iterator[Row]:
@@ -69,7 +85,14 @@ def original_rows(folder: Path) -> Iterator[Row]:
     yield latency.cold_start, ("int8", folder)
 
 
-SUITES = {"accuracy": accuracy_rows, "memory": memory_rows, "latency": latency_rows, "original": original_rows}
+SUITES = {
+    "accuracy": accuracy_rows,
+    "families": family_rows,
+    "memory": memory_rows,
+    "latency": latency_rows,
+    "rendering": rendering_rows,
+    "original": original_rows,
+}
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
                 answer.raise_for_status()
                 if number >= WARM_UP:
                     walls[precision].append(wall)
-                    stages[precision].append(_stages(answer))
+                    stages[precision].append(stage_times(answer))
                     spent[precision].append(server.cpu_seconds() - before)
                     found[precision] = int(answer.headers["Segment-Instances"])
     return [
@@ -104,7 +104,7 @@ def cold_start(precision: str, folder: Path) -> ColdStart:
             with serving.serving(settings, until="") as server, serving.peak(partial(_resident, server)) as rss:
                 answer = _first_answer(server, photo)
                 seconds = time.perf_counter() - start
-                runs.append((seconds, _load_seconds(server), sum(_stages(answer).values()) / 1000))
+                runs.append((seconds, _load_seconds(server), sum(stage_times(answer).values()) / 1000))
             peaks.append(rss[0])
     whole, load, request = sorted(runs)[len(runs) // 2]
     return ColdStart(
@@ -142,7 +142,8 @@ def _settings(precision: str, folder: Path, cache: str) -> dict[str, str]:
     return {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_CACHE": cache}
 
 
-def _stages(answer: requests.Response) -> dict[str, float]:
+def stage_times(answer: requests.Response) -> dict[str, float]:
+    """The milliseconds of each stage that the service reports."""
     return {name: float(ms) for name, ms in re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"])}
 
 

@@ -22,9 +22,13 @@ from benchmarks.serving import ROOT
 from segment import convert, zoo
 from segment.convert import config as configs
 from segment.model import EMBEDDED
-from training.shapes import scene
+from training import families
+from training.shapes import CLASSES, scene
 
 FULL_SIZE = "mask_rcnn_R_50_FPN_3x"
+POINTREND = "pointrend_rcnn_R_50_FPN_3x_coco"
+FAMILIES = {"pointrend": "PointRend"}
+"""Those of training.families whose trained weights are kept, and how they are called."""
 CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""
 CALIBRATION_PHOTOS = 64
@@ -44,6 +48,17 @@ def demo(precision: str, folder: Path) -> Path:
     return _quantised(EMBEDDED, folder / "demo-int8.onnx", _calibration(folder, None))
 
 
+def family(name: str, precision: str, folder: Path) -> Path:
+    """A model of another family, trained on the demo's scenes; a name in training.families."""
+    path = folder / f"{name}.onnx"
+    if not path.exists():
+        config = configs.read(ROOT / "training" / f"{name}.yaml")
+        convert.finish(convert.convert(config, families.trained(name), CLASSES), path)
+    if precision == "fp32":
+        return path
+    return _quantised(path, folder / f"{name}-int8.onnx", _calibration(folder, None))
+
+
 def full_size_config(folder: Path) -> Path:
     """The full-size model's config, as detectron2 reads it over its defaults."""
     path = folder / "r50.yaml"
@@ -59,11 +74,12 @@ def full_size_checkpoint(folder: Path) -> Path:
     return path
 
 
-def full_size(network: str, folder: Path) -> Path:
-    """The full-size model's file, one of NETWORKS; `folder` keeps what is made."""
-    path = folder / "r50-fp32.onnx"
+def full_size(network: str, folder: Path, name: str = FULL_SIZE) -> Path:
+    """A full-size model's file, one of NETWORKS; `name` as in the zoo; `folder` keeps what is made."""
+    stem = "r50" if name == FULL_SIZE else name
+    path = folder / f"{stem}-fp32.onnx"
     if not path.exists():
-        entry = zoo.entry(FULL_SIZE)
+        entry = zoo.entry(name)
         config = configs.parse(zoo.config(entry))
         model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random values")
         convert.finish(model, path)
@@ -71,8 +87,8 @@ def full_size(network: str, folder: Path) -> Path:
         return path
     photos = _calibration(folder, (1280, 960))
     if network == THOROUGH:
-        return _quantised(path, folder / f"r50-int8-{ALL_PROPOSALS}.onnx", photos, f"--proposals={ALL_PROPOSALS}")
-    return _quantised(path, folder / "r50-int8.onnx", photos)
+        return _quantised(path, folder / f"{stem}-int8-{ALL_PROPOSALS}.onnx", photos, f"--proposals={ALL_PROPOSALS}")
+    return _quantised(path, folder / f"{stem}-int8.onnx", photos)
 
 
 def demo_with(proposals: int, folder: Path) -> Path:

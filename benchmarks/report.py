@@ -86,6 +86,39 @@ def _accuracy(rows: Rows) -> list[str]:
     return lines
 
 
+def _families(rows: Rows) -> list[str]:
+    head = ("", "box AP", "mask AP", "boundary AP", "CPU s a photo")
+    table = [(row["name"], row["box"], row["mask"], row["boundary"], row["cpu_seconds_per_run"]) for row in rows]
+    return [
+        "## Families on the demo's task",
+        "",
+        f"AP in percent on scenes 0 to {accuracy.SCENES - 1} at their own size. For boundary AP, masks agree as far as "
+        f"their boundaries do too, {accuracy.BOUNDARY:.0%} of the image's diagonal wide (Cheng et al. 2021). "
+        "training/variants.py says how each was trained.",
+        "",
+        *_table(head, table),
+    ]
+
+
+def _rendering(rows: Rows) -> list[str]:
+    head = ("", "request, ms", "network, ms", "CPU s", "held, MiB", "times Mask R-CNN's")
+    table = [
+        (
+            *(row[key] for key in ("name", "request_ms", "network_ms", "cpu_seconds", "held_mib")),
+            " / ".join(map(str, row["times"])),
+        )
+        for row in rows
+    ]
+    return [
+        "## What PointRend costs",
+        "",
+        "R50-FPN, 80 classes, render factor 25, 20 instances. 1280 x 960 JPEG in, overlay out, both asked by turns; "
+        "memory with a 12 megapixel JPEG, each alone. The last column: request / network / CPU / memory.",
+        "",
+        *_table(head, table),
+    ]
+
+
 def _memory(rows: Rows) -> list[str]:
     limited = "inside a memory control group of the limit" if not cgroup.missing() else "without a control group"
     head = ("", "limit", "idle", "peak held", "promised", "peak RSS", "killed", "overlay")
@@ -169,7 +202,14 @@ def _original(rows: Rows) -> list[str]:
     ]
 
 
-SECTIONS = {"accuracy": _accuracy, "memory": _memory, "latency": _latency, "original": _original}
+SECTIONS = {
+    "accuracy": _accuracy,
+    "families": _families,
+    "memory": _memory,
+    "latency": _latency,
+    "rendering": _rendering,
+    "original": _original,
+}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -6,10 +6,12 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as masks
 
-from benchmarks import accuracy, cgroup, latency, memory, models, report, serving
+from benchmarks import accuracy, cgroup, latency, memory, models, rendering, report, serving
 from segment import load
 from segment.model import EMBEDDED
 from training.shapes import scene
@@ -71,8 +73,32 @@ def test_average_precision_of_the_truth_itself_is_100() -> None:
         truth.add(seed, *scene(seed)[1:])
     keys = ("image_id", "category_id", "bbox", "segmentation")
     perfect = [{"score": 0.9, **{key: one[key] for key in keys}} for one in truth.annotations]
-    for kind in ("bbox", "segm"):
+    for kind in ("bbox", "segm", "boundary"):
         assert truth.evaluate(perfect, kind)["all"] == pytest.approx(100, abs=0.1)
+
+
+def test_a_boundary_is_what_lies_within_2_percent_of_the_diagonal() -> None:
+    mask = np.zeros((300, 400), np.uint8)  # whose diagonal is 500 pixels
+    mask[100:200, :120] = 1
+    found = masks.decode(accuracy.boundary(masks.encode(np.asfortranarray(mask))))
+    expected = mask.copy()
+    expected[110:190, 10:110] = 0  # where the image ends, the mask does too
+    assert np.array_equal(found, expected)
+
+
+def test_a_mask_with_another_boundary_has_a_lower_boundary_ap() -> None:
+    visible = np.zeros((1, 300, 400), bool)
+    visible[0, 50:250, 50:350] = True
+    truth = accuracy.Truth()
+    truth.add(0, visible, np.array([0]))
+    other = visible[0].copy()
+    other[50:62] = False
+    packed = masks.encode(np.asfortranarray(other, np.uint8))
+    results: list[accuracy.Record] = [
+        {"image_id": 0, "category_id": 0, "score": 0.9, "segmentation": packed, "bbox": [50, 62, 300, 188]}
+    ]
+    assert truth.evaluate(results, "segm")["all"] > 85
+    assert truth.evaluate(results, "boundary")["all"] < 60
 
 
 def test_average_precision_of_the_demo_model_on_some_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +106,7 @@ def test_average_precision_of_the_demo_model_on_some_scenes(monkeypatch: pytest.
     row = accuracy.measure(EMBEDDED, "fp32")
     assert row.box > 50
     assert row.mask > 50
-    assert row.mask50 > row.mask
+    assert row.mask50 > row.mask > row.boundary > 20
 
 
 @pytest.mark.slow
@@ -112,10 +138,16 @@ def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.Monk
         for f in latency.SWEEP
     ]
     report.save("latency", times, 0.5)
+    beside = [
+        rendering.Rendering(f"{name} fp32", "fp32", 300.0, 280.0, 0.6, 350.0, (1.2, 1.25, 1.3, 1.1)).__dict__
+        for name in rendering.NAMES
+    ]
+    report.save("rendering", beside, 0.5)
     report.write()
     text = (tmp_path / "README.md").read_text()
     assert "| int8, 25 | 512 MiB | 100.0 | 125.0 |" in text
     assert "times as fast as the fp32 network: int8 3.0." in text
+    assert "| PointRend fp32 | 300.0 | 280.0 | 0.6 | 350.0 | 1.2 / 1.25 / 1.3 / 1.1 |" in text
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
     again = (tmp_path / "latency.svg").read_bytes()
     report.write()

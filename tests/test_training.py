@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import segment
-from training import examples
+from segment import convert
+from segment.convert import config
+from training import examples, families
 from training.shapes import CLASSES, scene
 
 SCENES = {
@@ -81,3 +83,21 @@ def test_demo_model_knows_the_shapes() -> None:
             )
     assert total > 20
     assert found / total > 0.75
+
+
+def test_a_trained_pointrend_has_the_demos_boxes_and_finer_masks() -> None:
+    tensors = families.trained("pointrend")
+    demo = convert.checkpoint.read(families.FOLDER / "shapes.pkl")
+    shared = tensors.keys() & demo.keys()
+    assert len(shared) > 250
+    assert all(np.array_equal(tensors[name], demo[name]) for name in shared)
+    model = convert.convert(config.read(families.FOLDER / "pointrend.yaml"), tensors, CLASSES)
+    masks = model.graph.output[3].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in masks][1:] == [224, 224]
+
+
+def test_c4_begins_with_the_demos_backbone() -> None:
+    begun = families.from_demo(families.VARIANTS["c4"])
+    assert begun["roi_heads.res5.2.conv3.weight"].shape == (512, 128, 1, 1)
+    assert {name.split(".")[0] for name in begun} == {"backbone", "roi_heads"}
+    assert not any("fpn" in name or "bottom_up" in name for name in begun)
