@@ -12,6 +12,7 @@ import pytest
 
 from devtools.server import ROOT
 
+LABEL_STUDIO = "label-studio==1.23.2"
 FOLDER = ROOT / ".cache" / "environments"
 
 

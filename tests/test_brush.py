@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import tracemalloc
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from devtools.server import ROOT
 from segment import mask as module
 from segment.mask import THRESHOLD, Mask
 from segment.output import brush
+from tests.environments import LABEL_STUDIO, environment
 from tests.strategies import empty, frames, masks, ring, solid
 
 
@@ -61,17 +65,28 @@ def test_runs_longer_than_a_block(mask: Mask) -> None:
     assert np.array_equal(decode(brush.encode(mask, (300, 200))), dense(mask, (300, 200)).ravel())
 
 
-@given(masks(), frames)
-@settings(max_examples=100, deadline=None)
-def test_label_studio_reads_and_writes_the_same(mask: Mask, size: tuple[int, int]) -> None:
-    label_studio: Any = pytest.importorskip(
-        "label_studio_sdk.converter.brush", reason="label-studio-sdk is not installed; see test_package.py"
-    )
-    packed = brush.encode(mask, size)
-    assert np.array_equal(label_studio.decode_rle(packed), dense(mask, size).ravel())
-    theirs = label_studio.encode_rle(dense(mask, size).ravel())
-    assert theirs[: len(packed)] == list(packed)
-    assert theirs[len(packed) :] in ([], [0])  # they add a byte when the bits fill the last one
+@pytest.mark.slow
+def test_label_studio_reads_and_writes_the_same(tmp_path: Path) -> None:
+    """300 random masks, read and written again by Label Studio's own codec."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(300):
+        size = int(rng.integers(1, 90)), int(rng.integers(1, 90))
+        grid = rng.uniform(0, 1, (int(rng.integers(1, 9)), int(rng.integers(1, 9)))).astype(np.float32)
+        x0, y0 = rng.uniform(-40, 80, 2)
+        place = float(x0), float(y0), float(x0 + rng.uniform(0, 120)), float(y0 + rng.uniform(0, 120))
+        drawn.append((Mask(grid, place, place), size))
+    packed = [brush.encode(mask, size) for mask, size in drawn]
+    (tmp_path / "packed.json").write_text(json.dumps([list(one) for one in packed]))
+    program = ROOT / "tests" / "importers" / "read_brush.py"
+    command = [environment(LABEL_STUDIO) / "python", program, tmp_path / "packed.json", tmp_path / "read.npz"]
+    subprocess.run([*map(str, command)], check=True)
+    with np.load(tmp_path / "read.npz") as read:
+        for index, (mask, size) in enumerate(drawn):
+            assert np.array_equal(read[f"values{index}"], dense(mask, size).ravel())
+            again = read[f"packed{index}"].tobytes()
+            assert again.startswith(packed[index])
+            assert again[len(packed[index]) :] in (b"", b"\0")  # they add a byte when the bits fill the last one
 
 
 def test_a_large_mask_takes_little_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from pycocotools import mask as pycoco
@@ -74,21 +76,6 @@ def test_one_coco_dataset_of_a_folder(photos: Path, tmp_path: Path, capsys: pyte
             assert dataset.annToMask(mine[0]).shape == photo.size[::-1]
 
 
-def test_supervision_reads_the_dataset(photos: Path, tmp_path: Path) -> None:
-    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
-    assert run(photos / "deeper", "-o", tmp_path / "out", "-d", "coco") == 0
-    read = supervision.DetectionDataset.from_coco(
-        str(photos / "deeper"), str(tmp_path / "out" / "instances.json"), force_masks=True
-    )
-    truth = load(tmp_path / "out")
-    assert len(read) == 2
-    for path, _, found in read:
-        (image,) = [one for one in truth.dataset["images"] if one["file_name"] == Path(path).name]
-        expected = truth.loadAnns(truth.getAnnIds(imgIds=image["id"]))
-        assert [read.classes[index] for index in found.class_id] == [one["category_name"] for one in expected]
-        assert [int(mask.sum()) for mask in found.mask] == [one["area"] for one in expected]
-
-
 def test_duckdb_reads_the_parquet_dataset(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos / "deeper", "-o", out, "-d", "parquet,coco") == 0
@@ -109,6 +96,32 @@ def test_duckdb_reads_the_parquet_dataset(photos: Path, tmp_path: Path) -> None:
     assert query("DISTINCT model") == [("shapes",)]
     times = {path.stat().st_mtime_ns for path in (photos / "deeper").iterdir()}
     assert {time for (time,) in query("generation")} <= times
+
+
+def test_bigquery_takes_the_schema(tmp_path: Path) -> None:
+    """BigQuery's rules for columns, types, compression and Hive partitions of Parquet files that are loaded
+    (https://cloud.google.com/bigquery/docs/loading-data-cloud-storage-parquet, .../docs/hive-partitioned-loads-gcs)."""
+    place = parquet.write(entries(3), "mask_rcnn_R_50_FPN_3x", tmp_path)
+    (file,) = place.iterdir()
+    assert file.name.endswith(".parquet")
+    assert not file.name.startswith((".", "_")), "BigQuery loads what * matches"
+    key, _, value = place.name.partition("=")
+    metadata = pyarrow.parquet.ParquetFile(file).metadata
+    columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    reserved = ("_table_", "_file_", "_partition", "_row_timestamp", "__root__", "_colidentifier")
+    names = [column.name.lower() for column in columns]
+    assert len({*names, key}) == len(names) + 1, "names are compared without case; the key of the partition is another"
+    for name in (*names, key):
+        assert re.fullmatch(r"[a-z_][a-z0-9_]{0,299}", name)
+        assert not name.startswith(reserved)
+    assert {(column.physical_type, column.logical_type.type) for column in columns} <= {
+        ("BYTE_ARRAY", "STRING"),
+        ("INT32", "NONE"),
+        ("INT64", "NONE"),
+        ("DOUBLE", "NONE"),
+    }
+    assert {metadata.row_group(0).column(index).compression for index in range(len(columns))} == {"ZSTD"}
+    assert re.fullmatch(r"[\w.%-]+", value)
 
 
 def test_a_run_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

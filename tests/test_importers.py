@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from devtools.server import ROOT
 from segment.__main__ import main
-from tests.environments import environment
+from tests.environments import LABEL_STUDIO, environment
 from training.shapes import scene
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,6 @@ TOOLS = {
     "fiftyone": ("fiftyone==1.22.1", "pycocotools"),
     "datumaro": ("datumaro==1.13.12",),
 }
-LABEL_STUDIO = "label-studio==1.23.2"
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,10 @@ import requests
 from pycocotools import mask as coco
 
 from devtools.server import ROOT, Server, free_port, serve
-from tests.environments import environment
+from tests.environments import LABEL_STUDIO, environment
 
 pytestmark = pytest.mark.slow
 
-VERSION = "1.23.2"
 EMAIL, PASSWORD = "tester@example.com", "not-secret-123"
 START_SECONDS = 400
 CONFIG = """<View><Image name="image" value="$image"/>
@@ -54,7 +53,7 @@ class LabelStudio:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
     """Label Studio with one user. Services on this machine's own addresses are allowed, unlike by default."""
-    programs = environment(f"label-studio=={VERSION}")
+    programs = environment(LABEL_STUDIO)
     folder, port = tmp_path_factory.mktemp("label-studio"), free_port()
     settings = {
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
@@ -103,13 +102,19 @@ def sign_in(url: str) -> str:
 def backend(studio: LabelStudio) -> Iterator[Server]:
     """The service, connected to Label Studio."""
     settings = {"SEGMENT_LABEL_STUDIO_URL": studio.url, "SEGMENT_LABEL_STUDIO_TOKEN": studio.token}
-    with serve(SEGMENT_LABELLING="label-studio", **settings) as running:
+    with serve(SEGMENT_LABELLING="label-studio", SEGMENT_LABEL_STUDIO_PASSWORD=PASSWORD, **settings) as running:
         assert requests.get(running.url + "/ready", timeout=60).ok
         yield running
 
 
 def create(studio: LabelStudio, title: str) -> int:
     return int(studio.call("POST", "/api/projects/", json={"title": title, "label_config": CONFIG})["id"])
+
+
+def connect(studio: LabelStudio, backend: Server, project: int) -> Any:
+    """What Settings > Model > Connect Model does."""
+    auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": "segment", "basic_auth_pass": PASSWORD}
+    return studio.call("POST", "/api/ml", json={"url": backend.url, "project": project, "title": "Segment", **auth})
 
 
 def upload(studio: LabelStudio, project: int, name: str, data: bytes) -> None:
@@ -127,8 +132,7 @@ def test_tasks_are_pre_annotated(studio: LabelStudio, backend: Server, tmp_path:
     project = create(studio, "Shapes")
     for name in PHOTOS:
         upload(studio, project, name, (ROOT / "segment" / "web" / "page" / name).read_bytes())
-    connected = studio.call("POST", "/api/ml", json={"url": backend.url, "project": project, "title": "Segment"})
-    assert connected["readable_state"] == "Connected"
+    assert connect(studio, backend, project)["readable_state"] == "Connected"
     predictions = {one["task"]: one for one in retrieve(studio, project)}
     tasks = studio.call("GET", f"/api/tasks?project={project}&fields=all")["tasks"]
     assert set(predictions) == {task["id"] for task in tasks}
@@ -157,7 +161,7 @@ def check(prediction: Any, found: list[Any], folder: Path) -> None:
         "import json, numpy, sys; from label_studio_sdk.converter.brush import decode_rle;"
         "numpy.savez(sys.argv[2], *map(decode_rle, json.load(open(sys.argv[1]))))"
     )
-    programs = environment(f"label-studio=={VERSION}")
+    programs = environment(LABEL_STUDIO)
     command: list[str | Path] = [programs / "python", "-c", program, folder / "rles.json", folder / "masks.npz"]
     subprocess.run(command, check=True)
     circles_and_squares = [one for one in found if kinds.get(one["category_name"]) == "brushlabels"]
@@ -172,7 +176,7 @@ def test_a_broken_photo_is_asked_for_again_and_stops_no_other(studio: LabelStudi
     photo = (ROOT / "segment" / "web" / "page" / PHOTOS[0]).read_bytes()
     upload(studio, project, "broken.jpg", photo[:2000])
     upload(studio, project, "good.jpg", photo)
-    studio.call("POST", "/api/ml", json={"url": backend.url, "project": project, "title": "Segment"})
+    connect(studio, backend, project)
     for _ in range(2):
         (prediction,) = retrieve(studio, project)
         assert prediction["result"]
@@ -183,4 +187,4 @@ def test_a_config_without_labels_of_the_model_is_refused(studio: LabelStudio, ba
     config = CONFIG.replace("circle", "a").replace("Square", "b").replace("star", "c").replace("ring", "d")
     project = studio.call("POST", "/api/projects/", json={"title": "Other labels", "label_config": config})["id"]
     with pytest.raises(AssertionError, match="doesn't look like a valid ML backend"):
-        studio.call("POST", "/api/ml", json={"url": backend.url, "project": project, "title": "Segment"})
+        connect(studio, backend, project)

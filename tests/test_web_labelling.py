@@ -15,6 +15,7 @@ import pytest
 import requests
 import schemathesis
 
+from devtools.gcs import Cloud
 from devtools.server import Server, serve
 from segment.web import labelling
 from tests.test_web import check_problem
@@ -22,7 +23,7 @@ from training.shapes import CLASSES
 
 CONFIG = """<View><Image name="image" value="$image"/><BrushLabels name="tag" toName="image">
 <Label value="circle"/><Label value="Square"/><Label value="triangle"/><Label value="star"/></BrushLabels></View>"""
-TOKEN = "0123456789abcdef"
+TOKEN, PERSONAL, ACCESS = "0123456789abcdef", "header.personal.signature", "header.access.signature"
 
 
 class LabelStudio(http.server.BaseHTTPRequestHandler):
@@ -31,6 +32,7 @@ class LabelStudio(http.server.BaseHTTPRequestHandler):
     photo = b""
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
     elsewhere = ""
+    personal = PERSONAL
 
     def do_GET(self) -> None:
         token = self.headers.get("Authorization")
@@ -40,10 +42,18 @@ class LabelStudio(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", self.elsewhere)
             self.end_headers()
             return
-        known = self.path in {"/data/upload/1/a.jpg", "/data/local-files/?d=b.jpg"} and token == f"Token {TOKEN}"
+        known = self.path in {"/data/upload/1/a.jpg", "/data/local-files/?d=b.jpg"}
+        known = known and token in {f"Token {TOKEN}", f"Bearer {ACCESS}"}
         self.send_response(200 if known or self.path == "/public.jpg" else 401)
         self.end_headers()
         self.wfile.write(self.photo)
+
+    def do_POST(self) -> None:
+        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["refresh"]
+        self.asked.append((self.path, given))
+        self.send_response(200 if given == self.personal else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"access": ACCESS}).encode())
 
     def log_message(self, *_: object) -> None:
         pass
@@ -62,10 +72,15 @@ def studio(photo: bytes) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tools(studio: str) -> Iterator[Server]:
-    """The service with both tools on, and Label Studio at a private address."""
+    """The service with both tools on, Label Studio at a private address, and a bucket of its own."""
     settings = {"SEGMENT_LABEL_STUDIO_URL": studio, "SEGMENT_LABEL_STUDIO_TOKEN": TOKEN}
-    with serve(SEGMENT_LABELLING="label-studio,cvat", **settings) as running:
-        yield running
+    with Cloud() as cloud:
+        settings |= {"STORAGE_EMULATOR_HOST": cloud.url, "SEGMENT_INPUT_BUCKET": "photos"}
+        for bucket in ("photos", "other"):
+            cloud.create_bucket(bucket)
+            cloud.put(bucket, "2024/a b.jpg", LabelStudio.photo, "image/jpeg")
+        with serve(SEGMENT_LABELLING="label-studio,cvat", **settings) as running:
+            yield running
 
 
 def predict(server: Server, *tasks: Any, config: str = CONFIG) -> requests.Response:
@@ -185,10 +200,31 @@ class TestLabelStudio:
             check_problem(predict(tools, task(address)), 400, "localhost does not have a public address")
         assert [path for path, _ in LabelStudio.asked] == ["/elsewhere.jpg"]
 
+    def test_the_services_own_bucket(self, tools: Server) -> None:
+        LabelStudio.asked.clear()
+        answer = predict(tools, task("gs://photos/2024/a b.jpg"), task("gs://photos/2024/a"))
+        there, missing = answer.json()["results"]
+        assert there["result"]
+        assert missing == []
+        assert not LabelStudio.asked
+
+    def test_a_personal_token_is_exchanged(self, studio: str) -> None:
+        LabelStudio.asked.clear()
+        settings = {"SEGMENT_LABEL_STUDIO_URL": studio, "SEGMENT_LABEL_STUDIO_TOKEN": PERSONAL}
+        with serve(SEGMENT_LABELLING="label-studio", **settings) as running:
+            answer = predict(running, task("/data/upload/1/a.jpg"), task("/data/upload/1/a.jpg"))
+            assert all(one["result"] for one in answer.json()["results"])
+            assert LabelStudio.asked == [
+                ("/api/token/refresh/", PERSONAL),
+                *[("/data/upload/1/a.jpg", f"Bearer {ACCESS}")] * 2,
+            ], "once for all tasks of a request"
+            LabelStudio.personal = "revoked.personal.token"
+            check_problem(predict(running, task("/data/upload/1/a.jpg")), 502, "answered 401", "/api/token/refresh/")
+
     @pytest.mark.parametrize(
         ("image", "status", "words"),
         [
-            ("gs://other/photo.jpg", 502, "answered 401"),
+            ("gs://other/2024/a b.jpg", 502, "answered 401"),
             ("/data/upload/1/missing.jpg", 502, "answered 401"),
             ("ftp://example.com/a.jpg", 502, "answered 401"),
             ("http://169.254.169.254/", 400, "not have a public address"),
