@@ -1,10 +1,10 @@
-# A photo in the input bucket -> notification -> topic -> push subscription -> the events service; and, after
-# max_delivery_attempts, -> the dead-letter topic -> its own subscription, where it waits for a person.
+# A new photo in the input bucket causes a notification, which goes to a topic and a push subscription to the events
+# service. After max_delivery_attempts it goes to the dead-letter topic, whose subscription keeps it.
 #
-# Not Eventarc: the subscription it makes has an acknowledgement deadline of 10 s and no dead letters, and Terraform cannot change either.
+# Eventarc is not used, because its subscription has an acknowledgement deadline of 10 s and no dead-letter topic, and Terraform cannot change either.
 
 resource "google_pubsub_topic" "photos" {
-  #checkov:skip=CKV_GCP_83:Google's own keys encrypt it; messages hold names of objects, not photos
+  #checkov:skip=CKV_GCP_83:encrypted with Google's keys; messages contain names of objects, not photos
   project = var.project_id
   name    = "${var.name}-photos"
   labels  = var.labels
@@ -13,7 +13,7 @@ resource "google_pubsub_topic" "photos" {
 }
 
 resource "google_pubsub_topic" "dead" {
-  #checkov:skip=CKV_GCP_83:Google's own keys encrypt it; messages hold names of objects, not photos
+  #checkov:skip=CKV_GCP_83:encrypted with Google's keys; messages contain names of objects, not photos
   project = var.project_id
   name    = "${var.name}-dead"
   labels  = var.labels
@@ -64,7 +64,7 @@ resource "google_pubsub_subscription" "photos" {
   depends_on = [google_cloud_run_v2_service_iam_member.push_invokes]
 }
 
-# Without a subscription the topic would drop what it is given.
+# Without a subscription, the topic would drop its messages.
 resource "google_pubsub_subscription" "dead" {
   project                    = var.project_id
   name                       = "${var.name}-dead"
@@ -73,7 +73,7 @@ resource "google_pubsub_subscription" "dead" {
   ack_deadline_seconds       = var.ack_deadline_seconds
   message_retention_duration = "${var.dead_letter_days * 86400}s"
 
-  # Pub/Sub itself delivers the dead letters again, as the events they were. One that fails stays in this subscription.
+  # Pub/Sub delivers the dead letters again as the original events. Events that fail stay in this subscription.
   dynamic "push_config" {
     for_each = var.redrive ? [google_cloud_run_v2_service.segment["events"].uri] : []
     content {

@@ -1,8 +1,8 @@
-# Three accounts, each with what it needs and no more:
-#   http    serves the page and the API: nothing (a mounted model's bucket, if there is one)
-#   bucket  serves events and the backfill: reads the input bucket, writes the output bucket
-#   push    is who Pub/Sub calls the events service as: may call it
-# Members are added one by one (_iam_member): what others have been granted is left alone.
+# Three service accounts with minimal permissions:
+#   http    HTTP service: none (reads the bucket of a mounted model, if any)
+#   bucket  events service and backfill job: reads the input bucket, writes the output bucket
+#   push    Pub/Sub's identity for calling the events service: may call it
+# Members are added individually (_iam_member), so that other grants are not changed.
 
 resource "google_project_service" "used" {
   for_each = var.enable_apis ? toset(concat(
@@ -74,7 +74,7 @@ resource "google_service_account" "push" {
   depends_on = [google_project_service.used]
 }
 
-# Who may call the HTTP service.
+# Callers of the HTTP service.
 resource "google_cloud_run_v2_service_iam_member" "callers" {
   for_each = var.public ? toset(["allUsers"]) : var.invokers
 
@@ -85,21 +85,21 @@ resource "google_cloud_run_v2_service_iam_member" "callers" {
   member   = each.value
 }
 
-# Reading photos, and listing them for the backfill.
+# Read photos, and list them for the backfill.
 resource "google_storage_bucket_iam_member" "reads_photos" {
   bucket = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
   role   = "roles/storage.objectViewer"
   member = google_service_account.bucket.member
 }
 
-# Creating results. An existing object cannot be overwritten or deleted with this role.
+# Create results. This role does not allow overwriting or deleting existing objects.
 resource "google_storage_bucket_iam_member" "creates_results" {
   bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
   role   = "roles/storage.objectCreator"
   member = google_service_account.bucket.member
 }
 
-# Finding out which results exist already.
+# List existing results.
 resource "google_storage_bucket_iam_member" "reads_results" {
   bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
   role   = "roles/storage.objectViewer"
@@ -117,7 +117,7 @@ resource "google_storage_bucket_iam_member" "model" {
   member = each.value
 }
 
-# Events: Cloud Storage publishes, Pub/Sub calls the service ...
+# Events: Cloud Storage publishes notifications, Pub/Sub calls the service.
 resource "google_pubsub_topic_iam_member" "storage_publishes" {
   project = var.project_id
   topic   = google_pubsub_topic.photos.name
@@ -133,14 +133,14 @@ resource "google_cloud_run_v2_service_iam_member" "push_invokes" {
   member   = google_service_account.push.member
 }
 
-# (in projects made before April 2021 the agent cannot sign as another account by itself)
+# In projects created before April 2021, the agent needs this grant to sign as another account.
 resource "google_service_account_iam_member" "pubsub_signs_as_push" {
   service_account_id = google_service_account.push.name
   role               = "roles/iam.serviceAccountTokenCreator"
   member             = local.pubsub_agent
 }
 
-# ... and moves what cannot be delivered: it takes it off the subscription and publishes it as a dead letter.
+# Dead letters: Pub/Sub removes undeliverable messages from the subscription and publishes them.
 resource "google_pubsub_subscription_iam_member" "pubsub_takes_off" {
   project      = var.project_id
   subscription = google_pubsub_subscription.photos.name

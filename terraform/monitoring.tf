@@ -1,5 +1,4 @@
-# What an operator must hear of: an instance killed for its memory, a photo given up on, photos that wait for too long, and
-# a backfill job that failed.
+# Alerts: an instance ran out of memory, a photo became a dead letter, photos wait for too long, a backfill job failed.
 
 resource "google_monitoring_notification_channel" "email" {
   for_each = var.alert_emails
@@ -16,7 +15,7 @@ resource "google_monitoring_notification_channel" "email" {
 resource "google_logging_metric" "memory_kills" {
   project     = var.project_id
   name        = "${var.name}-memory-kills"
-  description = "Instances of ${var.name} that Cloud Run ended because they used more memory than they have"
+  description = "Instances of ${var.name} that Cloud Run stopped because they exceeded their memory limit"
   filter      = <<-EOT
     (
       (resource.type="cloud_run_revision" AND resource.labels.service_name=("${var.name}" OR "${var.name}-events"))
@@ -44,8 +43,8 @@ resource "google_monitoring_alert_policy" "memory_kills" {
   user_labels           = var.labels
   notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
 
-  # PromQL, because it alone lets a policy be made before its metric has a first value: a threshold on a log metric that is
-  # seconds old is refused, and the first apply would fail.
+  # PromQL, because only it allows a policy to be created before its metric has a value. A threshold on a new log metric is
+  # rejected, and the first apply would fail.
   dynamic "conditions" {
     for_each = { service = "cloud_run_revision", job = "cloud_run_job" }
     content {
@@ -80,7 +79,7 @@ resource "google_monitoring_alert_policy" "dead_letters" {
   notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
 
   conditions {
-    display_name = "Photos were given up on after ${var.max_delivery_attempts} deliveries"
+    display_name = "Photos became dead letters after ${var.max_delivery_attempts} deliveries"
     condition_threshold {
       filter          = "resource.type=\"pubsub_subscription\" AND resource.labels.subscription_id=\"${google_pubsub_subscription.dead.name}\" AND metric.type=\"pubsub.googleapis.com/subscription/num_undelivered_messages\""
       comparison      = "COMPARISON_GT"

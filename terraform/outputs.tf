@@ -4,17 +4,17 @@ output "url" {
 }
 
 output "input_bucket" {
-  description = "Bucket to drop photos into."
+  description = "Bucket for photos."
   value       = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
 }
 
 output "output_bucket" {
-  description = "Bucket that results appear in."
+  description = "Bucket for results."
   value       = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
 }
 
 output "repository" {
-  description = "Where to push images; null if none was made."
+  description = "Repository to which images are pushed; null if it was not created."
   value       = var.create_repository ? "${var.region}-docker.pkg.dev/${var.project_id}/${google_artifact_registry_repository.images[0].repository_id}" : null
 }
 
@@ -24,17 +24,17 @@ output "services" {
 }
 
 output "backfill_job" {
-  description = "Job that segments what was in the bucket before: gcloud run jobs execute NAME."
+  description = "Job that segments photos that were in the bucket before: gcloud run jobs execute NAME."
   value       = google_cloud_run_v2_job.backfill.name
 }
 
 output "dead_letters" {
-  description = "Subscription that holds the events that were given up on."
+  description = "Subscription that contains the dead letters."
   value       = google_pubsub_subscription.dead.name
 }
 
 output "service_accounts" {
-  description = "Accounts that the HTTP service (http), the events service and the job (bucket), and Pub/Sub's calls (push) run as."
+  description = "Service accounts of the HTTP service (http), of the events service and the job (bucket), and of Pub/Sub's calls (push)."
   value = {
     http   = google_service_account.http.email
     bucket = google_service_account.bucket.email

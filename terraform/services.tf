@@ -1,8 +1,7 @@
-# Two services and a job from one image. They differ in the function they serve, in who may call them, and in what
-# they may touch.
+# Two services and a job from one image. They differ in the function target, in their callers and in their permissions.
 
 locals {
-  # Cloud Run's table of memory against CPUs, in MiB.
+  # Cloud Run's minimum and maximum memory by number of CPUs, in MiB.
   most_memory_mib = (
     var.cpu >= 8 ? 32768 :
     var.cpu >= 6 ? 24576 :
@@ -13,13 +12,13 @@ locals {
   )
   least_memory_mib = var.cpu >= 6 ? 4096 : var.cpu >= 4 ? 2048 : 128
 
-  # A job always runs on the second generation, with its floors.
+  # Jobs always use the second generation and its minimum memory.
   memory     = "${var.memory_mib}Mi"
   job_memory = "${max(512, var.memory_mib)}Mi"
   job_cpu    = max(1, var.cpu)
 
-  # The code's settings; null leaves its own default. Memory and threads are told and not left to be found out: what a
-  # container can see of its limits differs between the two generations.
+  # Settings; null means the service's default. Memory and threads are set explicitly, because the limits that are visible
+  # inside a container differ between the two generations.
   common_settings = {
     SEGMENT_MODEL          = var.model
     SEGMENT_RENDER_FACTOR  = var.render_factor
@@ -39,7 +38,7 @@ locals {
     SEGMENT_OUTPUT_PREFIX  = var.output_prefix != "" ? var.output_prefix : null
     SEGMENT_OUTPUT_FORMATS = join(",", var.output_formats)
   }
-  # A delivery may overrun this by a stage of the pipeline and a storage call, and must still end before timeout_seconds.
+  # A delivery may exceed this by one stage of the pipeline and one storage call, and must still end before timeout_seconds.
   events_settings = merge(local.bucket_settings, { SEGMENT_DELIVERY_SECONDS = max(1, var.timeout_seconds - 10) })
   service_size    = { SEGMENT_MEMORY = local.memory, SEGMENT_THREADS = ceil(var.cpu) }
   job_size        = { SEGMENT_MEMORY = local.job_memory, SEGMENT_THREADS = local.job_cpu }
@@ -108,8 +107,8 @@ resource "google_cloud_run_v2_service" "segment" {
         startup_cpu_boost = true
       }
 
-      # /ready loads the model and answers 200 once it can serve. The default, a TCP probe, passes as soon as the port is
-      # bound, and the first users would wait for the model.
+      # /ready loads the model and returns 200 when it is loaded. The default TCP probe passes as soon as the port is open,
+      # so that the first requests would wait for the model.
       startup_probe {
         http_get {
           path = "/ready"
@@ -131,7 +130,7 @@ resource "google_cloud_run_v2_service" "segment" {
       dynamic "env" {
         for_each = {
           for name, value in merge(
-            # A request that waits for memory holds a thread; four more keep the probes answered.
+            # Requests that wait for memory occupy threads; four additional threads answer the probes.
             { FUNCTION_TARGET = each.value.target, THREADS = each.value.concurrency + 4 },
             local.service_size, local.common_settings, each.value.settings, var.environment,
           ) : name => tostring(value) if value != null
@@ -173,7 +172,7 @@ resource "google_cloud_run_v2_service" "segment" {
   ]
 }
 
-# Segments what was in the bucket before the events: gcloud run jobs execute NAME-backfill
+# Segments photos that were in the bucket before: gcloud run jobs execute NAME-backfill
 resource "google_cloud_run_v2_job" "backfill" {
   project             = var.project_id
   location            = var.region

@@ -1,4 +1,4 @@
-# Where photos come from, where results go, and where the image is kept.
+# The buckets for photos and results, and the repository of the image.
 
 locals {
   default_output_bucket = "${var.project_id}-${var.name}-output"
@@ -8,8 +8,8 @@ locals {
 }
 
 resource "google_storage_bucket" "input" {
-  #checkov:skip=CKV_GCP_62:access logs cost more than they tell here; audit logs are the project's own choice
-  #checkov:skip=CKV_GCP_78:soft delete, on by default, brings back what was deleted or overwritten within a week
+  #checkov:skip=CKV_GCP_62:access logs are not worth their cost here; audit logs can be enabled in the project
+  #checkov:skip=CKV_GCP_78:soft delete, enabled by default, restores deleted or overwritten objects for a week
   count = var.create_input_bucket ? 1 : 0
 
   project                     = var.project_id
@@ -45,8 +45,8 @@ resource "google_storage_bucket" "input" {
 }
 
 resource "google_storage_bucket" "output" {
-  #checkov:skip=CKV_GCP_62:access logs cost more than they tell here; audit logs are the project's own choice
-  #checkov:skip=CKV_GCP_78:results can be made again from the photos
+  #checkov:skip=CKV_GCP_62:access logs are not worth their cost here; audit logs can be enabled in the project
+  #checkov:skip=CKV_GCP_78:results can be recreated from the photos
   count = var.create_output_bucket ? 1 : 0
 
   project                     = var.project_id
@@ -57,7 +57,7 @@ resource "google_storage_bucket" "output" {
   public_access_prevention    = "enforced"
   force_destroy               = var.force_destroy
 
-  # Results can be made again from the photos: do not pay a week for each that is deleted.
+  # Results can be recreated from the photos, so deleted ones are not kept for a week.
   soft_delete_policy {
     retention_duration_seconds = 0
   }
@@ -87,7 +87,7 @@ resource "google_storage_bucket" "output" {
 }
 
 resource "google_artifact_registry_repository" "images" {
-  #checkov:skip=CKV_GCP_84:Google's own keys encrypt it; the image holds no secret
+  #checkov:skip=CKV_GCP_84:encrypted with Google's keys; the image contains no secrets
   count = var.create_repository ? 1 : 0
 
   project                = var.project_id
@@ -98,7 +98,7 @@ resource "google_artifact_registry_repository" "images" {
   labels                 = var.labels
   cleanup_policy_dry_run = false
 
-  # A version is kept when any policy keeps it, and deleted when one deletes it and none keeps it.
+  # A version is deleted if a policy deletes it and no policy keeps it.
   cleanup_policies {
     id     = "keep-latest"
     action = "KEEP"

@@ -1,7 +1,7 @@
-# The two that must be given.
+# Required variables.
 
 variable "project_id" {
-  description = "Google Cloud project that everything is made in."
+  description = "Id of the Google Cloud project in which all resources are created."
   type        = string
 
   validation {
@@ -11,7 +11,7 @@ variable "project_id" {
 }
 
 variable "image" {
-  description = "Container image both services and the job run, with a tag or a digest: the deployed version is then written down, and the previous one is the way back."
+  description = "Container image of both services and the job, with a tag or digest, so that the deployed version is recorded and the previous one can be restored."
   type        = string
 
   validation {
@@ -20,10 +20,10 @@ variable "image" {
   }
 }
 
-# Where and under what name.
+# Location and names.
 
 variable "region" {
-  description = "Region of everything. Those of Cloud Run's price tier 1 are the cheapest, us-central1 and europe-west1 among them."
+  description = "Region of all resources. Regions of Cloud Run's price tier 1, such as us-central1 and europe-west1, are the cheapest."
   type        = string
   default     = "us-central1"
 
@@ -34,7 +34,7 @@ variable "region" {
 }
 
 variable "name" {
-  description = "What every resource's name starts with; another name makes a second, independent deployment."
+  description = "Prefix of all resource names. A different name creates a second, independent deployment."
   type        = string
   default     = "segment"
 
@@ -45,7 +45,7 @@ variable "name" {
 }
 
 variable "labels" {
-  description = "Labels of everything that can carry them."
+  description = "Labels of all resources that support them."
   type        = map(string)
   default     = {}
 
@@ -56,19 +56,19 @@ variable "labels" {
 }
 
 variable "enable_apis" {
-  description = "Switch on the project's APIs that are used here. They stay on when everything else is destroyed."
+  description = "Enable the required APIs of the project. They stay enabled after `terraform destroy`."
   type        = bool
   default     = true
 }
 
 variable "create_repository" {
-  description = "Make an Artifact Registry repository for the image; false if the image lives elsewhere."
+  description = "Create an Artifact Registry repository for the image; false if the image is stored elsewhere."
   type        = bool
   default     = true
 }
 
 variable "keep_images" {
-  description = "How many images the repository keeps; each is a version to roll back to."
+  description = "Number of images that the repository keeps, each of which can be rolled back to."
   type        = number
   default     = 10
 
@@ -78,11 +78,11 @@ variable "keep_images" {
   }
 }
 
-# The size of an instance. The rules are Cloud Run's:
+# Size of an instance. The rules are those of Cloud Run:
 # https://cloud.google.com/run/docs/configuring/services/memory-limits and .../cpu
 
 variable "memory_mib" {
-  description = "Memory of an instance in MiB. 512 holds an int8 Mask R-CNN R50-FPN at the default render factor, whatever the photo."
+  description = "Memory of an instance in MiB. 512 is enough for an int8 Mask R-CNN R50-FPN at the default render factor, for photos of any size."
   type        = number
   default     = 512
 
@@ -105,7 +105,7 @@ variable "memory_mib" {
 }
 
 variable "cpu" {
-  description = "CPUs of an instance; the network runs on as many threads."
+  description = "Number of CPUs of an instance, and of threads of the network."
   type        = number
   default     = 1
 
@@ -120,7 +120,7 @@ variable "cpu" {
 }
 
 variable "generation" {
-  description = "Execution environment of the services: 2 runs a whole Linux, 1 (gVisor) starts sooner and may have less than 512Mi."
+  description = "Execution environment of the services: 2 is a full Linux; 1 (gVisor) starts faster and allows less than 512 MiB."
   type        = number
   default     = 2
 
@@ -131,7 +131,7 @@ variable "generation" {
 }
 
 variable "concurrency" {
-  description = "Requests an instance is given at once. They share its memory budget: what does not fit now waits."
+  description = "Maximum number of concurrent requests per instance. They share its memory budget; requests that do not fit wait."
   type        = number
   default     = 4
 
@@ -142,7 +142,7 @@ variable "concurrency" {
 }
 
 variable "events_concurrency" {
-  description = "Photos of the bucket that an events instance is given at once; null is 2, or 1 where concurrency is 1. Two overlap reading, inference and writing; more would wait for memory, and a wait that ends in 503 counts as a delivery attempt."
+  description = "Maximum number of concurrent photos per instance of the events service. Null: 2, or 1 if concurrency is 1. With 2, reading, inference and writing overlap; further ones would wait for memory, and a wait that ends with a 503 counts as a delivery attempt."
   type        = number
   default     = null
 
@@ -153,7 +153,7 @@ variable "events_concurrency" {
 }
 
 variable "timeout_seconds" {
-  description = "Longest a request may take, waiting for memory included."
+  description = "Timeout of a request, including waiting for memory."
   type        = number
   default     = 60
 
@@ -164,7 +164,7 @@ variable "timeout_seconds" {
 }
 
 variable "min_instances" {
-  description = "HTTP instances that are kept warm, and paid for, without requests."
+  description = "Minimum number of HTTP instances, which are billed also when they are idle."
   type        = number
   default     = 0
 
@@ -175,7 +175,7 @@ variable "min_instances" {
 }
 
 variable "max_instances" {
-  description = "Most HTTP instances: a bound on what a flood of requests can cost."
+  description = "Maximum number of HTTP instances, which limits the cost of a flood of requests."
   type        = number
   default     = 10
 
@@ -186,7 +186,7 @@ variable "max_instances" {
 }
 
 variable "events_max_instances" {
-  description = "Most instances for photos dropped into the bucket; more photos wait in the subscription."
+  description = "Maximum number of instances for photos in the bucket; further photos wait in the subscription."
   type        = number
   default     = 10
 
@@ -197,21 +197,21 @@ variable "events_max_instances" {
 }
 
 variable "deletion_protection" {
-  description = "Refuse to destroy the services and the job. They hold no data, hence the default."
+  description = "Prevent `terraform destroy` from deleting the services and the job, which contain no data."
   type        = bool
   default     = false
 }
 
-# Who may call.
+# Access.
 
 variable "public" {
-  description = "Let anyone call the HTTP service without credentials."
+  description = "Allow unauthenticated calls of the HTTP service."
   type        = bool
   default     = false
 }
 
 variable "invokers" {
-  description = "Who may call the HTTP service while it is private: user:..., group:..., serviceAccount:..., domain:..."
+  description = "Members that may call the HTTP service if it is not public: user:..., group:..., serviceAccount:..., domain:..."
   type        = set(string)
   default     = []
 
@@ -222,7 +222,7 @@ variable "invokers" {
 }
 
 variable "ingress" {
-  description = "Where requests to the HTTP service may come from: all, internal (this project's networks), or load-balancer (internal and through one)."
+  description = "Allowed sources of requests to the HTTP service: all, internal (networks of this project), or load-balancer (internal, or through a load balancer)."
   type        = string
   default     = "all"
 
@@ -233,7 +233,7 @@ variable "ingress" {
 }
 
 variable "cors_origins" {
-  description = "Origins whose pages may call from a browser, such as https://example.com, or * for any."
+  description = "Origins that may call the HTTP service from a browser (CORS), such as https://example.com, or * for any."
   type        = list(string)
   default     = []
 
@@ -243,10 +243,10 @@ variable "cors_origins" {
   }
 }
 
-# What the code is told. Null leaves the code's own default; the code's README lists what each means.
+# Settings of the service. Null means the service's default; its README describes each setting.
 
 variable "model" {
-  description = "Model file inside the image or under /models, or a zoo name the image holds; null is what the image was built with."
+  description = "Model file in the image or under /models, or the name of a zoo model in the image. Null: the model that the image was built with."
   type        = string
   default     = null
 
@@ -257,7 +257,7 @@ variable "model" {
 }
 
 variable "model_bucket" {
-  description = "Existing bucket that is mounted, read only, at /models, for a model that is not in the image."
+  description = "Existing bucket that is mounted read-only at /models, for a model that is not in the image."
   type        = string
   default     = null
 
@@ -268,7 +268,7 @@ variable "model_bucket" {
 }
 
 variable "render_factor" {
-  description = "Default render factor: a number from 4 to 256, or auto for the largest that fits the memory."
+  description = "Default render factor: a number from 4 to 256, or auto for the largest that fits the photo and the memory."
   type        = string
   default     = null
 
@@ -279,7 +279,7 @@ variable "render_factor" {
 }
 
 variable "fit" {
-  description = "Default fit: aspect keeps the photo's proportions, square stretches it as the original app did."
+  description = "Default fit: aspect keeps the photo's aspect ratio, square stretches the photo."
   type        = string
   default     = null
 
@@ -290,7 +290,7 @@ variable "fit" {
 }
 
 variable "min_score" {
-  description = "Default lowest score of an instance."
+  description = "Default minimum score of an instance."
   type        = number
   default     = null
 
@@ -301,7 +301,7 @@ variable "min_score" {
 }
 
 variable "max_detections" {
-  description = "Most instances per photo."
+  description = "Maximum number of instances per photo."
   type        = number
   default     = null
 
@@ -312,7 +312,7 @@ variable "max_detections" {
 }
 
 variable "wait_seconds" {
-  description = "How long a request waits for memory before it is told to come back."
+  description = "Maximum time that a request waits for memory before it gets a 503."
   type        = number
   default     = 30
 
@@ -323,7 +323,7 @@ variable "wait_seconds" {
 }
 
 variable "environment" {
-  description = "Any further settings of the code, SEGMENT_..., for both services and the job."
+  description = "Further settings (SEGMENT_...) of both services and the job."
   type        = map(string)
   default     = {}
 
@@ -337,10 +337,10 @@ variable "environment" {
   }
 }
 
-# The buckets.
+# Buckets.
 
 variable "input_bucket" {
-  description = "Bucket that photos are dropped into; null is PROJECT-NAME-input."
+  description = "Bucket for photos. Null: PROJECT-NAME-input."
   type        = string
   default     = null
 
@@ -351,7 +351,7 @@ variable "input_bucket" {
 }
 
 variable "create_input_bucket" {
-  description = "Make the input bucket; false watches one that exists already."
+  description = "Create the input bucket; false uses an existing one."
   type        = bool
   default     = true
 
@@ -362,7 +362,7 @@ variable "create_input_bucket" {
 }
 
 variable "input_project" {
-  description = "Project of an existing input bucket that is in another project: Cloud Storage's service agent of that project publishes the notifications."
+  description = "Project of an existing input bucket in another project, whose Cloud Storage service agent publishes the notifications."
   type        = string
   default     = null
 
@@ -373,7 +373,7 @@ variable "input_project" {
 }
 
 variable "input_prefix" {
-  description = "Only objects whose name starts so are segmented, such as photos/."
+  description = "Only objects whose names start with this prefix are segmented, such as photos/."
   type        = string
   default     = ""
 
@@ -384,7 +384,7 @@ variable "input_prefix" {
 }
 
 variable "input_retention_days" {
-  description = "Delete photos after so many days; null keeps them."
+  description = "Number of days after which photos are deleted. Null: never."
   type        = number
   default     = null
 
@@ -395,7 +395,7 @@ variable "input_retention_days" {
 }
 
 variable "output_bucket" {
-  description = "Bucket that results are written to, never the input bucket; null is PROJECT-NAME-output."
+  description = "Bucket for results; must not be the input bucket. Null: PROJECT-NAME-output."
   type        = string
   default     = null
 
@@ -410,7 +410,7 @@ variable "output_bucket" {
 }
 
 variable "create_output_bucket" {
-  description = "Make the output bucket; false writes to one that exists already."
+  description = "Create the output bucket; false uses an existing one."
   type        = bool
   default     = true
 
@@ -421,7 +421,7 @@ variable "create_output_bucket" {
 }
 
 variable "output_prefix" {
-  description = "What every result's name starts with, such as segmented/."
+  description = "Prefix of the names of results, such as segmented/."
   type        = string
   default     = ""
 
@@ -432,7 +432,7 @@ variable "output_prefix" {
 }
 
 variable "output_formats" {
-  description = "What is written for each photo: png, jpeg or webp (the drawn photo), json (COCO), ids (an instance-id map), cutouts (a zip)."
+  description = "Formats of the results of each photo: png, jpeg or webp (overlay), json (COCO), ids (map of instance ids), cutouts (zip)."
   type        = list(string)
   default     = ["png", "json"]
 
@@ -443,7 +443,7 @@ variable "output_formats" {
 }
 
 variable "output_retention_days" {
-  description = "Delete results after so many days; null keeps them."
+  description = "Number of days after which results are deleted. Null: never."
   type        = number
   default     = null
 
@@ -454,7 +454,7 @@ variable "output_retention_days" {
 }
 
 variable "force_destroy" {
-  description = "Let `terraform destroy` delete the buckets made here with what is in them."
+  description = "Allow `terraform destroy` to delete the created buckets with their contents."
   type        = bool
   default     = false
 }
@@ -462,7 +462,7 @@ variable "force_destroy" {
 # Delivery of events.
 
 variable "ack_deadline_seconds" {
-  description = "How long Pub/Sub waits for one photo before it delivers it again; at least timeout_seconds, or work that is going well is done twice."
+  description = "Time after which Pub/Sub redelivers an event that is not acknowledged. Must be at least timeout_seconds, or photos are redelivered while they are being segmented."
   type        = number
   default     = 120
 
@@ -477,7 +477,7 @@ variable "ack_deadline_seconds" {
 }
 
 variable "max_delivery_attempts" {
-  description = "Deliveries of one photo before it becomes a dead letter. Pub/Sub counts a 503 of a busy service too, hence its maximum: with the backoff of 10 s to 10 min, 100 deliveries take about 16 hours."
+  description = "Number of deliveries of an event before it becomes a dead letter. Pub/Sub also counts deliveries that a busy service answers with 503, so the default is its maximum: with a backoff of 10 s to 10 min, 100 deliveries take about 16 hours."
   type        = number
   default     = 100
 
@@ -488,7 +488,7 @@ variable "max_delivery_attempts" {
 }
 
 variable "dead_letter_days" {
-  description = "How long dead letters are kept."
+  description = "Number of days for which dead letters are kept."
   type        = number
   default     = 14
 
@@ -499,15 +499,15 @@ variable "dead_letter_days" {
 }
 
 variable "redrive" {
-  description = "Deliver the dead letters to the events service again. Set it after the cause is fixed, and back to false when the subscription is empty."
+  description = "Redeliver the dead letters to the events service. Set it to true after fixing the cause, and back to false when the subscription is empty."
   type        = bool
   default     = false
 }
 
-# The job that segments what was in the bucket before.
+# The backfill job, which segments photos that were in the bucket before.
 
 variable "backfill_tasks" {
-  description = "Tasks of the backfill job; they share the bucket's objects among them and run at once."
+  description = "Number of parallel tasks of the backfill job, which divide the bucket's objects among them."
   type        = number
   default     = 4
 
@@ -518,7 +518,7 @@ variable "backfill_tasks" {
 }
 
 variable "backfill_hours" {
-  description = "How long one task may run. A task that is cut off is tried again and goes on where it was."
+  description = "Time limit of a task. A task that exceeds it is retried and continues where it stopped."
   type        = number
   default     = 24
 
@@ -528,16 +528,16 @@ variable "backfill_hours" {
   }
 }
 
-# What is watched.
+# Monitoring.
 
 variable "alerts" {
-  description = "Make alert policies for memory kills, dead letters, undelivered photos and failed backfill jobs."
+  description = "Create alert policies for instances that ran out of memory, dead letters, undelivered photos and failed backfill jobs."
   type        = bool
   default     = true
 }
 
 variable "oldest_photo_minutes" {
-  description = "Alert when a photo has waited for so many minutes to be segmented."
+  description = "Alert when a photo has waited for this number of minutes to be segmented."
   type        = number
   default     = 60
 
@@ -548,7 +548,7 @@ variable "oldest_photo_minutes" {
 }
 
 variable "alert_emails" {
-  description = "Who gets a mail when an alert or the budget fires; without any, alerts show in the console."
+  description = "Addresses that get a mail for alerts and the budget. Without any, alerts are only shown in the console."
   type        = set(string)
   default     = []
 
@@ -559,7 +559,7 @@ variable "alert_emails" {
 }
 
 variable "budget" {
-  description = "Monthly budget of the project, in whole units of the billing account's currency: a mail at 50, 90 and 100 %. Needs the right to make budgets on the billing account."
+  description = "Monthly budget of the project, in whole units of the billing account's currency, with mails at 50, 90 and 100 %. Requires permission to create budgets in the billing account."
   type = object({
     billing_account = string
     amount          = number
