@@ -10,7 +10,12 @@ BIN := $(VENV)/bin
 help:
 	@sed -n 's/^# //p' Makefile
 
-run: $(VENV)/serving $(if $(MODEL),$(VENV)/convert)
+# A name that is no model's is refused before anything is installed; `segment serve` checks everything else.
+ZOO := segment/zoo/models.toml
+KNOWN = $(findstring .,$(MODEL))$(findstring /,$(MODEL))$(shell grep -c '^\[models\.$(MODEL:-int8=)\]' $(ZOO) | grep -v '^0')
+CHECKED = $(if $(MODEL),$(if $(KNOWN),,$(error There is no model called $(MODEL); $(ZOO) lists the names, and a file ends in .onnx, .pkl or .pth)))
+
+run: $(CHECKED) $(VENV)/serving $(if $(MODEL),$(VENV)/convert)
 	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
 	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
 	  $(BIN)/python -m segment serve $(if $(MODEL),--model "$(MODEL)") $(if $(CONFIG),--config "$(CONFIG)") \

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segment import container, values
+from segment import container, values, zoo
 from segment.engine.footprint import Footprint
 from segment.errors import OptionError, SegmentError
 from segment.formats import Format
@@ -123,9 +123,10 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _preparation(arguments: argparse.Namespace) -> Preparation:
-    names = ("model", "config", "labels", "int8", "calibrate", "proposals")
-    mirror = Settings.from_environment(os.environ).zoo_url
-    return Preparation(**{name: getattr(arguments, name) for name in names}, mirror=mirror)
+    given = {name: getattr(arguments, name) for name in ("config", "labels", "calibrate", "proposals")}
+    model = arguments.model.removesuffix(zoo.INT8)  # NAME-int8 is what `segment models` and SEGMENT_MODEL call it
+    int8 = arguments.int8 or model != arguments.model
+    return Preparation(model, int8=int8, mirror=Settings.from_environment(os.environ).zoo_url, **given)
 
 
 class _Terminal:
@@ -200,6 +201,8 @@ def serve(arguments: argparse.Namespace) -> int:
         preparation = _preparation(arguments)
         preparation.check()
         os.environ["SEGMENT_MODEL"] = str(preparation.path)
+        if arguments.labels and preparation.is_model_file:
+            os.environ["SEGMENT_LABELS"] = arguments.labels
         if not preparation.ready:
             command = [sys.executable, "-m", "segment", "prepare", "--progress", *_words(arguments)]
     threads, source = int(os.environ.get("THREADS", "8")), os.environ.get("FUNCTION_SOURCE")

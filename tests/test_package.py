@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+import requests
 
-from devtools.server import ROOT
+from devtools.server import ROOT, serve
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
@@ -42,6 +44,16 @@ def interpreter(version: str) -> Path | None:
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_data_types_and_licences(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tracked = subprocess.run(["git", "ls-files", "segment"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(tracked.stdout.split()) <= names
+    assert {name.rpartition("/")[2] for name in names} >= {"py.typed", "LICENSE", "NOTICE"}
+    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"segment"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, tmp_path: Path) -> None:
     python = interpreter(version)
@@ -57,6 +69,10 @@ def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, t
         "coins-photo.detections.json",
         "coins-photo.overlay.png",
     ]
+    elsewhere = f"cd '{tmp_path}' && exec '{programs}/segment' serve"  # not in the checkout, whose files it would find
+    with serve(command=("sh", "-c", elsewhere)) as server:
+        assert requests.get(server.url + "/ready", timeout=120).ok
+        assert "<title>Segment</title>" in requests.get(server.url, timeout=10).text
     needs: list[str | Path] = [programs / "segment", "convert", "config.yaml", "weights.pkl", "-o", "model.onnx"]
     done = subprocess.run(needs, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
