@@ -44,6 +44,7 @@ ABOUT = {
     "labels": (SERVING, "class names"),
     "modelfile": (SERVING, "metadata of a model file"),
     "errors": (SERVING, "exceptions"),
+    "packed": (SERVING, "a mask in 2 KB"),
     "mask": (SERVING, "paste one mask"),
     "resize": (SERVING, "render factor → size"),
     "container": (SERVING, "cgroup limits, malloc"),
