@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import heapq
 import itertools
 import json
 import random
@@ -319,10 +320,12 @@ class Cloud:
             self._buckets.setdefault(name, {})
 
     def create_virtual_bucket(self, name: str, listing: Callable[[str], Iterator[Object]]) -> None:
-        """Make a bucket that can only be listed: `listing(start)` makes its objects, ordered by name, from `start` on.
+        """Make a bucket that has, besides what is written to it, objects that are made when they are listed.
 
-        So a bucket may have more objects than memory holds.
+        `listing(start)` makes them, ordered by name, from the name `start` on. They can only be listed; there may be
+        more of them than memory holds.
         """
+        self.create_bucket(name)
         self._virtual[name] = listing
 
     def put(
@@ -407,7 +410,8 @@ class Cloud:
         folders: list[str] = []
         document: dict[str, Any] = {"kind": "storage#objects"}
         last = after
-        for name, found in self._from(bucket, prefix, max(query.get("startOffset", ""), after)):
+        for found in self._from(bucket, prefix, max(query.get("startOffset", ""), after)):
+            name = found.name
             cut = name.find(delimiter, len(prefix)) if delimiter else -1
             entry = name if cut < 0 else name[: cut + len(delimiter)]
             if entry <= after or entry in folders:
@@ -428,16 +432,14 @@ class Cloud:
             document["prefixes"] = folders
         return _json(document)
 
-    def _from(self, bucket: str, prefix: str, start: str) -> Iterator[tuple[str, Object]]:
+    def _from(self, bucket: str, prefix: str, start: str) -> Iterator[Object]:
         """The objects whose name starts with `prefix`, by name, from the name `start` on."""
         with self._lock:
-            if bucket in self._virtual:
-                listing = self._virtual[bucket](max(prefix, start))
-                return (
-                    (item.name, item) for item in itertools.takewhile(lambda one: one.name.startswith(prefix), listing)
-                )
             self._in(bucket)
-            return iter([(name, found) for name, found in self.objects(bucket, prefix).items() if name >= start])
+            there = [found for name, found in self.objects(bucket, prefix).items() if name >= start]
+        made = self._virtual[bucket](max(prefix, start)) if bucket in self._virtual else iter(())
+        made = itertools.takewhile(lambda found: found.name.startswith(prefix), made)
+        return heapq.merge(there, made, key=lambda found: found.name)
 
     def _upload(self, request: Request, bucket: str) -> Answer:
         how = request.query.get("uploadType")

@@ -1,6 +1,6 @@
 """The command line: `python -m segment COMMAND`.
 
-image     segment photos into a folder
+image     segment photos and videos into a folder
 convert   a detectron2 config and checkpoint into a model file
 quantise  a converted model file into int8
 info      what a model file is
@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segment", description="Low-memory instance segmentation.")
     commands_of = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    image = commands_of.add_parser("image", help="segment photos into a folder")
-    image.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photo files, or folders of them")
+    image = commands_of.add_parser("image", help="segment photos and videos into a folder")
+    image.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photo or video files, or folders of them")
     image.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     image.add_argument(
         "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         "-f",
         "--format",
         default="",
-        help="files per photo: one or more of png, jpeg, webp, json, ids, cutouts; default: png, or none with -d",
+        help="files per photo: one or more of png, jpeg, webp, json, ids, cutouts; default: png, or none with -d. "
+        "Overlays of a video are an MP4",
     )
     image.add_argument("-d", "--dataset", default="", help="one dataset of all photos: coco, parquet, or both")
     image.add_argument("-j", "--jobs", default="auto", metavar="N", help="photos in work at a time; default: auto")

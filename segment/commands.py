@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 
 def image(arguments: argparse.Namespace) -> int:
-    """Segment photos and folders of them; one that fails is reported at the end and the rest go on."""
+    """Segment photos, videos and folders of them; one that fails is reported at the end and the rest go on."""
     from segment.dataset import run
+    from segment.dataset.job import Dataset, Job
 
     settings = Settings.from_environment(os.environ)
-    datasets = _choices("dataset", arguments.dataset, run.Dataset)
+    datasets = _choices("dataset", arguments.dataset, Dataset)
     formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
     options = Options.parse(dict(_pair(text) for text in arguments.set), settings)
     jobs = None if arguments.jobs == "auto" else _jobs(arguments.jobs)
-    job = run.Job(arguments.output, options, formats, datasets)
+    job = Job(arguments.output, options, formats, datasets)
     return run.run(arguments.photos, job, Service(settings), jobs)
 
 

@@ -13,7 +13,7 @@ from google.api_core import exceptions
 from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from devtools.gcs import Cloud, Fault
+from devtools.gcs import Cloud, Fault, Object
 
 FAST = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05).with_timeout(5)
 TIMEOUT = (1.0, 1.0)
@@ -139,6 +139,23 @@ def test_list_goes_over_pages(cloud: Cloud, client: Client) -> None:
     assert [blob.name for blob in folders] == ["a", "d"]
     assert folders.prefixes == {"b/"}
     assert [blob.name for blob in client.list_blobs("photos", start_offset="b/2", end_offset="d")] == ["b/2", "b/c/3"]
+
+
+def test_virtual_bucket_lists_what_is_never_in_memory(cloud: Cloud, client: Client) -> None:
+    """Billions of objects, and one that was written among them."""
+
+    def listing(start: str) -> Iterator[Object]:
+        first = max(int(start or 0), 0) if start.isdecimal() or not start else 10**10
+        for number in range(first, 10**10):
+            yield Object("virtual", f"{number:010}", number, b"", "image/jpeg", "", {}, "", "")
+
+    cloud.create_virtual_bucket("virtual", listing)
+    client.bucket("virtual").blob("5000001500x").upload_from_string(b"")
+    found = client.list_blobs("virtual", start_offset="5000000000", end_offset="5000002000")
+    names = [blob.name for blob in found]
+    assert len(names) == 2001
+    assert names[1500:1502] == ["5000001500", "5000001500x"]
+    assert names == sorted(names)
 
 
 def test_deleted_object_is_gone(bucket: Bucket) -> None:

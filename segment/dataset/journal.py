@@ -72,13 +72,20 @@ class Journal:
         )
         return done.rowcount > 0
 
+    def resume_inside(self, name: str, key: str) -> None:
+        """Let what was recorded of the parts of `name`, which are named NAME/..., belong to this run too."""
+        self._database.execute(
+            "UPDATE photos SET run = ? WHERE name > ? AND name < ? AND key = ?",
+            (self._run, f"{name}/", f"{name}0", key),
+        )
+
     def done(self, name: str, key: str, generation: int, document: bytes | None) -> None:
         """Record a photo that was segmented. `document`: its JSON, if a dataset is to be written."""
         self._write(name, key, generation, document, None)
 
-    def failed(self, name: str, error: str) -> None:
-        """Record a photo that could not be segmented. It is tried again in the next run."""
-        self._write(name, "", None, None, error)
+    def failed(self, name: str, error: str, key: str = "") -> None:
+        """Record a photo that could not be segmented. It is tried again in the next run, or else has a `key`."""
+        self._write(name, key, None, None, error)
 
     def entries(self) -> Iterator[Entry]:
         """The photos of this run that are done and have a document, in order of their names."""

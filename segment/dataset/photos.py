@@ -1,21 +1,24 @@
 """Find the photos of a run and name their results.
 
 Results keep the tree of the folder that was given: photos/2024/a.jpg becomes OUTPUT/2024/a.overlay.png. Where several
-folders are given, each keeps its own name below the output, as with `cp -r`. Only one directory's names are in memory
-at a time.
+folders are given, each keeps its own name below the output, as with `cp -r`. A directory's names are sorted on disk, so
+memory does not grow with their number.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from segment.errors import OptionError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mts", ".m2ts", ".wmv", ".3gp"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,12 @@ class Photo:
 
 
 def find(
-    paths: Sequence[Path], output: Path | None = None, on_error: Callable[[OSError], None] | None = None
+    paths: Sequence[Path],
+    output: Path | None = None,
+    on_error: Callable[[OSError], None] = lambda error: None,
+    suffixes: Container[str] = SUFFIXES,
 ) -> Iterator[Photo]:
-    """The files among `paths`, and the photos in the folders among them, each folder's files in order of their names.
+    """The files among `paths`, and those with these `suffixes` in the folders among them, by name in each folder.
 
     What lies in `output` is left out: results are no photos. `on_error` is told of each folder that cannot be listed.
     Raises OptionError if two paths would give photos of the same name.
@@ -51,21 +57,43 @@ def find(
     for file in files:
         if not several and folders and (folders[0] / file.name).exists():
             raise OptionError("photos", f"{file} and {folders[0] / file.name} would have the same results.")
-    yield from _photos(Path(), files)
-    for folder, top in zip(folders, tops, strict=True):
-        for directory, below, names in os.walk(folder, onerror=on_error):
-            here = Path(directory)
-            below[:] = sorted(name for name in below if output is None or not _same(here / name, output))
-            found = sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES)
-            yield from _photos(top / here.relative_to(folder), [here / name for name in found])
-
-
-def _photos(place: Path, files: Sequence[Path]) -> Iterator[Photo]:
-    """The photos of one directory. Results keep the photo's extension where two photos differ in nothing else."""
     stems = Counter(file.stem for file in files)
     for file in files:
-        name = file.stem if stems[file.stem] == 1 else file.name
-        yield Photo(file, _text(place / file.name), (place / name).as_posix())
+        yield _photo(file, Path(), stems[file.stem] == 1)
+    for folder, top in zip(folders, tops, strict=True):
+        yield from _below(folder, Path(top), output, on_error, suffixes)
+
+
+def _below(
+    folder: Path, place: Path, output: Path | None, on_error: Callable[[OSError], None], suffixes: Container[str]
+) -> Iterator[Photo]:
+    """The photos in a directory, then those in the directories in it. `place`: its path below the output."""
+    with closing(sqlite3.connect("")) as names:  # a temporary file, of which a little is in memory
+        names.execute("CREATE TABLE files (name BLOB, stem BLOB)")
+        names.execute("CREATE TABLE folders (name BLOB)")
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = folder / entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        if output is None or not _same(path, output):
+                            names.execute("INSERT INTO folders VALUES (?)", (os.fsencode(entry.name),))
+                    elif path.suffix.lower() in suffixes:
+                        row = os.fsencode(entry.name), os.fsencode(path.stem)
+                        names.execute("INSERT INTO files VALUES (?, ?)", row)
+        except OSError as error:
+            on_error(error)
+        files = "SELECT name, count(*) OVER (PARTITION BY stem) = 1 FROM files ORDER BY name"
+        for name, is_only in names.execute(files):
+            yield _photo(folder / os.fsdecode(name), place, is_only)
+        for (name,) in names.execute("SELECT name FROM folders ORDER BY name"):
+            below = os.fsdecode(name)
+            yield from _below(folder / below, place / below, output, on_error, suffixes)
+
+
+def _photo(file: Path, place: Path, is_only: bool) -> Photo:
+    """A photo. Its results keep its extension unless it is the only one of its directory with that stem."""
+    return Photo(file, _text(place / file.name), (place / (file.stem if is_only else file.name)).as_posix())
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,181 @@
+"""A backfill of a bucket that is finished: how many calls it takes to find that out, and how long.
+
+    python -m benchmarks.listing [--latency 0.06] [PHOTOS:TASKS:RUN ...]
+
+For each bucket of PHOTOS photos with two results each, the names are divided among TASKS tasks, and the first RUN tasks
+are run, one after the other, against the storage server of the tests over HTTP. The server makes the names and the
+results when they are listed, so it serves 50 million photos as it serves a thousand. Counted are the requests that the
+server was sent. The sizes of all tasks' shares are exact: the place of any name in the listing is known.
+
+Where not all tasks are run, the calls of all are those of the division, plus those of a task by its share's size; the
+largest share's time is that of a task by its share's size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from devtools.gcs import Cloud, Object
+from segment.bucket import backfill, shares
+from segment.bucket.listing import Range
+from segment.bucket.results import Run
+from segment.bucket.store import google
+from segment.service import Service
+from segment.settings import Settings
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = ("1000000:1:1", "50000000:100:2")
+LATENCY = 0.06
+"""Seconds that a call takes at least, as over a network."""
+FILES = ("detections.json", "overlay.png")
+FIRST_GENERATION = 1_700_000_000_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A bucket of `count` photos with their results; `name` gives the names in order."""
+
+    name: Callable[[int], str]
+    count: int
+
+    def photos(self, start: str) -> Iterator[Object]:
+        """The listing of the photos from the name `start` on."""
+        for number in range(self.before(start), self.count):
+            yield _object("photos", self.name(number), FIRST_GENERATION + number)
+
+    def results(self, start: str) -> Iterator[Object]:
+        """The listing of the results from the name `start` on."""
+        for number in range(max(self.before(start.partition(".jpg/")[0]), 0), self.count):
+            folder = f"{self.name(number)}/{FIRST_GENERATION + number}/"
+            for file in FILES:
+                if folder + file >= start:
+                    yield _object("results", folder + file, FIRST_GENERATION + number, MADE)
+
+    def before(self, name: str) -> int:
+        """How many photos' names are less."""
+        low, high = 0, self.count
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.name(middle) < name else (low, middle)
+        return low
+
+    def size(self, part: Range) -> int:
+        """How many photos are in a range."""
+        return (self.before(part.end) if part.end else self.count) - self.before(part.start)
+
+
+MADE = {"segment-source": "gs://photos", **Run("shapes", "0" * 16, "{}").metadata()}
+
+
+def _object(bucket: str, name: str, generation: int, metadata: dict[str, str] | None = None) -> Object:
+    return Object(bucket, name, generation, b"", "image/jpeg", "", metadata or {}, "", "")
+
+
+def dated(number: int) -> str:
+    """Photos of many cameras, in folders by day."""
+    camera, number = divmod(number, 500_000)
+    day, number = divmod(number, 1_500)
+    return f"camera-{camera:03}/{2020 + day // 336}/{day % 336 // 28 + 1:02}/{day % 28 + 1:02}/IMG_{number:06}.jpg"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One bucket. `seconds` and `calls` are those of the tasks that were run, `mib` this process's largest memory."""
+
+    photos: int
+    tasks: int
+    run: int
+    divide_calls: int
+    largest_share: int
+    own: int
+    calls: int
+    seconds: float
+    mib: float
+
+    def all_calls(self) -> float:
+        """The calls of all tasks together."""
+        return self.divide_calls + self.calls * self.photos / self.own
+
+    def row(self) -> str:
+        """A row of the table."""
+        cells = (
+            *(
+                f"{self.photos:,}",
+                self.tasks,
+                self.divide_calls,
+                f"{self.largest_share * self.tasks / self.photos:.2f}",
+            ),
+            *(f"{self.run} of {self.tasks}", f"{self.calls:,}", f"{self.calls / self.own * 1000:.3f}"),
+            *(f"{self.all_calls():,.0f}", f"{self.all_calls() / self.photos * 1000:.3f}"),
+            *(f"{self.seconds * self.largest_share / self.own:.0f} s", f"{self.mib:.0f}"),
+        )
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+HEAD = (
+    "| photos | tasks | calls to divide | largest share / mean | run | their calls | per 1,000 | all calls | per 1,000 "
+    "| time of the largest share | MiB |\n" + "|---" * 11 + "|"
+)
+
+
+def measure(photos: int, tasks: int, run: int, latency: float) -> Measured:
+    """Divide a bucket among tasks and run the first of them."""
+    layout = Layout(dated, photos)
+    with Cloud() as cloud:
+        cloud.create_virtual_bucket("photos", layout.photos)
+        cloud.create_virtual_bucket("results", layout.results)
+        cloud.latency = latency
+        os.environ["STORAGE_EMULATOR_HOST"] = cloud.url
+        google.client.cache_clear()
+        service = Service(backfill.patient(Settings.from_environment({})))
+        service.load()
+        store = google.Bucket("photos", 60), "", google.Bucket("results", 60), ""
+        parts = [shares.agreed(*store, "", task, tasks) for task in range(tasks)]
+        divide_calls = len(cloud.requests)
+        sizes = [sum(map(layout.size, own)) for own in parts]
+        cloud.requests.clear()
+        start = time.perf_counter()
+        for task in range(run):
+            environment = {"CLOUD_RUN_TASK_INDEX": str(task), "CLOUD_RUN_TASK_COUNT": str(tasks)}
+            if backfill.run("gs://photos", "gs://results", service, environment):
+                raise RuntimeError(f"Task {task} failed.")
+        seconds = time.perf_counter() - start
+        calls = len(cloud.requests) - 2 * run * (tasks > 1)  # the shares were read before
+        if cloud.writes[1:]:
+            raise RuntimeError(f"Finished photos were segmented again: {cloud.writes[1]}")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    own = sum(sizes[:run])
+    return Measured(photos, tasks, run, divide_calls, max(sizes), own, calls, seconds, memory)
+
+
+def main() -> None:
+    """Measure, print a table and write it to benchmarks/results/listing.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.listing", description="Calls of a finished backfill.")
+    parser.add_argument("sizes", nargs="*", default=SIZES, metavar="PHOTOS:TASKS:RUN")
+    parser.add_argument("--latency", type=float, default=LATENCY, help="seconds that a call takes at least")
+    given = parser.parse_args()
+    lines = [
+        "# A backfill of a bucket that is finished",
+        "",
+        "Photos in folders by camera and day, two results each, none of which is missing. The storage server of the "
+        f"tests makes the names when they are listed; every call takes {given.latency * 1000:.0f} ms at least. The "
+        "server runs in the same process, whose memory is shown. A page has 1,000 objects, so three calls for 1,000 "
+        "photos is what the listings themselves take. Made by `python -m benchmarks.listing`.",
+        "",
+        HEAD,
+    ]
+    for size in given.sizes:
+        photos, tasks, run = map(int, size.split(":"))
+        lines.append(measure(photos, tasks, run, given.latency).row())
+        print(lines[-1], flush=True)
+    (RESULTS / "listing.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
