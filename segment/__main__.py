@@ -136,8 +136,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_backfill(commands_of: Any) -> None:
     backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
-    backfill.add_argument("source", help="gs://bucket/prefix, or a folder")
+    backfill.add_argument("source", nargs="?", default="", help="gs://bucket/prefix, or a folder")
     backfill.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
+    backfill.add_argument(
+        "--redrive",
+        default="",
+        metavar="SUBSCRIPTION",
+        help="instead of a source, deliver the dead letters in projects/PROJECT/subscriptions/NAME again",
+    )
     backfill.set_defaults(run=commands.backfill)
 
 

@@ -160,13 +160,21 @@ def cvat(arguments: argparse.Namespace) -> int:
 
 
 def backfill(arguments: argparse.Namespace) -> int:
-    """Segment what is in a bucket or a folder already."""
+    """Segment what is in a bucket or a folder already, or what the dead letters of its events are about."""
     from segment import log
     from segment.bucket import backfill as filling
 
+    if arguments.redrive and arguments.source:
+        raise OptionError("redrive", "--redrive takes the photos from the dead letters; leave out the source.")
+    if not arguments.redrive and not arguments.source:
+        raise OptionError("source", "Please give a source: gs://bucket/prefix, a folder, or --redrive SUBSCRIPTION.")
     settings = Settings.from_environment(os.environ)
     log.configure(settings.project)
     filling.end_on_sigterm()
+    if arguments.redrive:
+        from segment.bucket import redrive
+
+        return redrive.run(arguments.redrive, Service(redrive.patient(settings)))
     return filling.run(arguments.source, arguments.destination, Service(filling.patient(settings)), os.environ)
 
 

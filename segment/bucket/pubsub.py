@@ -1,0 +1,88 @@
+"""A Pub/Sub subscription that is pulled from, over its REST API
+(https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions).
+
+The client library would bring gRPC, which nothing else here needs. `PUBSUB_EMULATOR_HOST` names another server, without
+authorisation, as for the client libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import google.auth
+import requests
+from google.auth.exceptions import GoogleAuthError
+from google.auth.transport.requests import AuthorizedSession
+
+from segment.errors import SettingsError, StorageError, StorageRefused
+
+SCOPES = ("https://www.googleapis.com/auth/pubsub",)
+SECONDS = 30.0
+"""How long a call may take."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message that was pulled. `receipt` acknowledges this delivery of it; `message` is as a push has it."""
+
+    id: str
+    receipt: str
+    message: Mapping[str, Any]
+
+
+class Subscription:
+    """A subscription, named projects/PROJECT/subscriptions/NAME. Raises SettingsError for another name."""
+
+    def __init__(self, name: str) -> None:
+        if not re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", name):
+            raise SettingsError(f"{name!r} is no subscription; write projects/PROJECT/subscriptions/NAME.")
+        self.name = name
+
+    def pull(self, most: int) -> list[Letter]:
+        """Up to `most` messages that are there now. Raises StorageError, StorageRefused."""
+        found = self._call("pull", {"maxMessages": most, "returnImmediately": True})
+        return [
+            Letter(str(one["message"].get("messageId", "")), str(one["ackId"]), one["message"])
+            for one in found.get("receivedMessages", [])
+        ]
+
+    def extend(self, letters: Sequence[Letter], seconds: int) -> None:
+        """Keep these messages from being delivered again for `seconds`. Raises StorageError, StorageRefused."""
+        if letters:
+            self._call("modifyAckDeadline", {"ackIds": _receipts(letters), "ackDeadlineSeconds": seconds})
+
+    def acknowledge(self, letters: Sequence[Letter]) -> None:
+        """Remove these messages. Raises StorageError, StorageRefused."""
+        if letters:
+            self._call("acknowledge", {"ackIds": _receipts(letters)})
+
+    @cached_property
+    def _session(self) -> requests.Session:
+        if os.environ.get("PUBSUB_EMULATOR_HOST"):
+            return requests.Session()
+        credentials, _ = google.auth.default(SCOPES)
+        session: requests.Session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
+        return session
+
+    def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
+        server = f"http://{emulator}" if emulator else "https://pubsub.googleapis.com"
+        what = f"Could not {method} messages of {self.name}"
+        try:
+            answer = self._session.post(f"{server}/v1/{self.name}:{method}", json=body, timeout=SECONDS)
+            document: dict[str, Any] = answer.json() if answer.content else {}
+        except (requests.RequestException, GoogleAuthError, ValueError) as error:
+            raise StorageError(f"{what}: {error}") from error
+        if not answer.ok:
+            kind = StorageRefused if answer.status_code in (400, 401, 403, 404) else StorageError
+            raise kind(f"{what}: {answer.status_code} {document.get('error', {}).get('message', answer.reason)}")
+        return document
+
+
+def _receipts(letters: Sequence[Letter]) -> list[str]:
+    return [letter.receipt for letter in letters]

@@ -1,0 +1,104 @@
+"""Deliver dead letters again: bucket events that could not be handled in all their deliveries.
+
+Each is pulled from the subscription that keeps them and handled as the event it is (events.py), which decides what is
+acknowledged. What fails again stays in the subscription.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from cloudevents.http import CloudEvent
+from werkzeug.exceptions import HTTPException
+
+from segment.bucket import events
+from segment.bucket.pubsub import Letter, Subscription
+from segment.errors import StorageError, StorageRefused
+from segment.service import Service
+from segment.settings import Settings
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+LETTERS = 16
+"""Dead letters that are handled at once; see backfill.WORKERS."""
+LEASE_SECONDS = 600
+"""How long a letter is kept from being delivered again: Pub/Sub's longest."""
+DELIVERY_SECONDS = 540.0
+"""Time limit for one letter, which leaves time to acknowledge it."""
+EMPTY_PULLS, PAUSE_SECONDS = 3, 2.0
+"""Pulls in a row that find nothing before the end: one may find nothing though there are messages."""
+PAUSES = (1.0, 5.0, 15.0, 30.0)
+"""Seconds to wait after each failed call in a row; then the run ends."""
+
+
+def patient(settings: Settings) -> Settings:
+    """The settings with which a dead letter gets the time that its lease allows."""
+    return replace(
+        settings,
+        wait_seconds=DELIVERY_SECONDS,
+        delivery_seconds=DELIVERY_SECONDS,
+        queue=max(settings.queue, LETTERS),
+    )
+
+
+def run(name: str, service: Service) -> int:
+    """Handle the letters in the subscription `name` until none are left but those that failed.
+
+    Returns 0 when all were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
+    """
+    events.check(service.settings)
+    subscription = Subscription(name)
+    service.load()
+    handled, failed, empty = 0, set[str](), 0
+    with ThreadPoolExecutor(LETTERS) as pool:
+        while empty < EMPTY_PULLS:
+            letters = _patiently(partial(subscription.pull, LETTERS))
+            new = [letter for letter in letters if letter.id not in failed]
+            if not new:
+                empty += 1
+                time.sleep(PAUSE_SECONDS)
+                continue
+            empty = 0
+            _patiently(partial(subscription.extend, new, LEASE_SECONDS))
+            results = list(pool.map(partial(_handled, service, subscription), new))
+            done = [letter for letter, ok in zip(new, results, strict=True) if ok]
+            _patiently(partial(subscription.acknowledge, done))
+            handled += len(done)
+            failed |= {letter.id for letter, ok in zip(new, results, strict=True) if not ok}
+    counts = {"handled": handled, "failed": len(failed)}
+    level = logging.WARNING if failed else logging.INFO
+    log.log(
+        level, "Dead letters: %d handled, %d failed again and kept.", handled, len(failed), extra={"counts": counts}
+    )
+    return 1 if failed else 0
+
+
+def _handled(service: Service, subscription: Subscription, letter: Letter) -> bool:
+    """Whether the letter can be acknowledged."""
+    attributes = {"type": events.PUBLISHED, "source": f"//pubsub.googleapis.com/{subscription.name}", "id": letter.id}
+    event = CloudEvent(attributes, {"message": dict(letter.message), "subscription": subscription.name})
+    try:
+        events.handle(service, event)
+    except HTTPException:
+        return False
+    return True
+
+
+def _patiently(call: Callable[[], Result]) -> Result:
+    """Make a call, again after each of PAUSES if it fails. Raises StorageRefused at once, StorageError."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except StorageRefused:
+            raise
+        except StorageError as error:
+            log.warning("%s To be tried again in %g s.", error, pause)
+            time.sleep(pause)
+    return call()

@@ -1,0 +1,123 @@
+"""Dead letters that are delivered again by `segment backfill --redrive`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from devtools.events import push_message
+from devtools.gcs import Cloud, Fault
+from devtools.pubsub import Server
+from segment.__main__ import main
+from segment.bucket import redrive
+from segment.bucket.store import google
+from training.shapes import scene
+
+SETTINGS = {
+    "SEGMENT_RENDER_FACTOR": "6",
+    "SEGMENT_STORAGE_SECONDS": "1",
+    "SEGMENT_INPUT_BUCKET": "photos",
+    "SEGMENT_OUTPUT_BUCKET": "results",
+}
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        cloud.create_bucket("results")
+        for name, value in (SETTINGS | {"STORAGE_EMULATOR_HOST": cloud.url}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(redrive, "PAUSE_SECONDS", 0.01)
+        monkeypatch.setattr(redrive, "PAUSES", (0.01,))
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server() as server:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.host)
+        yield server
+
+
+def photo(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene(seed, (96, 64))[0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(cloud: Cloud, server: Server, *names: str) -> None:
+    """Photos whose events became dead letters."""
+    for seed, name in enumerate(names):
+        server.publish(push_message(cloud.put("photos", name, photo(seed)))["message"])
+
+
+def run(*arguments: str) -> int:
+    return main(["backfill", "--redrive", "projects/p/subscriptions/dead", *arguments])
+
+
+def test_dead_letters_are_delivered_and_removed(cloud: Cloud, server: Server) -> None:
+    put(cloud, server, *(f"{n}.png" for n in range(20)))
+    assert run() == 0
+    assert not server.messages
+    assert len(cloud.objects("results")) == 40
+    assert set(server.deadlines) == {redrive.LEASE_SECONDS}
+    writes = len(cloud.writes)
+    put(cloud, server)
+    assert run() == 0
+    assert len(cloud.writes) == writes
+
+
+def test_what_an_event_is_acknowledged_for_is_removed(cloud: Cloud, server: Server) -> None:
+    """A photo that never can be segmented, one that is gone, one that is done, and no event at all."""
+    server.publish(push_message(cloud.put("photos", "text.jpg", b"no photo"))["message"])
+    server.publish(push_message(cloud.put("photos", "gone.jpg", photo(1)))["message"])
+    cloud.delete("photos", "gone.jpg")
+    server.publish({"data": "bm8gSlNPTg==", "attributes": {"eventType": "OBJECT_FINALIZE"}})
+    server.publish({"attributes": {}})
+    put(cloud, server, "twice.png")
+    server.publish(server.messages[-1])
+    assert run() == 0
+    assert not server.messages
+    assert sorted(name.partition("/")[0] for name in cloud.objects("results")) == ["text.jpg", "twice.png", "twice.png"]
+
+
+def test_what_fails_again_is_kept(cloud: Cloud, server: Server) -> None:
+    put(cloud, server, "a.png", "b.png")
+    cloud.faults.add(Fault(503, path="photos/o/a.png"))
+    assert run() == 1
+    (kept,) = server.messages
+    assert kept["attributes"]["objectId"] == "a.png"
+    cloud.faults.clear()
+    server.expire()
+    assert run() == 0
+    assert not server.messages
+    assert len(cloud.objects("results")) == 4
+
+
+def test_a_call_that_fails_is_made_again(cloud: Cloud, server: Server) -> None:
+    put(cloud, server, "a.png")
+    server.failures += [503]
+    assert run() == 0
+    assert not server.messages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--redrive", "dead"], "'dead' is no subscription; write projects/PROJECT/subscriptions/NAME"),
+        (["--redrive", "projects/p/subscriptions/x"], "404 Resource not found"),
+        (["--redrive", "projects/p/subscriptions/dead", "gs://photos"], "leave out the source"),
+        ([], "give a source"),
+    ],
+)
+def test_a_bad_call_is_explained(
+    cloud: Cloud, server: Server, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main(["backfill", *arguments]) == 1
+    assert said in capsys.readouterr().err
