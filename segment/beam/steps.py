@@ -33,8 +33,9 @@ from segment.bucket.objects import read_photo, segment_object
 from segment.bucket.results import SOURCE_KEY, Results, folder_of
 from segment.bucket.store import Object, Store, open_store
 from segment.dataset import coco
+from segment.dataset.job import Dataset
 from segment.dataset.journal import Journal
-from segment.dataset.run import ERRORS_NAME, Dataset
+from segment.dataset.run import ERRORS_NAME
 from segment.errors import Busy, ModelError, OptionError, RequestError, StorageError
 from segment.formats import FORMATS
 from segment.options import Options

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from segment import container
 from segment.dataset import coco, photos
-from segment.dataset.job import Dataset as Dataset  # noqa: PLC0414 - also named here
 from segment.dataset.job import Job
 from segment.dataset.journal import Journal
 from segment.dataset.work import Work
