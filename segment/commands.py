@@ -185,7 +185,7 @@ def beam(arguments: argparse.Namespace) -> int:
     from segment.beam import pipeline
     from segment.beam.source import Source
     from segment.beam.steps import Job
-    from segment.dataset.run import Dataset
+    from segment.dataset.job import Dataset
 
     settings = Settings.from_environment(os.environ)
     datasets = _choices("dataset", arguments.dataset, Dataset)
