@@ -64,7 +64,7 @@ resource "google_pubsub_subscription" "photos" {
   depends_on = [google_cloud_run_v2_service_iam_member.push_invokes]
 }
 
-# Without a subscription, the topic would drop its messages.
+# Without a subscription, the topic would drop its messages. The backfill job pulls from it with --redrive.
 resource "google_pubsub_subscription" "dead" {
   project                    = var.project_id
   name                       = "${var.name}-dead"
@@ -72,18 +72,6 @@ resource "google_pubsub_subscription" "dead" {
   labels                     = var.labels
   ack_deadline_seconds       = var.ack_deadline_seconds
   message_retention_duration = "${var.dead_letter_days * 86400}s"
-
-  # Pub/Sub delivers the dead letters again as the original events. Events that fail stay in this subscription.
-  dynamic "push_config" {
-    for_each = var.redrive ? [google_cloud_run_v2_service.segment["events"].uri] : []
-    content {
-      push_endpoint = push_config.value
-      oidc_token {
-        service_account_email = google_service_account.push.email
-        audience              = push_config.value
-      }
-    }
-  }
 
   retry_policy {
     minimum_backoff = "10s"

@@ -154,3 +154,11 @@ resource "google_pubsub_topic_iam_member" "pubsub_publishes_dead" {
   role    = "roles/pubsub.publisher"
   member  = local.pubsub_agent
 }
+
+# The backfill job takes dead letters off their subscription when it is asked to deliver them again.
+resource "google_pubsub_subscription_iam_member" "redrive_takes_off" {
+  project      = var.project_id
+  subscription = google_pubsub_subscription.dead.name
+  role         = "roles/pubsub.subscriber"
+  member       = google_service_account.bucket.member
+}

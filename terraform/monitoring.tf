@@ -98,7 +98,7 @@ resource "google_monitoring_alert_policy" "dead_letters" {
     content   = <<-EOT
       Each message names a photo: `gcloud pubsub subscriptions pull ${var.name}-dead --project ${var.project_id} --limit 10`.
       Look for its name in the log of `${var.name}-events` and fix the cause. Then deliver the dead letters again:
-      `terraform apply -var redrive=true`, and `terraform apply` when the subscription is empty.
+      `gcloud run jobs execute ${google_cloud_run_v2_job.backfill.name} --project ${var.project_id} --region ${var.region} --args=-m,segment,backfill,--redrive,${google_pubsub_subscription.dead.id}`.
     EOT
   }
 }

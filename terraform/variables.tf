@@ -498,12 +498,6 @@ variable "dead_letter_days" {
   }
 }
 
-variable "redrive" {
-  description = "Redeliver the dead letters to the events service. Set it to true after fixing the cause, and back to false when the subscription is empty."
-  type        = bool
-  default     = false
-}
-
 # The backfill job, which segments photos that were in the bucket before.
 
 variable "backfill_tasks" {

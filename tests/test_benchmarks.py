@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as masks
 
-from benchmarks import accuracy, cgroup, latency, memory, models, rendering, report, serving
+from benchmarks import accuracy, cgroup, folder, latency, listing, memory, models, rendering, report, serving
 from segment import load
+from segment.bucket import shares
 from segment.model import EMBEDDED
 from training.shapes import scene
 
@@ -161,3 +162,18 @@ def test_results_that_are_shown_are_those_measured() -> None:
         if path.stem in report.SECTIONS:
             assert document["rows"]
             assert document["machine"]["cpus"] >= 1
+
+
+def test_a_finished_bucket_costs_three_listings_for_a_thousand_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "")
+    found = listing.measure(photos=4000, tasks=2, run=2, latency=0)
+    assert found.own == 4000
+    assert 12 <= found.calls <= 12 + 2 * 2 * shares.RANGES_PER_TASK
+    assert found.largest_share < 3000
+
+
+def test_memory_of_a_folder_is_that_of_a_process(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, row = folder.memory(100)
+    photos, largest, before = (int(cell.replace(",", "")) for cell in row.split("|")[1:4])
+    assert photos == 100
+    assert 40 < before <= largest < 400
