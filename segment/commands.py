@@ -174,7 +174,7 @@ def backfill(arguments: argparse.Namespace) -> int:
     if arguments.redrive:
         from segment.bucket import redrive
 
-        return redrive.run(arguments.redrive, Service(redrive.patient(settings)))
+        return redrive.run(arguments.redrive, Service(redrive.patient(settings)), os.environ)
     return filling.run(arguments.source, arguments.destination, Service(filling.patient(settings)), os.environ)
 
 

@@ -1,13 +1,11 @@
 """A Pub/Sub subscription that is pulled from, over its REST API
 (https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions).
 
-The client library would bring gRPC, which nothing else here needs. `PUBSUB_EMULATOR_HOST` names another server, without
-authorisation, as for the client libraries.
+The client library depends on gRPC, which nothing else here needs.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,12 +34,15 @@ class Letter:
 
 
 class Subscription:
-    """A subscription, named projects/PROJECT/subscriptions/NAME. Raises SettingsError for another name."""
+    """A subscription, named projects/PROJECT/subscriptions/NAME. Raises SettingsError for another name.
 
-    def __init__(self, name: str) -> None:
+    `emulator`: HOST:PORT of a server that is used instead of Google's, without authorisation.
+    """
+
+    def __init__(self, name: str, emulator: str = "") -> None:
         if not re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", name):
             raise SettingsError(f"{name!r} is no subscription; write projects/PROJECT/subscriptions/NAME.")
-        self.name = name
+        self.name, self._emulator = name, emulator
 
     def pull(self, most: int) -> list[Letter]:
         """Up to `most` messages that are there now. Raises StorageError, StorageRefused."""
@@ -63,15 +64,14 @@ class Subscription:
 
     @cached_property
     def _session(self) -> requests.Session:
-        if os.environ.get("PUBSUB_EMULATOR_HOST"):
+        if self._emulator:
             return requests.Session()
         credentials, _ = google.auth.default(SCOPES)
         session: requests.Session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
         return session
 
     def _call(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
-        emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
-        server = f"http://{emulator}" if emulator else "https://pubsub.googleapis.com"
+        server = f"http://{self._emulator}" if self._emulator else "https://pubsub.googleapis.com"
         what = f"Could not {method} messages of {self.name}"
         try:
             answer = self._session.post(f"{server}/v1/{self.name}:{method}", json=body, timeout=SECONDS)

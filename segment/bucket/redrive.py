@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -48,13 +48,13 @@ def patient(settings: Settings) -> Settings:
     )
 
 
-def run(name: str, service: Service) -> int:
+def run(name: str, service: Service, environment: Mapping[str, str]) -> int:
     """Handle the letters in the subscription `name` until none are left but those that failed.
 
-    Returns 0 when all were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
+    PUBSUB_EMULATOR_HOST in the environment names another server, as for Google's client libraries. Returns 0 when all were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
     """
     events.check(service.settings)
-    subscription = Subscription(name)
+    subscription = Subscription(name, environment.get("PUBSUB_EMULATOR_HOST", ""))
     service.load()
     handled, failed, empty = 0, set[str](), 0
     with ThreadPoolExecutor(LETTERS) as pool:
