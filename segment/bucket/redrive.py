@@ -51,7 +51,8 @@ def patient(settings: Settings) -> Settings:
 def run(name: str, service: Service, environment: Mapping[str, str]) -> int:
     """Handle the letters in the subscription `name` until none are left but those that failed.
 
-    PUBSUB_EMULATOR_HOST in the environment names another server, as for Google's client libraries. Returns 0 when all were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
+    PUBSUB_EMULATOR_HOST in the environment names another server, as for Google's client libraries. Returns 0 when all
+    were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
     """
     events.check(service.settings)
     subscription = Subscription(name, environment.get("PUBSUB_EMULATOR_HOST", ""))
