@@ -26,7 +26,7 @@ from tests.environments import LABEL_STUDIO, environment
 pytestmark = pytest.mark.slow
 
 EMAIL, PASSWORD = "tester@example.com", "not-secret-123"
-START_SECONDS = 400
+START_SECONDS = 1200
 CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="circle"/><Label value="Square"/></BrushLabels>
 <PolygonLabels name="outline" toName="image"><Label value="star"/></PolygonLabels>

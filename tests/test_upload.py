@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,12 @@ import httpx
 import numpy as np
 import pytest
 import requests
+from flask import Request
 from PIL import Image
+from werkzeug.test import EnvironBuilder
 
 from devtools.server import Server, serve
+from segment.web import upload
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [KIB, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 100_000, 200_000, 333_333, MIB, 3 * MIB, 12 * MIB]
@@ -103,3 +107,28 @@ def test_json_of_many_keys_is_read_in_linear_time(server: Server) -> None:
     answer = requests.post(server.url + "/segment", json=body, timeout=60)
     assert answer.status_code == 400
     assert answer.elapsed.total_seconds() < 0.5
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[]] * 20_000,
+        [{}] * 20_000,
+        [{f"key{i}": 1} for i in range(20_000)],
+        {f"key{i}": 1 for i in range(20_000)},
+        [300 + i for i in range(20_000)],
+        [str(i) for i in range(20_000)],
+        ["é" * 100_000 + "\U0001f600"],
+    ],
+    ids=["lists", "objects", "keys", "one-object", "numbers", "strings", "wide"],
+)
+def test_a_json_object_takes_no_more_memory_than_is_reserved(value: object) -> None:
+    """The reservation is made before the body is parsed, from its bytes alone."""
+    body = json.dumps({"tasks": value}, separators=(",", ":"), ensure_ascii=False).encode()
+    request = Request(EnvironBuilder(method="POST", data=body, content_type="application/json").get_environ())
+    reserved: list[int] = []
+    tracemalloc.start()
+    upload.read_object(request, 1 << 24, lambda count: None, reserved.append)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < sum(reserved) + 2 * len(body) + 100_000, "the body, as it comes and held"
