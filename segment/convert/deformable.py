@@ -18,6 +18,8 @@ from segment.convert.graph import FLOAT, INT32, Graph
 from segment.convert.weights import Weights
 
 KERNEL = 3
+MAP = ".map"
+"""The map that is sampled comes from a node with its layer's name and this at the end."""
 BEFORE, AFTER = 1, 2
 """Zeros around the map. A place up to one pixel outside lies between its edge and a zero."""
 
@@ -37,7 +39,8 @@ def convolution(
         offsets, factors = g.ops("Split", offsets, g.ints(2 * taps, taps), outputs=2, axis=1)
         factors = _by_place(g, g.op("Sigmoid", factors), size, config.offset_groups)
     offsets = _by_place(g, offsets, size, config.offset_groups, 2)
-    samples = _sample(g, x, offsets, factors, config.offset_groups, stride, dilation)
+    padded = g.op("Pad", x, g.ints(0, 0, BEFORE, BEFORE, 0, 0, AFTER, AFTER), name=name + MAP)
+    samples = _sample(g, padded, offsets, factors, config.offset_groups, stride, dilation)
     samples = g.op(
         "Reshape", samples, g.op("Concat", g.ints(1), g.op("Mul", size, g.ints(KERNEL)), g.ints(width), axis=0)
     )
@@ -53,17 +56,16 @@ def _by_place(g: Graph, x: str, size: str, groups: int, values: int = 1) -> str:
     return g.op("Transpose", g.op("Reshape", x, shape), perm=[3, 4, 1, 5, 2, 0])
 
 
-def _sample(g: Graph, x: str, offsets: str, factors: str, groups: int, stride: int, dilation: int) -> str:
-    """x (1, C, H, W) -> (H' * 3 * W' * 3 * groups, C / groups): the channels of a group at each place.
+def _sample(g: Graph, padded: str, offsets: str, factors: str, groups: int, stride: int, dilation: int) -> str:
+    """padded (1, C, H + 3, W + 3) -> (H' * 3 * W' * 3 * groups, C / groups): a group's channels at each place.
 
     `offsets` (2, H', 3, W', 3, groups): pixels down and right from where a convolution would read. `factors`
     (1, H', 3, W', 3, groups): what each sample is multiplied with, unless empty.
     """
-    padded = g.op("Pad", x, g.ints(0, 0, BEFORE, BEFORE, 0, 0, AFTER, AFTER))
     table = g.op("Transpose", padded, perm=[0, 2, 3, 1])
-    table = g.op("Reshape", table, g.op("Concat", g.ints(-1), g.op("Div", g.dim(x, 1), g.ints(groups)), axis=0))
-    top, above, below = _neighbours(g, x, offsets, 0, stride, dilation)
-    left, before, after = _neighbours(g, x, offsets, 1, stride, dilation)
+    table = g.op("Reshape", table, g.op("Concat", g.ints(-1), g.op("Div", g.dim(padded, 1), g.ints(groups)), axis=0))
+    top, above, below = _neighbours(g, padded, offsets, 0, stride, dilation)
+    left, before, after = _neighbours(g, padded, offsets, 1, stride, dilation)
     if factors:
         above, below = g.op("Mul", above, factors), g.op("Mul", below, factors)
     row, column = g.cast(g.dim(padded, 3), INT32), g.constant([groups], np.int32)
@@ -84,12 +86,12 @@ def _sample(g: Graph, x: str, offsets: str, factors: str, groups: int, stride: i
     return g.op("Add", g.op("Add", parts[0], parts[1]), g.op("Add", parts[2], parts[3]))
 
 
-def _neighbours(g: Graph, x: str, offsets: str, axis: int, stride: int, dilation: int) -> tuple[str, str, str]:
+def _neighbours(g: Graph, padded: str, offsets: str, axis: int, stride: int, dilation: int) -> tuple[str, str, str]:
     """The two places along an axis (0 down, 1 right) of the padded map that each sample lies between.
 
     Returns (1, H', 3, W', 3, groups) each: the first as int32, the weight of the first and of the second as float32.
     """
-    length = g.cast(g.dim(x, 2 + axis), FLOAT)
+    length = g.op("Sub", g.cast(g.dim(padded, 2 + axis), FLOAT), g.scalar(BEFORE + AFTER))
     count = g.op("Gather", g.op("Shape", offsets), g.constant(np.int64(1 + 2 * axis)))
     number = g.op("Range", g.constant(np.int64(0)), count, g.constant(np.int64(1)))
     shape = (-1, 1, 1, 1, 1) if axis == 0 else (-1, 1, 1)

@@ -1,0 +1,184 @@
+"""Make golden answers: narrow models with values from a seed, and what detectron2 itself finds with them.
+
+    PYTHON -m devtools.golden FOLDER [NAME ...] [--seed 0] [--offsets 1.0]
+
+PYTHON is one that has detectron2 and this project's requirements. Writes NAME.yaml (the full config as detectron2 dumps
+it), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and what was found in each), as
+tests/test_convert.py reads them. Says how many of its own detections detectron2 finds again with noise of 1e-4 grey
+levels on the image: a golden of which it finds less than 95 % compares rounding errors.
+`dconv-gn` needs `--offsets 0.1` to reach that.
+
+detectron2 runs deformable convolutions with more than one group of offsets, or modulated, on GPUs only. Here all run in
+torchvision.ops.deform_conv2d, which detectron2 itself calls for the others on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import checkpoints
+from segment import zoo
+from segment.convert import config as configs
+from training.shapes import scene
+
+SIZES = ((301, 237), (400, 400), (160, 288))
+"""Width and height of the images."""
+CLASSES, FOUND, NOISE = 7, 20, 1e-4
+BOX, SCORE, MASK = 0.05, 1e-3, 5e-3
+"""The tolerances of tests/test_convert.py."""
+
+RESNETS = "MODEL.RESNETS."
+NARROW = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_HEADS.NUM_CLASSES": CLASSES,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.01,
+    "TEST.DETECTIONS_PER_IMAGE": FOUND,
+    "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
+}
+"""What all have beyond their zoo model's config."""
+WIDE_ENOUGH_FOR_GN = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 32}
+FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # name: (model of the zoo, what is changed)
+    "dconv-r50": ("mask_rcnn_R_50_FPN_3x_dconv_c3-c5", {}),
+    "dconv-v2": (
+        "mask_rcnn_R_50_FPN_3x_dconv_c3-c5",
+        {RESNETS + "DEFORM_MODULATED": True, RESNETS + "DEFORM_NUM_GROUPS": 2},
+    ),
+    "dconv-gn": (
+        "mask_rcnn_R_50_FPN_3x_gn",
+        {RESNETS + "DEFORM_ON_PER_STAGE": [True] * 4, RESNETS + "DEFORM_MODULATED": True} | WIDE_ENOUGH_FOR_GN,
+    ),
+    "dconv-cascade": (
+        "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
+        {RESNETS + "NUM_GROUPS": 4, RESNETS + "WIDTH_PER_GROUP": 4, RESNETS + "DEPTH": 50},
+    ),
+    "dconv-x152": (
+        "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
+        {RESNETS + "NUM_GROUPS": 8, RESNETS + "WIDTH_PER_GROUP": 2},
+    ),
+    "dconv-dc5": (
+        "mask_rcnn_R_50_DC5_3x",
+        {RESNETS + "DEFORM_ON_PER_STAGE": [False, False, True, True], RESNETS + "DEFORM_NUM_GROUPS": 4},
+    ),
+    "dconv-c4": (
+        "mask_rcnn_R_50_C4_3x",
+        {RESNETS + "DEFORM_ON_PER_STAGE": [False, True, True, False], RESNETS + "DEFORM_MODULATED": True},
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write narrow checkpoints and what detectron2 finds with them.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(FAMILIES)}; without any, all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--offsets", type=float, default=1.0, help="spread in pixels of deformable layers' offsets")
+    arguments = parser.parse_args()
+    for name in arguments.names or FAMILIES:
+        kept = make(name, arguments.folder, arguments.seed, arguments.offsets)
+        print(name, "found again with noise:", *(f"{share:.0%}" for share in kept), flush=True)
+
+
+def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
+    """Write the files of one family; for each image, the share of detections that are found again with noise."""
+    base, changes = FAMILIES[name]
+    config = _config(zoo.config(zoo.entry(base)), {**NARROW, **changes})
+    (folder / f"{name}.yaml").write_text(config.dump())
+    tensors: dict[str, Any] = {
+        key: tensor.astype(np.float16) if tensor.dtype == np.float32 else tensor
+        for key, tensor in checkpoints.checkpoint(configs.read(folder / f"{name}.yaml"), seed).items()
+    }
+    for key in tensors:
+        if key.endswith("conv2_offset.weight"):
+            tensors[key] *= np.float16(offsets / checkpoints.OFFSET)
+    (folder / f"{name}.pkl").write_bytes(pickle.dumps({"model": tensors, "__author__": f"seed {seed}"}))
+    model = _model(config, tensors)
+    noise, kept = np.random.default_rng(seed), []
+    answers: dict[str, Any] = {}
+    for i, size in enumerate(SIZES):
+        pixels = np.asarray(Image.fromarray(scene(seed * len(SIZES) + i, (640, 480))[0]).resize(size))
+        found = _run(config, model, pixels.astype(np.float32))
+        shaken = _run(config, model, pixels + noise.normal(0, NOISE, pixels.shape).astype(np.float32))
+        kept.append(float(np.mean([any(_same(one, other) for other in shaken) for one in found])))
+        answers[f"image{i}"] = pixels
+        for key, values in zip(("boxes", "scores", "classes", "masks"), zip(*found, strict=True), strict=True):
+            answers[f"{key}{i}"] = np.stack(values)
+        answers[f"masks{i}"] = answers[f"masks{i}"].astype(np.float16)
+    np.savez_compressed(folder / f"{name}.npz", **answers)
+    return kept
+
+
+def _config(below: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
+    """detectron2's defaults, then the zoo model's config, then `changes`, by dotted key."""
+    from detectron2.config import CfgNode, get_cfg
+
+    config = get_cfg()
+    config.merge_from_other_cfg(CfgNode(below))
+    config.merge_from_list([part for pair in changes.items() for part in pair])
+    config.MODEL.DEVICE = "cpu"
+    return config
+
+
+def _model(config: Any, tensors: Mapping[str, Any]) -> Any:
+    import torch
+    from detectron2.layers import deform_conv
+    from detectron2.modeling import build_model
+    from torchvision.ops import deform_conv2d
+
+    deform_conv.deform_conv = lambda x, offset, weight, stride, padding, dilation, groups, offset_groups, *_: (
+        deform_conv2d(x, offset, weight, None, stride, padding, dilation)
+    )
+    deform_conv.modulated_deform_conv = (
+        lambda x, offset, mask, weight, bias, stride, padding, dilation, groups, offset_groups: deform_conv2d(
+            x, offset, weight, bias, stride, padding, dilation, mask
+        )
+    )
+    model = build_model(config).eval()
+    state = {key: torch.from_numpy(np.asarray(tensor, np.float32)) for key, tensor in tensors.items()}
+    left = model.load_state_dict(state, strict=False)
+    assert not left.unexpected_keys
+    assert set(left.missing_keys) <= {"pixel_mean", "pixel_std"}
+    return model
+
+
+Found = tuple[Any, Any, Any, Any]
+"""Box, score, class and mask of one detection."""
+
+
+def _run(config: Any, model: Any, pixels: Any) -> list[Found]:
+    """What is found in float32 (H, W, 3) RGB pixels, best first."""
+    import torch
+
+    if config.INPUT.FORMAT == "BGR":
+        pixels = pixels[..., ::-1]
+    with torch.no_grad():
+        image = {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
+        found = model.inference([image], do_postprocess=False)[0]
+    fields = (found.pred_boxes.tensor, found.scores, found.pred_classes, found.pred_masks[:, 0])
+    return list(zip(*(field.numpy() for field in fields), strict=True))
+
+
+def _same(one: Found, other: Found) -> bool:
+    return bool(
+        one[2] == other[2]
+        and abs(one[1] - other[1]) < SCORE
+        and np.abs(one[0] - other[0]).max() < BOX
+        and np.abs(one[3] - other[3]).mean() < MASK
+    )
+
+
+if __name__ == "__main__":
+    main()
