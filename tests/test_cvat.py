@@ -53,6 +53,11 @@ def context(function: Any) -> Context:
     return made
 
 
+def test_nuclio_finds_what_it_calls_first(function: Any) -> None:
+    """nuclio's wrapper calls `init_context` of the module in which the handler is defined."""
+    assert function.handler.__module__ == function.init_context.__module__ == function.__name__
+
+
 def test_the_function_answers_shapes(function: Any, context: Context, photo: bytes) -> None:
     body = {"image": base64.b64encode(photo).decode()}
     answer = function.handler(context, SimpleNamespace(body=body))
