@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as masks
 
 from benchmarks import accuracy, cgroup, folder, latency, listing, memory, models, rendering, report, serving
+from benchmarks import zoo as zoo_benchmark
 from segment import load
 from segment.bucket import shares
 from segment.model import EMBEDDED
@@ -32,6 +33,12 @@ def test_a_photo_has_the_size_asked_for() -> None:
 def test_calibration_never_sees_what_is_evaluated() -> None:
     assert models.CALIBRATION_SEED > accuracy.SCENES
     assert models.CALIBRATION_SEED >= 3_000_000, "training takes its seeds from 1,000,000 and 2,000,000 on"
+
+
+def test_models_of_the_same_shapes_are_measured_once() -> None:
+    twins = zoo_benchmark.twins("mask_rcnn_R_50_FPN_3x_dconv_c3-c5")
+    assert twins == ["mask_rcnn_R_50_FPN_1x_dconv_c3-c5", "mask_rcnn_R_50_FPN_3x_dconv_c3-c5"]
+    assert "lvis_mask_rcnn_R_50_FPN_1x" not in zoo_benchmark.twins("mask_rcnn_R_50_FPN_3x")
 
 
 def test_a_service_is_measured() -> None:

@@ -129,7 +129,7 @@ def test_the_table_shows_the_best_first(cache: Path, monkeypatch: pytest.MonkeyP
     small = [zoo.entry(name).megabytes for name in shown("coco", "download")]
     assert small == sorted(small)
     slow, fast = "mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_101_FPN_3x"
-    times = {slow: 60.0, fast: 50.0}
+    times = {slow: 60.0, fast: 50.0, "mask_rcnn_R_101_C4_3x": None}
     monkeypatch.setattr(
         table,
         "measured",
@@ -144,6 +144,10 @@ def test_the_table_shows_the_best_first(cache: Path, monkeypatch: pytest.MonkeyP
 def test_what_was_measured_is_of_models_that_are_there() -> None:
     document = json.loads(table.MEASURED.read_text())
     assert set(document["models"]) <= set(zoo.entries())
+    for row in map(table.measured, map(zoo.entry, document["models"])):
+        assert set(row) == set(table.PRECISIONS)
+        assert row["int8"].file_mb < row["fp32"].file_mb
+        assert row["int8"].held_mib < row["fp32"].held_mib
     assert str(document["render_factor"]) in table.text()
     assert document["machine"] in table.text()
 

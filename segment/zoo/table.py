@@ -25,12 +25,12 @@ class Measured:
     """What one model takes in one precision.
 
     `file_mb`: its file, in MB. `held_mib`: the most memory that the whole service held, which the kernel cannot take
-    back, in MiB. `ms`: the network's time for a photo.
+    back, in MiB. `ms`: the network's time for a photo; None if the machine was too busy to tell.
     """
 
     file_mb: float
     held_mib: float
-    ms: float
+    ms: float | None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""What each model of the zoo takes: file size, memory held and time, in fp32 and int8.
+
+    python -m benchmarks.zoo                     every model that was not measured yet
+    python -m benchmarks.zoo NAME ...            these, again
+    python -m benchmarks.zoo --models FOLDER     keep the models that are made, which takes minutes each
+
+Writes segment/zoo/measured.json after each model; `segment models` shows it. The weights are random (checkpoints.py):
+size, memory and time depend on their shapes. Models that differ only in their weights are measured once. The service
+runs as the image runs it. Memory is the most that it holds, as in memory.py, while it segments a 12 megapixel photo;
+time is the median of the network's own, as in latency.py. On a machine that is busy with something else (a load above
+QUIET) no time is measured: run it again when it is quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import onnx
+from PIL import Image
+from tqdm import tqdm
+
+from benchmarks import checkpoints, latency, memory, models, serving
+from benchmarks.report import processor
+from segment import convert, zoo
+from segment.convert import config as configs
+from segment.zoo import table
+from training.shapes import scene
+
+RENDER_FACTOR = latency.RENDER_FACTOR
+CALIBRATION_PHOTOS = 2
+"""Enough to lay out an int8 model; its answers are not looked at."""
+QUIET = 1.0
+NO_LIMIT = {"SEGMENT_MEMORY": "64Gi", "SEGMENT_FIXED_BYTES": "0", "SEGMENT_BYTES_PER_PIXEL": "0"}
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description="Measure the zoo's models.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of `segment models`; default: those not measured yet")
+    parser.add_argument("--models", type=Path, help="folder that keeps the models that are made")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (arguments.models or Path(scratch)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in tqdm(arguments.names or [name for name in zoo.entries() if not _complete(name)]):
+            if arguments.names or not _complete(name):  # a model of the same shapes may have been measured meanwhile
+                row = {precision: measure(name, precision, folder) for precision in table.PRECISIONS}
+                _save(dict.fromkeys(twins(name), row))
+
+
+def measure(name: str, precision: str, folder: Path) -> dict[str, float | None]:
+    """One model in one precision: the fields of table.Measured."""
+    path = _model(name, precision, folder)
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {"SEGMENT_MODEL": str(path), "SEGMENT_CACHE": cache, **NO_LIMIT}
+        with serving.serving(settings):
+            pass  # the compiled model is in the cache now
+        with serving.serving(settings) as server:
+            with serving.peak(lambda: server.usage().held) as held:
+                for _ in range(memory.REQUESTS):
+                    _ask(server, memory.PHOTO)
+            quiet = os.getloadavg()[0] < QUIET + len(os.sched_getaffinity(0))  # its own threads count too
+            times = [_ask(server, latency.PHOTO) for _ in range(latency.REQUESTS if quiet else 0)]
+    return {
+        "file_mb": round(path.stat().st_size / 1e6, 1),
+        "held_mib": round(held[0] / memory.MIB, 1),
+        "ms": round(median(times), 1) if times else None,
+    }
+
+
+def _ask(server: serving.Server, size: tuple[int, int]) -> float:
+    """Have a photo segmented; the network's milliseconds."""
+    answer = server.segment(models.photo(size), format="jpeg", render_factor=RENDER_FACTOR, **models.LOOK)
+    answer.raise_for_status()
+    return float(re.findall(r"network;dur=([\d.]+)", answer.headers["Server-Timing"])[0])
+
+
+def _model(name: str, precision: str, folder: Path) -> Path:
+    """The model's file, made unless it is in `folder`."""
+    path = folder / f"{name}-{precision}.onnx"
+    if path.exists():
+        return path
+    if precision == "fp32":
+        config = configs.parse(zoo.config(zoo.entry(name)))
+        model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(zoo.entry(name)), "random values")
+    else:
+        photos = [folder / f"{seed}.png" for seed in range(CALIBRATION_PHOTOS)]
+        for seed, photo in enumerate(photos):
+            Image.fromarray(scene(models.CALIBRATION_SEED + seed, (640, 480))[0]).save(photo)
+        model = convert.quantised(convert.load(_model(name, "fp32", folder)), photos)
+    onnx.save(model, path)
+    return path
+
+
+def twins(name: str) -> list[str]:
+    """The models of the same shapes: their configs say the same but for means and deviations of pixels."""
+
+    def shapes(other: str) -> tuple[Any, ...]:
+        config = vars(configs.parse(zoo.config(zoo.entry(other))))
+        return tuple(value for key, value in config.items() if key not in ("mean", "std"))
+
+    return [other for other in zoo.entries() if shapes(other) == shapes(name)]
+
+
+def _complete(name: str) -> bool:
+    row = json.loads(table.MEASURED.read_text())["models"].get(name, {})
+    return all(row.get(precision, {}).get("ms") for precision in table.PRECISIONS)
+
+
+def _save(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+    """Add rows to what was measured on this machine; rows of another are dropped."""
+    machine = f"{processor()}, {len(os.sched_getaffinity(0))} CPUs, OpenVINO {metadata.version('openvino')}"
+    before = json.loads(table.MEASURED.read_text())
+    kept = before["models"] if before["machine"] == machine else {}
+    known = {**kept, **rows}
+    document = {
+        "machine": machine,
+        "render_factor": RENDER_FACTOR,
+        "int8_proposals": convert.INT8_PROPOSALS,
+        "models": {name: known[name] for name in zoo.entries() if name in known},
+    }
+    part = table.MEASURED.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=1) + "\n")
+    part.replace(table.MEASURED)
+
+
+if __name__ == "__main__":
+    main()
