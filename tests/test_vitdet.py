@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from segment import convert, modelfile, zoo
 from segment.convert import checkpoint, config, document
@@ -185,3 +186,19 @@ def test_more_than_a_file_can_hold_is_refused() -> None:
 def test_a_file_is_a_valid_onnx_file() -> None:
     for name in ("vitdet", "vitdet-dynamic"):
         onnx.checker.check_model(model(name), full_check=True)
+
+
+@pytest.mark.slow
+def test_int8_quantises_every_convolution_and_linear_layer(tmp_path: Path) -> None:
+    answers = np.load(GOLDEN / "vitdet.npz")
+    photos = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(photos):
+        Image.fromarray(answers[f"image{i}"]).save(path)
+    narrow = convert.quantised(model("vitdet"), photos)
+    made_by = {output: node.op_type for node in narrow.graph.node for output in node.output}
+    layers = [node for node in narrow.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert sum(".blocks." in node.name for node in layers) == 4 * 4
+    assert {made_by.get(node.input[1]) for node in layers} == {"DequantizeLinear"}
+    onnx.save(narrow, tmp_path / "int8.onnx")
+    engine = load(tmp_path / "int8.onnx", threads=2, memory=Footprint(0, 0.0))
+    assert len(engine(answers["image0"], 0.0, 20)) == 20

@@ -1,0 +1,87 @@
+"""What ViTDet costs beside a Mask R-CNN R50-FPN: CPU time and memory of one run of the network, at several sizes.
+
+    python -m benchmarks.vitdet
+
+Models have the zoo's shapes and random values (checkpoints.py). Each is loaded in a process of its own, which runs one
+photo of 4:3 twice; the second run counts. CPU time is that of all threads together: on a busy machine it says more than
+the time that passes, though it grows there, too. Compare it with the first row's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import checkpoints
+from benchmarks.serving import ROOT
+from segment import container, convert, zoo
+from segment.convert import config as configs
+from segment.convert.config import SimplePyramid
+from segment.engine import footprint, load
+from segment.engine.footprint import Footprint
+from segment.resize import fitted_size, square_size
+
+BASELINE, MODEL, SQUARE = "mask_rcnn_R_50_FPN_3x", "mask_rcnn_vitdet_b_100ep", 1024
+PHOTO = (4000, 3000)
+ROWS = (
+    (BASELINE, None, fitted_size(PHOTO, 25, "aspect")),
+    (MODEL, 0, fitted_size(PHOTO, 25, "aspect")),
+    (MODEL, 0, square_size(PHOTO, SQUARE)),
+    (MODEL, SQUARE, square_size(PHOTO, SQUARE)),
+)
+"""(model, its square_pad, 0 for a free size, the network's input as (width, height))."""
+
+
+def write(name: str, square: int | None, path: Path) -> None:
+    """Write a model of the zoo with random values, in fp32, with another square than the zoo's unless it is None."""
+    config = configs.parse(zoo.config(zoo.entry(name)))
+    if square is not None:
+        assert isinstance(config.pyramid, SimplePyramid)
+        config = replace(config, pyramid=replace(config.pyramid, square=square))
+    model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(zoo.entry(name)))
+    path.write_bytes(model.SerializeToString())
+
+
+def run(path: Path, size: tuple[int, int]) -> str:
+    """Load a model in this process and run it twice: CPU seconds of the second run, MiB loaded, MiB of the runs."""
+    container.configure_malloc()
+    before = footprint.anonymous_bytes()
+    engine = load(path, threads=2, memory=Footprint(0, 0.0))
+    width, height = size
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    engine.release()
+    container.trim_heap()
+    loaded = footprint.anonymous_bytes()
+    with footprint._sampling() as peak:
+        for _ in range(2):
+            start = time.process_time()
+            engine(image, 0.01, 20)
+            seconds = time.process_time() - start
+    return f"{seconds:.2f} CPU s, {(loaded - before) >> 20} MiB loaded, {(max(peak) - loaded) >> 20} MiB for a run"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what ViTDet costs.")
+    parser.add_argument("--one", nargs=3, metavar=("FILE", "WIDTH", "HEIGHT"), help="measure a file in this process")
+    one = parser.parse_args().one
+    if one:
+        print(run(Path(one[0]), (int(one[1]), int(one[2]))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for name, square, size in ROWS:
+            write(name, square, path)
+            command = [sys.executable, "-m", "benchmarks.vitdet", "--one", str(path), *map(str, size)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+            print(f"{name}, square {square}, {size[0]} x {size[1]}: {done.stdout.strip()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
