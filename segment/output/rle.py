@@ -1,8 +1,8 @@
-"""Masks as COCO's compressed run lengths.
+"""Encode masks as COCO's compressed run lengths (RLE).
 
-COCO's encoding runs down each column of the whole frame, column after column: the lengths of runs of 0 and 1 by turns,
-0 first (cocoapi, common/maskApi.c, rleEncode). Only the pixels inside a mask's own rectangle are made, a strip of
-columns at a time; the empty rest of the frame is arithmetic. pycocotools packs the lengths into COCO's string.
+COCO's encoding lists the lengths of alternating runs of 0 and 1, starting with 0, over the whole image in column-major
+order (cocoapi, common/maskApi.c). Only the pixels of a mask's own rectangle are pasted, in strips of columns;
+the runs outside it are computed. pycocotools packs the lengths into COCO's string.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ from pycocotools import mask as coco
 from segment.mask import THRESHOLD, Mask
 
 Runs = NDArray[np.int64]
-"""(R, 2): start and end (excluded) of each run of the mask's pixels, in column-major order of the frame's pixels."""
+"""(R, 2): start and end (exclusive) of each run of the mask's pixels, in column-major order of the image's pixels."""
 
 
 def runs(mask: Mask, size: tuple[int, int]) -> Runs:
-    """The mask's runs in a frame of `size` (width, height)."""
+    """The mask's runs in an image of `size` (width, height)."""
     height = size[1]
     found = [np.zeros((0, 2), np.int64)]
     for (left, top, _, _), probabilities in mask.columns(size):
-        inside = np.pad(probabilities.T >= THRESHOLD, ((0, 0), (1, 1)))  # (columns, rows), every run with both its ends
+        inside = np.pad(probabilities.T >= THRESHOLD, ((0, 0), (1, 1)))  # (columns, rows), with zeros at both ends
         column, row = np.nonzero(inside[:, 1:] != inside[:, :-1])
         found.append(((left + column) * height + top + row).reshape(-1, 2))
     ends = np.concatenate(found)
-    joined = np.flatnonzero(ends[1:, 0] == ends[:-1, 1])  # a run over the foot of a column and the head of the next
+    joined = np.flatnonzero(
+        ends[1:, 0] == ends[:-1, 1]
+    )  # a run continues from the end of a column to the start of the next
     starts, stops = np.delete(ends[:, 0], joined + 1), np.delete(ends[:, 1], joined)
     return np.stack([starts, stops], axis=1)
 
 
 def area(runs: Runs) -> int:
-    """How many pixels the runs cover."""
+    """The number of pixels in the runs."""
     return int((runs[:, 1] - runs[:, 0]).sum())
 
 
 def compress(runs: Runs, size: tuple[int, int]) -> dict[str, object]:
-    """COCO's compressed RLE, {"size": [height, width], "counts": string}, as pycocotools.mask.encode makes it."""
+    """COCO's compressed RLE, {"size": [height, width], "counts": string}, as from pycocotools.mask.encode."""
     width, height = size
     edges = np.concatenate([[0], runs.ravel(), [width * height]])
     counts = np.diff(edges)

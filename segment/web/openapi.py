@@ -1,7 +1,7 @@
-"""The HTTP interface as an OpenAPI 3.1 document, and as a page to read.
+"""The documentation of the HTTP API: an OpenAPI 3.1 document, and a page.
 
-Options and their ranges come from options.py, media types and problems from app.py, which stands above and hands them
-in: the document cannot say anything else than the service does.
+Options and their ranges come from options.py; media types and problems are passed in by app.py. The document is
+therefore always consistent with the service.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from segment.web import openapi_labelling
 
 Json = dict[str, Any]
 Problems = Sequence[tuple[int, str, str]]
-"""Status, title and meaning of each problem."""
+"""(status, title, description) of each problem."""
 
 TEMPLATE = Path(__file__).parent / "page" / "docs.html"
 PHOTO_TYPES = (
@@ -32,21 +32,21 @@ PHOTO_TYPES = (
     "image/tiff",
     "application/octet-stream",
 )
-"""Types a photo's own body may be named with; any image/* is taken, the bytes decide."""
+"""Documented content types of a photo as the body. Any image/* is accepted, and the bytes determine the format."""
 
 RESULT_HEADERS = {
-    "Segment-Instances": "How many instances were found.",
-    "Segment-Network-Size": "Width x height in pixels that the network saw.",
-    "Segment-Photo-Size": "Width x height in pixels of the photo, upright.",
-    "Segment-Picture-Size": "Width x height in pixels of the picture; less than the photo's only for lack of memory.",
-    "Segment-Render-Factor": "The render factor that was used; absent if the model file has an input of a fixed size.",
-    "Segment-Detail": "The detail that was used: tiles a side that were looked at beside the whole; 1 is none.",
+    "Segment-Instances": "Number of instances.",
+    "Segment-Network-Size": "Width x height of the network's input in pixels.",
+    "Segment-Photo-Size": "Width x height of the photo in pixels, with its orientation applied.",
+    "Segment-Picture-Size": "Width x height of the result in pixels; smaller than the photo if memory was short.",
+    "Segment-Render-Factor": "The render factor used; absent if the network's input has a fixed size.",
+    "Segment-Detail": "The detail used: number of tiles per side in addition to the whole photo; 1 means none.",
     "Server-Timing": "Milliseconds by stage.",
 }
 
 
 def options(settings: Settings) -> dict[str, Json]:
-    """Every option of a request: its JSON Schema with default and description."""
+    """The JSON Schema of every option, with its default and description."""
     defaults = vars(Options.defaults(settings))
     found = {}
     for name, option in describe(settings).items():
@@ -61,22 +61,22 @@ def options(settings: Settings) -> dict[str, Json]:
 
 
 def document(settings: Settings, media_types: Sequence[str], problems: Problems) -> Json:
-    """The OpenAPI document. `media_types`: what a result may be; `problems`: what may go wrong with a photo."""
+    """The OpenAPI document. `media_types`: media types of results. `problems`: problems of requests with a photo."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Segment",
             "version": "1.0.0",
-            "summary": "A photo in, every object in it as a mask, a label and a score out.",
+            "summary": "Instance segmentation: a mask, a label and a score for every object in a photo.",
             "description": ABOUT,
         },
         "servers": [{"url": "/"}],
         "paths": {
             "/segment": _segment(options(settings), media_types, problems),
-            "/model": _plain("model", "What is served: labels, cost in memory and time, options", "Model"),
-            "/health": _plain("health", "Whether the process lives", "Status"),
-            "/ready": _plain("ready", "Whether the model is loaded; loads it", "Status"),
-            "/progress": _plain("progress", "How far the preparation of the model is", "Progress"),
+            "/model": _plain("model", "The model: labels, memory, time, options", "Model"),
+            "/health": _plain("health", "Whether the process is alive", "Status"),
+            "/ready": _plain("ready", "Whether the model is loaded; loads it if needed", "Status"),
+            "/progress": _plain("progress", "The progress of the preparation of the model", "Progress"),
             **openapi_labelling.paths(settings.labelling, _failures(problems)),
         },
         "components": {"schemas": {**SCHEMAS, **_bodies(options(settings))}},
@@ -104,7 +104,7 @@ def page(document: Json, problems: Problems) -> str:
 
 
 def anchor(title: str) -> str:
-    """Where the page speaks of the problem of this title."""
+    """The anchor of the problem with this title on the page."""
     return title.lower().replace(" ", "-")
 
 
@@ -125,12 +125,12 @@ def _plainly(value: object) -> str:
 
 
 ABOUT = """\
-Send a photo to /segment. The answer is the photo with every object drawn as a mask with its label and score, or the
-same as data. /detect is an alias, for clients of the original application.
+Send a photo to /segment. The response is the photo with a mask, a label and a score drawn for every object, or the
+same as data. /detect is an alias for clients of the original application.
 
-A photo is the body itself, the field "file" of a form, or in JSON "image" (base64 or a data URL) or "url". Options go
-into the query, or beside the photo into the form or the JSON. The format of the answer is set by the option "format",
-or else by the Accept header.
+The photo is the body itself, the field "file" of a form, or "image" (base64 or a data URL) or "url" in JSON. Options
+are given in the query, the form or the JSON. The option "format" sets the format of the response; without it, the
+Accept header does.
 """
 
 
@@ -138,7 +138,7 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
     failures = _failures(problems)
     detections: Json = {"schema": {"$ref": "#/components/schemas/Detections"}}
     result = {
-        "description": "The segmented photo, in the format asked for.",
+        "description": "The segmented photo in the requested format.",
         "headers": {n: {"description": about, "schema": {"type": "string"}} for n, about in RESULT_HEADERS.items()},
         "content": {kind: detections if kind == "application/json" else {"schema": _BINARY} for kind in media_types},
     }
@@ -171,7 +171,7 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
 
 
 def _failures(problems: Problems) -> Json:
-    """The responses with a problem, by status."""
+    """Responses with a problem document, by status."""
     titles: dict[int, list[str]] = {}
     for status, title, _ in problems:
         titles.setdefault(status, []).append(title)
@@ -179,10 +179,10 @@ def _failures(problems: Problems) -> Json:
 
 
 def _bodies(schemas: dict[str, Json]) -> dict[str, Json]:
-    """The forms and JSON objects that carry a photo, each with its options.
+    """The schemas of the form and of the two JSON bodies, each with the options.
 
-    They are named components, and what JSON may hold is two of them: client generators make a class of each. Generated
-    clients send every default. An option is refused when it is given twice, so only the query's have defaults.
+    They are named components, because client generators create a class for each. Generated clients send every default,
+    and an option must not be given twice, so only the options in the query have defaults.
     """
     schemas = {name: {k: v for k, v in schema.items() if k != "default"} for name, schema in schemas.items()}
     image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
@@ -224,7 +224,7 @@ _URL = {
     "type": "string",
     "format": "uri",
     "minLength": 1,
-    "description": "Where the photo is: a public http or https URL.",
+    "description": "The photo's URL: http or https, with a public address.",
 }
 _TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 _LIST_OF_TEXT = {"type": "array", "items": _TEXT}
@@ -236,7 +236,7 @@ _BOX = {
     "description": "x, y, width, height in pixels.",
 }
 _MASK = {
-    "description": "COCO's compressed run lengths, or with segmentation=polygons a list of polygons.",
+    "description": "COCO's compressed RLE, or a list of polygons with segmentation=polygons.",
     "anyOf": [
         _object("size counts", size={"type": "array", "items": _WHOLE}, counts=_TEXT),
         {"type": "array", "items": {"type": "array", "items": _NUMBER}},
@@ -266,23 +266,27 @@ DETECTIONS_SAMPLE: Json = {
         }
     ],
 }
-"""An answer for a photo of 8 x 6 pixels, short enough to read; tests/test_openapi.py checks it against a real one."""
+"""A short example, for a photo of 8 x 6 pixels; tests/test_openapi.py compares it with a real response."""
 SCHEMAS: Json = {
     "Problem": _object(
         "type title status detail",
         type={"type": "string", "format": "uri-reference"},
         title=_TEXT,
         status=_WHOLE,
-        detail={"type": "string", "description": "What was wrong, which value, what would work."},
-        option={"type": "string", "description": "The option that was wrong, if one was."},
+        detail={"type": "string", "description": "What was wrong, which value, and what would work."},
+        option={"type": "string", "description": "The invalid option, if any."},
     ),
     "Status": _object("status", status=_TEXT, model=_TEXT),
     "Progress": _object(
         "stage text done total",
-        stage={"type": "string", "enum": list(get_args(Stage)), "description": "The stages, in their order."},
-        text={"type": "string", "description": "The stage in a sentence; of `failed`, what was wrong."},
-        done={"type": "integer", "description": "Bytes of the download that have been received."},
-        total={"type": ["integer", "null"], "description": "Bytes of the whole download, if known."},
+        stage={
+            "type": "string",
+            "enum": list(get_args(Stage)),
+            "description": "The current stage; the stages are listed in order.",
+        },
+        text={"type": "string", "description": "A description of the stage; for `failed`, the reason."},
+        done={"type": "integer", "description": "Downloaded bytes."},
+        total={"type": ["integer", "null"], "description": "Total bytes of the download, if known."},
     ),
     "Model": _object("name labels options max_upload", name=_TEXT, labels=_LIST_OF_TEXT, max_upload=_WHOLE),
     "Detections": _object(
