@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import pickle
@@ -170,6 +171,7 @@ def test_several_processes_share_the_work(cloud: Cloud, photos: Path, tmp_path: 
     done = command("gs://photos/**.jpg", "gs://results/out/", "-d", "coco", "-f", "png", "--", *flags)
     assert done.returncode == 0, done.stderr
     assert "23 segmented" in done.stdout
+    assert done.stderr.count("Loaded the model shapes") == 2, "one model in each process"
     found = results(cloud, "out/")
     (photos / "cut.jpg").unlink()
     assert found["instances.json"] == dataset_of(photos, tmp_path / "image")
@@ -198,6 +200,30 @@ def test_runners_behind_a_job_server(runner: str, job_server: str, photos: Path,
     assert done.returncode == 0, done.stderr
     assert "3 segmented, 1 refused" in done.stdout
     assert (tmp_path / "out" / "instances.json").read_bytes() == dataset_of(photos, tmp_path / "image")
+
+
+def test_dataflow_needs_its_package(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("apitools"):
+        pytest.skip("apache-beam[gcp] is installed, see requirements-beam.txt")
+    assert run(photos, "out", "--runner", "DataflowRunner") == 1
+    assert "pip install 'segment-serverless[dataflow]'" in capsys.readouterr().err
+
+
+def test_dataflow_is_given_the_job(cloud: Cloud, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a template: what would be submitted, written to a bucket instead."""
+    pytest.importorskip("apitools", reason="needs apache-beam[gcp], see requirements-beam.txt")
+    flags = ["-d", "coco", "--runner", "DataflowRunner", "--project", "a-project", "--region", "us-central1"]
+    flags += ["--sdk_container_image", "example.com/segment:beam", "--template_location", "gs://results/template.json"]
+    flags += ["--temp_location", "gs://results/temporary"]
+    assert run("gs://photos/**", "gs://results/out", *flags, "--project", "A") == 1
+    assert "Invalid Project ID (A)" in capsys.readouterr().err
+    assert run(photos, "gs://results/out", *flags) == 1
+    assert "Workers of Dataflow see only buckets" in capsys.readouterr().err
+    done = command("gs://photos/**", "gs://results/out", *flags)
+    assert done.returncode == 0, done.stderr
+    environment = json.loads(results(cloud)["template.json"])["environment"]
+    assert environment["workerPools"][0]["workerHarnessContainerImage"] == "example.com/segment:beam"
+    assert pipeline.ONE_PROCESS in environment["experiments"]
 
 
 def test_documented_options_are_beams(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +325,6 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: py
         (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
         (["--direct_nun_workers=2"], "Beam has no option --direct_nun_workers"),
         (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
-        (["--runner", "DataflowRunner"], "pip install 'segment-serverless[dataflow]'"),
         (["--input", "nowhere/**"], "'nowhere/**' is no folder"),
         (["--input", "gs://*/a"], "'gs://*/a' names no bucket"),
         (["--input", "gs://none/a", "--output", "out"], "Could not list in gs://none"),

@@ -22,7 +22,6 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
 )
-from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.pvalue import AsIter
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -62,8 +61,11 @@ def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], env
         _check_model(Options.parse(job.options, settings), settings)
     given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
     worker = Worker(given, tuple(formats), processes(runner, options))
-    # Beam's own DirectRunner would download and start Prism, if it could, and ignore how many workers are asked for.
-    pipeline = beam.Pipeline(FnApiRunner() if runner == "DirectRunner" else None, options)
+    try:
+        # Beam's DirectRunner would download and start Prism, if it could, and ignore how many workers are asked for.
+        pipeline = beam.Pipeline(FnApiRunner() if runner == "DirectRunner" else None, options)
+    except ValueError as error:  # what is missing or wrong for this runner
+        raise SettingsError(f"Beam's options: {' '.join(str(error).split())}") from None
     build(pipeline, job, worker)
     try:
         result = pipeline.run()
@@ -127,9 +129,6 @@ def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
 
         debug = options.view_as(DebugOptions)
         debug.experiments = list(dict.fromkeys([*(debug.experiments or []), ONE_PROCESS]))
-        errors = PipelineOptionsValidator(options, None).validate()
-        if errors:
-            raise SettingsError(" ".join(errors))
     return options
 
 
@@ -163,9 +162,9 @@ def _check(job: Job, runner: str, settings: Settings) -> None:
         raise OptionError("segmentation", "Parquet holds masks as run lengths; leave out segmentation=polygons.")
     source = job.source.store(settings.storage_seconds)
     destination, prefix = job.destination(settings.storage_seconds)
-    addresses = source.address, destination.address
-    if runner == "DataflowRunner" and not all(address.startswith("gs://") for address in addresses):
-        raise SettingsError(f"Workers of Dataflow see only buckets; {addresses} are not both gs://bucket/prefix.")
+    for address in (source.address, destination.address):
+        if runner == "DataflowRunner" and not address.startswith("gs://"):
+            raise SettingsError(f"Workers of Dataflow see only buckets; {address} must be gs://bucket/prefix.")
     if overlap(f"{source.address}/{job.source.prefix}", f"{destination.address}/{prefix}"):
         raise SettingsError(
             f"The results at {destination.address}/{prefix} would be read as photos from "
