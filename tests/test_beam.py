@@ -315,6 +315,18 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: py
     assert failures(results(cloud)["errors.csv"]) == {}
 
 
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_what_no_worker_can_do_ends_the_run_in_a_sentence(
+    photos: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGMENT_MEMORY", "64Mi")
+    done = command(photos, photos.parent / "out", "--direct_running_mode", mode)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("segment: The pipeline failed on DirectRunner: With the model shapes loaded, 0 MiB of")
+    assert last.endswith("or use a smaller or int8 model.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

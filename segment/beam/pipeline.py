@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -188,10 +189,10 @@ def _check_model(options: Options, settings: Settings) -> None:
 
 
 def _reason(message: str) -> str:
-    """The line of a message, which may hold a worker's traceback, that says what was wrong."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason was given"]
-    named = [line for line in lines if line.startswith(("segment.errors.", "RuntimeError: segment.errors."))]
-    return (named or lines)[-1].partition(" [while running")[0]
+    """What was wrong, by a message that may hold a worker's traceback: one of our errors, or else the last line."""
+    ours = re.findall(r"segment\.errors\.\w+: (.+)", message)
+    lines = ours or [line for line in message.splitlines() if line.strip()] or ["no reason was given"]
+    return str(lines[-1]).strip().partition(" [while running")[0]
 
 
 def _reach(store: Store, prefix: str) -> None:
