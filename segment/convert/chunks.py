@@ -4,8 +4,8 @@ detectron2's C4 models run res5 on every region: the crops of 1,000 regions are 
 marked while the graph is built, with `begin` on its rows and `end` on what is computed from each; `in_chunks` makes the
 marked parts of a finished model loops, `whole` undoes it. Quantising needs the second: NNCF does not look into loops.
 
-A chunk always has CHUNK rows, the last one filled up with zeros: the runtime plans the memory of fixed shapes once and
-lets all tensors of a chunk share it.
+A chunk always has the same number of rows, CHUNK unless told otherwise, the last one filled up with zeros: the runtime
+plans the memory of fixed shapes once and lets all tensors of a chunk share it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,35 @@ CHUNK = 20
 _BEGIN, _END, _LOOP = ".rows", ".result", ".loop"
 
 
-def begin(g: Graph, name: str, boxes: str) -> str:
-    """Mark where the part `name` begins: with boxes (N, 4), its only input that has a row for each result."""
-    return g.op("Identity", boxes, name=name + _BEGIN)
+def part(name: str, width: int, chunk: int = CHUNK) -> str:
+    """The name of a part whose rows have `width` numbers, and which is run on `chunk` of them at a time.
+
+    Quantisers keep the names of nodes and nothing else that could hold this.
+    """
+    return f"{name}@{chunk}x{width}"
+
+
+def _sizes(name: str) -> tuple[int, int]:
+    """How many rows the part is run on at a time, and how many numbers each has."""
+    chunk, _, width = name.partition("@")[2].partition("x")
+    return int(chunk or CHUNK), int(width or 4)
+
+
+def begin(g: Graph, name: str, rows: str) -> str:
+    """Mark where the part `name` begins: with its only input that has a row for each result.
+
+    `rows`: boxes (N, 4) float32, or of the width that `part` has put into the name.
+    """
+    return g.op("Identity", rows, name=name + _BEGIN)
 
 
 def end(g: Graph, name: str, result: str) -> str:
-    """Mark where the part `name` ends: with `result` (N, ...) float32."""
+    """Mark where the part `name` ends: with `result` (N, ...), float32, or uint8 from a Cast."""
     return g.op("Identity", result, name=name + _END)
 
 
 def in_chunks(model: onnx.ModelProto) -> None:
-    """Make every marked part a loop over chunks of CHUNK rows."""
+    """Make every marked part a loop over chunks of its rows."""
     graph = model.graph
     for name in [node.name.removesuffix(_BEGIN) for node in graph.node if node.name.endswith(_BEGIN)]:
         inner = _inner(graph, name)
@@ -110,12 +127,13 @@ def _loop(
     def node(kind: str, inputs: list[str], output: str) -> onnx.NodeProto:
         return helper.make_node(kind, inputs, [output], at + output.removeprefix(at))
 
-    zero, one, size = ints(0), ints(1), ints(CHUNK)
+    (chunk, width), zero, one = _sizes(name), ints(0), ints(1)
+    size = ints(chunk)
     body = [
         node("Mul", [at + "number", size], at + "start"),
         node("Add", [at + "start", size], at + "stop"),
         node("Slice", [at + "padded", at + "start", at + "stop", zero], at + "chunk"),
-        node("Reshape", [at + "chunk", ints(CHUNK, 4)], name + _BEGIN),
+        node("Reshape", [at + "chunk", ints(chunk, width)], name + _BEGIN),
         *inner,
         node("Identity", [at + "go"], at + "go_on"),
     ]
@@ -123,12 +141,13 @@ def _loop(
         helper.make_tensor_value_info(at + key, kind, [])
         for key, kind in (("number", TensorProto.INT64), ("go", TensorProto.BOOL), ("go_on", TensorProto.BOOL))
     )
-    computed = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
+    made_by_cast = any(each.op_type == "Cast" and result in each.output for each in inner)
+    computed = helper.make_tensor_value_info(result, TensorProto.UINT8 if made_by_cast else TensorProto.FLOAT, None)
     loop = helper.make_graph(body, at + "body", [number, go], [go_on, computed])
     return [
         node("Shape", [boxes], at + "shape"),
         node("Slice", [at + "shape", zero, one], at + "count"),
-        node("Add", [at + "count", ints(CHUNK - 1)], at + "more"),
+        node("Add", [at + "count", ints(chunk - 1)], at + "more"),
         node("Div", [at + "more", size], at + "full"),
         node("Max", [at + "full", one], at + "chunks"),  # at least one: so the result has its shape without rows too
         node("Mul", [at + "chunks", size], at + "total"),

@@ -15,6 +15,8 @@ The same results for less work and memory:
 - Points are sampled by RoIAlign with one bin and one sample each. Its kernel works on all channels of a place at once,
   where GridSample goes through one channel's plane after the other. A coarse grid of 7 x 7 is sampled by a product with
   a matrix of bilinear weights.
+- Instances are rendered CHUNK at a time, in a loop of fixed shapes (chunks.py): a run that finds 100 takes 165 MiB
+  instead of 1 GiB. The runtime has no int8 in loops, so in an int8 file the point head still computes in float32.
 - The result is bytes, a quarter of the memory.
 """
 
@@ -27,9 +29,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.convert import pooler
-from segment.convert.config import ConvFCHead, PointRend
-from segment.convert.graph import FLOAT, UINT8, Graph
+from segment.convert import chunks
+from segment.convert.config import PointRend
+from segment.convert.graph import FLOAT, INT64, UINT8, Graph
 from segment.convert.heads import Found, pick
 from segment.convert.layers import convolution
 from segment.convert.weights import Array, Weights
@@ -42,6 +44,8 @@ _EARLIER_NAMES = (
     (f"{HEAD}.coarse_head.coarse_mask_fc", f"{HEAD}.coarse_head.fc"),
 )
 """Prefixes that checkpoints of 2020 have, and those of today (roi_heads.py, _load_from_state_dict)."""
+CHUNK = 10
+"""Instances that are rendered at a time. The last chunk is filled up, so few instances take as long as CHUNK."""
 FREQUENCIES = 128
 """Of the sines and cosines that stand for a point's place in Implicit PointRend."""
 
@@ -63,22 +67,24 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     `channels`: of each of `maps`, the feature maps by level.
     """
     surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
-    region = _region(g, found.boxes)
-    grid = _Points.on_grid(head.first_side)
-    predict: _Standard | _Implicit
-    if head.implicit:
-        predict = _Implicit(g, w, head, channels, surfaces, region, found.classes)
-    else:
-        predict = _Standard(g, w, head, channels, surfaces, region, found.classes)
-    side, logits = head.first_side, predict(grid)  # (N, side * side)
+    kind = _Implicit if head.implicit else _Standard
+    width = kind.width(head, channels)
+    coarse = _conv_fc_head(g, w, head, channels, surfaces, _region(g, found.boxes), width)
+    predictor = kind(g, w, head, channels, surfaces)
+    label = g.cast(g.op("Unsqueeze", found.classes, g.ints(1)), FLOAT)
+    part = chunks.part("mask_points", 5 + width, CHUNK)
+    rows = chunks.begin(g, part, g.op("Concat", found.boxes, label, coarse, axis=1))
+    region = _region(g, g.slice(rows, g.ints(0), g.ints(4), axis=1))
+    label = g.cast(g.reshape(g.slice(rows, g.ints(4), g.ints(5), axis=1), -1), INT64)
+    predictor.see(region, label, g.slice(rows, g.ints(5), g.ints(5 + width), axis=1))
+    side, logits = head.first_side, predictor(_Points.on_grid(head.first_side))  # (N, side * side)
     for _ in range(head.steps):
         logits, side = _doubled(g, logits, side), 2 * side
-        count = g.ints(min(head.points, side**2))
-        _, index = g.ops("TopK", g.op("Abs", logits), count, outputs=2, axis=1, largest=0, sorted=0)
-        points = _Points.chosen(g, index, side, min(head.points, side**2))
-        logits = g.op("ScatterElements", logits, index, predict(points), axis=1)
+        count = min(head.points, side**2)
+        _, index = g.ops("TopK", g.op("Abs", logits), g.ints(count), outputs=2, axis=1, largest=0, sorted=0)
+        logits = g.op("ScatterElements", logits, index, predictor(_Points.chosen(g, index, side, count)), axis=1)
     steps = g.minimum(g.op("Floor", g.op("Mul", g.op("Sigmoid", logits), g.scalar(256))), g.scalar(255))
-    return g.reshape(g.cast(steps, UINT8), -1, side, side)
+    return g.op("Identity", chunks.end(g, part, g.cast(g.reshape(steps, -1, side, side), UINT8)))
 
 
 # Places
@@ -158,7 +164,7 @@ def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
         "RoiAlign",
         surface.x,
         boxes,
-        pooler.images(g, boxes),
+        _images(g, boxes),
         coordinate_transformation_mode="half_pixel",
         output_height=side,
         output_width=side,
@@ -166,6 +172,15 @@ def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
         spatial_scale=1 / surface.stride,
         mode="avg",
     )
+
+
+def _images(g: Graph, boxes: str) -> str:
+    """The image that each of boxes (M, 4) is in, (M,) int64: there is one.
+
+    Zeros computed from the boxes. ConstantOfShape would need the value of M, and the runtime lets tensors of unknown
+    size share memory only between operators whose output's size depends on shapes alone.
+    """
+    return g.cast(g.op("Less", g.column(boxes, 0), g.scalar(-3e38)), INT64)
 
 
 def _sampled(g: Graph, surface: _Surface, region: _Region, points: _Points, channels: int) -> str:
@@ -229,15 +244,16 @@ def _doubled(g: Graph, logits: str, side: int) -> str:
 def _conv_fc_head(
     g: Graph,
     w: Weights,
-    head: ConvFCHead,
+    whole: PointRend,
     channels: int,
     surfaces: Mapping[int, _Surface],
     region: _Region,
-    name: str,
-    columns: int,
-    rows: int = 1,
+    width: int,
 ) -> str:
-    """What each box as a whole says: (N, rows * columns), of which the checkpoint has the columns first."""
+    """What each box as a whole says: (N, width). Coarse logits have the classes last, in the checkpoint first."""
+    head, name = whole.coarse, f"{HEAD}.{'parameter_head' if whole.implicit else 'coarse_head'}"
+    columns = 1 if whole.implicit else whole.classes
+    rows = width // columns
     x = _joined(g, [_cropped(g, surfaces[level], region, head.resolution) for level in head.levels])
     into, out = channels * len(head.levels), head.conv_channels
     if into > out:
@@ -259,22 +275,13 @@ def _conv_fc_head(
 class _Standard:
     """PointRend's point head: the same layers for every instance, which also see the coarse head's logits."""
 
-    def __init__(
-        self,
-        g: Graph,
-        w: Weights,
-        head: PointRend,
-        channels: int,
-        surfaces: Mapping[int, _Surface],
-        region: _Region,
-        label: str,
-    ) -> None:
-        self._g, self._head, self._region = g, head, region
-        cells = head.coarse_side**2
-        coarse = _conv_fc_head(
-            g, w, head.coarse, channels, surfaces, region, f"{HEAD}.coarse_head", columns=head.classes, rows=cells
-        )
-        self._coarse = g.reshape(coarse, -1, cells, head.classes)  # (N, cells, K)
+    @staticmethod
+    def width(head: PointRend, channels: int) -> int:
+        """How many numbers the coarse head gives for a box."""
+        return int(head.coarse_side**2 * head.classes)
+
+    def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
+        self._g, self._head = g, head
         self._layers: list[tuple[str, Array, Array]] = []
         name, into = f"{HEAD}.point_head", channels * len(head.levels) + head.classes
         for number in range(1, head.fcs + 1):
@@ -290,13 +297,19 @@ class _Standard:
             self._surfaces.append(replace(surfaces[level], x=x))
         self._layers[0] = first, np.ascontiguousarray(pieces[-1]), bias
         outputs = 1 if head.agnostic else head.classes
-        weight = w.take(f"{name}.predictor.weight", outputs, into, 1)
-        bias = w.take(f"{name}.predictor.bias", outputs)
-        own, of_coarse = weight[:, : head.fc_channels], weight[:, head.fc_channels :]
-        self._column = _of_class(g, own, label, f"{name}.predictor.weight")  # (N, fc_channels, 1)
-        self._shift = _of_class(g, bias[:, None], label, f"{name}.predictor.bias")  # (N, 1)
+        self._predictor = w.take(f"{name}.predictor.weight", outputs, into, 1)
+        self._bias = w.take(f"{name}.predictor.bias", outputs)[:, None]
+
+    def see(self, region: _Region, label: str, coarse: str) -> None:
+        """Which boxes are rendered, of which classes (N,), and what the coarse head says of them (N, width)."""
+        g, head, name = self._g, self._head, f"{HEAD}.point_head.predictor"
+        self._region = region
+        self._coarse = g.reshape(coarse, -1, head.coarse_side**2, head.classes)  # (N, cells, K)
+        own, of_coarse = self._predictor[:, : head.fc_channels], self._predictor[:, head.fc_channels :]
+        self._column = _of_class(g, own, label, f"{name}.weight")  # (N, fc_channels, 1)
+        self._shift = _of_class(g, self._bias, label, f"{name}.bias")  # (N, 1)
         if head.coarse_each_layer:  # what the coarse grid says in the last layer: (N, cells, 1)
-            column = _of_class(g, of_coarse, label, f"{name}.predictor.coarse_weight")
+            column = _of_class(g, of_coarse, label, f"{name}.coarse_weight")
             self._last = g.op("MatMul", self._coarse, column)
 
     def __call__(self, points: _Points) -> str:
@@ -321,34 +334,37 @@ class _Standard:
 class _Implicit:
     """Implicit PointRend's point head: each instance has its own layers, whose weights a head on its box predicts."""
 
-    def __init__(
-        self,
-        g: Graph,
-        w: Weights,
-        head: PointRend,
-        channels: int,
-        surfaces: Mapping[int, _Surface],
-        region: _Region,
-        label: str,
-    ) -> None:
-        self._g, self._head, self._channels, self._surfaces, self._region = g, head, channels, surfaces, region
+    @staticmethod
+    def width(head: PointRend, channels: int) -> int:
+        """How many parameters an instance's layers have."""
+        return parameters(head, channels)
+
+    def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
+        self._g, self._head, self._channels, self._surfaces = g, head, channels, surfaces
         self._frequencies = np.zeros((2, FREQUENCIES), np.float32)
         if head.positions:
             self._frequencies = w.take(f"{HEAD}.point_head.positional_encoding_gaussian_matrix", 2, FREQUENCIES)
-        shapes = _shapes(head, channels)
+
+    def see(self, region: _Region, label: str, coarse: str) -> None:
+        """Which boxes are rendered, of which classes (N,), and their parameters (N, width)."""
+        g, head, self._region = self._g, self._head, region
+        shapes = _shapes(head, self._channels)
         lengths = [out * into for out, into in shapes] + [out for out, _ in shapes]
-        name = f"{HEAD}.parameter_head"
-        parameters = _conv_fc_head(g, w, head.coarse, channels, surfaces, region, name, columns=sum(lengths))
-        parts = g.ops("Split", parameters, g.ints(*lengths), outputs=len(lengths), axis=1)
+        parts = g.ops("Split", coarse, g.ints(*lengths), outputs=len(lengths), axis=1)
         weights = [g.reshape(part, -1, *shape) for part, shape in zip(parts, shapes, strict=False)]
-        shifts = [g.op("Unsqueeze", part, g.ints(1)) for part in parts[len(shapes) :]]  # (N, 1, out)
+        shifts = parts[len(shapes) :]  # (N, out)
         if not head.agnostic:
             weights[-1] = g.op("Unsqueeze", pick(g, weights[-1], label), g.ints(1))
-            shifts[-1] = g.op("Unsqueeze", pick(g, parts[-1], label), g.ints(1, 2))
+            shifts[-1] = g.op("Unsqueeze", pick(g, shifts[-1], label), g.ints(1))
         matrices = [g.op("Transpose", weight, perm=[0, 2, 1]) for weight in weights]  # (N, in, out)
-        widths = ([2 * FREQUENCIES] if head.positions else []) + [channels] * len(head.levels) * head.image_features
+        widths = ([2 * FREQUENCIES] if head.positions else []) + [self._channels] * len(
+            head.levels
+        ) * head.image_features
         self._first = g.ops("Split", matrices[0], g.ints(*widths), outputs=len(widths), axis=1)
-        self._layers = list(zip(["", *matrices[1:]], shifts, strict=True))
+        self._layers = [
+            (matrix, g.op("Unsqueeze", shift, g.ints(1)))  # (N, 1, out)
+            for matrix, shift in zip(["", *matrices[1:]], shifts, strict=True)
+        ]
 
     def __call__(self, points: _Points) -> str:
         """Logits (N, P) of points."""
