@@ -16,8 +16,13 @@ from playwright.sync_api import expect
 from devtools.server import ROOT, Server, serve
 from segment.__main__ import main
 from segment.engine.footprint import Footprint
+from segment.errors import ModelError, Starting
 from segment.modelfile import ModelMetadata, metadata
 from segment.preparation import Preparation
+from segment.progress import Progress
+from segment.service import Service
+from segment.settings import Settings
+from segment.web.startup import Startup
 from tests import mirror as mirrors
 from tests.browser import browser, chromium
 from tests.mirror import Mirror
@@ -92,6 +97,16 @@ def test_listens_first_and_says_how_far_it_is(mirror: Mirror, tmp_path: Path, ph
         assert progress(server)["stage"] in ("load", "ready")
         assert requests.post(server.url + "/segment", data=photo, timeout=60).ok
     assert len(mirror.ranges) == asked
+
+
+def test_requests_wait_while_the_prepared_model_is_loaded() -> None:
+    """As they do for a model that needs no preparation; the page relies on it."""
+    startup = Startup(Service(Settings()), ["true"], lambda: None)
+    assert isinstance(startup.refusal(), Starting)
+    startup.progress = Progress("load", "Loading the model.")
+    assert startup.refusal() is None
+    startup.progress = Progress("failed", "There is no network.")
+    assert isinstance(startup.refusal(), ModelError)
 
 
 def test_bucket_events_are_refused_until_it_is_ready(mirror: Mirror, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Serve while the model is still being prepared.
 
 The server listens first. Preparing a model (downloading, converting, quantising) runs in a child process, whose memory
-is given back when it ends; it writes one line of JSON for each step (segment/progress.py). Then the model is loaded.
-Until that is done, requests that need the model are answered with 503, `Retry-After` and the current step, and
-GET /progress says the same to the page.
+is given back when it ends; it writes one line of JSON for each step (segment/progress.py). Meanwhile requests that need
+the model are answered with 503, `Retry-After` and the current step, and GET /progress says the same to the page. Then
+the model is loaded, which requests wait for.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Startup:
     def refusal(self) -> SegmentError | None:
         """Why a request that needs the model cannot be answered now, or None."""
         progress = self.progress
-        if progress.stage == "ready":
-            return None
+        if progress.stage in ("load", "ready"):
+            return None  # a request waits while the model is loaded, as it does without a preparation
         if progress.stage == "failed":
             return ModelError(progress.text)
         return Starting(f"The model is being prepared. {describe(progress)}", RETRY_SECONDS)
