@@ -120,9 +120,10 @@ ENV SEGMENT_ENGINE=detectron2
 USER 10001
 
 
-# For the workers of a Beam pipeline (docker build --target beam): the same code and model. apache-beam allows other versions of
-# some packages, so they are its own. A runner starts a worker by /opt/apache/beam/boot, which comes with Beam's own image; it
-# would make an environment of its own for Python, unless told that there is one. Dataflow runs it as root.
+# For the workers of a Beam pipeline (docker build --target beam): the same code and model. apache-beam does not support some of
+# the versions in requirements.txt, so this image has its own packages. Runners start a worker with /opt/apache/beam/boot, which
+# is copied from Beam's image; RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT keeps it from creating another virtual environment. The image
+# has no USER, because boot writes to folders that Dataflow mounts as root.
 FROM ${BEAM} AS beam-sdk
 
 FROM base AS beam-packages
@@ -144,6 +145,7 @@ ENV SEGMENT_MODEL=${MODEL:+/app/model/model.onnx} \
 RUN python -m segment warm && chmod -R a+rX cache
 HEALTHCHECK NONE
 ENTRYPOINT ["/opt/apache/beam/boot"]
+CMD []
 
 
 # The default.
