@@ -208,7 +208,7 @@ print(time.perf_counter() - start, int(peak) / 2**20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", [*FULL_SIZE, "mask_rcnn_vitdet_b_100ep"])
 def test_a_full_size_model_converts_and_serves(name: str, tmp_path: Path) -> None:
     tensors = checkpoints.checkpoint(configs.parse(zoo.config(zoo.entry(name))))
     (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps({"model": tensors, "__author__": "a test"}))
