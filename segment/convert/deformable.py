@@ -3,12 +3,16 @@
 Dai et al., "Deformable Convolutional Networks", 2017; with a factor for each tap: Zhu et al., "Deformable ConvNets v2",
 2018; detectron2/modeling/backbone/resnet.py (DeformBottleneckBlock), torchvision.ops.deform_conv2d.
 
-The map is sampled first: each output place gets a tile of 3 x 3 samples, side by side in a map three times as high and
-wide, over which an ordinary convolution of stride 3 runs. Sampling is bilinear, with zeros around the map. It reads a
+For each row of the kernel the map is sampled first: each output place gets three samples, side by side in a map three
+times as wide, over which an ordinary convolution of stride 3 runs. All rows at once would be no faster and hold three
+times as much. Sampling is bilinear, with zeros around the map. It reads a
 table that has all channels of a place in one row: four rows, weighted and added, for each sample.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,70 +38,83 @@ def convolution(
         g, w, x, name + "_offset", width, count, kernel=KERNEL, stride=stride, dilation=dilation
     )
     size = g.slice(g.op("Shape", offsets), g.ints(2), g.ints(4))  # H', W'
-    factors = ""
+    factors = [""] * KERNEL
     if config.modulated:
-        offsets, factors = g.ops("Split", offsets, g.ints(2 * taps, taps), outputs=2, axis=1)
-        factors = _by_place(g, g.op("Sigmoid", factors), size, config.offset_groups)
-    offsets = _by_place(g, offsets, size, config.offset_groups, 2)
+        offsets, logits = g.ops("Split", offsets, g.ints(2 * taps, taps), outputs=2, axis=1)
+        factors = _by_row(g, g.op("Sigmoid", logits), size, config.offset_groups)
+    rows = _by_row(g, offsets, size, config.offset_groups, 2)
     padded = g.op("Pad", x, g.ints(0, 0, BEFORE, BEFORE, 0, 0, AFTER, AFTER), name=name + MAP)
-    samples = _sample(g, padded, offsets, factors, config.offset_groups, stride, dilation)
-    samples = g.op(
-        "Reshape", samples, g.op("Concat", g.ints(1), g.op("Mul", size, g.ints(KERNEL)), g.ints(width), axis=0)
-    )
-    samples = g.op("Transpose", samples, perm=[0, 3, 1, 2])
+    shape = g.op("Concat", g.ints(1), g.op("Mul", size, g.ints(1, KERNEL)), g.ints(width), axis=0)
     weight, bias = w.conv(name, width, width // config.groups, KERNEL, config.norm)
-    y = g.conv(samples, weight, bias, name=name, strides=[KERNEL] * 2, group=config.groups)
+    y = ""
+    for row in range(KERNEL):
+        samples = _sample(g, padded, rows[row], factors[row], config.offset_groups, stride, dilation, row)
+        samples = g.op("Transpose", g.op("Reshape", samples, shape), perm=[0, 3, 1, 2])  # (1, width, H', 3 W')
+        part = g.conv(
+            samples,
+            weight[:, :, row : row + 1],
+            bias if row == 0 else None,
+            name=f"{name}.row{row}",
+            strides=[1, KERNEL],
+            group=config.groups,
+        )
+        y = g.op("Add", y, part) if y else part
     return layers.normalised(g, w, y, f"{name}.norm", width, config.norm, relu=True)
 
 
-def _by_place(g: Graph, x: str, size: str, groups: int, values: int = 1) -> str:
-    """x (1, groups * 9 * values, H', W') -> (values, H', 3, W', 3, groups): what each sample has."""
+def _by_row(g: Graph, x: str, size: str, groups: int, values: int = 1) -> list[str]:
+    """x (1, groups * 9 * values, H', W') -> (values, H', W', 3, groups) for each row of the kernel."""
     shape = g.op("Concat", g.ints(groups, KERNEL, KERNEL, values), size, axis=0)
-    return g.op("Transpose", g.op("Reshape", x, shape), perm=[3, 4, 1, 5, 2, 0])
+    x = g.op("Transpose", g.op("Reshape", x, shape), perm=[1, 3, 4, 5, 2, 0])
+    return [g.column(x, row, axis=0) for row in range(KERNEL)]
 
 
-def _sample(g: Graph, padded: str, offsets: str, factors: str, groups: int, stride: int, dilation: int) -> str:
-    """padded (1, C, H + 3, W + 3) -> (H' * 3 * W' * 3 * groups, C / groups): a group's channels at each place.
+def _sample(
+    g: Graph, padded: str, offsets: str, factors: str, groups: int, stride: int, dilation: int, row: int
+) -> str:
+    """padded (1, C, H + 3, W + 3) -> (H' * W' * 3 * groups, C / groups): a group's channels at each place.
 
-    `offsets` (2, H', 3, W', 3, groups): pixels down and right from where a convolution would read. `factors`
-    (1, H', 3, W', 3, groups): what each sample is multiplied with, unless empty.
+    `offsets` (2, H', W', 3, groups): pixels down and right from where a `row` of a convolution's kernel would read.
+    `factors` (1, H', W', 3, groups): what each sample is multiplied with, unless empty.
     """
     table = g.op("Transpose", padded, perm=[0, 2, 3, 1])
     table = g.op("Reshape", table, g.op("Concat", g.ints(-1), g.op("Div", g.dim(padded, 1), g.ints(groups)), axis=0))
-    top, above, below = _neighbours(g, padded, offsets, 0, stride, dilation)
-    left, before, after = _neighbours(g, padded, offsets, 1, stride, dilation)
+    top, above, below = _neighbours(g, padded, offsets, 0, stride, dilation, (row,))
+    left, before, after = _neighbours(g, padded, offsets, 1, stride, dilation, range(KERNEL))
     if factors:
         above, below = g.op("Mul", above, factors), g.op("Mul", below, factors)
-    row, column = g.cast(g.dim(padded, 3), INT32), g.constant([groups], np.int32)
-    row = g.op("Mul", row, column)  # how many rows of the table are between a place and the one below
-    first = g.op("Add", g.op("Mul", top, row), g.op("Mul", left, column))
+    right = g.constant([groups], np.int32)  # rows of the table from a place to the next
+    down = g.op("Mul", g.cast(g.dim(padded, 3), INT32), right)
+    first = g.op("Add", g.op("Mul", top, down), g.op("Mul", left, right))
     first = g.reshape(g.op("Add", first, g.constant(np.arange(groups), np.int32)), -1)
-    below_first = g.op("Add", first, row)
+    below_first = g.op("Add", first, down)
     corners = (
         (first, above, before),
-        (g.op("Add", first, column), above, after),
+        (g.op("Add", first, right), above, after),
         (below_first, below, before),
-        (g.op("Add", below_first, column), below, after),
+        (g.op("Add", below_first, right), below, after),
     )
     parts = [
         g.op("Mul", g.gather(table, index), g.reshape(g.op("Mul", vertical, horizontal), -1, 1))
         for index, vertical, horizontal in corners
     ]
-    return g.op("Add", g.op("Add", parts[0], parts[1]), g.op("Add", parts[2], parts[3]))
+    return functools.reduce(lambda total, part: g.op("Add", total, part), parts)
 
 
-def _neighbours(g: Graph, padded: str, offsets: str, axis: int, stride: int, dilation: int) -> tuple[str, str, str]:
+def _neighbours(
+    g: Graph, padded: str, offsets: str, axis: int, stride: int, dilation: int, taps: Sequence[int]
+) -> tuple[str, str, str]:
     """The two places along an axis (0 down, 1 right) of the padded map that each sample lies between.
 
-    Returns (1, H', 3, W', 3, groups) each: the first as int32, the weight of the first and of the second as float32.
+    `taps`: where in the kernel the samples are, along that axis. Returns (1, H', W', 3, groups) each: the first place
+    as int32, the weight of the first and of the second as float32.
     """
     length = g.op("Sub", g.cast(g.dim(padded, 2 + axis), FLOAT), g.scalar(BEFORE + AFTER))
-    count = g.op("Gather", g.op("Shape", offsets), g.constant(np.int64(1 + 2 * axis)))
+    count = g.op("Gather", g.op("Shape", offsets), g.constant(np.int64(1 + axis)))
     number = g.op("Range", g.constant(np.int64(0)), count, g.constant(np.int64(1)))
-    shape = (-1, 1, 1, 1, 1) if axis == 0 else (-1, 1, 1)
-    taps = dilation * (np.arange(KERNEL) - KERNEL // 2)
-    read = g.op("Mul", g.reshape(number, *shape), g.ints(stride))
-    read = g.op("Add", read, g.constant(taps.reshape(KERNEL, *shape[2:]), np.int64))
+    read = g.op("Mul", g.reshape(number, *((-1, 1, 1, 1) if axis == 0 else (-1, 1, 1))), g.ints(stride))
+    from_centre = dilation * (np.array(taps, np.int64) - KERNEL // 2)
+    read = g.op("Add", read, g.constant(from_centre[:, None]))
     place = g.op("Add", g.gather(offsets, g.ints(axis)), g.cast(read, FLOAT))
     place = g.op("Max", g.op("Min", place, length), g.scalar(-1.0))
     first = g.op("Floor", place)
