@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import io
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from PIL import Image
 
 from benchmarks import models
 from segment import image, load, service
-from segment.container import cpus
+from segment.container import cpus, peak
 from segment.dataset import run
 from segment.dataset.job import Dataset, Job
 from segment.detections import Detections
@@ -156,17 +155,17 @@ class Stub:
 
 
 def run_stub(folder: Path) -> None:
-    """Segment a folder with the stub; print the largest memory of this process in KiB, and that before the run."""
+    """Segment a folder with the stub; print the peak memory of this process in bytes, and that before the run."""
     setattr(service, "from_settings", lambda settings: Model("stub", Stub()))  # noqa: B010
     settings = Settings.from_environment({"SEGMENT_RENDER_FACTOR": "4"})
     whole = service.Service(settings)
     whole.load()
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = peak()
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         failed = run.run([folder], Job(Path(out), Options.defaults(settings), (), ("coco", "parquet")), whole)
     if failed:
         raise RuntimeError("A photo failed.")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, start)
+    print(peak(), start)
 
 
 def memory(most: int) -> list[str]:
@@ -187,7 +186,7 @@ def memory(most: int) -> list[str]:
             start = time.perf_counter()
             command = [sys.executable, "-m", "benchmarks.folder", "stub", str(folder)]
             answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            largest, before = (int(word) / 1024 for word in answer.split())
+            largest, before = (int(word) / (1 << 20) for word in answer.split())
             lines.append(f"| {number:,} | {largest:.0f} | {before:.0f} | {time.perf_counter() - start:.0f} |")
             print(lines[-1], flush=True)
     return lines

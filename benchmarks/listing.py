@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from segment.bucket import backfill, shares
 from segment.bucket.listing import Range
 from segment.bucket.results import Run
 from segment.bucket.store import google
+from segment.container import peak
 from segment.service import Service
 from segment.settings import Settings
 
@@ -149,7 +149,7 @@ def measure(photos: int, tasks: int, run: int, latency: float) -> Measured:
         calls = len(cloud.requests) - 2 * run * (tasks > 1)  # the shares were read before
         if cloud.writes[1:]:
             raise RuntimeError(f"Finished photos were segmented again: {cloud.writes[1]}")
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = peak() / (1 << 20)
     own = sum(sizes[:run])
     return Measured(photos, tasks, run, divide_calls, max(sizes), own, calls, seconds, memory)
 

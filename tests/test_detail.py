@@ -120,5 +120,5 @@ def test_auto_keeps_to_the_memory() -> None:
 
 def test_too_much_detail_is_refused_with_what_would_fit() -> None:
     _, _, own, run = planned((4000, 3000), "1")
-    with pytest.raises(TooLarge, match=r"at detail 4 .* or ask for less detail"):
+    with pytest.raises(TooLarge, match=r"at detail 4 .* or reduce detail"):
         planned((4000, 3000), "4", own + run)

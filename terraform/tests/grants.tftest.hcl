@@ -69,6 +69,10 @@ run "accounts_and_grants" {
     error_message = "Pub/Sub may publish dead letters."
   }
   assert {
+    condition     = google_pubsub_subscription_iam_member.redrive_takes_off.role == "roles/pubsub.subscriber" && google_pubsub_subscription_iam_member.redrive_takes_off.subscription == google_pubsub_subscription.dead.name && google_pubsub_subscription_iam_member.redrive_takes_off.member == google_service_account.bucket.member
+    error_message = "The backfill job may take dead letters off their subscription."
+  }
+  assert {
     condition     = google_cloud_run_v2_service_iam_member.callers["allUsers"].role == "roles/run.invoker" && google_cloud_run_v2_service_iam_member.callers["allUsers"].name == "segment"
     error_message = "Callers may call the HTTP service."
   }
