@@ -140,6 +140,7 @@ def test_the_second_stage_has_no_deformable_res5() -> None:
         config.parse(given)
 
 
+@pytest.mark.slow
 def test_int8_samples_an_int8_map(tmp_path: Path) -> None:
     answers = np.load(GOLDEN / "dconv.npz")
     photos = [tmp_path / f"{i}.png" for i in range(3)]
