@@ -65,7 +65,7 @@ def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, t
     photo = ROOT / "docs" / "coins-photo.png"
     command: list[str | Path] = [programs / "segment", "image", photo, "-o", "out", "-f", "png,json"]
     subprocess.run(command, cwd=tmp_path, check=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
         "coins-photo.detections.json",
         "coins-photo.overlay.png",
     ]
