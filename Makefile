@@ -5,21 +5,28 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run test lint test-slow beam-test bench bucket image-test clean
+.PHONY: help run check-model test lint test-slow beam-test bench bucket image-test clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
-# A name that is no model's is refused before anything is installed; `segment serve` checks everything else.
 ZOO := segment/zoo/models.toml
-KNOWN = $(findstring .,$(MODEL))$(findstring /,$(MODEL))$(shell grep -c '^\[models\.$(MODEL:-int8=)\]' $(ZOO) | grep -v '^0')
-CHECKED = $(if $(MODEL),$(if $(KNOWN),,$(error There is no model called $(MODEL); $(ZOO) lists the names, and a file ends in .onnx, .pkl or .pth)))
+# A file in .onnx is served as it is; everything else is converted.
+CONVERTER = $(if $(filter-out %.onnx,$(MODEL)),$(VENV)/convert)
 
-run: $(CHECKED) $(VENV)/serving $(if $(MODEL),$(VENV)/convert)
-	@echo "Serving on http://localhost:$(PORT) (Ctrl-C stops it)"
+run: check-model $(VENV)/serving $(CONVERTER)
 	@OPENBLAS_NUM_THREADS=1 SEGMENT_CACHE=$${SEGMENT_CACHE-.cache/models} PORT=$(PORT) FUNCTION_TARGET=segment_http \
 	  $(BIN)/python -m segment serve $(if $(MODEL),--model "$(MODEL)") $(if $(CONFIG),--config "$(CONFIG)") \
 	  $(if $(LABELS),--labels "$(LABELS)") $(if $(INT8),--int8) $(if $(CALIBRATE),--calibrate "$(CALIBRATE)")
+
+# What MODEL names is checked before anything is installed: a URL, a file, or a name of the zoo. `segment serve` checks the rest.
+check-model:
+	@case "$(MODEL)" in \
+	  ""|*://*) ;; \
+	  */*|*.*) test -f "$(MODEL)" || { echo "There is no file $(MODEL)." >&2; exit 1; } ;; \
+	  *) grep -q "^\[models\.$(MODEL:-int8=)\]" $(ZOO) || { sed -n 's/^\[models\.\(.*\)\]/  \1/p' $(ZOO) >&2; \
+	       echo "There is no model called $(MODEL). The names are listed above; a file ends in .onnx, .pkl or .pth." >&2; exit 1; } ;; \
+	esac
 
 test: lint .cache/terraform/installed
 	$(BIN)/pytest -rs -m "not slow"
@@ -70,14 +77,18 @@ clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11. Name another with PYTHON=, such as PYTHON=python3.12."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/serving: requirements.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing what serving needs into $(VENV). This takes a minute, and is done once."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/convert: requirements-convert.txt $(VENV)/serving
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
+	@echo "Installing what converting a model needs into $(VENV). This takes a minute, and is done once."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
 	@touch $@
 
 $(VENV)/dev: requirements.txt requirements-convert.txt requirements-dev.txt | $(VENV)/bin/python

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from segment import container, values, zoo
 from segment.engine.footprint import Footprint
-from segment.errors import OptionError, SegmentError
+from segment.errors import OptionError, SegmentError, SettingsError
 from segment.formats import Format
 from segment.labels import read_labels
 from segment.model import locate
@@ -27,6 +27,9 @@ from segment.values import MIB, BadValue
 
 if TYPE_CHECKING:
     import onnx
+
+TARGETS = ("segment_http", "segment_object")
+"""The function targets in main.py."""
 
 
 def image(arguments: argparse.Namespace) -> int:
@@ -201,8 +204,13 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve a function target, with the variables of the functions framework; prepare the model meanwhile."""
     from segment.web import server
 
-    host, port = os.environ.get("HOST", "0.0.0.0"), int(os.environ.get("PORT", "8080"))
-    target = arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http")
+    host, port = os.environ.get("HOST", "0.0.0.0"), _whole_number("PORT", 8080, 1, 65535)
+    target, source = (
+        arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http"),
+        os.environ.get("FUNCTION_SOURCE"),
+    )
+    if not source and target not in TARGETS:
+        raise SettingsError(f"The function target is {target!r}; it must be one of {', '.join(TARGETS)}.")
     command: list[str] = []
     settings = Settings.from_environment(os.environ)
     arguments.model = arguments.model or settings.model
@@ -214,8 +222,16 @@ def serve(arguments: argparse.Namespace) -> int:
             os.environ["SEGMENT_LABELS"] = arguments.labels
         if not preparation.ready:
             command = [sys.executable, "-m", "segment", "prepare", "--progress", *_words(arguments)]
-    threads, source = int(os.environ.get("THREADS", "8")), os.environ.get("FUNCTION_SOURCE")
+    threads = _whole_number("THREADS", 8, 1, 1000)
     return server.run(host, port, threads, source, target, command)
+
+
+def _whole_number(variable: str, default: int, low: int, high: int) -> int:
+    """A number in one of functions-framework's environment variables. Raises SettingsError."""
+    try:
+        return int(values.number(int, low, high).parse(os.environ.get(variable) or str(default)))
+    except BadValue as error:
+        raise SettingsError(f"{variable} {error}") from None
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:

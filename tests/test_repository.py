@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from typing import Any
 
@@ -35,6 +37,36 @@ def test_actions_are_pinned_by_commit() -> None:
     used = [step["uses"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "uses" in step]
     assert used
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", action) for action in used)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("", ""),
+        ("mask_rcnn_R_50_FPN_3x", ""),
+        ("mask_rcnn_R_50_FPN_3x-int8", ""),
+        ("https://example.com/model.pkl", ""),
+        ("segment/models/shapes.onnx", ""),
+        ("mask_rcnn_R_51", "There is no model called mask_rcnn_R_51."),
+        ("output/my model.onnx", "There is no file output/my model.onnx."),
+    ],
+)
+def test_make_checks_the_model_before_it_installs(model: str, message: str) -> None:
+    command = ["make", "check-model", f"MODEL={model}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode == 0) == (not message), done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_installs_the_converter_only_for_what_is_converted() -> None:
+    def planned(model: str) -> str:
+        command = ["make", "--dry-run", "--always-make", "run", f"MODEL={model}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    assert "requirements-convert.txt" in planned("mask_rcnn_R_50_FPN_3x")
+    assert "requirements-convert.txt" not in planned("segment/models/shapes.onnx")
 
 
 @pytest.mark.parametrize("form", ["bug", "feature"])

@@ -21,6 +21,7 @@ import requests
 from PIL import Image
 
 from devtools.server import ROOT, Server, free_port, serve
+from segment.__main__ import main
 
 JPEG = {"Content-Type": "image/jpeg"}
 MIB = 1 << 20
@@ -247,3 +248,39 @@ def _album(body: bytes) -> Iterator[str]:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{web.server_port}/photo.jpg"
         web.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PORT": "70000"}, "PORT is '70000'; it must be a whole number from 1 to 65535."),
+        ({"THREADS": "many"}, "THREADS is 'many'; it must be a whole number from 1 to 1000."),
+        ({"HOST": "192.0.2.1"}, "Cannot listen on 192.0.2.1, port "),
+        ({"FUNCTION_TARGET": "detect"}, "The function target is 'detect'; it must be one of segment_http, segment_obj"),
+    ],
+)
+def test_wrong_variables_stop_the_start_with_one_sentence(
+    variables: dict[str, str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", str(free_port()))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["serve"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"segment: {message}")
+
+
+def test_a_port_in_use_stops_the_start_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("HOST", "127.0.0.1")
+        monkeypatch.setenv("PORT", str(port))
+        assert main(["serve"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"segment: Port {port} is already in use. Stop the other program, or set PORT to a free port."
+
+
+def test_says_where_it_serves(small: Server) -> None:
+    assert f"Serving on http://localhost:{urlsplit(small.url).port}" in small.log()

@@ -8,7 +8,11 @@ one event loop, because each further process would load the model again.
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,18 +25,22 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from segment.errors import ModelError
+from segment.errors import ModelError, SettingsError
 from segment.service import Service
 from segment.web import labelling
 from segment.web.app import upload_paths
 from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
 from segment.web.startup import NEEDS_MODEL, Startup
 
+log = logging.getLogger(__name__)
+
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
 MAX_CONNECTIONS = 400
 """If there are more connections, the one that has waited longest for a request's head is closed."""
+BACKLOG = 512
+"""Connections that the kernel accepts before the server does."""
 STOP_SECONDS = 8
 """Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
@@ -126,8 +134,9 @@ def run(
 
     `source`: file that defines the function target, segment/main.py by default. `target`: by default FUNCTION_TARGET.
     `prepare`: command that prepares the model while the server is already listening, see startup.py. If it fails, the
-    server stops and 1 is returned.
+    server stops and 1 is returned. Raises SettingsError if it cannot listen on `host` and `port`.
     """
+    listening = listen(host, port)
     import functions_framework
 
     application: Any = functions_framework.create_app(target, source or str(MAIN))  # type: ignore[no-untyped-call]
@@ -141,8 +150,6 @@ def run(
     gateway = Gateway(application, service, threads, uploads, startup, needs_model)
     config = uvicorn.Config(
         gateway,
-        host=host,
-        port=port,
         http=Protocol,
         ws="none",
         lifespan="off",
@@ -154,7 +161,7 @@ def run(
         proxy_headers=False,
         server_header=False,
         date_header=True,
-        backlog=512,
+        backlog=BACKLOG,
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
@@ -164,16 +171,33 @@ def run(
     server = uvicorn.Server(config)
     if startup is None and service.settings.labelling:
         threading.Thread(target=_load, args=(service,), daemon=True).start()
+    log.info("Serving on http://localhost:%d (Ctrl-C stops it)", port)
     if startup is None:
-        server.run()
+        server.run([listening])
         return 0
     threading.Thread(target=_end_after, args=(failed, server), daemon=True).start()
     startup.start()
     try:
-        server.run()
+        server.run([listening])
     finally:
         startup.stop()
     return int(failed.is_set())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens on `host` and `port`. Raises SettingsError if that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except socket.gaierror:
+        reason = "this name cannot be resolved"
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(
+                f"Port {port} is already in use. Stop the other program, or set PORT to a free port."
+            ) from None
+        reason = os.strerror(error.errno or errno.EIO)  # error.strerror repeats the address
+    raise SettingsError(f"Cannot listen on {host}, port {port}: {reason}. Set HOST and PORT to other values.")
 
 
 def _end_after(failed: threading.Event, server: uvicorn.Server) -> None:
