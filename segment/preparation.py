@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,6 +28,7 @@ from segment.labels import read_labels
 from segment.modelfile import ModelMetadata
 from segment.progress import Progress, Report, ignore
 from segment.zoo.download import download, download_once
+from segment.zoo.lock import exclusive
 
 if TYPE_CHECKING:
     import onnx
@@ -127,20 +130,35 @@ class Preparation:
         Raises ModelError, FetchError and ConversionError.
         """
         if not self.ready:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._make(self.path, report)
+            with self._lock(report):
+                if not self.ready:
+                    self._make(self.path, report)
         return self.path
 
     def make(self, output: Path | None = None, report: Report = ignore) -> Path:
-        """Make the model file also if it is there, at `output` or where it is kept. Raises as `prepare`."""
-        path = output or self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._make(path, report)
-        return path
+        """Make the model file also if it is there, at `output` or where it is kept. Raises as `prepare`.
+
+        If another process was making the same file, its result is used.
+        """
+        with self._lock(report) as waited:
+            if output is None and waited and self.ready:
+                return self.path
+            self._make(output or self.path, report)
+        return output or self.path
+
+    def _lock(self, report: Report) -> AbstractContextManager[bool]:
+        """Exclude other processes that prepare the same model, in any form: they share the downloaded files."""
+        local = (self.is_model_file or self.is_checkpoint) and not _is_url(self.model)
+        source = str(Path(self.model).resolve()) if local else self.model if _is_url(self.model) else self.name
+        return exclusive(zoo.cache() / "locks", source, report)
 
     def _make(self, path: Path, report: Report) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if self.is_model_file:
-            self._download(self.model, path, report)
+            if _is_url(self.model):
+                self._download(self.model, path, report)
+            elif Path(self.model).resolve() != path.resolve():
+                shutil.copyfile(self.model, path)
             return
         from segment import convert as converter
 
@@ -218,7 +236,13 @@ def write(
     elif proposals is not None:
         converter.limit(model, proposals)
     report(Progress("measure", "Measuring the memory that the model needs."))
-    return converter.finish(model, path)
+    unfinished = path.with_name(f"{path.stem}.unfinished{MODEL_FILE}")  # until its memory is known, nobody may serve it
+    try:
+        metadata = converter.finish(model, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return metadata
 
 
 def check_calibration(calibrate: Path | None) -> None:

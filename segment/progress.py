@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Stage = Literal["start", "download", "convert", "quantise", "measure", "load", "ready", "failed"]
+Stage = Literal["start", "wait", "download", "convert", "quantise", "measure", "load", "ready", "failed"]
 """The stages of a preparation in their order; any can be followed by `failed`."""
 
 

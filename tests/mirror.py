@@ -30,14 +30,15 @@ NARROW = {
 class Mirror:
     """A server of files.
 
-    `cuts`: bytes after which each of the next responses breaks off. `statuses`: of the next responses. `ranges`: what
-    was asked for, "" being all. `gate`: while it is cleared, responses stop after `before_gate` bytes and wait; if
-    `breaks`, the connection ends there.
+    `cuts`: bytes after which each of the next responses breaks off. `statuses`: of the next responses. `paths`,
+    `ranges`: what was asked for; the range "" is the whole file. `gate`: while it is cleared, responses stop after
+    `before_gate` bytes and wait; if `breaks`, the connection ends there.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
     takes_ranges: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
@@ -54,6 +55,7 @@ def run() -> Iterator[Mirror]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            state.paths.append(self.path)
             state.ranges.append(asked := self.headers.get("Range", ""))
             body = state.files.get(self.path)
             if state.statuses:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -172,6 +174,57 @@ def test_a_checkpoint_file_is_converted_with_what_is_beside_it(tmp_path: Path, m
     again = Preparation(str(weights))
     assert not again.ready
     assert again.path != path
+
+
+@contextlib.contextmanager
+def prepare(mirror: Mirror, cache: Path) -> Iterator[tuple[subprocess.Popen[str], Progress]]:
+    """`segment prepare` of the mirror's model in a process of its own, and the first step that it reports."""
+    command = [sys.executable, "-m", "segment", "prepare", "--progress", mirror.url + "narrow.pkl"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield process, Progress.from_json(process.stdout.readline())
+
+
+def test_two_processes_prepare_a_model_once(mirror: Mirror, tmp_path: Path) -> None:
+    with prepare(mirror, tmp_path) as (first, download), prepare(mirror, tmp_path) as (second, wait):
+        assert download.stage == "download"
+        assert wait.stage == "wait"
+        assert wait.text.startswith("Waiting for another process that is preparing the same model")
+        mirror.gate.set()
+        assert first.wait(120) == 0
+        assert second.wait(120) == 0
+    assert sorted(mirror.paths) == ["/config.yaml", "/narrow.pkl"]
+    assert len(list(tmp_path.rglob("*.onnx"))) == 1
+
+
+def test_a_killed_preparation_does_not_block_others(mirror: Mirror, tmp_path: Path) -> None:
+    with prepare(mirror, tmp_path) as (first, _), prepare(mirror, tmp_path) as (second, wait):
+        assert wait.stage == "wait"
+        first.kill()
+        assert second.stdout
+        assert Progress.from_json(second.stdout.readline()).stage == "download"
+        second.kill()
+
+
+def test_a_preparation_interrupted_while_measuring_leaves_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose memory is not known yet must not be served by the next start."""
+
+    def interrupt(_path: Path, **_: object) -> Footprint:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("segment.engine.footprint.measure", interrupt)
+    checkpoint, config = mirrors.narrow_model()
+    (tmp_path / "model_final.pkl").write_bytes(checkpoint)
+    (tmp_path / "config.yaml").write_bytes(config)
+    preparation = Preparation(str(tmp_path / "model_final.pkl"))
+    with pytest.raises(KeyboardInterrupt):
+        preparation.prepare()
+    assert not preparation.ready
+    assert list(tmp_path.rglob("*.onnx")) == []
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium (apt-get install chromium)")

@@ -189,14 +189,13 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except socket.gaierror:
-        reason = "this name cannot be resolved"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(
                 f"Port {port} is already in use. Stop the other program, or set PORT to a free port."
             ) from None
-        reason = os.strerror(error.errno or errno.EIO)  # error.strerror repeats the address
+        known = (error.errno or 0) > 0  # negative: of getaddrinfo. error.strerror repeats the address
+        reason = os.strerror(error.errno or 0) if known else "the name cannot be resolved"
     raise SettingsError(f"Cannot listen on {host}, port {port}: {reason}. Set HOST and PORT to other values.")
 
 
