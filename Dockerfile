@@ -6,6 +6,7 @@
 #   docker build -t segment --build-arg MODEL=mine.onnx .                with a converted model from this folder
 #   ... --build-arg INT8=1                                               the same in int8, calibrated on public photographs
 #   ... --build-arg CALIBRATE=photos                                     in int8, calibrated on photos/ in this folder
+#   ... --build-arg PARQUET=1                                            with pyarrow, for Parquet datasets of the backfill job
 #   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for what does not convert
 #   docker build -t segment:beam --target beam .                         workers of an Apache Beam pipeline (Dataflow)
 #
@@ -32,10 +33,11 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 
 # What serving imports.
 FROM base AS packages
+ARG PARQUET=""
 WORKDIR /build
-COPY requirements.txt constraints.txt ./
+COPY requirements.txt requirements-parquet.txt constraints.txt ./
 RUN python -m venv --without-pip /venv && \
-    pip --python /venv/bin/python install -r requirements.txt -c constraints.txt
+    pip --python /venv/bin/python install -r requirements.txt ${PARQUET:+-r requirements-parquet.txt} -c constraints.txt
 
 
 # The same without what a CPU never needs: OpenVINO's plugins for other devices and for combining devices, its readers of other

@@ -91,6 +91,6 @@ $(VENV)/convert: requirements-convert.txt $(VENV)/serving
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
 	@touch $@
 
-$(VENV)/dev: requirements.txt requirements-convert.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/dev: requirements.txt requirements-convert.txt requirements-parquet.txt requirements-dev.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -144,6 +144,12 @@ def _add_backfill(commands_of: Any) -> None:
         metavar="SUBSCRIPTION",
         help="instead of a source, deliver the dead letters in projects/PROJECT/subscriptions/NAME again",
     )
+    backfill.add_argument(
+        "-d",
+        "--dataset",
+        default="",
+        help="also write one dataset of all photos that have results: coco, parquet, or both",
+    )
     backfill.set_defaults(run=commands.backfill)
 
 

@@ -163,10 +163,14 @@ def cvat(arguments: argparse.Namespace) -> int:
 
 
 def backfill(arguments: argparse.Namespace) -> int:
-    """Segment what is in a bucket or a folder already, or what the dead letters of its events are about."""
+    """Segment the photos that are in a bucket or folder already, or those of the events in the dead letters."""
     from segment import log
     from segment.bucket import backfill as filling
+    from segment.dataset.job import Dataset
 
+    datasets = _choices("dataset", arguments.dataset, Dataset)
+    if arguments.redrive and datasets:
+        raise OptionError("dataset", "A dataset is written by a backfill of a source; leave out --dataset.")
     if arguments.redrive and arguments.source:
         raise OptionError("redrive", "--redrive takes the photos from the dead letters; leave out the source.")
     if not arguments.redrive and not arguments.source:
@@ -178,7 +182,8 @@ def backfill(arguments: argparse.Namespace) -> int:
         from segment.bucket import redrive
 
         return redrive.run(arguments.redrive, Service(redrive.patient(settings)), os.environ)
-    return filling.run(arguments.source, arguments.destination, Service(filling.patient(settings)), os.environ)
+    service = Service(filling.patient(settings, datasets))
+    return filling.run(arguments.source, arguments.destination, service, os.environ, datasets=datasets)
 
 
 def beam(arguments: argparse.Namespace) -> int:

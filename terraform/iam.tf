@@ -106,6 +106,23 @@ resource "google_storage_bucket_iam_member" "reads_results" {
   member = google_service_account.bucket.member
 }
 
+# Replace the dataset, whose objects are not those of photos. The condition needs uniform bucket-level access.
+resource "google_storage_bucket_iam_member" "replaces_dataset" {
+  count = length(var.backfill_dataset) > 0 ? 1 : 0
+
+  bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  role   = "roles/storage.objectUser"
+  member = google_service_account.bucket.member
+
+  condition {
+    title = "dataset"
+    expression = join(" || ", [
+      for name in ["instances.json", "instances.parquet/", "errors.csv", "_segment/dataset/"] :
+      "resource.name.startsWith(\"projects/_/buckets/${local.output_bucket}/objects/${var.output_prefix}${name}\")"
+    ])
+  }
+}
+
 resource "google_storage_bucket_iam_member" "model" {
   for_each = var.model_bucket == null ? {} : {
     http   = google_service_account.http.member

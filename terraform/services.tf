@@ -193,7 +193,10 @@ resource "google_cloud_run_v2_job" "backfill" {
       containers {
         image   = var.image
         command = ["python"]
-        args    = ["-m", "segment", "backfill", "gs://${local.input_bucket}/${var.input_prefix}"]
+        args = concat(
+          ["-m", "segment", "backfill", "gs://${local.input_bucket}/${var.input_prefix}"],
+          length(var.backfill_dataset) > 0 ? ["--dataset", join(",", var.backfill_dataset)] : [],
+        )
 
         resources {
           limits = { cpu = tostring(local.job_cpu), memory = local.job_memory }

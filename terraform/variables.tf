@@ -522,6 +522,17 @@ variable "backfill_hours" {
   }
 }
 
+variable "backfill_dataset" {
+  description = "Formats of one dataset of all photos that the backfill job writes to the output bucket: coco, parquet, both, or none. The job's account may then replace and delete the objects of the dataset, and only these. parquet needs an image that was built with PARQUET=1."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = length(setsubtract(var.backfill_dataset, ["coco", "parquet"])) == 0 && length(distinct(var.backfill_dataset)) == length(var.backfill_dataset)
+    error_message = "backfill_dataset may contain coco and parquet, each once."
+  }
+}
+
 # Monitoring.
 
 variable "alerts" {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -22,20 +21,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from devtools.gcs import Cloud, Fault
 from devtools.server import ROOT
 from segment.bucket import backfill, listing
 from segment.bucket.store import google
 from segment.errors import SettingsError, StorageError
-from segment.formats import File
-from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
-from training.shapes import scene
+from tests.scenes import RENDER_FACTOR, expected, photo
 
-SETTINGS = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "2"}
+SETTINGS = {"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR), "SEGMENT_STORAGE_SECONDS": "2"}
 FILES = {"overlay.png", "detections.json"}
 
 
@@ -64,23 +60,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 @cache
-def photo(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(scene(seed, (96, 64))[0]).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-@cache
 def service() -> Service:
     """The pipeline in this process."""
     return Service(Settings.from_environment(SETTINGS))
-
-
-@cache
-def expected(content: bytes) -> dict[str, bytes]:
-    """The files that a photo's results must be."""
-    files: tuple[File, ...] = service().segment(content, Options.defaults(service().settings), ("png", "json")).files
-    return {file.name: file.body for file in files}
 
 
 def run(source: object, destination: object = "gs://results", task: int = 0, tasks: int = 1) -> int:

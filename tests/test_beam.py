@@ -20,12 +20,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 pytest.importorskip("apache_beam", reason="needs apache-beam, see requirements-beam.txt")
 
@@ -41,17 +39,14 @@ from segment.beam.worker import Worker
 from segment.bucket.listing import Range
 from segment.bucket.store import google
 from segment.errors import SettingsError
-from segment.options import Options
-from segment.service import Service
-from segment.settings import Settings
-from training.shapes import scene
+from tests.scenes import RENDER_FACTOR, expected, photo
 
 NAMES = ("2026/a.jpg", "2026/May/ünï code.jpg", "b.jpg")
 
 
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEGMENT_RENDER_FACTOR", "6")
+    monkeypatch.setenv("SEGMENT_RENDER_FACTOR", str(RENDER_FACTOR))
     monkeypatch.setenv("SEGMENT_STORAGE_SECONDS", "2")
 
 
@@ -80,21 +75,6 @@ def photos(tmp_path: Path) -> Path:
         (folder / name).write_bytes(photo(number))
     (folder / "cut.jpg").write_bytes(photo(0)[:1000])
     return folder
-
-
-@cache
-def photo(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(scene(seed, (160, 120))[0]).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-@cache
-def expected(content: bytes) -> dict[str, bytes]:
-    """The files that the service makes of a photo."""
-    service = Service(Settings(render_factor=6))
-    files = service.segment(content, Options.defaults(service.settings), ("png", "json")).files
-    return {file.name: file.body for file in files}
 
 
 def run(source: object, output: object, *arguments: str) -> int:
@@ -255,8 +235,14 @@ def test_repeated_bundles_leave_no_duplicates(cloud: Cloud, photos: Path, tmp_pa
     written = Counter(write.name for write in cloud.writes if write.bucket == "results")
     assert {name: written[name] for name in of_photos(cloud)} == dict.fromkeys(of_photos(cloud), 1)
 
-    before = len(cloud.requests)
+    cloud.put("photos", "notes.jpg", b"no photo")
     assert run(*arguments) == 0
+    errors = results(cloud)["errors.csv"]
+    assert list(failures(errors)) == ["notes.jpg"]
+    first = results(cloud)
+
+    before = len(cloud.requests)
+    assert run(*arguments) == 0, "what was refused before is not a failure"
     reads = [path for _, path in cloud.requests[before:] if "/photos/o/" in path]
     assert not reads, "photos that are done are not read again"
     assert results(cloud) == first

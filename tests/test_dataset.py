@@ -24,7 +24,8 @@ from pycocotools.coco import COCO
 from devtools.server import ROOT
 from segment.__main__ import main
 from segment.dataset import coco, parquet
-from segment.dataset.journal import Entry, Journal
+from segment.dataset.entry import Entry
+from segment.dataset.journal import Journal
 from segment.errors import StorageError
 from training.shapes import CLASSES, scene
 

@@ -38,6 +38,7 @@ def test_base_and_packages_are_pinned() -> None:
     for name in (
         "requirements.txt",
         "requirements-convert.txt",
+        "requirements-parquet.txt",
         "requirements-detectron2.txt",
         "requirements-beam.txt",
         "constraints.txt",

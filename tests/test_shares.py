@@ -47,7 +47,7 @@ class Names:
     def write(self, name: str, body: bytes, content_type: str, metadata: object) -> bool:
         raise NotImplementedError
 
-    def replace(self, name: str, file: Path, content_type: str, metadata: object) -> None:
+    def replace(self, name: str, pieces: object, content_type: str, metadata: object) -> None:
         raise NotImplementedError
 
     def delete(self, item: Object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,13 +60,28 @@ def test_nothing_is_written_over(store: Store) -> None:
     assert store.read(item, 10) == b"1"
 
 
-def test_replacing_puts_a_file_in_place_of_what_is_there(store: Store, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    for body in (b"1", b"x" * 9 * MIB):
-        file.write_bytes(body)
-        store.replace("a/b", file, "application/json", {"segment-source": "gs://x"})
-        (item,) = store.objects()
-        assert store.read(item, 10 * MIB) == body
+@pytest.mark.parametrize("sizes", [[], [1], [0, 5 * MIB, 3, 4 * MIB], [8 * MIB], [20 * MIB]])
+def test_replacing_puts_pieces_in_place_of_what_is_there(store: Store, sizes: list[int]) -> None:
+    put(store, "a/b")
+    store.replace("a/b", (os.urandom(1) * size for size in sizes), "application/json", {"segment-source": "gs://x"})
+    (item,) = store.objects()
+    assert item.size == sum(sizes)
+    body = store.read(item, 20 * MIB)
+    assert body is not None
+    ends = list(itertools.accumulate(sizes))
+    assert all(len(set(body[end - size : end])) <= 1 for size, end in zip(sizes, ends, strict=True))
+
+
+def test_replacing_that_is_interrupted_changes_nothing(store: Store) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"x" * 9 * MIB
+        raise StorageError("The source failed.")
+
+    put(store, "a/b")
+    with pytest.raises(StorageError, match="The source failed"):
+        store.replace("a/b", pieces(), "application/json", {})
+    (item,) = store.objects()
+    assert store.read(item, 10) == b"a/b"
 
 
 def test_listing_starts_where_it_is_told(store: Store) -> None:

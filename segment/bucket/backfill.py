@@ -1,17 +1,20 @@
-"""Segment what is in a bucket or a folder already: for each object the same work as for an event.
+"""Segment the objects that are in a bucket or a folder already, in the same way as bucket events.
 
-Nothing is remembered between runs: an object whose results are there is done. So a run that was stopped continues when
-it is started again, and runs beside events do no harm. Photos and results are listed in step, which costs one call per
-1,000 photos and one per 1,000 results, and no other call for a photo that is done. Several tasks share a bucket by
-ranges of names (shares.py).
+Nothing is remembered between runs: an object is done if its results exist. So an interrupted run continues when it is
+started again, and runs beside events do no harm. Photos and results are listed in step, which costs one call per 1,000
+photos and one per 1,000 results, and no other call for a photo that is done. Several tasks share a bucket by ranges of
+names (shares.py).
 
-A backfill is in no hurry: it waits for memory as long as it takes, and a page of the listing that fails is asked for
-again, with growing pauses. SIGTERM ends it at once, as results are only ever written whole.
+With `datasets`, the photos are also added to one dataset (dataset.py). It contains every photo of the source that has
+results, whether they were made by this run, an earlier one or an event, so the JSON of a photo that was done before is
+read.
+
+A backfill waits for memory as long as it takes. A page of the listing that fails is requested again after a growing
+pause. SIGTERM ends the process at once, which is safe because results are written atomically.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -19,20 +22,24 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from segment.bucket import shares
+from segment import container
+from segment.bucket import dataset, documents, shares
+from segment.bucket.dataset import Place, TaskDataset
 from segment.bucket.listing import Range, beside_results, listed
-from segment.bucket.objects import describe, is_done, is_result, segment_object
+from segment.bucket.objects import Outcome, describe, is_done, is_result, segment_object
 from segment.bucket.results import Results
 from segment.bucket.store import Object, Store, open_store, overlap
+from segment.dataset.entry import Entry, Failure
+from segment.dataset.job import Dataset
 from segment.errors import Busy, ModelError, SettingsError, StorageError
 from segment.service import Service
 from segment.settings import Settings
@@ -40,51 +47,63 @@ from segment.settings import Settings
 log = logging.getLogger(__name__)
 
 WORKERS = 16
-"""Objects that are worked on at once, most of which wait for storage or for memory: enough to keep two cores busy when
-a storage call takes 60 ms (benchmarks/backfill.py)."""
+"""Number of objects that are processed at once. Most of them wait for storage or memory. This is enough to keep two
+cores busy if a storage call takes 60 ms (benchmarks/backfill.py)."""
+AHEAD = 4 * WORKERS
+"""Number of objects that are begun before the oldest of them is finished."""
 LOG_SECONDS = 30.0
-"""How often progress is logged where nobody watches a bar."""
+"""Interval at which progress is logged if there is no terminal."""
 FAILED = "failed for now"
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-def run(source: str, destination: str, service: Service, environment: Mapping[str, str], workers: int = WORKERS) -> int:
-    """Segment every object below `source` that falls to this task; write results to `destination`.
 
-    Each is gs://bucket/prefix or a folder; an empty destination is the output bucket of the settings. The environment
-    says which task this is. Returns 0 when all are done, those refused for good included, and 1 if any failed in a way
-    that may pass later. Raises SettingsError, ModelError, StorageError.
+def run(
+    source: str,
+    destination: str,
+    service: Service,
+    environment: Mapping[str, str],
+    workers: int = WORKERS,
+    datasets: Sequence[Dataset] = (),
+) -> int:
+    """Segment every object below `source` that falls to this task, and write results to `destination`.
+
+    Both are gs://bucket/prefix or a folder; an empty destination is the output bucket of the settings. `environment`
+    contains the number of this task. `datasets`: formats of the dataset; the service must write JSON for each photo.
+
+    Returns 0 if all objects are done, including those that cannot be segmented, and 1 if any failed for a reason that
+    may pass. Raises SettingsError, ModelError, StorageError.
     """
     settings = service.settings
     index, count = task(environment)
     photos, photos_prefix = _source(source, settings)
     results, results_prefix = _destination(destination, settings)
-    if overlap(f"{photos.address}/{photos_prefix}", f"{results.address}/{results_prefix}"):
+    photos_address = f"{photos.address}/{photos_prefix}"
+    if overlap(photos_address, f"{results.address}/{results_prefix}"):
         raise SettingsError(
-            f"The results at {results.address}/{results_prefix} would be read as photos from "
-            f"{photos.address}/{photos_prefix}: one is inside the other. Choose another place for the results."
+            f"The results at {results.address}/{results_prefix} would be read as photos from {photos_address}: one is "
+            "inside the other. Choose another place for the results."
         )
+    if "parquet" in datasets:
+        import pyarrow.parquet  # noqa: F401 - before the memory that is left is computed
     service.load()
-    own = shares.agreed(
-        photos, photos_prefix, results, results_prefix, environment.get("CLOUD_RUN_EXECUTION", ""), index, count
-    )
+    execution = environment.get("CLOUD_RUN_EXECUTION", "")
+    own = shares.agreed(photos, photos_prefix, results, results_prefix, execution, index, count)
+    place = Place(results, results_prefix, photos_address, execution, index, count)
+    output = TaskDataset(place, datasets, service.model_name, service.labels) if datasets else None
+    if output:
+        output.start()
     with _progress() as progress:
-        todo = _Shared(
-            itertools.chain.from_iterable(
-                unfinished(service, photos, photos_prefix, results, results_prefix, names, progress) for names in own
-            )
-        )
-
-        def work() -> None:
-            while (next_one := todo.next()) is not None:
-                progress.count(_segment(service, photos, *next_one, results, results_prefix))
-
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(work) for _ in range(workers)]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                todo.close()
+        job = _Job(service, photos, photos_prefix, results, results_prefix, progress, output is not None)
+        with _pool(workers) as pool:
+            todo = (photo for part, names in enumerate(own) for photo in job.photos(part * count + index, names))
+            for photo, kind, found in _in_order(pool, job.segment, todo):
+                progress.count(kind)
+                if output and found:
+                    output.add(photo.part, found)
+        if output:
+            output.finish()
     return 1 if progress.counts[FAILED] else 0
 
 
@@ -99,34 +118,21 @@ def task(environment: Mapping[str, str]) -> tuple[int, int]:
     return int(words[0]), int(words[1])
 
 
-def unfinished(
-    service: Service,
-    photos: Store,
-    prefix: str,
-    results: Store,
-    results_prefix: str,
-    names: Range,
-    progress: Progress,
-) -> Iterator[tuple[Object, Results | None]]:
-    """The photos in the range that are not done, each with what is there of its results if that is known.
-
-    Those that are done are counted as such. Raises StorageError, ModelError.
-    """
-    new = (item for item in listed(photos, prefix, names) if not item.name.endswith("/") and not is_result(item))
-    for photo, there in beside_results(new, prefix, results, results_prefix, names):
-        if there and is_done(service, results, there):
-            progress.count("done before")
-        else:
-            yield photo, there
-
-
-def patient(settings: Settings) -> Settings:
-    """The settings with which a backfill waits for memory as long as it takes."""
-    return replace(settings, wait_seconds=math.inf, queue=max(settings.queue, WORKERS))
+def patient(settings: Settings, datasets: Sequence[Dataset] = ()) -> Settings:
+    """The settings of a backfill, which waits for memory as long as it takes and leaves some for datasets."""
+    changed = replace(settings, wait_seconds=math.inf, queue=max(settings.queue, WORKERS))
+    if not datasets:
+        return changed
+    formats = settings.output_formats
+    return replace(
+        changed,
+        memory=max(1, container.memory_limit(settings.memory) - dataset.MEMORY_BYTES),
+        output_formats=formats if "json" in formats else (*formats, "json"),
+    )
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process at once, also as process 1, which the kernel would shield from it."""
+    """Let SIGTERM end this process at once, also if it is process 1, which ignores the signal without a handler."""
 
     def end(number: int, frame: FrameType | None) -> None:
         log.warning("Stopped by SIGTERM. The next run continues with what has no results yet.")
@@ -151,35 +157,85 @@ def _destination(address: str, settings: Settings) -> tuple[Store, str]:
     return open_store(f"gs://{settings.output_bucket}/{settings.output_prefix}", settings.storage_seconds)
 
 
-def _segment(
-    service: Service, source: Store, item: Object, there: Results | None, destination: Store, prefix: str
-) -> str:
-    """What became of the object, in a word."""
-    try:
-        return segment_object(service, source, item, destination, prefix, there=there).kind
-    except (StorageError, Busy, ModelError) as error:
-        log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(source, item))
-    except Exception:
-        log.exception("%s: %s: unexpected error", item.name, FAILED, extra=describe(source, item))
-    return FAILED
+@dataclass(frozen=True)
+class _Photo:
+    """A photo that is not done, or whose entry in the dataset is wanted. `part`: number of its range of names.
+
+    `there`: its existing results, if they are known.
+    """
+
+    part: int
+    item: Object
+    there: Results | None
+    done: bool
 
 
-class _Shared:
-    """An iterator that several threads draw from."""
+@dataclass(frozen=True)
+class _Job:
+    """What is done with each photo. `entries`: whether there is a dataset."""
 
-    def __init__(self, items: Iterator[tuple[Object, Results | None]]) -> None:
-        self._items: Iterator[tuple[Object, Results | None]] | None = items
-        self._lock = threading.Lock()
+    service: Service
+    source: Store
+    prefix: str
+    results: Store
+    results_prefix: str
+    progress: Progress
+    entries: bool
 
-    def next(self) -> tuple[Object, Results | None] | None:
-        """The next item; None at the end."""
-        with self._lock:
-            return next(self._items, None) if self._items else None
+    def photos(self, part: int, names: Range) -> Iterator[_Photo]:
+        """The photos in a range that are not done; if there is a dataset, all photos. Raises StorageError, ModelError.
 
-    def close(self) -> None:
-        """Let this be the end."""
-        with self._lock:
-            self._items = None
+        Photos that are left out are counted.
+        """
+        listing = listed(self.source, self.prefix, names)
+        new = (item for item in listing if not item.name.endswith("/") and not is_result(item))
+        for item, there in beside_results(new, self.prefix, self.results, self.results_prefix, names):
+            done = there is not None and is_done(self.service, self.results, there)
+            if done and not self.entries:
+                self.progress.count(DONE.kind)
+            else:
+                yield _Photo(part, item, there, done)
+
+    def segment(self, photo: _Photo) -> tuple[_Photo, str, Entry | Failure | None]:
+        """Segment a photo unless it is done. Returns it, the kind of outcome, and its entry if there is a dataset."""
+        service, item, results, prefix = self.service, photo.item, self.results, self.results_prefix
+        try:
+            if photo.done:
+                outcome = DONE
+            else:
+                outcome = segment_object(service, self.source, item, results, prefix, there=photo.there)
+            found = documents.entry(service, item, outcome, results, prefix, photo.there) if self.entries else None
+            return photo, outcome.kind, found
+        except (StorageError, Busy, ModelError) as error:
+            log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(self.source, item))
+            return photo, FAILED, Failure(item.name, str(error))
+        except Exception:
+            log.exception("%s: %s: unexpected error", item.name, FAILED, extra=describe(self.source, item))
+            return photo, FAILED, Failure(item.name, "An unexpected error; see the log.")
+
+
+DONE = Outcome("done before")
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that begin nothing more after an error."""
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results of `work` in the order of the items, of which AHEAD are begun at a time."""
+    begun: deque[Future[Result]] = deque()
+    for item in items:
+        begun.append(pool.submit(work, item))
+        while begun and (len(begun) >= AHEAD or begun[0].done()):
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
 
 
 # Progress

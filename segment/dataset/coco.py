@@ -1,6 +1,6 @@
-"""Write one COCO dataset (https://cocodataset.org/#format-data) of many photos, one photo in memory at a time.
+"""Write one COCO dataset (https://cocodataset.org/#format-data) of many photos, with one photo in memory at a time.
 
-`images` and `annotations` are two arrays of one document, so the entries are read twice.
+`images` and `annotations` are two arrays of the same document, so the entries are read twice.
 """
 
 from __future__ import annotations
@@ -8,29 +8,36 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-from segment.dataset.journal import Entry
+from segment.dataset.entry import Entry
 from segment.output.coco import INFO, categories, dump
 
 FILE_NAME = "instances.json"
 
 
 def write(entries: Callable[[], Iterable[Entry]], labels: Sequence[str], folder: Path) -> Path:
-    """Write FOLDER/instances.json from `entries()`, which gives the same entries each time. Returns its path.
+    """Write FOLDER/instances.json; see `document`. Returns its path.
 
-    `file_name` is the photo's name; ids count from 1 in the order of the entries. An instance whose mask has no pixel
-    is left out: readers refuse an annotation without an area. An existing file is replaced when all is written.
+    An existing file is replaced when the new one is complete.
     """
     path = folder / FILE_NAME
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        file.write(dump({"info": INFO, "licenses": [], "categories": categories(labels)}).removesuffix(b"}"))
-        _write_array(file, "images", _images(entries()))
-        _write_array(file, "annotations", _annotations(entries()))
-        file.write(b"}\n")
+        file.writelines(document(entries, labels))
     os.replace(partial, path)
     return path
+
+
+def document(entries: Callable[[], Iterable[Entry]], labels: Sequence[str]) -> Iterator[bytes]:
+    """The document in small pieces. `entries()` must return the same entries each time; it is called twice.
+
+    `file_name` is the photo's name. Ids count from 1 in the order of the entries. An instance whose mask has no pixel
+    is left out, because readers refuse an annotation without an area.
+    """
+    yield dump({"info": INFO, "licenses": [], "categories": categories(labels)}).removesuffix(b"}")
+    yield from _array("images", _images(entries()))
+    yield from _array("annotations", _annotations(entries()))
+    yield b"}\n"
 
 
 def _images(entries: Iterable[Entry]) -> Iterator[dict[str, object]]:
@@ -48,8 +55,8 @@ def _annotations(entries: Iterable[Entry]) -> Iterator[dict[str, object]]:
                 yield {**annotation, "id": count, "image_id": number}
 
 
-def _write_array(file: BinaryIO, name: str, rows: Iterable[dict[str, object]]) -> None:
-    file.write(b"," + dump(name) + b":[")
+def _array(name: str, rows: Iterable[dict[str, object]]) -> Iterator[bytes]:
+    yield b"," + dump(name) + b":["
     for index, row in enumerate(rows):
-        file.write((b",\n" if index else b"\n") + dump(row))
-    file.write(b"]")
+        yield (b",\n" if index else b"\n") + dump(row)
+    yield b"]"

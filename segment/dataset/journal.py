@@ -1,7 +1,7 @@
-"""The journal of a run: which photos are done, with what was found in them.
+"""The journal of a run: which photos are done, and what was found in them.
 
-It is a SQLite file in the output folder. A run that was stopped, even by SIGKILL, continues from it,
-and datasets are written from it one photo at a time, so that memory does not grow with their number.
+It is a SQLite file in the output folder. A run that was stopped, even by SIGKILL, continues from it. Datasets are
+written from it one photo at a time, so memory does not grow with the number of photos.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from segment.dataset.entry import Entry, Failure
 from segment.errors import StorageError
 
 FILE_NAME = ".segment.sqlite"
@@ -24,26 +24,14 @@ CREATE TABLE IF NOT EXISTS photos (
 )"""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A photo that is done.
-
-    `generation`: the file's modification time in nanoseconds. `document`: its JSON, see output/coco.py.
-    """
-
-    name: str
-    generation: int
-    document: dict[str, Any]
-
-
 class Journal:
-    """The journal in the folder `output`. Used by one thread. Raises StorageError if another run has it open."""
+    """The journal in the folder `output`, for one thread. Raises StorageError if another run has opened it."""
 
     def __init__(self, output: Path) -> None:
         self._path = output / FILE_NAME
         try:
             self._database = sqlite3.connect(self._path, timeout=1)
-            # The file need not survive a crash of the machine: photos whose entries are lost are segmented again.
+            # The file does not have to survive a crash of the machine: photos without an entry are segmented again.
             self._database.execute("PRAGMA synchronous = OFF")
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             with self._database:
@@ -66,39 +54,39 @@ class Journal:
         self._database.close()
 
     def resume(self, name: str, key: str) -> bool:
-        """Whether the photo was done with this `key` before; if so it belongs to this run too."""
+        """Whether an earlier run finished the photo with this `key`; if so, add it to this run."""
         done = self._database.execute(
             "UPDATE photos SET run = ? WHERE name = ? AND key = ? AND error IS NULL", (self._run, name, key)
         )
         return done.rowcount > 0
 
     def resume_inside(self, name: str, key: str) -> None:
-        """Let what was recorded of the parts of `name`, which are named NAME/..., belong to this run too."""
+        """Add the recorded parts of `name`, whose names are NAME/..., to this run."""
         self._database.execute(
             "UPDATE photos SET run = ? WHERE name > ? AND name < ? AND key = ?",
             (self._run, f"{name}/", f"{name}0", key),
         )
 
     def done(self, name: str, key: str, generation: int, document: bytes | None) -> None:
-        """Record a photo that was segmented. `document`: its JSON, if a dataset is to be written."""
+        """Record a photo that was segmented. `document`: its JSON, if a dataset is wanted."""
         self._write(name, key, generation, document, None)
 
     def failed(self, name: str, error: str, key: str = "") -> None:
-        """Record a photo that could not be segmented. It is tried again in the next run, or else has a `key`."""
+        """Record a photo that could not be segmented. The next run tries it again, unless `key` is given."""
         self._write(name, key, None, None, error)
 
     def entries(self) -> Iterator[Entry]:
-        """The photos of this run that are done and have a document, in order of their names."""
+        """The photos of this run that have a document, sorted by name."""
         query = "SELECT name, generation, document FROM photos WHERE run = ? AND document IS NOT NULL ORDER BY name"
         with closing(self._database.execute(query, (self._run,))) as rows:
             for name, generation, document in rows:
                 yield Entry(name, generation, json.loads(document))
 
-    def failures(self) -> Iterator[tuple[str, str]]:
-        """Name and error of each photo of this run that failed, in order of their names."""
+    def failures(self) -> Iterator[Failure]:
+        """The photos of this run that failed, sorted by name."""
         query = "SELECT name, error FROM photos WHERE run = ? AND error IS NOT NULL ORDER BY name"
         with closing(self._database.execute(query, (self._run,))) as rows:
-            yield from rows
+            yield from (Failure(name, error) for name, error in rows)
 
     def _write(self, name: str, key: str, generation: int | None, document: bytes | None, error: str | None) -> None:
         with self._database:

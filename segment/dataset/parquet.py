@@ -1,7 +1,7 @@
-"""Write instances as Parquet (https://parquet.apache.org), one row per instance, one row group in memory at a time.
+"""Write instances as Parquet (https://parquet.apache.org): one row per instance, one row group in memory at a time.
 
-The files lie in FOLDER/instances.parquet/model=NAME/part-00000.parquet: Hive partitioning, which DuckDB, BigQuery and
-Spark read as a column `model`.
+The files are FOLDER/instances.parquet/model=NAME/part-00000.parquet and so on. This is Hive partitioning: DuckDB,
+BigQuery and Spark read a column `model` from it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import itertools
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 from urllib.parse import quote
 
 import pyarrow
 import pyarrow.parquet
 
-from segment.dataset.journal import Entry
+from segment.dataset.entry import Entry
 
 FOLDER_NAME = "instances.parquet"
+CONTENT_TYPE = "application/vnd.apache.parquet"
 ROWS_PER_GROUP, GROUPS_PER_FILE = 10_000, 100
 SCHEMA = pyarrow.schema(
     [
@@ -44,53 +47,94 @@ SCHEMA = pyarrow.schema(
 
 
 def write(entries: Iterable[Entry], model: str, folder: Path) -> Path:
-    """Write FOLDER/instances.parquet/model=MODEL/ from `entries`, whose masks are RLE. Returns its path.
+    """Write the partition FOLDER/instances.parquet/model=MODEL/ from `entries`, whose masks are RLE. Returns its path.
 
-    What an earlier run wrote there is replaced when all is written; other models' partitions stay.
+    Existing files of the partition are replaced when the new ones are complete. Other partitions are not changed.
     """
-    place = folder / FOLDER_NAME / f"model={quote(model, safe='')}"
+    place = folder / FOLDER_NAME / partition(model)
     partial = folder / f".{FOLDER_NAME}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    rows = _rows(entries)
+    remaining = iter(entries)
     for number in itertools.count():
-        first = _group(rows)
-        if number and not first.num_rows:
+        first = next(remaining, None)
+        if number and first is None:
             break
-        with pyarrow.parquet.ParquetWriter(partial / f"part-{number:05}.parquet", SCHEMA, compression="zstd") as file:
-            file.write_table(first)
-            for _ in range(GROUPS_PER_FILE - 1):
-                if not (group := _group(rows)).num_rows:
+        with Part(partial / f"part-{number:05}.parquet") as part:
+            for entry in itertools.chain([first] if first else [], remaining):
+                part.add(entry)
+                if part.groups == GROUPS_PER_FILE:
                     break
-                file.write_table(group)
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(exist_ok=True)
     partial.rename(place)
     return place
 
 
-def _group(rows: Iterator[dict[str, object]]) -> pyarrow.Table:
-    return pyarrow.Table.from_pylist(list(itertools.islice(rows, ROWS_PER_GROUP)), SCHEMA)
+def partition(model: str) -> str:
+    """The name of the folder with a model's rows: model=NAME."""
+    return f"model={quote(model, safe='')}"
 
 
-def _rows(entries: Iterable[Entry]) -> Iterator[dict[str, object]]:
-    for entry in entries:
-        image = entry.document["image"]
-        for found in entry.document["annotations"]:
-            x, y, width, height = found["bbox"]
-            yield {
-                "photo": entry.name,
-                "generation": entry.generation,
-                "photo_width": image["width"],
-                "photo_height": image["height"],
-                "instance": found["id"],
-                "category_id": found["category_id"],
-                "class": found["category_name"],
-                "score": found["score"],
-                "x_min": x,
-                "y_min": y,
-                "x_max": x + width,
-                "y_max": y + height,
-                "area": found["area"],
-                "rle": found["segmentation"]["counts"],
-            }
+class Part:
+    """A Parquet file that is being written. A context manager.
+
+    `groups`: number of row groups written so far. `rows_per_group`: number of rows that are kept in memory before they
+    are written.
+    """
+
+    def __init__(self, sink: Path | BinaryIO, rows_per_group: int = ROWS_PER_GROUP) -> None:
+        self.groups = 0
+        self._rows: list[dict[str, object]] = []
+        self._rows_per_group = rows_per_group
+        self._writer = pyarrow.parquet.ParquetWriter(sink, SCHEMA, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind:
+            self._writer.close()
+        else:
+            self.close()
+
+    def add(self, entry: Entry) -> None:
+        """Append the instances of a photo."""
+        self._rows += _rows(entry)
+        while len(self._rows) >= self._rows_per_group:
+            self._write(self._rows[: self._rows_per_group])
+            del self._rows[: self._rows_per_group]
+
+    def close(self) -> None:
+        """Write the remaining rows and the end of the file."""
+        if self._rows or not self.groups:
+            self._write(self._rows)
+        self._writer.close()
+
+    def _write(self, rows: list[dict[str, object]]) -> None:
+        self._writer.write_table(pyarrow.Table.from_pylist(rows, SCHEMA))
+        self.groups += 1
+
+
+def _rows(entry: Entry) -> Iterator[dict[str, object]]:
+    image = entry.document["image"]
+    for found in entry.document["annotations"]:
+        x, y, width, height = found["bbox"]
+        yield {
+            "photo": entry.name,
+            "generation": entry.generation,
+            "photo_width": image["width"],
+            "photo_height": image["height"],
+            "instance": found["id"],
+            "category_id": found["category_id"],
+            "class": found["category_name"],
+            "score": found["score"],
+            "x_min": x,
+            "y_min": y,
+            "x_max": x + width,
+            "y_max": y + height,
+            "area": found["area"],
+            "rle": found["segmentation"]["counts"],
+        }

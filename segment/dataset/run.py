@@ -1,18 +1,18 @@
 """Segment a folder of photos and videos: several at a time, resumable, with datasets at the end.
 
-Decoding, drawing and encoding of some photos overlap with the network's run on another: the service lets runs take
-turns and reserves each photo's memory before it is decoded, so that more jobs wait rather than use more memory.
+Decoding, drawing and encoding of some photos overlap with the run of the network on another. The service runs the
+network on one photo at a time, and reserves the memory of each photo before it is decoded, so additional jobs wait and
+do not use more memory.
 
-A video is a folder of frames: clip.mp4/000001.png and so on in datasets and in the output, numbered as FFmpeg numbers
-images, except that its overlays are one video.
+A video is treated as a folder of frames: clip.mp4/000001.png and so on in datasets and in the output, numbered as
+FFmpeg numbers images. Its overlays, however, are one video.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,31 +20,32 @@ from tqdm import tqdm
 
 from segment import container
 from segment.dataset import coco, photos
+from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv
 from segment.dataset.job import Job
 from segment.dataset.journal import Journal
 from segment.dataset.work import Work
 from segment.errors import OptionError
 from segment.service import Service
 
-ERRORS_NAME = "errors.csv"
 SHOWN_FAILURES = 20
-"""How many failures are printed at the end; errors.csv has all."""
+"""Number of failures that are printed at the end; errors.csv contains all."""
 
 
 def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = None) -> int:
     """Segment the photos and videos in `paths`, then write the datasets. Returns 0, or 1 if any photo failed.
 
-    `jobs`: photos in work at a time; None is one more than the CPUs. Photos that an earlier run with the same options
-    finished are skipped. A photo that fails is reported at the end, and in errors.csv. Raises ModelError, OptionError,
-    StorageError.
+    `jobs`: number of photos that are processed at a time; by default one more than the CPUs. Photos that an earlier run
+    with the same options finished are skipped. Photos that fail are listed at the end and in errors.csv.
+
+    Raises ModelError, OptionError, StorageError.
     """
     if "parquet" in job.datasets and job.options.segmentation != "rle":
         raise OptionError("segmentation", "Parquet holds masks as run lengths; leave out segmentation=polygons.")
     if "parquet" in job.datasets:
-        import pyarrow  # noqa: F401 - refuse now rather than after the last photo
+        import pyarrow  # noqa: F401 - if it is missing, fail now and not after the last photo
     unlisted: list[OSError] = []
     found = photos.find(paths, job.output, unlisted.append, photos.SUFFIXES | photos.VIDEO_SUFFIXES)
-    first = list(itertools.islice(found, 1))  # refuses paths that conflict before anything is written
+    first = list(itertools.islice(found, 1))  # conflicting paths are refused before anything is written
     service.load()
     job.output.mkdir(parents=True, exist_ok=True)
     with Journal(job.output) as journal:
@@ -74,17 +75,22 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
 
 
 def _report(journal: Journal, path: Path) -> int:
-    """Print the failures of the run and write them to `path`. Returns how many there are."""
-    count = 0
+    """Print the failures of the run and write them to `path`, if there are any. Returns their number."""
+    failures = journal.failures()
+    first = list(itertools.islice(failures, 1))
     path.unlink(missing_ok=True)
-    for count, (name, error) in enumerate(journal.failures(), 1):
-        with path.open("a", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            if count == 1:
-                rows.writerow(["photo", "error"])
-            rows.writerow([name, error])
-        if count <= SHOWN_FAILURES:
-            print(f"{name}: {error}", file=sys.stderr)
-    if count:
-        print(f"{count} photos could not be segmented; all are listed in {path}", file=sys.stderr)
+    if not first:
+        return 0
+    count = 0
+
+    def printed(failures: Iterable[Failure]) -> Iterator[Failure]:
+        nonlocal count
+        for count, failure in enumerate(failures, 1):
+            if count <= SHOWN_FAILURES:
+                print(f"{failure.name}: {failure.error}", file=sys.stderr)
+            yield failure
+
+    with path.open("wb") as file:
+        file.writelines(errors_csv(printed(itertools.chain(first, failures))))
+    print(f"{count} photos could not be segmented; all are listed in {path}", file=sys.stderr)
     return count

@@ -80,4 +80,28 @@ run "accounts_and_grants" {
     condition     = { for key, grant in google_storage_bucket_iam_member.model : key => [grant.bucket, grant.role, grant.member] } == { http = ["models", "roles/storage.objectViewer", google_service_account.http.member], bucket = ["models", "roles/storage.objectViewer", google_service_account.bucket.member] }
     error_message = "Both accounts may read the mounted model."
   }
+  assert {
+    condition     = length(google_storage_bucket_iam_member.replaces_dataset) == 0
+    error_message = "Without a dataset, nothing may be replaced."
+  }
+}
+
+run "dataset" {
+  variables {
+    backfill_dataset = ["coco", "parquet"]
+    output_prefix    = "out/"
+  }
+
+  assert {
+    condition     = google_storage_bucket_iam_member.replaces_dataset[0].role == "roles/storage.objectUser" && google_storage_bucket_iam_member.replaces_dataset[0].bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.replaces_dataset[0].member == google_service_account.bucket.member
+    error_message = "The dataset may be replaced."
+  }
+  assert {
+    condition     = google_storage_bucket_iam_member.replaces_dataset[0].condition[0].expression == join(" || ", [for name in ["instances.json", "instances.parquet/", "errors.csv", "_segment/dataset/"] : "resource.name.startsWith(\"projects/_/buckets/my-project-segment-output/objects/out/${name}\")"])
+    error_message = "Results of photos may not be replaced."
+  }
+  assert {
+    condition     = google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].args == tolist(["-m", "segment", "backfill", "gs://my-project-segment-input/", "--dataset", "coco,parquet"])
+    error_message = "The job writes the dataset."
+  }
 }

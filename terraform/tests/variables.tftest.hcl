@@ -226,10 +226,11 @@ run "refuses_too_little" {
     dead_letter_days      = 0
     backfill_tasks        = 0
     backfill_hours        = 0
+    backfill_dataset      = ["voc"]
     alert_emails          = ["me"]
     budget                = { billing_account = "mine", amount = 1 }
   }
-  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.model, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.alert_emails, var.budget]
+  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.model, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.backfill_dataset, var.alert_emails, var.budget]
 }
 
 run "refuses_too_much" {
@@ -265,10 +266,11 @@ run "refuses_too_much" {
     dead_letter_days      = 32
     backfill_tasks        = 101
     backfill_hours        = 169
+    backfill_dataset      = ["coco", "coco"]
     alert_emails          = ["me@example"]
     budget                = { billing_account = "012345-6789AB-CDEF01", amount = 0.5 }
   }
-  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.alert_emails, var.budget]
+  expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.backfill_dataset, var.alert_emails, var.budget]
 }
 
 run "refuses_fractions_and_what_lacks_its_end" {

@@ -7,9 +7,8 @@ such as a dataset.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from segment.errors import SettingsError
@@ -54,8 +53,11 @@ class Store(Protocol):
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Write an object atomically; False if it exists already, in which case it is not changed."""
 
-    def replace(self, name: str, file: Path, content_type: str, metadata: Mapping[str, str]) -> None:
-        """Write an object from a file in chunks, atomically, and replace an existing one."""
+    def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
+        """Write an object of any size from `pieces`, atomically, and replace an existing one.
+
+        A few MiB are in memory at a time. If `pieces` raises an error, nothing is written.
+        """
 
     def delete(self, item: Object) -> None:
         """Delete that generation, if it still exists."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,15 +68,15 @@ class Folder:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
 
-    def replace(self, name: str, file: Path, content_type: str, metadata: Mapping[str, str]) -> None:
-        """Copy a file here, in place of the one that is there. It appears whole, whatever stops this process."""
+    def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
+        """Write a file atomically from `pieces`, and replace an existing one."""
         path = self._inside(name)
         with self._as_storage_error():
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-            os.close(descriptor)
             try:
-                shutil.copyfile(file, temporary)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.writelines(pieces)
                 os.replace(temporary, path)
             finally:
                 with suppress(FileNotFoundError):

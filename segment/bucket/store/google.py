@@ -16,10 +16,9 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -137,12 +136,14 @@ class Bucket:
                 raise StorageError(f"Could not write in {self.address}: {error}") from error
         return True
 
-    def replace(self, name: str, file: Path, content_type: str, metadata: Mapping[str, str]) -> None:
-        """Write an object from a file, in pieces, in place of the one that is there."""
+    def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
+        """Write an object in a resumable upload, CHUNK_BYTES at a time, and replace an existing one."""
         with self._as_storage_error("write"):
-            blob = client().bucket(self.name).blob(name, chunk_size=CHUNK_BYTES)
+            blob = client().bucket(self.name).blob(name)
             blob.metadata = dict(metadata)
-            blob.upload_from_filename(str(file), content_type, **self._call)  # repeated, it writes the same
+            with blob.open("wb", chunk_size=CHUNK_BYTES, content_type=content_type, **self._call) as upload:
+                for piece in pieces:
+                    upload.write(piece)  # an error ends the upload without an object
 
     def delete(self, item: Object) -> None:
         """Delete that generation, if it still exists."""

@@ -1,0 +1,61 @@
+"""What a dataset takes from a photo in a bucket: its JSON result, written now or by an earlier run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from segment.bucket.objects import Outcome
+from segment.bucket.results import Results, folder_of
+from segment.bucket.store import Object, Store
+from segment.dataset.entry import Entry, Failure
+from segment.formats import FORMATS
+from segment.output.coco import categories
+from segment.service import Service
+
+MAX_BYTES = 1 << 30
+"""Maximum size of a JSON result that is read."""
+FAILED = ("refused", "lost")
+"""The kinds of outcomes of photos that cannot be segmented."""
+
+
+def entry(
+    service: Service, item: Object, outcome: Outcome, results: Store, prefix: str, there: Results | None
+) -> Entry | Failure | None:
+    """The photo's entry in a dataset; a Failure if it has none; None if the photo no longer exists.
+
+    `there`: the photo's results in `results`, as far as they are known. Raises StorageError.
+    """
+    if outcome.kind in FAILED:
+        return Failure(item.name, outcome.reason)
+    if outcome.kind == "gone":
+        return None
+    document = outcome.document
+    if document is None:
+        there = there or Results.find(results, folder_of(prefix, item))
+        file = there.files.get(FORMATS["json"].file_name)
+        if file is None and there.error:
+            return Failure(item.name, _reason(results, there.error))
+        document = results.read(file, file.size or MAX_BYTES) if file else None
+    if document is None:
+        return Failure(item.name, "Its results were deleted while this run went on. Run it again.")
+    return _entry(service, item, json.loads(document))
+
+
+def _entry(service: Service, item: Object, document: dict[str, Any]) -> Entry | Failure:
+    if document["categories"] != categories(service.labels):
+        return Failure(
+            item.name,
+            f"It was segmented before, by the model {document['image'].get('model')}, whose classes are others. "
+            "Delete its results, or choose another output, to have it segmented again.",
+        )
+    return Entry(item.name, item.generation, {key: document[key] for key in ("image", "annotations")})
+
+
+def _reason(results: Store, error: Object) -> str:
+    """The reason in an error.json."""
+    try:
+        problem = json.loads(results.read(error, MAX_BYTES) or b"{}")
+        return str(problem["detail"])
+    except (ValueError, TypeError, KeyError):
+        return "It could not be segmented in an earlier run; its error.json was deleted or is damaged."

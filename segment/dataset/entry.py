@@ -1,0 +1,45 @@
+"""What a dataset contains about one photo: what was found in it, or why it could not be segmented."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+ERRORS_NAME = "errors.csv"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A photo that was segmented.
+
+    `generation`: the version of the photo, that is the object's generation or the file's modification time in
+    nanoseconds. `document`: its JSON result, of which `image` and `annotations` are used (see output/coco.py).
+    """
+
+    name: str
+    generation: int
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photo that could not be segmented, and the reason."""
+
+    name: str
+    error: str
+
+
+def errors_csv(failures: Iterable[Failure]) -> Iterator[bytes]:
+    """errors.csv in pieces: a header and one row per failure."""
+    yield _row("photo", "error")
+    for failure in failures:
+        yield _row(failure.name, failure.error)
+
+
+def _row(*cells: str) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()

@@ -1,0 +1,36 @@
+"""Photos of the demo model's shapes, and the results that the service makes of them."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+from PIL import Image
+
+from segment.options import Options
+from segment.service import Service
+from segment.settings import Settings
+from training.shapes import scene
+
+RENDER_FACTOR = 6
+
+
+@cache
+def photo(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
+    """A scene of `size` (width, height) as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(scene(seed, size)[0]).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@cache
+def service() -> Service:
+    """A service in this process, with the embedded model at RENDER_FACTOR."""
+    return Service(Settings.from_environment({"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR)}))
+
+
+@cache
+def expected(content: bytes) -> dict[str, bytes]:
+    """The files that the service makes of a photo at RENDER_FACTOR: an overlay and JSON, by name."""
+    files = service().segment(content, Options.defaults(service().settings), ("png", "json")).files
+    return {file.name: file.body for file in files}

@@ -1,0 +1,254 @@
+"""The dataset of a backfill: the rows that `segment image` writes, each once, whatever was done before."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from devtools.gcs import Cloud, Fault
+from segment.__main__ import main
+from segment.bucket import backfill, dataset, shares
+from segment.bucket.dataset import Place, TaskDataset
+from segment.bucket.store import google
+from segment.bucket.store.folder import Folder
+from segment.dataset.entry import Entry, Failure
+from segment.dataset.job import Dataset
+from segment.errors import StorageError
+from segment.service import Service
+from segment.settings import Settings
+from tests.scenes import RENDER_FACTOR, photo
+
+NAMES = tuple(f"{folder}/{n}.jpg" for folder in ("2025", "2026/ünï code") for n in range(4))
+BOTH: tuple[Dataset, ...] = ("coco", "parquet")
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGMENT_RENDER_FACTOR", str(RENDER_FACTOR))
+    monkeypatch.setenv("SEGMENT_STORAGE_SECONDS", "2")
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """Buckets `photos`, with photos and one file that is none, and `results`."""
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        cloud.create_bucket("results")
+        for number, name in enumerate(NAMES):
+            cloud.put("photos", name, photo(number % 3))
+        cloud.put("photos", "notes.txt", b"no photo")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    """With the settings of a backfill that writes datasets."""
+    given = {
+        "SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR),
+        "SEGMENT_STORAGE_SECONDS": "2",
+        "SEGMENT_OUTPUT_FORMATS": "ids",
+    }
+    return Service(backfill.patient(Settings.from_environment(given), BOTH))
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[str, Any]]]:
+    """The COCO document and the Parquet rows that `segment image` writes for these photos."""
+    folder, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("image")
+    for number, name in enumerate(NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(photo(number % 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGMENT_RENDER_FACTOR", str(RENDER_FACTOR))
+        assert main(["image", str(folder), "-o", str(out), "-d", "coco,parquet"]) == 0
+    rows = pyarrow.parquet.read_table(out / "instances.parquet").to_pylist()
+    return (out / "instances.json").read_bytes(), without_generation(rows)
+
+
+def without_generation(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in order. `segment image` uses a file's time as its generation."""
+    kept = [{key: value for key, value in row.items() if key != "generation"} for row in rows]
+    return sorted(kept, key=lambda row: (row["photo"], row["instance"]))
+
+
+def rows(cloud: Cloud) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for name, item in cloud.objects("results", "instances.parquet/").items():
+        model = name.split("/")[1].removeprefix("model=")
+        found += [{**row, "model": model} for row in pyarrow.parquet.read_table(io.BytesIO(item.content)).to_pylist()]
+    generations = {name: item.generation for name, item in cloud.objects("photos").items()}
+    assert all(row["generation"] == generations[row["photo"]] for row in found)
+    return without_generation(found)
+
+
+def run(service: Service, task: int = 0, tasks: int = 1, execution: str = "") -> int:
+    environment = {"CLOUD_RUN_TASK_INDEX": str(task), "CLOUD_RUN_TASK_COUNT": str(tasks)}
+    environment["CLOUD_RUN_EXECUTION"] = execution
+    return backfill.run("gs://photos", "gs://results", service, environment, datasets=BOTH)
+
+
+def check(cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]]) -> None:
+    """The dataset of all photos is there, and nothing temporary."""
+    assert cloud.objects("results")["instances.json"].content == truth[0]
+    assert rows(cloud) == truth[1]
+    assert cloud.objects("results")["errors.csv"].content.startswith(b"photo,error\r\nnotes.txt,")
+    assert not cloud.objects("results", "_segment/dataset/")
+
+
+def test_command_writes_what_segment_image_writes(
+    cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGMENT_OUTPUT_FORMATS", "ids")
+    assert main(["backfill", "gs://photos", "gs://results", "--dataset", "coco,parquet"]) == 0
+    check(cloud, truth)
+    files = {name.rpartition("/")[2] for name in cloud.objects("results", NAMES[0])}
+    assert files == {"ids.png", "detections.json"}, "JSON is written in addition to the formats of the settings"
+
+
+def test_folder_to_folder(service: Service, truth: tuple[bytes, list[dict[str, Any]]], tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for number, name in enumerate(NAMES):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(photo(number % 3))
+    for _ in range(2):
+        assert backfill.run(str(photos), str(out), service, {}, datasets=BOTH) == 0
+        assert (out / "instances.json").read_bytes() == truth[0]
+        assert without_generation(pyarrow.parquet.read_table(out / "instances.parquet").to_pylist()) == truth[1]
+
+
+def test_tasks_write_one_dataset(
+    cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "PART_BYTES", 1)
+    for task in (0, 2, 1):
+        assert "instances.json" not in cloud.objects("results")
+        assert run(service, task, 3, "run-1") == 0
+    check(cloud, truth)
+    assert len(cloud.objects("results", "instances.parquet/")) == len(NAMES), "a part is written when it is full"
+
+
+def test_rerun_reads_the_results_and_no_photo(
+    cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
+) -> None:
+    for task in range(2):
+        assert run(service, task, 2, "run-1") == 0
+    before = len(cloud.requests)
+    for task in range(2):
+        assert run(service, task, 2, "run-2") == 0
+    check(cloud, truth)
+    reads = [target for _, target in cloud.requests[before:] if "alt=media" in target]
+    assert not [target for target in reads if "/b/photos/" in target]
+
+
+def test_results_of_earlier_runs_and_events_are_included(
+    cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
+) -> None:
+    extra = cloud.put("photos", "deleted later.jpg", photo(1))
+    cloud.put("results", "instances.parquet/model=old/part-00000-00000.parquet", b"of an earlier run")
+    assert backfill.run("gs://photos", "gs://results", service, {}) == 0
+    cloud.delete("photos", extra.name)
+    assert run(service) == 0
+    check(cloud, truth)
+
+
+def test_a_task_that_is_started_again_leaves_no_duplicates(
+    cloud: Cloud,
+    service: Service,
+    truth: tuple[bytes, list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dataset, "PART_BYTES", 1)
+    monkeypatch.setattr(shares, "PAUSES", ())
+    assert run(service, 1, 2, "run-1") == 0
+    fault = cloud.faults.add(Fault(503, path="/upload/.*", method="PUT|POST", skip=3 * len(NAMES) // 2))
+    with pytest.raises(StorageError):
+        run(service, 0, 2, "run-1")
+    assert fault.hits
+    cloud.faults.clear()
+    assert "instances.json" not in cloud.objects("results")
+    assert run(service, 0, 2, "run-1") == 0
+    check(cloud, truth)
+
+
+def test_last_task_that_fails_combines_the_parts_when_it_is_started_again(
+    cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(service, 0, 2) == 0
+
+    def fail(*_: object) -> None:
+        raise StorageError("Cloud Storage is down.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "_combine", fail)
+        with pytest.raises(StorageError):
+            run(service, 1, 2)
+    assert run(service, 0, 2) == 0, "another task does not combine: the first may still be doing so"
+    assert "instances.json" not in cloud.objects("results")
+    assert run(service, 1, 2) == 0
+    check(cloud, truth)
+
+
+def test_photo_that_fails_for_now_is_a_failure(cloud: Cloud, service: Service) -> None:
+    cloud.faults.add(Fault(503, path=f"photos/o/{NAMES[0]}"))
+    assert run(service) == 1
+    errors = cloud.objects("results")["errors.csv"].content.decode().splitlines()
+    assert [line.partition(",")[0] for line in errors] == ["photo", NAMES[0], "notes.txt"]
+    assert len(json.loads(cloud.objects("results")["instances.json"].content)["images"]) == len(NAMES) - 1
+
+
+def test_results_of_other_models_keep_their_partition(tmp_path: Path) -> None:
+    store = Folder(tmp_path)
+    task = TaskDataset(Place(store, "", "gs://photos", "", 0, 1), BOTH, "new", ["thing"])
+    for number, model in enumerate(("new", "old", "new")):
+        task.add(0, entry(number, model))
+    task.finish()
+    table = pyarrow.parquet.read_table(tmp_path / "instances.parquet")
+    assert sorted((row["photo"], row["model"]) for row in table.to_pylist()) == [
+        ("0.jpg", "new"),
+        ("1.jpg", "old"),
+        ("2.jpg", "new"),
+    ]
+
+
+def entry(number: int, model: str = "model") -> Entry:
+    found = {"id": 1, "category_id": 1, "category_name": "thing", "score": 0.9, "bbox": [1, 2, 3, 4], "area": 9}
+    found |= {"iscrowd": 0, "segmentation": {"size": [10, 10], "counts": f"{number:x}" * 50}}
+    image = {"width": 10, "height": 10, "model": model}
+    return Entry(f"{number}.jpg", number, {"image": image, "annotations": [found]})
+
+
+def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "PART_BYTES", 5_000)
+    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 50)
+    peaks = []
+    for count in (600, 1_800):
+        tracemalloc.start()
+        task = TaskDataset(Place(Folder(tmp_path), "", "gs://photos", "", 0, 1), BOTH, "model", ["thing"])
+        for number in range(count):
+            task.add(0, entry(number) if number % 10 else Failure(f"{number}.jpg", "damaged"))
+        task.finish()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 100_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gs://photos", "gs://results", "-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
+        (["--redrive", "projects/a/subscriptions/b", "-d", "coco"], "leave out --dataset"),
+    ],
+)
+def test_a_bad_option_is_explained(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backfill", *arguments]) == 1
+    assert words in capsys.readouterr().err
