@@ -22,6 +22,8 @@ COMMAND = (sys.executable, "-m", "segment", "serve")
 """The image's."""
 FRAMEWORK = (sys.executable, "-m", "functions_framework", "--source", str(ROOT / "main.py"))
 """The framework's own, with gunicorn: a master and a worker that it starts again."""
+CACHE = ROOT / ".cache" / "models"
+"""The compiled models of `make run`, so that not every process compiles them."""
 START_SECONDS = 60.0
 
 
@@ -61,9 +63,10 @@ def serve(target: str = "segment_http", command: Sequence[str] = COMMAND, **sett
 def start(
     target: str, port: int, settings: Mapping[str, str], command: Sequence[str] = COMMAND, **streams: object
 ) -> subprocess.Popen[bytes]:
-    """Start the framework without waiting. None of this environment's own SEGMENT_ settings reach it."""
+    """Start the framework without waiting, with these settings only: SEGMENT_ variables are not inherited."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SEGMENT_")}
-    environment = inherited | {"PORT": str(port), "HOST": "127.0.0.1", "FUNCTION_TARGET": target} | dict(settings)
+    standard = {"PORT": str(port), "HOST": "127.0.0.1", "FUNCTION_TARGET": target, "SEGMENT_CACHE": str(CACHE)}
+    environment = inherited | standard | dict(settings)
     return subprocess.Popen(command, env=environment, cwd=ROOT, **streams)  # type: ignore[call-overload, no-any-return]
 
 

@@ -8,13 +8,22 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
-from devtools.server import Server, serve
+from devtools.server import CACHE, Server, serve
 from training.shapes import scene
 
 OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requirements-beam.txt", "test_package.py")
 """Skips whose reason names one of these are about a Python package that other tests, or nobody by default, installs."""
+
+settings.register_profile("tests", deadline=None)  # a deadline of 200 ms would test the load of the machine
+settings.load_profile("tests")
+
+
+def pytest_configure() -> None:
+    """Keep compiled models, also in the processes that tests start."""
+    os.environ["SEGMENT_CACHE"] = str(CACHE)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -449,7 +449,7 @@ def test_a_pth_is_not_inflated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[" * 5000,
+        "[" * 1500,
         "MODEL: " + "{a: " * 3000,
         "MODEL: 5",
         "MODEL: [1, 2]",

@@ -25,12 +25,16 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model in int8, made by the command line from scenes that no test looks at."""
+    """The demo model with 1,000 proposals in int8, made by the command line from scenes that no test looks at."""
     folder = tmp_path_factory.mktemp("calibration")
     for seed in range(3_000_000, 3_000_020):
         Image.fromarray(shapes.scene(seed)[0]).save(folder / f"{seed}.png")
-    path = folder / "int8.onnx"
-    assert main(["quantise", str(DEMO), "-o", str(path), "--calibrate", str(folder)]) == 0
+    model = convert.load(DEMO)
+    constant = next(constant for constant in model.graph.initializer if constant.name == "max_proposals")
+    constant.CopyFrom(numpy_helper.from_array(np.array([1000]), "max_proposals"))
+    wide, path = folder / "fp32.onnx", folder / "int8.onnx"
+    onnx.save(model, wide)
+    assert main(["quantise", str(wide), "-o", str(path), "--calibrate", str(folder)]) == 0
     return path
 
 
@@ -56,11 +60,13 @@ def test_the_int8_file_finds_what_the_fp32_file_finds(int8: Path) -> None:
     assert agreed / found > 0.9
 
 
+@pytest.mark.slow
 def test_without_photos_it_is_calibrated_on_the_packages_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "int8.onnx"
-    assert main(["quantise", str(DEMO), "-o", str(path)]) == 0
+    assert main(["quantise", str(DEMO), "-o", str(path), "--proposals", "100"]) == 0
+    assert convert.limit(convert.load(path), 1000) == 100
     assert "calibrated on the photographs that come with this package" in capsys.readouterr().err
     engines = [load(file, threads=2) for file in (DEMO, path)]
     found = [[len(engine(shapes.scene(seed)[0], 0.7, 100)) for seed in range(10)] for engine in engines]
@@ -91,14 +97,8 @@ def test_nothing_that_computes_with_coordinates_is_quantised(int8: Path) -> None
                 assert {made_by[name].op_type for name in maker.input} & {"Conv", "DequantizeLinear"}, maker.name
 
 
-def test_an_int8_file_looks_at_300_proposals_unless_told_otherwise(tmp_path: Path) -> None:
-    model = convert.load(DEMO)
-    constant = next(constant for constant in model.graph.initializer if constant.name == "max_proposals")
-    constant.CopyFrom(numpy_helper.from_array(np.array([1000]), "max_proposals"))
-    photo = tmp_path / "photo.png"
-    Image.fromarray(shapes.scene(3_000_000)[0]).save(photo)
-    assert convert.limit(convert.quantised(model, [photo]), 1000) == 300
-    assert convert.limit(convert.quantised(model, [photo], 20), 1000) == 20
+def test_an_int8_file_uses_300_proposals_by_default(int8: Path) -> None:
+    assert convert.limit(convert.load(int8), 1000) == 300
 
 
 def test_int8_is_not_quantised_again(int8: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
         convert.load(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "side"), [("c4", 14), ("dc5", 28)])
+@pytest.mark.parametrize(("name", "side"), [("c4", 14), pytest.param("dc5", 28, marks=pytest.mark.slow)])
 def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Path) -> None:
     """Every convolution is quantised, also those inside loops, and the file says how much memory it needs."""
     model = convert.convert(config.read(GOLDEN / f"{name}.yaml"), checkpoint.read(GOLDEN / f"{name}.pkl"))

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from devtools.server import CACHE
 from segment import container
 from segment.errors import Cancelled, CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
 from segment.formats import Format
@@ -61,7 +62,7 @@ def document(result: Result) -> dict[str, Any]:
 
 @pytest.mark.parametrize("detail", [1, 3])
 def test_work_ends_at_the_next_stage_or_tile_when_nobody_waits(service: Service, photo: bytes, detail: int) -> None:
-    options = Options.parse({"detail": str(detail)}, service.settings)
+    options = Options.parse({"detail": str(detail), "render_factor": "8"}, service.settings)
     asked = 0
 
     def counted(last: int) -> bool:
@@ -285,7 +286,7 @@ def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> No
     answers = set()
     for held in (70, 81, 99, 106):
         monkeypatch.setattr(container, "held", lambda held=held: held * MIB)
-        one = Service(Settings(memory=256 * MIB, render_factor=None, detail=None))
+        one = Service(Settings(memory=256 * MIB, render_factor=None, detail=None, cache=str(CACHE)))
         chosen = [segment(one, photo, "json", max_detections="20") for photo in photos]
         answers.add(tuple((result.render_factor, result.detail) for result in chosen))
     assert len(answers) == 1
