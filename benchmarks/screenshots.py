@@ -23,10 +23,10 @@ def main() -> None:
     with serve() as server, browser() as running:
         empty = _open(running, server.url, {"width": 1280, "height": 800}, dark=False)
         _shoot(empty, "page-empty")
-        _segment(empty, 2)
+        _segment(empty, 1)
         _shoot(empty, "page-result")
         phone = _open(running, server.url, {"width": 390, "height": 844}, dark=True)
-        _segment(phone, 3)
+        _segment(phone, 2)
         phone.locator("#objects li > button").first.click()
         _shoot(phone, "page-phone")
 

@@ -132,6 +132,14 @@ class TestPhotos:
         page.locator(".example").nth(number).click()
         expect(objects(page).first).to_be_visible(timeout=30_000)
 
+    def test_a_touch_screen_is_not_asked_to_drop(self, chrome: Browser, server: Server) -> None:
+        context = chrome.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.locator(".drop-title")).to_contain_text("Add photos", use_inner_text=True)
+        expect(page.get_by_text("Drop photos here")).to_be_hidden()
+        context.close()
+
     @pytest.mark.parametrize("event", ["drop", "paste"])
     def test_dropped_and_pasted(self, page: Page, photo: bytes, event: str) -> None:
         page.evaluate(
@@ -239,7 +247,7 @@ class TestProblems:
     def test_an_odd_answer_is_said_and_never_leaves_it_busy(self, page: Page, photo: bytes, body: str) -> None:
         page.route("**/segment?*", lambda route: route.fulfill(status=200, content_type="application/json", body=body))
         page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
-        expect(page.get_by_role("alert")).to_contain_text("Unreadable answer")
+        expect(page.get_by_role("alert")).to_contain_text("Unexpected response")
         expect(page.locator("#progress")).to_be_hidden()
         page.unroute("**/segment?*")
         choose(page, photo)
@@ -719,6 +727,9 @@ class TestDocs:
         page.locator("#try-options").fill("format=png")
         page.get_by_role("button", name="Send").click()
         expect(page.locator("#try-picture")).to_be_visible(timeout=30_000)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Save the response").click()
+        assert download.value.suggested_filename == "overlay.png"
         page.locator("#try-options").fill("min_score=2")
         page.get_by_role("button", name="Send").click()
         expect(page.locator("#try-status")).to_contain_text("400", timeout=30_000)
@@ -758,7 +769,7 @@ class TestAnotherModel:
 class TestEveryone:
     def test_says_what_the_model_knows(self, page: Page) -> None:
         expect(page.locator("#demo")).to_contain_text("Demo: five shapes.")
-        expect(page.locator("#demo")).to_contain_text("circle, square, triangle, star and ring, and nothing else")
+        expect(page.locator("#demo")).to_contain_text("only detects circle, square, triangle, star and ring.")
         page.locator("#model-chip").click()
         about = page.locator("#about")
         expect(about).to_contain_text("circle, square, triangle, star, ring")

@@ -87,10 +87,10 @@ DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
 """Limits for reading and discarding a refused body, so that the client gets to read the response."""
 PAGE = Path(__file__).parent / "page"
 EXAMPLES = {
-    "coins.jpg": "a photograph of ancient coins",
     "scene-1.jpg": "stars, circles and a ring",
     "scene-2.jpg": "a busy scene of overlapping shapes",
     "scene-3.jpg": "striped circles and rings",
+    "coins.jpg": "a photograph of ancient coins",
 }
 """Example photos for the demo model: file name and description."""
 PAGE_POLICY = (

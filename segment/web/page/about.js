@@ -1,4 +1,4 @@
-// What the served model is and knows.
+// The name and the classes of the served model.
 
 import { $ } from "./dom.js";
 import { on, state } from "./state.js";
@@ -11,10 +11,10 @@ on("model", () => {
   $("model-chip").hidden = false;
   $("demo").hidden = !demo;
   $("demo-title").textContent = `Demo: ${count} shapes.`;
-  $("demo-text").textContent = `This model knows ${list(labels)}, and nothing else.`;
+  $("demo-text").textContent = `This model only detects ${list(labels)}.`;
   $("about-text").textContent = demo
-    ? `The small demo model that comes with the service. It knows ${count} shapes and nothing else:`
-    : `The model ${name} knows ${count} ${labels.length === 1 ? "class" : "classes"}:`;
+    ? `The small demo model that is included in the service. It detects ${count} shapes:`
+    : `The model ${name} detects ${count} ${labels.length === 1 ? "class" : "classes"}:`;
   $("about-labels").textContent = labels.join(", ");
 });
 

@@ -1,10 +1,10 @@
-// Which colour each object is drawn in, by the rules of the service's overlay (segment/output/colours.py): far from what it is
-// drawn on and from the colours beside it. Distances are those in OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/).
+// The colour of each object, by the same rules as the service's overlay (segment/output/colours.py): it contrasts with the photo
+// and with the colours of neighbours. Distances are measured in OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/).
 
-const ENOUGH = 0.3;    // distance between colours from which more brings nothing
-const CLEAR = 0.2;     // distance from which lines need no casing
+const ENOUGH = 0.3;    // larger distances between colours count as this
+const CLEAR = 0.2;     // lines whose distance is smaller get a casing
 const BESIDE = 0.25;   // objects are beside each other if their boxes, each enlarged by this share of its sides, meet
-const THUMBNAIL = 256; // pixels of the longer side at which the photo is looked at
+const THUMBNAIL = 256; // pixels of the longer side of the photo that is sampled
 
 /** A colour (red, green, blue in 0-255) in OKLab. */
 function oklab(...channels) {
@@ -30,7 +30,7 @@ export function ink(colour) {
 
 /**
  * Give every object, best score first, its `colours`: {instance, class}, each {colour, clear}; `clear` says that the colour
- * stands out on the photo. What comes later has no influence on what comes before.
+ * stands out on the photo. The colour of an object does not depend on later ones.
  */
 export function chooseColours(objects, picture, size, palette) {
   const labs = palette.map((hex) => oklab(...channels(hex))), used = palette.map(() => 0), grounds = sampler(picture, size);

@@ -1,4 +1,4 @@
-// One object cut out of the photo: seen, copied to the clipboard, or saved.
+// The cut-out of one object: shown, copied to the clipboard, or saved.
 
 import { $, element, percent, save } from "./dom.js";
 import { state } from "./state.js";
@@ -17,7 +17,7 @@ export function cutOut({ path, bbox }, { picture, size }) {
   return canvas;
 }
 
-/** What belongs below the row of a chosen object. */
+/** The element below the row of the selected object: its cut-out with buttons. */
 export function cutoutTools(object) {
   const photo = state.current, canvas = cutOut(object, photo);
   const png = () => new Promise((resolve) => { canvas.toBlob(resolve, "image/png"); });
@@ -40,7 +40,7 @@ export function cutoutTools(object) {
 
 async function copy(blob) {
   try {
-    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]); // a promise: Safari wants it in the click
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]); // Safari requires a promise here, created in the click handler
     $("said").textContent = "Copied the cut-out.";
   } catch {
     $("said").textContent = "This browser does not let the page copy pictures here. Save the cut-out instead.";

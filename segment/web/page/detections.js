@@ -1,4 +1,4 @@
-// The answer of /segment?format=json as objects to show. It throws for anything that is not such an answer.
+// Parse the response of /segment?format=json. Throws an error for anything else.
 
 import { maskPaths } from "./masks.js";
 

@@ -1,8 +1,8 @@
-// The form in /docs that sends a photo and shows the answer as it came.
+// The form in /docs that sends a photo and shows the response.
 
-import { $, mib, seconds } from "./dom.js";
+import { $, fileSize, seconds } from "./dom.js";
 
-const MOST = 20_000; // characters of a body that are shown
+const MAX_CHARACTERS = 20_000; // of a body that are shown
 
 async function send() {
   const form = new FormData(), start = performance.now();
@@ -10,26 +10,30 @@ async function send() {
   $("try-answer").hidden = false;
   $("try-status").textContent = "Sending";
   for (const part of ["try-headers", "try-text"]) $(part).textContent = "";
-  $("try-picture").hidden = true;
+  $("try-picture").hidden = $("try-save").hidden = true;
   try {
     const answer = await fetch(`segment?${$("try-options").value}`, { method: "POST", body: form });
     const body = await answer.blob();
-    $("try-status").textContent = `${answer.status} ${answer.statusText}, ${mib(body.size)}, ${seconds(performance.now() - start)}`;
+    $("try-status").textContent = `${answer.status} ${answer.statusText}, ${fileSize(body.size)}, ${seconds(performance.now() - start)}`;
     $("try-headers").textContent = [...answer.headers].map((pair) => pair.join(": ")).join("\n");
+    $("try-link").download = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? "response.json";
     await show(body);
   } catch {
-    $("try-status").textContent = "No answer. The service cannot be reached.";
+    $("try-status").textContent = "No response. The service cannot be reached.";
   }
 }
 
 async function show(body) {
-  URL.revokeObjectURL($("try-picture").src);
+  URL.revokeObjectURL($("try-link").href);
+  $("try-link").href = URL.createObjectURL(body);
+  $("try-save").hidden = false;
   $("try-picture").hidden = !body.type.startsWith("image/");
   $("try-body").hidden = !body.type.includes("json");
-  if (body.type.startsWith("image/")) $("try-picture").src = URL.createObjectURL(body);
+  if (body.type.startsWith("image/")) $("try-picture").src = $("try-link").href;
   if (!body.type.includes("json")) return;
   const text = JSON.stringify(JSON.parse(await body.text()), null, 2);
-  $("try-text").textContent = text.length > MOST ? `${text.slice(0, MOST)}\n(${text.length - MOST} more characters)` : text;
+  $("try-text").textContent = text.length > MAX_CHARACTERS
+    ? `${text.slice(0, MAX_CHARACTERS)}\n(${text.length - MAX_CHARACTERS} more characters)` : text;
 }
 
 $("try-form").addEventListener("submit", (event) => { event.preventDefault(); send(); });

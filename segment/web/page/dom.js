@@ -16,7 +16,7 @@ export function element(tag, properties = {}, ...children) {
 }
 
 export const seconds = (ms) => ms < 950 ? `${Math.max(0.01, ms / 1000).toFixed(2)}\u00a0s` : `${(ms / 1000).toFixed(1)}\u00a0s`;
-export const mib = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+export const fileSize = (bytes) => bytes < 1e5 ? `${(bytes / 2 ** 10).toFixed(1)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 export const percent = (part) => `${Math.round(part * 100)} %`;
 
 /** `act`, delayed until `ms` milliseconds have passed without another call. */

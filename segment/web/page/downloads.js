@@ -1,4 +1,4 @@
-// Results to take away: files, and the request that makes them.
+// Downloads of results, and the request that makes them as code.
 
 import { $, save } from "./dom.js";
 import { showProblem } from "./photolist.js";
@@ -7,7 +7,7 @@ import { Problem, segment } from "./service.js";
 import { OUTPUTS, snippet } from "./snippets.js";
 import { classesFound, on, state } from "./state.js";
 
-/** The options with which the service answers what is seen, as texts. */
+/** The options with which the service returns what is shown, as strings. */
 function optionsSeen(format) {
   const options = { ...networkOptions(), min_score: String(state.minScore), format };
   const chosen = classesFound().filter((name) => !state.hiddenClasses.has(name));

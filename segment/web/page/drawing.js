@@ -24,7 +24,7 @@ export function prepare(canvas) {
 
 export function drawPhoto(canvas, picture, [width, height], { scale, x, y }) {
   const context = prepare(canvas);
-  context.imageSmoothingEnabled = scale < 3; // closer than that, pixels are what one wants to see
+  context.imageSmoothingEnabled = scale < 3; // at a larger scale, show the pixels
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, x, y, width * scale, height * scale);
 }
@@ -94,7 +94,7 @@ function drawBox(context, { bbox }, { colour, clear }, view) {
   stroke(context, colour, clear, lineWidth(bbox, view), 1, () => context.strokeRect(left, top, right - left, bottom - top));
 }
 
-/** Write names on tags; where name and score do not fit the name alone, and where that does not fit nothing. */
+/** Write names on tags: name and score, the name alone if these do not fit, or nothing. */
 function drawTags(context, objects, paintOf, view, [width, height]) {
   const canvas = [0, 0, context.canvas.clientWidth, context.canvas.clientHeight];
   const photo = toView([0, 0, width, height], view);

@@ -1,11 +1,11 @@
-// The network's options, from the schemas of GET /model, and what they cost in memory and time.
+// The network's options, from the schemas in GET /model, and an estimate of their memory and time.
 
 import { $, debounce, element, seconds } from "./dom.js";
 import { LOWEST_SCORE, on, state } from "./state.js";
 
 const LARGEST_FACTOR = 64; // of the slider; the service takes more
 
-let speed = 0;             // milliseconds per megapixel, by the last answer
+let speed = 0;             // milliseconds per megapixel, measured in the last response
 
 export function networkOptions() {
   const options = { render_factor: $("factor").value };
@@ -13,7 +13,7 @@ export function networkOptions() {
   return options;
 }
 
-/** How often the network runs on one photo: once for the whole, once per tile; null where the service decides. */
+/** Number of runs of the network per photo: one for the whole photo and one per tile; null if the service decides. */
 export function passes(detail = $("detail")?.value ?? "1") {
   return detail === "auto" ? null : detail === "1" ? 1 : detail ** 2 + 1;
 }
@@ -29,7 +29,7 @@ export function learnSpeed(header) {
 const pixels = () => (16 * Number($("factor").value)) ** 2;
 const duration = () => speed && passes() ? seconds(speed * passes() * pixels() / 1e6) : "";
 
-/** ", about 0.3 s" where it is known. */
+/** The expected duration, such as ", about 0.3 s", if it is known. */
 export const estimate = () => duration() ? `, about ${duration()}` : "";
 
 export function showCost() {
@@ -66,7 +66,7 @@ on("model", () => {
   const { options, largest_render_factor: largest, milliseconds_per_megapixel: measured } = state.model;
   const { default: preset, anyOf: [{ minimum, maximum }] } = options.render_factor;
   speed = measured;
-  $("factor").closest("label").hidden = largest === null; // the model's file has an input of a fixed size
+  $("factor").closest("label").hidden = largest === null; // null: the model's input has a fixed size
   $("factor").min = minimum;
   $("factor").max = Math.max(minimum, Math.min(maximum, largest ?? maximum, LARGEST_FACTOR));
   $("factor").value = preset === "auto" ? $("factor").max : preset;

@@ -1,4 +1,4 @@
-// The list of objects, with the filters above it; the row of the object that was chosen also shows its cut-out.
+// The list of objects and its filters. The row of the selected object also shows its cut-out.
 
 import { $, element, percent } from "./dom.js";
 import { cutoutTools } from "./cutout.js";

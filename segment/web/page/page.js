@@ -1,7 +1,7 @@
-// The page: photos are segmented by the service once, as JSON; everything is then shown from that answer.
+// The page. The service segments each photo once and returns JSON, from which everything else is drawn here.
 //
-// state.js holds what the other modules share, service.js talks to the service, photos.js keeps the photos and segments
-// them, viewer.js shows one. masks.js, detections.js, tags.js, drawing.js and snippets.js know nothing of the document.
+// state.js holds what the other modules share, service.js talks to the service, photos.js keeps the photos and has
+// them segmented, viewer.js shows one. masks.js, detections.js, tags.js, drawing.js and snippets.js do not use the document.
 
 import "./about.js";
 import "./downloads.js";
@@ -18,7 +18,7 @@ import { emit, on, state } from "./state.js";
 
 onNetworkChange(segmentAgain);
 
-// On a phone one section of the panel is seen at a time.
+// On a phone, the panel shows one section at a time.
 function showSection(id) {
   $("work").dataset.section = id;
   for (const button of $("sections").children) button.setAttribute("aria-pressed", button.dataset.section === id);

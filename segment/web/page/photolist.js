@@ -1,4 +1,4 @@
-// The photos as a list, and what is going on: progress, problems, the line about the result.
+// The list of photos; the progress, the problems and the summary of the result.
 
 import { $, element } from "./dom.js";
 import { cancel, removeAll, removePhoto, showPhoto } from "./photos.js";
@@ -56,7 +56,7 @@ function showProgress() {
   if (part === undefined) $("bar").removeAttribute("value"); else $("bar").value = part * 100;
 }
 
-/** Show a problem that belongs to no photo; null shows that of the photo, if it has one. */
+/** Show a problem that is not about a photo; null shows the problem of the current photo, if any. */
 export function showProblem(problem) {
   const seen = problem ?? state.current?.problem;
   $("problem").hidden = !seen;

@@ -1,9 +1,9 @@
-// The photos on the page. They are segmented one after the other, the one shown first.
+// The photos on the page. They are segmented one after the other, starting with the one that is shown.
 //
 // A photo is {name, blob or url, status, problem, objects, size, picture, thumbnail, summary}. Its status is "waiting", "busy",
 // "done", "failed" or "cancelled"; `objects` and `size` are those of its last answer, `picture` is an ImageBitmap of the photo.
 
-import { mib, percent, seconds } from "./dom.js";
+import { fileSize, percent, seconds } from "./dom.js";
 import { networkOptions, passes, learnSpeed, estimate } from "./network.js";
 import { chooseColours } from "./colours.js";
 import { readDetections } from "./detections.js";
@@ -48,7 +48,7 @@ export function removeAll() {
   emit("photos", "photo");
 }
 
-/** Stop; the photos that have no answer yet stay as cancelled. */
+/** Stop. Photos without a result get the status "cancelled". */
 export function cancel() {
   for (const photo of state.photos) {
     if (["waiting", "busy"].includes(photo.status)) photo.status = photo.objects ? "done" : "cancelled";
@@ -58,7 +58,7 @@ export function cancel() {
   if (state.photos.length === 1 && !only.objects) removePhoto(only); else emit("photos", "photo");
 }
 
-/** Segment every photo again, with the options as they are now. */
+/** Segment all photos again with the current options. */
 export function segmentAgain() {
   for (const photo of state.photos) photo.status = "waiting";
   running?.abort.abort();
@@ -103,7 +103,7 @@ async function segmentPhoto(photo, signal) {
     learnSpeed(header);
     if (photo === state.current) await display(photo, signal); else await addThumbnail(photo);
   } catch (error) {
-    if (error instanceof Aborted || signal.aborted) return; // who aborted has set the status
+    if (error instanceof Aborted || signal.aborted) return; // the caller of abort() has set the status
     photo.problem = error instanceof Problem ? error : new Problem("Failed", "The answer could not be shown.");
     photo.status = "failed";
   }
@@ -111,7 +111,7 @@ async function segmentPhoto(photo, signal) {
 
 function refuseTooLarge({ blob }) {
   const limit = state.model?.max_upload;
-  if (blob && limit && blob.size > limit) throw new Problem("Too large", `This photo has ${mib(blob.size)}. The limit is ${mib(limit)}.`);
+  if (blob && limit && blob.size > limit) throw new Problem("Too large", `This photo is ${fileSize(blob.size)}. The limit is ${fileSize(limit)}.`);
 }
 
 /** Decode the photo to show it, and keep only this one decoded. */

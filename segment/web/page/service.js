@@ -1,4 +1,4 @@
-// Requests to the service. Whatever goes wrong is a Problem, also an answer that is not what it should be.
+// Requests to the service. All errors are thrown as a Problem, including unexpected responses.
 
 export class Problem extends Error {
   constructor(title, detail) {
@@ -9,13 +9,13 @@ export class Problem extends Error {
 
 export class Aborted extends Error {}
 
-const UNREACHABLE = ["No answer", "The service cannot be reached. Check the connection and try again."];
-const UNREADABLE = ["Unreadable answer", "The service's answer is not what this page expects. Reload the page and try again."];
+const UNREACHABLE = ["No response", "The service cannot be reached. Check the connection and try again."];
+const UNREADABLE = ["Unexpected response", "This page cannot read the service's response. Reload the page and try again."];
 
-/** What is served: GET /model. */
+/** The served model: GET /model. */
 export const getModel = () => getJson("model");
 
-/** How far the preparation of the model is: GET /progress. */
+/** The progress of the preparation of the model: GET /progress. */
 export const getProgress = () => getJson("progress");
 
 async function getJson(path) {

@@ -1,4 +1,4 @@
-// The request for what is seen, as a command or a program that can be run as it is written.
+// The request for the shown result, as a complete command or program.
 
 /** The name of the file for each format. */
 export const OUTPUTS = { png: "overlay.png", json: "detections.json", cutouts: "cutouts.zip" };

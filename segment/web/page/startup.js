@@ -1,9 +1,9 @@
-// Wait for a model that the service is still preparing, and show how far it is.
+// Wait for a model that the service is still preparing, and show the progress.
 
 import { $ } from "./dom.js";
 import { Problem, getProgress } from "./service.js";
 
-const EVERY = 500; // milliseconds
+const POLL_MS = 500;
 
 /** Resolves when the service is ready for requests; rejects with a Problem when it cannot prepare its model. */
 export async function prepared() {
@@ -13,7 +13,7 @@ export async function prepared() {
     if (progress.stage === "ready") return;
     show(progress);
     if (progress.stage === "load") return; // the request for the model waits for it
-    await new Promise((resolve) => setTimeout(resolve, EVERY));
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
 }
 

@@ -4,7 +4,7 @@
 //   photos  a photo was added or removed, or its progress changed
 //   photo   another photo is shown, or the one shown has a new result
 //   filter  the lowest score, the classes, the layers or the colours have changed
-//   focus   another object is seen alone
+//   focus   another object is highlighted
 
 export const LOWEST_SCORE = 0.05; // requested from the service; the score slider filters from there on
 
@@ -29,10 +29,10 @@ export const found = () => state.current?.objects ?? [];
 export const classesFound = () => [...new Set(found().map((object) => object.category_name))].sort();
 export const isShown = (object) => object.score >= state.minScore && !state.hiddenClasses.has(object.category_name);
 export const shown = () => found().filter(isShown);
-/** The one object that is seen alone, or null. */
+/** The highlighted object, or null. */
 export const alone = () => state.lit ?? state.pinned;
 
-/** {colour, clear} of an object, see colours.js; until the photo can be seen the palette's colours by turns. */
+/** {colour, clear} of an object, see colours.js; before the photo is decoded, the colours of the palette in turn. */
 export function paintOf(object) {
   const { palette } = state.model, at = state.colours === "class" ? object.category_id - 1 : object.rank;
   return object.colours?.[state.colours] ?? { colour: palette[at % palette.length], clear: true };
@@ -50,7 +50,7 @@ export function pin(object) {
   emit("focus");
 }
 
-on("photo filter", () => { // an object that is not shown cannot be in focus
+on("photo filter", () => { // a hidden object cannot be highlighted
   const objects = shown();
   if (!objects.includes(state.pinned)) state.pinned = null;
   if (!objects.includes(state.lit)) state.lit = null;

@@ -1,5 +1,5 @@
-// Where the names of objects go, by the rules of the service's overlay (segment/output/tags.py): no tag lies on another, none
-// covers more than a tenth of any object's core, and what stands off its object has a leader line to it.
+// The places of the objects' names, by the same rules as the service's overlay (segment/output/tags.py): tags do not overlap, do
+// not cover more than a tenth of any object's core, and have a leader line if they are away from their object.
 //
 // Boxes, tags and bounds are [left, top, right, bottom] in CSS pixels.
 

@@ -1,4 +1,4 @@
-// The photo with its objects: zoom, pan, compare, and which object is under the pointer.
+// The photo with its objects: zoom, pan, comparison, and the object under the pointer.
 
 import { $, percent } from "./dom.js";
 import { drawObjects, drawPhoto } from "./drawing.js";
@@ -109,7 +109,7 @@ function objectAt(event) {
   return hit.sort((a, b) => a.area - b.area)[0] ?? null;
 }
 
-// Pointers: one pans, two pinch, one that hardly moves clicks.
+// One pointer pans, two pinch, and one that does not move clicks.
 
 const pointers = new Map();
 let moved = 0;
@@ -160,7 +160,7 @@ frame.addEventListener("pointercancel", release);
 frame.addEventListener("pointerleave", (event) => { if (!frame.hasPointerCapture(event.pointerId)) pointers.delete(event.pointerId); light(null); });
 frame.addEventListener("wheel", (event) => {
   const scrolls = document.documentElement.scrollHeight > innerHeight + 1;
-  if (scrolls && !event.ctrlKey) return; // the wheel is the page's
+  if (scrolls && !event.ctrlKey) return; // let the page scroll
   event.preventDefault();
   const { x, y } = inFrame(event);
   zoomTo(zoom * 2 ** (-event.deltaY * (event.deltaMode ? 20 : 1) / 300), x, y);
