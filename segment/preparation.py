@@ -183,7 +183,8 @@ class Preparation:
             if _is_url(source):
                 local[role] = folder / role / PurePosixPath(urlsplit(source).path).name
                 download(source, local[role], digest="", limit=LARGEST_TEXT)
-        config = converter.config.read(local["config"])  # before the checkpoint: it may not be one that converts
+        # Before the checkpoint, which is large: the config may be one that does not convert.
+        config = converter.config.read(local["config"], bases=not _is_url(self._config))
         weights = Path(self.model)
         if _is_url(self.model):
             weights = folder / PurePosixPath(urlsplit(self.model).path).name
@@ -215,6 +216,8 @@ class Preparation:
         files = [self.model, self._config, self._labels] if self.is_checkpoint else [self.model]
         for file in files:
             yield _identity(Path(file)) if Path(file).is_file() else file
+        if self.is_checkpoint and not _is_url(self._config):
+            yield from map(_identity, _bases(Path(self._config)))
         if self.calibrate:
             yield from (_identity(photo.path) for photo in find([self.calibrate]))
 
@@ -279,6 +282,16 @@ def missing(package: str) -> MissingPackage:
 def _identity(file: Path) -> str:
     status = file.stat()
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def _bases(config: Path) -> list[Path]:
+    """The files that a config builds on (`_BASE_`). Raises ConversionError."""
+    if not config.is_file() or b"_BASE_" not in config.read_bytes():
+        return []  # without importing the converter, which a prepared model does not need
+    require("yaml")
+    from segment.convert import document
+
+    return [file for file in document.files(config) if file != config]
 
 
 def _is_url(text: str) -> bool:

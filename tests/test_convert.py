@@ -9,6 +9,7 @@ import os
 import pickle
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +250,50 @@ def test_a_config_of_2020_is_that_of_today() -> None:
     assert convert.convert(today, earlier) == convert.convert(today, tensors)
 
 
-def test_a_config_that_builds_on_another_is_refused(tmp_path: Path) -> None:
+def test_a_config_is_read_with_those_that_it_builds_on(tmp_path: Path) -> None:
+    """As fvcore does: relative to the file, in a list the later one goes over the earlier one, the file over all."""
+    (tmp_path / "configs").mkdir()
+    base = yaml.safe_load((GOLDEN / "r50.yaml").read_text())
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "more.yaml").write_text("MODEL: {RPN: {NMS_THRESH: 0.6}, ROI_HEADS: {NMS_THRESH_TEST: 0.3}}")
+    child = tmp_path / "configs" / "child.yaml"
+    child.write_text('_BASE_: ["../base.yaml", "../more.yaml"]\nMODEL: {ROI_HEADS: {NMS_THRESH_TEST: 0.4}}\n')
+    wanted, found = config.parse(base), config.read(child)
+    assert (found.proposals.nms, found.box.nms) == (0.6, 0.4)
+    assert found == replace(wanted, proposals=replace(wanted.proposals, nms=0.6), box=replace(wanted.box, nms=0.4))
+    grandchild = tmp_path / "grandchild.yaml"
+    grandchild.write_text("_BASE_: configs/child.yaml\nMODEL: {RPN: {NMS_THRESH: 0.5}}\n")
+    assert config.read(grandchild).proposals.nms == 0.5
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("missing.yaml", "there is no such file. Put the base there, or give the full config"),
+        ("https://example.com/base.yaml", "Download it, or give the full config"),
+        ("3", "path of a file on this machine"),
+        ("config.yaml", "builds on itself"),
+        ("other.yaml", "has a mapping at MODEL, where its base has 3"),
+        ([f"{number}.yaml" for number in range(20)], "more than 15 bases"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, base: str | list[str], said: str) -> None:
+    (tmp_path / "other.yaml").write_text("MODEL: 3")
+    for number in range(20):
+        (tmp_path / f"{number}.yaml").write_text("MODEL: {}")
     path = tmp_path / "config.yaml"
-    path.write_text('_BASE_: "../Base-RCNN-FPN.yaml"\nMODEL:\n  MASK_ON: true\n')
-    with pytest.raises(ConversionError, match="_BASE_"):
+    path.write_text(f"_BASE_: {base}\nMODEL: {{MASK_ON: true}}\n")
+    with pytest.raises(ConversionError, match=said):
         config.read(path)
+
+
+def test_a_config_from_a_url_chooses_no_files_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text((GOLDEN / "r50.yaml").read_text())
+    path = tmp_path / "config.yaml"
+    path.write_text("_BASE_: base.yaml\n")
+    assert config.read(path) == config.read(GOLDEN / "r50.yaml")
+    with pytest.raises(ConversionError, match="comes from a URL and builds on _BASE_"):
+        config.read(path, bases=False)
 
 
 def test_labels_come_from_lines_or_from_metadata(tmp_path: Path) -> None:

@@ -153,6 +153,20 @@ def test_what_cannot_work_stops_before_it_listens(
     assert words in line
 
 
+def test_a_model_depends_on_the_configs_that_its_config_builds_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights, base = tmp_path / "model_final.pkl", tmp_path / "base.yaml"
+    weights.write_bytes(b"")
+    base.write_text("MODEL: {}")
+    (tmp_path / "config.yaml").write_text("_BASE_: base.yaml")
+    path = Preparation(str(weights)).path
+    assert Preparation(str(weights)).path == path
+    base.write_text("MODEL: {MASK_ON: true}")
+    assert Preparation(str(weights)).path != path
+
+
 def test_a_checkpoint_file_is_converted_with_what_is_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("segment.engine.footprint.measure", lambda path, threads: Footprint(1 << 20, 1.0))

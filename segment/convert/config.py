@@ -50,6 +50,10 @@ _REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
     "MODEL.ROI_BOX_HEAD.NORM": ("", HEAD_NORMS),
 }
+_REQUIRED_OF_POINT_REND: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
+    "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
+}
 _REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "MaskRCNNConvUpsampleHead": {
         "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
@@ -57,8 +61,7 @@ _REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
     },
     "PointRendMaskHead": {
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
-        "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
-        "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
+        **_REQUIRED_OF_POINT_REND,
     },
     "ImplicitPointRendMaskHead": {
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
@@ -67,8 +70,7 @@ _REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
     # What PointRendMaskHead was called in 2020; PointRendROIHeads ignores its POOLER_TYPE.
     "CoarseMaskHead": {
         "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("PointRendROIHeads",)),
-        "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
-        "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
+        **_REQUIRED_OF_POINT_REND,
     },
 }
 _MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
@@ -342,16 +344,14 @@ class Config:
         return self.mask
 
 
-def read(path: Path) -> Config:
-    """Read a detectron2 config file: YAML as `cfg.dump()` or `LazyConfig.save` writes it. Raises ConversionError."""
-    document = documents.read(path)
+def read(path: Path, *, bases: bool = True) -> Config:
+    """Read a detectron2 config file: YAML as `cfg.dump()` or `LazyConfig.save` writes it. Raises ConversionError.
+
+    A config that names others in `_BASE_` is read with them, unless `bases` is False.
+    """
+    document = documents.read(path, bases=bases)
     if "MODEL" not in document and "model" not in document:
         raise ConversionError(f"The config {path.name} has neither MODEL nor model: it is not a detectron2 config.")
-    if "_BASE_" in document:
-        raise ConversionError(
-            f"The config {path.name} builds on _BASE_: {document['_BASE_']}. Give the full config, as a training run "
-            "leaves it in its output folder (or what `cfg.dump()` prints)."
-        )
     return parse(document)
 
 

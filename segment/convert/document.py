@@ -10,11 +10,15 @@ every other tag is refused:
     !!python/object/apply:functools.partial  a Partial; it is not called, and must be of torch.nn or detectron2
 
 Aliases let a small YAML file expand to an enormous document, so the expanded size is checked before it is built.
+
+A config can name others in `_BASE_` and give only what differs, as most files in detectron2's `configs` folder do
+(fvcore/common/config.py, CfgNode.load_yaml_with_base). The bases are read in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import os
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +31,10 @@ MAX_BYTES = 2 << 20
 MAX_VALUES = 200_000
 """Most values in a document, with every alias expanded."""
 MAX_DEPTH = 64
+BASE = "_BASE_"
+"""The key that names the config, or a list of the configs, whose values a config changes."""
+MAX_FILES = 16
+"""Most files that a config and its bases may consist of."""
 
 _PARTIAL_OF = ("torch.nn.", "detectron2.")
 """Packages whose classes and functions `functools.partial` may name."""
@@ -50,8 +58,82 @@ class Partial:
     arguments: dict[str, Any]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The top-level mapping of a YAML file. Raises ConversionError."""
+def read(path: Path, *, bases: bool = True) -> dict[str, Any]:
+    """The top-level mapping of a YAML file and of its bases, whose values the file's own replace.
+
+    A relative path in `_BASE_` is relative to the file that contains it. `bases`: False refuses a file that has any, as
+    one from a URL must not choose files of this machine. Raises ConversionError.
+    """
+    if bases:
+        return _merged(path, files(path))
+    document = _read_one(path)
+    if BASE in document:
+        raise ConversionError(
+            f"The config {path.name} comes from a URL and builds on {BASE}: {document[BASE]}. Download it and its base "
+            "and give the path of the file, or give the full config (what `cfg.dump()` prints)."
+        )
+    return document
+
+
+def files(path: Path) -> dict[Path, dict[str, Any]]:
+    """The file and all its bases, each with its own top-level mapping. Raises ConversionError."""
+    documents: dict[Path, dict[str, Any]] = {}
+    missing = [path]
+    while missing:
+        file = missing.pop()
+        if file in documents:
+            continue
+        if len(documents) == MAX_FILES:
+            raise ConversionError(f"The config {path.name} is refused: it has more than {MAX_FILES - 1} bases.")
+        if file != path and not file.is_file():
+            raise ConversionError(
+                f"The config {path.name} builds on {BASE}: {file}, and there is no such file. Put the base there, or "
+                "give the full config, as a training run leaves it in its output folder (or what `cfg.dump()` prints)."
+            )
+        documents[file] = _read_one(file)
+        missing += _bases(file, documents[file])
+    return documents
+
+
+def _bases(path: Path, document: Mapping[str, Any]) -> list[Path]:
+    """The paths that a document's `_BASE_` names."""
+    given = document.get(BASE, [])
+    names = given if isinstance(given, list) else [given]
+    for name in names:
+        if not isinstance(name, str) or not name or "://" in name:
+            raise ConversionError(
+                f"The config {path.name} builds on {BASE}: {name}. A base is the path of a file on this machine, "
+                "relative to the config. Download it, or give the full config (what `cfg.dump()` prints)."
+            )
+    return [Path(os.path.normpath(path.parent / Path(name).expanduser())) for name in names]
+
+
+def _merged(path: Path, documents: Mapping[Path, dict[str, Any]], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of its bases; of several bases, a later one goes over an earlier one."""
+    if path in above:
+        raise ConversionError(f"The config {above[0].name} is refused: {path.name} builds on itself ({BASE}).")
+    merged: dict[str, Any] = {}
+    for base in _bases(path, documents[path]):
+        _merge(_merged(base, documents, (*above, path)), merged, path)
+    own = {key: value for key, value in documents[path].items() if key != BASE}
+    _merge(own, merged, path)
+    return merged
+
+
+def _merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
+    """Put values over others, mapping by mapping."""
+    for key, value in values.items():
+        if not (isinstance(value, dict) and key in into):
+            into[key] = value
+        elif isinstance(into[key], dict):
+            into[key] = dict(into[key])
+            _merge(value, into[key], path)
+        else:
+            raise ConversionError(f"The config {path.name} has a mapping at {key}, where its base has {into[key]!r}.")
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    """The top-level mapping of one YAML file."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
