@@ -1,1 +1,1 @@
-"""What is measured, and the scripts that measure it."""
+"""The benchmarks: scripts that measure the figures in README and docs."""

@@ -1,10 +1,10 @@
-"""Measure, and write what was measured into benchmarks/results.
+"""Run benchmarks and write the results to benchmarks/results.
 
     python -m benchmarks                        everything
     python -m benchmarks accuracy memory        some of accuracy, families, memory, latency, rendering, original
 
-Every row is measured in a process of its own. What was measured before and is not asked for stays as it is. `--models
-FOLDER` keeps the models that are made, which takes minutes, for the next time.
+Each row is measured in its own process. Existing results of other benchmarks are kept. `--models FOLDER` keeps the
+generated models for later runs, because generating them takes minutes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Average precision of the demo model, by COCO's own evaluation, on scenes that it was not trained on.
+"""Average precision of the demo model, by COCO's evaluation, on scenes that are not in its training data.
 
-The scenes are training.shapes.scene(0) to scene(199). Detections go through the same code as a request's: the photo is
-resized by segment.image, run by segment.model, and the masks are written as output.py writes them. As detectron2
-evaluates: every detection above the config's threshold of 0.05, at most 100 per photo.
+The scenes are training.shapes.scene(0) to scene(199). Detections use the same code as requests: segment.image resizes
+the photo, segment.model runs the network, and segment.output encodes the masks. As in detectron2's evaluation, all
+detections above the config's threshold of 0.05 count, at most 100 per photo.
 """
 
 from __future__ import annotations

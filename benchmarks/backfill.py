@@ -1,4 +1,4 @@
-"""A backfill of a bucket whose every call takes some time: how busy it keeps the CPUs, and how much memory it holds.
+"""CPU use and memory of a backfill of a bucket whose calls have latency.
 
     python -m benchmarks.backfill [PHOTOS]
 

@@ -1,4 +1,4 @@
-"""What int8 loses when it is calibrated on the photographs that come with the package, instead of on one's own.
+"""The loss of int8 models that are calibrated on the package's photographs instead of on photos of one's own.
 
     python -m benchmarks.calibration
 

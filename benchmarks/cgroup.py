@@ -1,4 +1,4 @@
-"""A memory control group to run processes in, of version 2 or 1: what a container has. Needs root.
+"""Run processes in a memory control group, version 2 or 1, as in a container. Needs root.
 
 docs.kernel.org/admin-guide/cgroup-v2.html, docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """

@@ -1,4 +1,4 @@
-"""What photos cost on Google Cloud, from the CPU seconds of one and the published prices.
+"""The cost of photos on Google Cloud, computed from CPU seconds per photo and published prices.
 
     python -m benchmarks.cost                          1,000 on Cloud Run, measured rows from benchmarks/results first
     python -m benchmarks.cost million                  1,000,000 by the backfill job and on Dataflow

@@ -1,4 +1,4 @@
-"""What `detail` brings on large scenes of small shapes, and what it takes: average precision, time, memory.
+"""Average precision, time and memory of the option `detail` on large scenes of small shapes.
 
     python -m benchmarks.detail            measure (ten minutes), write benchmarks/results/detail.json and .md
 

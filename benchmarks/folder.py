@@ -1,4 +1,4 @@
-"""`segment image` over a folder: photos per second against the network alone, and memory against their number.
+"""`segment image` on a folder: photos per second compared with the network alone, and memory by number of photos.
 
     python -m benchmarks.folder speed [--models FOLDER] [--photos N] [--rounds N]
     python -m benchmarks.folder memory [--most N]

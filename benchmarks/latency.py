@@ -1,8 +1,8 @@
-"""The time of a request: 1280 x 960 JPEG in, JPEG overlay out, over HTTP on this machine.
+"""The time of a request over HTTP on this machine: a JPEG of 1280 x 960 pixels to a JPEG overlay.
 
-fp32 and int8 are served side by side and asked by turns, so that whatever else the machine does hits both. `network`
-is the network's own time, as the service's Server-Timing header says it. A cold start is a new process, its compiled
-model in the cache, until the first photo has been answered.
+fp32 and int8 are served at the same time and requested in turns, so that other load on the machine affects both
+equally. `network` is the network's time from the Server-Timing header. A cold start is the time from starting a new
+process, with the compiled model in the cache, to the first response.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A backfill of a bucket that is finished: how many calls it takes to find that out, and how long.
+"""The number of calls and the time that a backfill needs to find that all photos of a bucket have results.
 
     python -m benchmarks.listing [--latency 0.06] [PHOTOS:TASKS:RUN ...]
 

@@ -1,8 +1,8 @@
-"""The memory of the whole serving process: a 12 megapixel JPEG in, an overlay out, inside a real memory limit.
+"""The memory of the whole serving process under a real memory limit: a 12 megapixel JPEG to an overlay.
 
 Every row starts the service as the image does, its compiled model in the cache, and sends the same photo three times.
-What counts is what the kernel cannot take back: anonymous and shared memory, as the control group counts it, sampled
-every few milliseconds. Above the limit the kernel would have killed the service.
+The result is the memory that the kernel cannot reclaim: anonymous and shared memory of the control group, sampled every
+few milliseconds. If it exceeded the limit, the kernel would kill the service.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The models and photos that are measured, made from this repository alone.
+"""The models and photos for benchmarks, generated from this repository alone.
 
 The demo model is the embedded one. The full-size one is the zoo's Mask R-CNN R50-FPN with 80 classes and random values
 (checkpoints.py): memory and speed depend on shapes and on how much is found, not on what the weights mean. Both in fp32

@@ -1,4 +1,4 @@
-"""The original way, beside ours: detectron2's DefaultPredictor on a square, its Visualizer, the result resized back.
+"""The approach of the original blog post: detectron2's DefaultPredictor on a square, its Visualizer, and resizing back.
 
 Runs where detectron2 can be imported: by this Python, or by the one that BENCH_DETECTRON2_PYTHON names. That Python
 needs detectron2, torch and Pillow; this file is run by it alone, as a script, and imports nothing else of ours.

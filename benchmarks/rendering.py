@@ -1,8 +1,8 @@
-"""What rendered masks cost: PointRend beside Mask R-CNN, in one run.
+"""The cost of rendered masks: PointRend and Mask R-CNN, measured in one run.
 
 Both have a ResNet-50 with FPN and 80 classes, the zoo's shapes, and find 20 instances at render factor 25. Both are
-served at once and asked by turns, so that whatever else the machine does hits both. Then each is started alone and
-asked with a photo of 12 megapixels, and what it holds is sampled.
+served at the same time and requested in turns, so that other load on the machine affects both equally. Then each is
+started alone and asked with a photo of 12 megapixels, and what it holds is sampled.
 """
 
 from __future__ import annotations

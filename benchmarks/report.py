@@ -1,4 +1,4 @@
-"""What was measured, as JSON for programs, as tables and charts for people."""
+"""Write results as JSON, tables and charts."""
 
 from __future__ import annotations
 

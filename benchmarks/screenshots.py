@@ -1,6 +1,6 @@
 """Take the README's pictures of the page: `python -m benchmarks.screenshots` (needs Chromium).
 
-Three states: empty, a result on a wide screen, one object seen alone on a phone in the dark.
+Three states: empty, a result on a wide screen, and one selected object on a phone in dark mode.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service as the image runs it, in processes of its own that are measured from outside."""
+"""Run the service as the image does, in separate processes that are measured from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ViTDet costs beside a Mask R-CNN R50-FPN: CPU time and memory of one run of the network, at several sizes.
+"""CPU time and memory of one run of ViTDet, compared with Mask R-CNN R50-FPN, at several sizes.
 
     python -m benchmarks.vitdet
 

@@ -1,4 +1,4 @@
-"""What each model of the zoo takes: file size, memory held and time, in fp32 and int8.
+"""File size, memory and time of each model of the zoo, in fp32 and int8.
 
     python -m benchmarks.zoo                     every model that was not measured yet
     python -m benchmarks.zoo NAME ...            these, again

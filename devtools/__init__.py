@@ -1,1 +1,1 @@
-"""Tools for development: a Cloud Storage of one process, and a bucket to develop against."""
+"""Development tools: emulators of Cloud Storage and Pub/Sub, a local bucket, and generators of committed files."""

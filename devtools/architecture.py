@@ -1,7 +1,7 @@
 """The picture of docs/architecture.md: `python -m devtools.architecture` writes docs/architecture.svg.
 
-The layers are those that tests/test_layers.py holds the imports to. tests/test_repository.py checks that every module
-is described here and that the picture shows these layers.
+The layers are those of tests/test_layers.py. tests/test_repository.py checks that every module is described here and
+that the picture shows these layers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Layers = Sequence[Sequence[str]]
 
 PICTURE = Path(__file__).parent.parent / "docs" / "architecture.svg"
 SERVING, OFFLINE, DOOR = "#e8eefc", "#fdf0dc", "#e3f4e6"
-"""Fills: what a request passes, what runs only before serving, what a request or command enters by."""
+"""Fill colours: modules that handle requests, modules that only run before serving, and entry points."""
 
 ABOUT = {
     "__main__": (DOOR, "command line: arguments"),

@@ -1,8 +1,8 @@
-"""A bucket to develop against: drop a photo into one folder, find its results in another.
+"""A local bucket for development: photos from one folder are segmented, and the results are written to another.
 
-Runs the storage server of the tests, the real handler (functions-framework with `segment_object`) and between them
-what Pub/Sub does: each new object is delivered until it is acknowledged. What is in the photos' folder is put into the
-bucket `photos`; what the handler writes to the bucket `results` is copied to the results' folder.
+Runs the tests' storage server and the real handler (functions-framework with `segment_object`). Like Pub/Sub, this tool
+delivers the event of each new object until it is acknowledged. Files in the photos folder are uploaded to the bucket
+`photos`; objects that the handler writes to the bucket `results` are copied to the results folder.
 
 `python -m devtools.bucket [PHOTOS RESULTS]`; SEGMENT_ settings are passed on.
 """
@@ -30,7 +30,7 @@ from segment.bucket.store.folder import Folder
 PHOTOS, RESULTS = Path(".cache/bucket/photos"), Path(".cache/bucket/results")
 POLL_SECONDS = 0.5
 REDELIVERY_SECONDS = (1.0, 30.0)
-"""The first and the longest pause before a delivery is tried again."""
+"""The first and the longest pause between attempts of a delivery, in seconds."""
 
 
 def main(arguments: list[str]) -> int:
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def watch(photos: Folder, results: Folder, cloud: Cloud, running: Callable[[], bool]) -> None:
-    """Put each file that is new or changed into the bucket, once it has stopped growing."""
+    """Upload each new or changed file to the bucket, once its size no longer changes."""
     seen = {item.name: item for item in photos.objects() if (results.path / item.name).is_dir()}
     growing: dict[str, File] = {}
     while running():
@@ -85,7 +85,7 @@ def watch(photos: Folder, results: Folder, cloud: Cloud, running: Callable[[], b
 
 
 def deliver(url: str, written: Object, stopped: threading.Event) -> None:
-    """Push until it is acknowledged."""
+    """Push the event until it is acknowledged."""
     pause, longest = REDELIVERY_SECONDS
     while not stopped.is_set():
         with contextlib.suppress(requests.RequestException):

@@ -1,7 +1,7 @@
 """Publish the SHA-256 of checkpoints that were downloaded: `python -m devtools.checksums`.
 
-`segment fetch NAME` records the SHA-256 of the first download beside it (segment/zoo/download.py). This writes what is
-recorded on this machine into segment/zoo/models.toml, where every download by anybody is checked against it.
+`segment fetch NAME` records the SHA-256 of the first download beside it (segment/zoo/download.py). This tool
+copies the recorded values into segment/zoo/models.toml, so that all later downloads are checked against them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A bucket's events as HTTP requests, in both shapes that reach a CloudEvent target."""
+"""A bucket's events as HTTP requests, in both formats that a CloudEvent target receives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TIMEOUT = 60.0
 
 
 def eventarc(url: str, item: Object) -> requests.Response:
-    """Deliver as Eventarc does: a CloudEvent in HTTP's binary mode, the object resource as its data."""
+    """Deliver an event as Eventarc does: a CloudEvent in HTTP binary mode, whose data is the object resource."""
     return post_event(url, item.resource(), f"objects/{item.name}")
 
 
 def post_event(url: str, data: Any, subject: str, kind: str = "finalized") -> requests.Response:
-    """Deliver a storage event of that kind with that data."""
+    """Deliver a storage event of type `kind` with `data`."""
     headers = {
         "ce-id": "1096434104173400",
         "ce-source": "//storage.googleapis.com/projects/_/buckets/photos",

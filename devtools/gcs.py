@@ -1,14 +1,14 @@
-"""A Cloud Storage server on loopback, for tests and development: the JSON API over HTTP, in memory.
+"""An in-memory emulator of Cloud Storage for tests and development: the JSON API over HTTP, on localhost.
 
-It speaks what google-cloud-storage speaks when STORAGE_EMULATOR_HOST names it (https://cloud.google.com/storage/docs/json_api/v1):
+It implements what google-cloud-storage uses if STORAGE_EMULATOR_HOST is set (https://cloud.google.com/storage/docs/json_api/v1):
 buckets; objects inserted in one piece, as multipart or resumably in chunks; metadata and media (whole, in ranges, by
-generation); patch, delete, list with prefix, delimiter and pages. Generations only grow, the preconditions hold
-(https://cloud.google.com/storage/docs/request-preconditions), checksums are checked and errors have Google's shape.
-There is no versioning: a generation that was overwritten or deleted answers 404, as in a bucket without it.
+generation); patch, delete, list with prefix, delimiter and pages. Generations increase, preconditions are checked
+(https://cloud.google.com/storage/docs/request-preconditions), checksums are verified and errors have Google's format.
+There is no versioning: a generation that was overwritten or deleted returns 404, as in a bucket without versioning.
 
-What it adds is what a test needs: every write is remembered (`writes`), every request is (`requests`), and anything
-can go wrong on demand (`faults`): an error status, a cut connection, a stall, or a hold until the test lets go, each
-before the request is read, in the middle of its body, or after it was carried out but before it is answered.
+For tests, it also records all writes (`writes`) and requests (`requests`), and injects faults (`faults`): an error
+status, a closed connection, a delay, or a hold until the test releases it. A fault can occur before the request is
+read, in the middle of its body, or after it was carried out but before the response.
 
     with Cloud() as cloud:
         cloud.create_bucket("photos")
@@ -67,7 +67,7 @@ class Refused(Exception):
 
 
 class _Cut(Exception):
-    """The connection ends here, without another word."""
+    """Close the connection without a response."""
 
 
 # What goes wrong
@@ -75,7 +75,7 @@ class _Cut(Exception):
 
 @dataclass(eq=False)
 class Fault:
-    """What goes wrong, with which requests, and when.
+    """A fault to inject: what goes wrong, for which requests, and when.
 
     `effect`: a status is answered, the connection is cut, it stalls for `seconds` and is then cut, or it is held until
     `release()`. `when`: before anything is read; in the middle of the body, the request's if it has one, else the
@@ -97,11 +97,11 @@ class Fault:
     released: threading.Event = field(default_factory=threading.Event)
 
     def release(self) -> None:
-        """Let the stalled or held requests go on."""
+        """Release the delayed or held requests."""
         self.released.set()
 
     def strike(self, when: str) -> None:
-        """Go wrong, if it is time. Raises Refused or _Cut."""
+        """Inject the fault if it is due. Raises Refused or _Cut."""
         if when != self.when:
             return
         self.reached.set()
@@ -114,7 +114,7 @@ class Fault:
 
 
 class Faults:
-    """The faults in force; the first that hits a request is its only one."""
+    """The active faults. At most one, the first that matches, is injected per request."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
@@ -122,7 +122,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(self, fault: Fault) -> Fault:
-        """Put a fault in force."""
+        """Activate a fault."""
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -131,14 +131,14 @@ class Faults:
         return iter(self._faults)
 
     def clear(self) -> None:
-        """Lift all faults, and let go what they hold."""
+        """Remove all faults and release the requests that they hold."""
         with self._lock:
             faults, self._faults = self._faults, []
         for fault in faults:
             fault.release()
 
     def draw(self, method: str, target: str) -> Fault | None:
-        """The fault that this request meets."""
+        """The fault that is injected into this request, if any."""
         with self._lock:
             for fault in self._faults:
                 if not (re.fullmatch(fault.method, method) and re.search(fault.path, target)):
@@ -224,7 +224,7 @@ class Write:
 
 @dataclass
 class _Upload:
-    """A resumable upload under way, or done: then `object` is what it made."""
+    """A resumable upload; `object` is its result once it is complete."""
 
     bucket: str
     about: Mapping[str, Any]
@@ -246,7 +246,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer."""
+    """A response."""
 
     status: int
     body: bytes = b""
@@ -258,7 +258,7 @@ def _json(document: Mapping[str, Any], status: int = 200) -> Answer:
 
 
 def _error(error: Refused, media: bool) -> Answer:
-    """Google's error document; the media endpoint answers plain text."""
+    """Google's error document; the media endpoint returns plain text."""
     if media:
         return Answer(error.status, str(error).encode(), {"Content-Type": "text/html; charset=UTF-8"})
     detail = {"message": str(error), "domain": "global", "reason": _REASONS.get(error.status, "backendError")}
@@ -270,7 +270,7 @@ def _now() -> str:
 
 
 def _require(query: Mapping[str, str], found: Object | None, reading: bool = False) -> None:
-    """Hold the request's preconditions against the object there is. Raises Refused 412, or 304 for a read."""
+    """Check the request's preconditions for the current object. Raises Refused 412, or 304 for a read."""
     generation = found.generation if found else 0
     metageneration = found.metageneration if found else 0
     for word, value in (("Generation", generation), ("Metageneration", metageneration)):
@@ -315,7 +315,7 @@ class Cloud:
     # From Python, for tests
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket; nothing happens if it is there."""
+        """Create a bucket if it does not exist."""
         with self._lock:
             self._buckets.setdefault(name, {})
 
@@ -337,12 +337,12 @@ class Cloud:
         metadata: Mapping[str, str] | None = None,
         content_encoding: str = "",
     ) -> Object:
-        """Write an object, whatever is there."""
+        """Write an object without preconditions."""
         about = {"contentType": content_type, "contentEncoding": content_encoding, "metadata": metadata}
         return self._write(bucket, {"name": name, **about}, content, {})
 
     def delete(self, bucket: str, name: str) -> None:
-        """Delete an object. Raises Refused if it is not there."""
+        """Delete an object. Raises Refused if it does not exist."""
         with self._lock:
             found = self._find(bucket, name, {})
             del self._buckets[bucket][name]
@@ -356,7 +356,7 @@ class Cloud:
     # Over HTTP
 
     def answer(self, request: Request) -> Answer:
-        """Carry a request out. Raises Refused."""
+        """Handle a request. Raises Refused."""
         parts = request.path.split("/")  # ["", "storage", "v1", "b", BUCKET, "o", NAME...]
         kind = ""
         if parts[1] in ("upload", "download"):
@@ -468,7 +468,7 @@ class Cloud:
         return Answer(200, b"", {"Location": location, "X-GUploader-UploadID": key})
 
     def _resume(self, request: Request) -> Answer:
-        """Take a chunk, or say how far the upload is (Content-Range: bytes */TOTAL)."""
+        """Receive a chunk, or return the status of the upload (Content-Range: bytes */TOTAL)."""
         with self._lock:
             upload = self._uploads.get(request.query.get("upload_id", ""))
             if upload is None:
@@ -613,7 +613,7 @@ class _Server(ThreadingHTTPServer):
     cloud: Cloud
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; anything else is a bug to be seen."""
+        """Ignore errors from closed connections; other errors are bugs and are printed."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -624,10 +624,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Do not log requests."""
 
     def do_GET(self) -> None:
-        """Answer any method, with whatever goes wrong."""
+        """Handle any method, with injected faults."""
         cloud, url = self.server.cloud, urlsplit(self.path)
         cloud.requests.append((self.command, unquote(self.path)))
         time.sleep(cloud.latency)

@@ -1,11 +1,11 @@
-"""Make golden answers: narrow models with values from a seed, and what detectron2 itself finds with them.
+"""Generate golden files: narrow models with random values, and detectron2's own detections for them.
 
     PYTHON -m devtools.golden FOLDER [NAME ...] [--seed 0] [--offsets 1.0]
 
-PYTHON is one that has detectron2 and this project's requirements. Writes NAME.yaml (the full config as detectron2 dumps
-it), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and what was found in each), as
-tests/test_convert.py reads them. Says how many of its own detections detectron2 finds again with noise of 1e-4 grey
-levels on the image: a golden of which it finds less than 95 % compares rounding errors.
+PYTHON needs detectron2 and this project's requirements. Writes NAME.yaml (the full config as detectron2 dumps
+it), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and the detections in each), for
+tests/test_convert.py. Prints how many of its own detections detectron2 reproduces if noise of 1e-4 grey levels is added
+to the image: a golden file with less than 95 % would compare rounding errors.
 `dconv-gn` needs `--offsets 0.1` to reach that.
 
 detectron2 runs deformable convolutions with more than one group of offsets, or modulated, on GPUs only. Here all run in

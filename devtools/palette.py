@@ -1,8 +1,9 @@
 """Compute the palette of segment/output/colours.py: `python -m devtools.palette` prints it.
 
-Farthest points among the sRGB colours that are neither dark, nor pale, nor grey, nor glaring: each colour is the one
-that is farthest from all before it. Distance is the lesser of those in OKLab and in CIE Lab (CIE 1976), since either
-alone overrates some differences. The colours are then put in an order: each differs most from the few before it.
+Farthest-point sampling of the sRGB colours within bounds of lightness and chroma: each colour is the one that is
+farthest from all previous ones. The distance is the smaller of the distances in OKLab and in CIE Lab (CIE 1976),
+because each alone overestimates some differences. The colours are then ordered so that each differs most from the
+previous few.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ COLOURS = 30
 LIGHTNESS = 0.48, 0.93
 CHROMA = 0.07, 0.27
 STEP = 17
-"""Of each channel: 16 values."""
+"""Step between the values of a channel: 16 values."""
 CIE_PER_OKLAB = 180.0
-"""So many units of CIE Lab count as one of OKLab."""
+"""Units of CIE Lab per unit of OKLab."""
 WINDOW = 3
-"""Colours in a row that are to differ most."""
+"""Number of consecutive colours that should differ most."""
 
 _TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]

@@ -1,10 +1,10 @@
-"""A Pub/Sub subscription on loopback, for tests: what segment/bucket/pubsub.py calls, in memory.
+"""An in-memory emulator of a Pub/Sub subscription for tests: the calls that segment/bucket/pubsub.py makes.
 
     with Server() as server:
         server.publish(message)
         os.environ["PUBSUB_EMULATOR_HOST"] = server.host
 
-A message that was pulled comes again when its deadline has passed, until it is acknowledged.
+A pulled message is delivered again after its deadline, until it is acknowledged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 ACK_SECONDS = 10.0
-"""How long a message that was pulled is kept from being delivered again, unless more is asked for."""
+"""Default deadline of a pulled message: time after which it is delivered again."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Server:
         self.name = name
         self.deadlines: list[int] = []
         self.failures: list[int] = []
-        """Statuses with which the next requests are answered."""
+        """Status codes of the next responses."""
         self._kept: dict[str, _Kept] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -54,25 +54,25 @@ class Server:
         self._server.server_close()
 
     def publish(self, message: Mapping[str, Any]) -> None:
-        """Add a message, as a push has it."""
+        """Add a message in the format of a push request."""
         with self._lock:
             number = str(next(self._numbers))
             self._kept[number] = _Kept({**message, "messageId": number})
 
     def expire(self) -> None:
-        """Let all deadlines pass."""
+        """Expire all deadlines."""
         with self._lock:
             for kept in self._kept.values():
                 kept.until = 0.0
 
     @property
     def messages(self) -> list[Mapping[str, Any]]:
-        """What is not acknowledged."""
+        """The messages that are not acknowledged."""
         with self._lock:
             return [kept.message for kept in self._kept.values()]
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
-        """The status and the document that a request is answered with."""
+        """The status and the document of the response."""
         match = re.fullmatch(r"/v1/(.*):(\w+)", path)
         with self._lock:
             if self.failures:
@@ -106,10 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
     server_of: Server
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Do not log requests."""
 
     def do_POST(self) -> None:
-        """Answer a call."""
+        """Handle a call."""
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         status, document = self.server_of.answer(self.path, body)
         data = json.dumps(document).encode()

@@ -1,4 +1,4 @@
-"""The real framework process, on a free port, as Cloud Run starts it."""
+"""Start the real server process on a free port, as Cloud Run does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Server:
         return os.pread(self.output.fileno(), 1 << 24, 0).decode()
 
     def stop(self) -> int:
-        """Ask it to end as Cloud Run does; the exit status."""
+        """Stop it with SIGTERM, as Cloud Run does; returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=40)
@@ -71,7 +71,7 @@ def start(
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

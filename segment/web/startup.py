@@ -1,9 +1,9 @@
 """Serve while the model is still being prepared.
 
-The server listens first. Preparing a model (downloading, converting, quantising) runs in a child process, whose memory
-is given back when it ends; it writes one line of JSON for each step (segment/progress.py). Meanwhile requests that need
-the model are answered with 503, `Retry-After` and the current step, and GET /progress says the same to the page. Then
-the model is loaded, which requests wait for.
+The server listens first. A child process prepares the model (downloads, converts, quantises it) and writes one line of
+JSON per step (segment/progress.py); when it ends, its memory is freed. Meanwhile, requests that need the model get a
+503 with `Retry-After` and the current step, and GET /progress returns the step for the page. Then the model is loaded;
+requests wait for this.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NEEDS_MODEL = frozenset({"/segment", "/detect", "/model", "/ready"})
 class Startup:
     """The preparation of a service's model.
 
-    `command`: prepares the model file; writes lines of JSON to its standard output and what a terminal shows to its
-    standard error. `on_failure` is called, in another thread, if it fails or the model cannot be loaded.
+    `command`: prepares the model file; it writes lines of JSON to standard output, and text for a terminal to standard
+    error. `on_failure` is called in another thread if the command fails or the model cannot be loaded.
     """
 
     def __init__(self, service: Service, command: Sequence[str], on_failure: Callable[[], None]) -> None:
@@ -36,21 +36,21 @@ class Startup:
         self.progress = Progress("start", "Starting to prepare the model.")
 
     def start(self) -> None:
-        """Begin, in a thread of its own."""
+        """Start the preparation in a new thread."""
         threading.Thread(target=self._run, name="startup", daemon=True).start()
 
     def stop(self) -> None:
-        """End the child process if it runs."""
+        """Terminate the child process if it is running."""
         with self._lock:
             self._stopped = True
             if self._process:
                 self._process.terminate()
 
     def refusal(self) -> SegmentError | None:
-        """Why a request that needs the model cannot be answered now, or None."""
+        """The error for a request that needs the model, or None if the request can be handled."""
         progress = self.progress
         if progress.stage in ("load", "ready"):
-            return None  # a request waits while the model is loaded, as it does without a preparation
+            return None  # the request waits until the model is loaded, as without a preparation
         if progress.stage == "failed":
             return ModelError(progress.text)
         return Starting(f"The model is being prepared. {describe(progress)}", RETRY_SECONDS)
@@ -67,7 +67,7 @@ class Startup:
             self.progress = Progress("ready", f"The model {self._service.model_name} is ready.")
 
     def _prepare(self) -> None:
-        """Run the command. Raises ModelError with what it said if it fails."""
+        """Run the command. Raises ModelError with its message if it fails."""
         with self._lock:
             if self._stopped:
                 return
@@ -81,15 +81,15 @@ class Startup:
         status = process.wait()
         if status < 0:
             raise ModelError(
-                f"The model could not be prepared: the process was ended by signal {-status}. Converting takes up "
-                "to five times the checkpoint's size in memory: convert on a machine that has more, and serve the file."
+                f"The model could not be prepared: the process was killed by signal {-status}. Converting needs up to "
+                "five times the checkpoint's size in memory: convert on a machine with more memory, and serve the file."
             )
         if status:
             raise ModelError(last.text if last.stage == "failed" else "The model could not be prepared; see the log.")
 
 
 def describe(progress: Progress) -> str:
-    """The step in words, with how far a download has come."""
+    """The step as a sentence, with the progress of a download."""
     if progress.stage != "download" or not progress.total:
         return progress.text
     return f"{progress.text.rstrip('.')}: {progress.done / 1e6:.0f} of {progress.total / 1e6:.0f} MB."
