@@ -18,6 +18,8 @@ from segment.convert.layers import convolution
 from segment.convert.pooler import Rois
 from segment.convert.weights import Array, Weights
 
+NEVER = -1.0
+"""A score below every threshold."""
 MANY_CLASSES = 200
 """Up to this many, all classes' masks are predicted and one is kept, as upstream does it: one int8 convolution, 0.25 MB
 an instance with 80 classes. Above, as in LVIS, each instance is multiplied with its own class's weights in float."""
@@ -112,12 +114,16 @@ def select(
     """scores (N, classes), boxes (N, k, 4) -> the best after non-maximum suppression per class.
 
     `min_score` float32 scalar and `max_detections` int64 scalar narrow what the config admits, never widen it.
+
+    Boxes without an area are not chosen. Upstream drops them at the very end (detector_postprocess), where each has
+    taken the place of another instance among the `max_detections`; otherwise the result is the same, since they
+    suppress nothing.
     """
-    by_class = g.op("Transpose", scores, perm=[1, 0])  # (classes, N)
-    if head.agnostic:  # one image with all classes
-        batched, axes, column = g.op("Transpose", boxes, perm=[1, 0, 2]), g.ints(0), 1
-    else:  # one "image" per class, since each class has boxes of its own
-        batched, axes, column = g.op("Transpose", boxes, perm=[1, 0, 2]), g.ints(1), 0
+    batched = g.op("Transpose", boxes, perm=[1, 0, 2])  # (k, N, 4)
+    solid = g.reshape(box.larger_than(g, g.reshape(batched, -1, 4), 0.0), 1 if head.agnostic else classes, -1)
+    by_class = g.op("Where", solid, g.op("Transpose", scores, perm=[1, 0]), g.scalar(NEVER))  # (classes, N)
+    # Class-agnostic boxes are one image with all classes; otherwise each class has its own boxes and is an "image".
+    axes, column = (g.ints(0), 1) if head.agnostic else (g.ints(1), 0)
     threshold = g.op("Unsqueeze", g.op("Max", min_score, g.scalar(head.min_score)), g.ints(0))
     kept = g.op(
         "NonMaxSuppression",
