@@ -92,7 +92,7 @@ def _evaluate(file: Path, scenes: Iterable[Scene], fit: Fit | None, render_facto
         start = time.process_time()
         found = network.find(photo, size, MIN_SCORE, MAX_DETECTIONS)
         spent += time.process_time() - start
-        results += _results(number, found)
+        results += records(number, found)
     box, mask, edge = (truth.evaluate(results, kind) for kind in ("bbox", "segm", "boundary"))
     return Accuracy(
         name="",
@@ -179,7 +179,7 @@ class Truth:
         return {name: round(100 * float(value), 2) for name, value in zip(names, evaluation.stats, strict=False)}
 
 
-def _results(seed: int, found: Detections) -> list[Record]:
+def records(seed: int, found: Detections) -> list[Record]:
     """Detections as COCO's result records."""
     return [
         {

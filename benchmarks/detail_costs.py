@@ -1,0 +1,172 @@
+"""What the option `detail` costs where it is not needed: average precision and false finds on large and mixed shapes.
+
+    python -m benchmarks.detail_costs      measure (15 minutes), write benchmarks/results/detail_costs.json and .md
+
+The scenes are of 1600 x 1200 pixels: "large" has 5 shapes of 200 to 700 pixels, "mixed" 4 of that size, and 30 of 12 to
+60 pixels which may lie on them, "medium" 25 of 30 to 400 pixels. Beside them "small", the crowds of benchmarks.detail.
+
+Average precision is COCO's own (pycocotools, IoU 0.50 to 0.95, at most 100 per photo). It is measured for several
+values of `min_score`: a threshold discards instances, so precision must not rise with it. A find is false if its mask
+has an IoU below 0.5 with every instance of its class, except those that a better find has matched already.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pycocotools import mask as masks
+
+from benchmarks.accuracy import Record, Scene, Truth, records
+from segment import model
+from training.shapes import crowd
+
+RESULTS = Path(__file__).parent / "results"
+LARGE, SMALL = (200.0, 700.0), (12.0, 60.0)
+SCENES: dict[str, tuple[range, Callable[[int], Scene], str]] = {
+    "large": (range(910_000, 910_016), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
+    "mixed": (
+        range(970_000, 970_012),
+        partial(crowd, count=4, diameters=LARGE, more=((30, SMALL),)),
+        "4 shapes of 200 to 700 pixels, and 30 of 12 to 60 pixels beside or on them",
+    ),
+    "medium": (
+        range(920_000, 920_010),
+        partial(crowd, count=25, diameters=(30, 400)),
+        "25 shapes of 30 to 400 pixels",
+    ),
+    "small": (range(900_000, 900_012), crowd, "80 shapes of 12 to 60 pixels"),
+}
+"""Kinds of scenes: their seeds, what draws one, and what is in it."""
+FACTORS, DETAILS, THRESHOLDS = (25, 50), (1, 2, 3), (0.001, 0.05, 0.3, 0.5)
+MAX_DETECTIONS, DEFAULT, IOU = 100, 0.5, 0.5
+GOAL = 0.5
+"""By how many points of AP a detail above 1 may be worse than detail 1 on large shapes, at any threshold."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One detail on one kind of scene.
+
+    `box`, `mask`: AP in percent, one per threshold. `found`, `false`: how many there are per scene at `min_score` 0.5.
+    """
+
+    scenes: str
+    render_factor: int
+    detail: int
+    box: tuple[float, ...]
+    mask: tuple[float, ...]
+    found: float
+    false: float
+
+    @property
+    def precision(self) -> float:
+        """Share of the finds that are true."""
+        return 1 - self.false / self.found if self.found else 1.0
+
+
+def measure() -> Iterator[Row]:
+    """The rows, kind of scene by kind."""
+    network = model.load()
+    for kind, (seeds, draw, _) in SCENES.items():
+        truth, found = Truth(), dict[tuple[int, int], list[Record]]()
+        for seed in seeds:
+            pixels, visible, classes = draw(seed)
+            truth.add(seed, visible, classes)
+            photo = Image.fromarray(pixels)
+            for factor in FACTORS:
+                size = network.network_size(photo.size, factor, "aspect")
+                for detail in DETAILS:
+                    seen = network.find(photo, size, THRESHOLDS[0], MAX_DETECTIONS, detail)
+                    found.setdefault((factor, detail), []).extend(records(seed, seen))
+        for (factor, detail), results in found.items():
+            row = _row(truth, results, kind, factor, detail)
+            print(row, file=sys.stderr, flush=True)
+            yield row
+
+
+def _row(truth: Truth, results: Sequence[Record], kind: str, factor: int, detail: int) -> Row:
+    chosen = [[one for one in results if float(str(one["score"])) >= lowest] for lowest in THRESHOLDS]
+    box, mask = (tuple(_precision(truth, some, which) for some in chosen) for which in ("bbox", "segm"))
+    shown = [one for one in results if float(str(one["score"])) >= DEFAULT]
+    scenes = len(truth.images)
+    return Row(kind, factor, detail, box, mask, len(shown) / scenes, false_finds(truth, shown) / scenes)
+
+
+def _precision(truth: Truth, results: list[Record], kind: str) -> float:
+    return truth.evaluate(results, kind)["all"] if results else 0.0
+
+
+def false_finds(truth: Truth, results: Sequence[Record]) -> int:
+    """How many of the results are of nothing, or of something that a better one has found."""
+    false = 0
+    for image in truth.images:
+        there: list[Any] = [one for one in truth.annotations if one["image_id"] == image["id"]]
+        seen: list[Any] = [one for one in results if one["image_id"] == image["id"]]
+        for one in sorted(seen, key=lambda one: -one["score"]):
+            alike = [other for other in there if other["category_id"] == one["category_id"]]
+            agreement = [_iou(one["segmentation"], other["segmentation"]) for other in alike]
+            best = max(range(len(alike)), key=agreement.__getitem__, default=-1)
+            if best >= 0 and agreement[best] >= IOU:
+                there = [other for other in there if other is not alike[best]]
+            else:
+                false += 1
+    return false
+
+
+def _iou(a: Any, b: Any) -> float:
+    return float(masks.iou([a], [b], [0])[0, 0])
+
+
+def losses(rows: Sequence[Row]) -> list[float]:
+    """How much box and mask AP are worse than at detail 1 on large shapes, at each threshold."""
+    large = {(row.render_factor, row.detail): row for row in rows if row.scenes == "large"}
+    return [
+        before - after
+        for (factor, _), row in large.items()
+        for kind in ("box", "mask")
+        for before, after in zip(getattr(large[factor, 1], kind), getattr(row, kind), strict=True)
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "# What detail costs",
+        "",
+        "The demo model on scenes of 1600 x 1200 pixels (`training.shapes.crowd`): "
+        + "; ".join(f"{name}: {len(seeds)} scenes of {what}" for name, (seeds, _, what) in SCENES.items())
+        + ". AP is COCO's (IoU 0.50 to 0.95), box / mask, of all instances with at least the given score. Found and "
+        "false instances are counted per scene at `min_score` 0.5; an instance is false if its mask has an IoU below "
+        "0.5 with every shape of its class, or if that shape was found already. Made by "
+        "`python -m benchmarks.detail_costs`.",
+        "",
+        f"On large shapes, detail 2 and 3 are worse than detail 1 by at most {max(losses(rows)):.1f} points of AP.",
+        "",
+        "| scenes | render factor | detail | " + " | ".join(f"AP from {lowest}" for lowest in THRESHOLDS)
+        + " | found | false | precision |",
+        "|---" * (6 + len(THRESHOLDS)) + "|",
+    ]  # fmt: skip
+    for row in rows:
+        average = " | ".join(f"{box:.1f} / {mask:.1f}" for box, mask in zip(row.box, row.mask, strict=True))
+        counts = f"{row.found:.1f} | {row.false:.1f} | {row.precision:.2f}"
+        lines.append(f"| {row.scenes} | {row.render_factor} | {row.detail} | {average} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    rows = list(measure())
+    document = {"goal_reached": max(losses(rows)) <= GOAL, "rows": [asdict(row) for row in rows]}
+    (RESULTS / "detail_costs.json").write_text(json.dumps(document, indent=1) + "\n")
+    (RESULTS / "detail_costs.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
