@@ -30,6 +30,9 @@ THRESHOLD = 0.5
 """Minimum probability of a pixel that belongs to the instance (detectron2's default threshold)."""
 STRIP_PIXELS = 1 << 18
 """Number of pixels pasted at once: 1 MiB of float32."""
+DISTANCE_PIXELS = 24_000
+"""Number of pixels whose distances are computed at once: 96 KB of float32. The many steps of this need many arrays, and
+malloc maps larger ones anew each time (container.py), which takes longer than the arithmetic."""
 PRODUCT_CELLS = 64
 """Largest number of rows or columns that are interpolated as a matrix product."""
 
@@ -86,13 +89,20 @@ class Mask:
 
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
         """The mask's pixels in an image of `size` (width, height), in horizontal strips from top to bottom."""
-        left, top, right, bottom = self.region(size)
-        if left == right:
-            return
-        step = max(1, STRIP_PIXELS // (right - left))
-        for start in range(top, bottom, step):
-            strip = left, start, right, min(start + step, bottom)
+        for strip in self._rows(size, STRIP_PIXELS):
             yield strip, self.paste(strip)
+
+    def distances(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
+        """The distances of the mask's pixels from its edge (see edge_distance), in such strips.
+
+        They do not depend on where the strips end.
+        """
+        whole, mask = self.region(size), replace(self, grid=self.probabilities)
+        for strip in self._rows(size, DISTANCE_PIXELS):
+            left, top, right, bottom = strip
+            above, below = max(top - 1, whole[1]), min(bottom + 1, whole[3])
+            distance = edge_distance(mask.paste((left, above, right, below)))
+            yield strip, distance[top - above : bottom - above]
 
     def columns(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
         """The same in vertical strips from left to right, the order of COCO's column-major run lengths."""
@@ -103,6 +113,15 @@ class Mask:
         for start in range(left, right, step):
             strip = start, top, min(start + step, right), bottom
             yield strip, self.paste(strip)
+
+    def _rows(self, size: tuple[int, int], pixels: int) -> Iterator[Region]:
+        """Horizontal strips, each of about `pixels` pixels, of the mask's region in an image of `size`."""
+        left, top, right, bottom = self.region(size)
+        if left == right:
+            return
+        step = max(1, pixels // (right - left))
+        for start in range(top, bottom, step):
+            yield left, start, right, min(start + step, bottom)
 
 
 def edge_distance(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

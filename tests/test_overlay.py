@@ -77,9 +77,8 @@ def test_edges_have_no_steps() -> None:
 def test_strips_leave_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = ring(20, 20, 300, 230)
     whole = drawn([mask], **ONLY_MASKS)
-    monkeypatch.setattr("segment.mask.STRIP_PIXELS", 20 * 280)
-    difference = np.abs(drawn([mask], **ONLY_MASKS).astype(int) - whole)
-    assert (difference > 24).mean() < 1e-3
+    monkeypatch.setattr("segment.mask.DISTANCE_PIXELS", 20 * 280)
+    assert np.array_equal(drawn([mask], **ONLY_MASKS), whole)
 
 
 def contour(pixels: NDArray[np.uint8], paint: Any) -> NDArray[np.bool_]:

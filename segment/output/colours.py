@@ -60,10 +60,14 @@ _TO_LAB = np.array(
 )
 
 
+_CHANNEL = np.arange(256, dtype=np.float32) / 255
+_LINEAR = np.where(_CHANNEL <= 0.04045, _CHANNEL / 12.92, ((_CHANNEL + 0.055) / 1.055) ** 2.4).astype(np.float32)
+"""sRGB in 0-255 -> linear light in 0-1."""
+
+
 def oklab(colours: ArrayLike) -> Lab:
-    """(..., 3) sRGB in 0-255 -> OKLab."""
-    value = np.asarray(colours, np.float32) / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    """(..., 3) sRGB in whole numbers 0-255 -> OKLab."""
+    linear = _LINEAR[np.asarray(colours)]
     lab: Lab = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
     return lab.astype(np.float32)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segment.detections import Detections
-from segment.mask import THRESHOLD, Box, Mask, Region, edge_distance
+from segment.mask import THRESHOLD, Box, Mask, Region
 from segment.options import Colours
 from segment.output import tags
 from segment.output.colours import Paint, by_class, by_instance, ink
@@ -77,11 +77,12 @@ def _line(box: Box, size: tuple[int, int]) -> float:
 def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> None:
     """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge; both without steps."""
     outlined = without_specks(mask)
-    for region, probabilities in mask.strips(photo.size):
-        inside = _distance(mask, region, probabilities)
+    outlines = outlined.distances(photo.size) if outlined is not mask else iter(())
+    for region, distance in mask.distances(photo.size):
+        inside = _within(mask, region, distance)
         covered = np.clip(inside + np.float32(0.5), 0, 1)
         if outlined is not mask:
-            inside = _distance(outlined, region, outlined.paste(region))
+            inside = _within(outlined, *next(outlines))
         contour = _band(inside, line)
         if outlined is not mask:
             contour *= np.clip(inside + np.float32(0.5), 0, 1)  # none around what is not outlined
@@ -106,11 +107,10 @@ def _alpha(opacity: NDArray[np.float32]) -> Image.Image:
     return Image.fromarray((opacity * np.float32(255)).astype(np.uint8))
 
 
-def _distance(mask: Mask, region: Region, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far inside the mask's edge the pixels of `region` are; where its bounds cut it, they are its edge."""
+def _within(mask: Mask, region: Region, inside: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The distances `inside` the mask's edge, changed in place: where the bounds cut the mask, they are its edge."""
     left, top, right, bottom = region
     x0, y0, x1, y1 = mask.bounds
-    inside = edge_distance(probabilities)
     x = np.arange(left, right, dtype=np.float32) + np.float32(0.5)
     y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5)
     np.minimum(inside, np.minimum(x - x0, x1 - x), out=inside)
@@ -182,7 +182,7 @@ def _cells_inside(ring: NDArray[np.float64], columns: NDArray[np.int_], rows: ND
     crossed = (y0 > y) != (y1 > y)
     at = x0 + (x1 - x0) * (y - y0) / (y1 - y0)
     left_of = columns[:, None] < at[:, None]
-    inside: NDArray[np.bool_] = np.count_nonzero(crossed[:, None] & left_of, axis=2) % 2 == 1
+    inside: NDArray[np.bool_] = np.logical_xor.reduce(crossed[:, None] & left_of, axis=2)
     return inside
 
 
