@@ -1,4 +1,4 @@
-"""The tests run with one thread for NumPy's products, as the image does: more only wait for each other here."""
+"""Tests. NumPy uses one thread, as in the image: more threads would only wait for each other."""
 
 import os
 

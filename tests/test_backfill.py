@@ -1,4 +1,4 @@
-"""A bucket, or a folder, that is full already: the real command, the real storage client, folders on disk."""
+"""Backfills of buckets and folders: the real command, the real storage client, folders on disk."""
 
 from __future__ import annotations
 

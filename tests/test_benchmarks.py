@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the tools on what is known, the demo model's AP on a few scenes."""
+"""The benchmarks: their tools on known inputs, and the demo model's AP on a few scenes."""
 
 from __future__ import annotations
 

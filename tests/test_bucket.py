@@ -1,4 +1,4 @@
-"""Bucket events: the real framework process, the real storage client, a storage server that fails on demand."""
+"""Bucket events: the real framework process and storage client, and a storage server with injected faults."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_log_carries_the_trace(cloud: Cloud, handler: Server) -> None:
     assert last_entry(handler)["logging.googleapis.com/trace"].endswith(trace)
 
 
-def test_result_is_what_http_answers(cloud: Cloud, handler: Server) -> None:
+def test_result_equals_the_http_response(cloud: Cloud, handler: Server) -> None:
     jpeg = cloud.put("photos", "same.jpg", photo(3, 400, 300))
     png = cloud.put("photos", "same.png", photo(3, 400, 300, "PNG"))
     assert eventarc(handler.url, jpeg).ok
@@ -204,7 +204,7 @@ def test_four_deliveries_at_once_do_the_work_once(cloud: Cloud, handler: Server)
     assert_complete(cloud, item)
 
 
-def test_overwritten_object_is_its_new_generations_business(cloud: Cloud, handler: Server) -> None:
+def test_overwritten_object_is_left_to_the_event_of_the_new_generation(cloud: Cloud, handler: Server) -> None:
     old = cloud.put("photos", "overwritten.jpg", photo(6))
     new = cloud.put("photos", "overwritten.jpg", photo(7))
     assert eventarc(handler.url, new).ok
@@ -279,7 +279,7 @@ def test_many_at_once_keep_to_the_memory_limit(cloud: Cloud) -> None:
 # Killed
 
 
-def test_killed_anywhere_the_next_delivery_completes(cloud: Cloud, tmp_path: Path) -> None:
+def test_after_a_kill_at_any_point_the_next_delivery_completes(cloud: Cloud, tmp_path: Path) -> None:
     """Kill -9 in the middle of each request that a delivery makes, after it, and while it computes."""
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         pytest.skip("needs /proc/PID/task/PID/children to find the worker")
@@ -415,7 +415,7 @@ def test_results_that_may_not_be_written_are_an_error_at_once(cloud: Cloud, hand
     assert (last_entry(handler)["severity"], "403" in last_entry(handler)["message"]) == ("ERROR", True)
 
 
-def test_missing_buckets_are_told_at_once(cloud: Cloud, handler: Server) -> None:
+def test_missing_buckets_are_logged_at_once(cloud: Cloud, handler: Server) -> None:
     resource = cloud.put("photos", "moved.jpg", photo(1)).resource() | {"bucket": "nowhere"}
     assert post_event(handler.url, resource, "objects/moved.jpg").ok
     assert "does not exist" in last_entry(handler)["message"]
@@ -464,9 +464,7 @@ _LIST, _DOWNLOAD, _UPLOAD = "^/storage/.*/o\\?", "alt=media", "^/upload/"
         ("cut", _UPLOAD),
     ],
 )
-def test_storage_that_does_not_answer_has_it_delivered_again(
-    cloud: Cloud, handler: Server, effect: Any, path: str
-) -> None:
+def test_unresponsive_storage_causes_a_redelivery(cloud: Cloud, handler: Server, effect: Any, path: str) -> None:
     item = cloud.put("photos", f"later {effect} {len(path)}.jpg", photo(10))
     fault = cloud.faults.add(Fault(effect, "half" if effect == "cut" else "before", path=path, seconds=30))
     start = time.monotonic()
@@ -512,7 +510,7 @@ def test_delivery_keeps_to_its_time_limit(cloud: Cloud, path: str) -> None:
         cloud.faults.clear()
 
 
-def test_precondition_that_fails_for_no_reason_loses_nothing(cloud: Cloud, handler: Server) -> None:
+def test_spurious_precondition_failure_loses_nothing(cloud: Cloud, handler: Server) -> None:
     item = cloud.put("photos", "412.jpg", photo(10))
     cloud.faults.add(Fault(412, path="^/upload/", times=1))
     assert eventarc(handler.url, item).status_code == 503
@@ -539,7 +537,7 @@ def test_damaged_download_is_not_segmented(cloud: Cloud, handler: Server) -> Non
     ("failure", "status"),
     [(Busy("No memory."), 503), (ModelError("No model."), 503), (ZeroDivisionError("A bug."), 500)],
 )
-def test_what_may_pass_later_is_raised(
+def test_temporary_errors_are_raised(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, failure: Exception, status: int
 ) -> None:
     class Failing(Service):
@@ -627,7 +625,7 @@ def test_message_about_something_else_is_acknowledged(cloud: Cloud, handler: Ser
     assert not results(cloud, item)
 
 
-def test_both_shapes_name_the_same_object() -> None:
+def test_both_event_formats_name_the_same_object() -> None:
     item = Object("photos", "a/b.jpg", 17, b"abc", "image/jpeg", "", {"taken-by": "me"}, "", "")
     attributes = {"source": "//storage.googleapis.com/projects/_/buckets/photos", "type": events.FINALIZED}
     from_eventarc = parse(CloudEvent(attributes, item.resource()))
@@ -670,7 +668,7 @@ def test_results_in_the_photos_bucket_are_not_read_again(cloud: Cloud) -> None:
         ({"output_bucket": "results", "output_prefix": "out/"}, "out/a.jpg", False),
     ],
 )
-def test_what_is_not_for_us_is_ignored(settings: dict[str, str], name: str, ignored: bool) -> None:
+def test_events_of_other_buckets_and_prefixes_are_ignored(settings: dict[str, str], name: str, ignored: bool) -> None:
     given = Settings(**({"output_bucket": "results"} | settings))  # type: ignore[arg-type]
     assert bool(why_ignored(given, "photos", Item(name, 1))) is ignored
 

@@ -1,4 +1,4 @@
-"""A photo's results are of one run: after a crash between two writes, with other settings, with another model."""
+"""All results of a photo come from one run: after a crash between writes, and with other settings or models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours that differ from each other and from what they are drawn on."""
+"""Colours contrast with each other and with the photo."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_colour_stands_out_on_whatever_is_below_it(ground: Colour) -> None:
     assert apart(colour, ground) >= ENOUGH
 
 
-def test_what_is_around_an_instance_counts_too() -> None:
+def test_colours_around_an_instance_count_too() -> None:
     photo = Image.new("RGB", SIZE, RED_BUS)
     photo.paste((20, 160, 60), (100, 80, 220, 160))
     (colour,) = chosen([solid(100, 80, 220, 160)], photo)

@@ -67,7 +67,7 @@ class TestImage:
         with zipfile.ZipFile(tmp_path / "a.cutouts.zip") as archive:
             assert archive.namelist()
 
-    def test_one_that_fails_does_not_stop_the_rest(
+    def test_a_failed_photo_does_not_stop_the_others(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         body = io.BytesIO()
@@ -197,7 +197,7 @@ class TestDoor:
             run("segmentise")
         assert end.value.code == 2
 
-    def test_a_reader_that_goes_away_is_no_error(self) -> None:
+    def test_a_closed_output_pipe_is_no_error(self) -> None:
         """`segment models | head -1`"""
         process = subprocess.Popen(
             [sys.executable, "-m", "segment", "models"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -216,11 +216,11 @@ class TestDoor:
 
 
 class TestPrepare:
-    def test_a_file_that_is_there(self) -> None:
+    def test_an_existing_file(self) -> None:
         assert main(["prepare", str(EMBEDDED)]) == 0
 
     @pytest.mark.parametrize("name", ["missing.onnx", "mask_rcnn_R_51"])
-    def test_what_is_not_there_is_explained(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_missing_checkpoint_or_name_is_explained(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["prepare", name]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert name in line

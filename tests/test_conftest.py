@@ -1,4 +1,4 @@
-"""REQUIRE_ALL=1: what the machine lacks is a failure, not a silent skip."""
+"""REQUIRE_ALL=1 turns skips because of missing programs or rights into failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the container has, from control groups of both versions, and from one that is real."""
+"""Limits of the container, from control groups of both versions, and from a real one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_group(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 class TestMemoryLimit:
-    def test_without_a_group_it_is_the_machines(self, tree: Path, machine: int) -> None:
+    def test_without_a_control_group_the_machine_is_the_limit(self, tree: Path, machine: int) -> None:
         assert container.memory_limit() == machine
 
     def test_v2(self, tree: Path) -> None:
@@ -66,7 +66,7 @@ class TestMemoryLimit:
         write(tree / "memory" / "memory.limit_in_bytes", str(UNLIMITED_V1))
         assert container.memory_limit() == machine
 
-    def test_the_smallest_on_the_way_up_holds(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_smallest_limit_of_all_ancestors_applies(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         in_group(monkeypatch, "0::/pod/one")
         write(tree / "pod/one/memory.max", str(512 * MIB))
         write(tree / "pod/memory.max", str(300 * MIB))
@@ -79,14 +79,14 @@ class TestMemoryLimit:
         write(tree / "memory/pod/one/memory.limit_in_bytes", str(200 * MIB))
         assert container.memory_limit() == 200 * MIB
 
-    def test_a_setting_can_only_lower_it(self, tree: Path) -> None:
+    def test_a_setting_can_only_lower_the_limit(self, tree: Path) -> None:
         write(tree / "memory.max", str(512 * MIB))
         assert container.memory_limit(256 * MIB) == 256 * MIB
         assert container.memory_limit(1024 * MIB) == 512 * MIB
 
 
 class TestCpus:
-    def test_without_a_quota_those_it_may_run_on(self, tree: Path) -> None:
+    def test_without_a_quota_the_cpu_affinity_applies(self, tree: Path) -> None:
         write(tree / "cpu.max", "max 100000")
         assert container.cpus() == len(os.sched_getaffinity(0))
 

@@ -1,4 +1,4 @@
-"""The cost in deploy/README.md is what the benchmark's results and the prices make it."""
+"""The cost in deploy/README.md matches the benchmark's results and the prices."""
 
 from __future__ import annotations
 

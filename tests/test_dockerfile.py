@@ -1,4 +1,4 @@
-"""The Dockerfile agrees with the files it is built from; what it builds is tested in test_image_build.py."""
+"""The Dockerfile agrees with the files that it is built from. test_image_build.py tests the image."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def pins(name: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
 
 
-def test_serving_is_what_is_built_by_default() -> None:
+def test_serving_is_the_default_stage() -> None:
     assert list(STAGES)[-1] == "serving"
     assert "detectron2" in STAGES
 
 
 @pytest.mark.parametrize("stage", ["serving", "detectron2"])
-def test_served_stages_run_as_nobody(stage: str) -> None:
+def test_served_stages_run_without_root(stage: str) -> None:
     assert STAGES[stage].strip().splitlines()[-1] == "USER 10001"
 
 
@@ -69,7 +69,7 @@ def test_beam_workers_have_the_packages_of_the_service() -> None:
     assert python[1] == "3.11", "a worker's Python is that of Beam's image"
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignored = [
         line.lstrip("/") for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"
     ]

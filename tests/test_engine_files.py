@@ -1,4 +1,4 @@
-"""Which files are admitted, which refused, and what memory they are said to take."""
+"""Which model files are accepted or refused, and the memory that they declare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching, from a real server that misbehaves in every way it can."""
+"""Fetching URLs from a real server that misbehaves in many ways."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_fetches(base: str, path: str) -> None:
     assert get(base + path) == PHOTO
 
 
-def test_what_is_asked(base: str, resolved: Callable[..., list[str]]) -> None:
+def test_the_request_that_is_sent(base: str, resolved: Callable[..., list[str]]) -> None:
     resolved(["127.0.0.1"])
     port = base.rpartition(":")[2]
     answer = get(f"http://müller.example:{port}/echo?a=ü b".replace(" ", "%20")).decode()
@@ -179,10 +179,10 @@ class TestSite:
         return fetch(url, limit=1 << 20, seconds=10, private=private, site=site)
 
     @pytest.mark.parametrize("path", ["/token", "/hop-to-token"])
-    def test_it_may_be_private_and_gets_the_token(self, base: str, path: str) -> None:
+    def test_label_studio_may_be_private_and_gets_the_token(self, base: str, path: str) -> None:
         assert self.get(base + path, base + "/studio") == b"Token 123"
 
-    def test_no_other_may_or_does(self, base: str) -> None:
+    def test_other_servers_may_not_be_private_and_get_no_token(self, base: str) -> None:
         other = base.replace("127.0.0.1", "localhost")
         for url in (other + "/token", base + "/hop-away"):
             with pytest.raises(RefusedURL, match="localhost does not have a public address"):
@@ -216,21 +216,21 @@ def test_faults(base: str, path: str, error: type[Exception], words: str) -> Non
     assert raised.type is error
 
 
-def test_exactly_the_limit(base: str) -> None:
+def test_a_file_of_exactly_the_limit_is_accepted(base: str) -> None:
     assert get(base + "/photo", limit=len(PHOTO)) == PHOTO
     with pytest.raises(TooLarge):
         get(base + "/unannounced", limit=len(PHOTO) - 1)
 
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
-def test_a_slow_drip_ends(base: str, path: str) -> None:
+def test_a_slow_response_times_out(base: str, path: str) -> None:
     start = time.monotonic()
     with pytest.raises(FetchError, match=r"longer than 0\.5 seconds"):
         get(base + path, seconds=0.5)
     assert time.monotonic() - start < 1.5
 
 
-def test_a_slow_name_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
     with pytest.raises(FetchError, match="longer than"):
         get("http://slow.example/", seconds=0.3)
@@ -272,7 +272,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
     assert asked == ["rebinding.example"]
 
 
-def test_an_address_that_does_not_answer_gives_way_to_the_next(base: str, resolved: Callable[..., list[str]]) -> None:
+def test_the_next_address_is_tried_if_one_does_not_respond(base: str, resolved: Callable[..., list[str]]) -> None:
     resolved(["::1", "127.0.0.1"])  # nobody listens on the first
     assert get(f"http://both.example:{base.rpartition(':')[2]}/photo") == PHOTO
 
@@ -389,7 +389,7 @@ class TestTLS:
         with pytest.raises(FetchError, match="certificate"):
             get(f"https://photos.example:{tls_port}/photo")
 
-    def test_a_slow_drip_ends(
+    def test_a_slow_response_times_out(
         self, tls_port: int, certificate: Path, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         resolved(["127.0.0.1"])

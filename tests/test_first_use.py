@@ -1,4 +1,4 @@
-"""What a stranger does: clone, `make run MODEL=NAME`, open the page, send a photo. Against a mirror on this machine.
+"""The first use: clone, `make run MODEL=NAME`, open the page, send a photo; with a mirror on this machine.
 
 The checkpoint has the zoo's names and shapes and random values (benchmarks/checkpoints.py).
 """

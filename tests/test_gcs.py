@@ -1,4 +1,4 @@
-"""The storage server of the tests, held by the real client to what the real service would do."""
+"""The storage emulator behaves as the real service does, checked with the real client."""
 
 from __future__ import annotations
 

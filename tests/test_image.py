@@ -1,4 +1,4 @@
-"""Bytes -> upright RGB, for every format that is read; and that nothing but a refusal comes of bytes that are none."""
+"""Decoding bytes to upright RGB in each supported format; other bytes are refused."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ def test_turns_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
         assert difference(decoded(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data)))) == 0
 
 
-def test_passes_over_damaged_exif() -> None:
+def test_ignores_damaged_exif() -> None:
     data = encoded(photo(), "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
     assert image.read_header(data).orientation == 1
     assert image.read_header(encoded(photo(), "JPEG", exif=turned(77))).orientation == 1
 
 
-def test_lays_transparency_on_white() -> None:
+def test_transparency_becomes_white() -> None:
     half = photo().convert("RGBA")
     half.putalpha(Image.linear_gradient("L").resize((60, 40)))
     expected = Image.alpha_composite(Image.new("RGBA", (60, 40), "white"), half).convert("RGB")
@@ -212,7 +212,7 @@ def png(size: tuple[int, int], rows: bytes, depth: int = 8, colour: int = 2, ext
     return b"\x89PNG\r\n\x1a\n" + header + (chunk(b"zTXt", extra) * 100 if extra else b"") + end
 
 
-def test_a_bomb_says_its_size_before_it_is_decoded() -> None:
+def test_the_size_of_a_decompression_bomb_is_known_before_decoding() -> None:
     header = image.read_header(png((60_000, 60_000), b""))
     assert header.size == (60_000, 60_000)
     assert header.decode_bytes((400, 300)) > 4 * 60_000**2
@@ -228,7 +228,7 @@ def test_a_tile_larger_than_its_tiff_counts() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"%PDF-1.7 ...", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\0" * 99])
-def test_refuses_what_is_no_image(data: bytes) -> None:
+def test_refuses_files_that_are_not_images(data: bytes) -> None:
     with pytest.raises(UnsupportedImage, match="JPEG, PNG, WebP"):
         image.read_header(data)
 
@@ -241,14 +241,14 @@ def test_other_formats_of_pillow_are_never_tried(format: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_refuses_what_is_cut_off(format: str, part: float) -> None:
+def test_refuses_truncated_images(format: str, part: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     data = encoded(noise, format)
     with pytest.raises(CorruptImage, match="truncated"):
         decoded(data[: int(part * len(data))])
 
 
-def test_refuses_nothing_to_see() -> None:
+def test_refuses_empty_images() -> None:
     with pytest.raises(ImageError):
         decoded(png((0, 5), b""))
 
@@ -318,7 +318,7 @@ def _damaged(data: bytes, seed: int) -> bytes:
 
 @pytest.mark.parametrize("sample", range(len(SAMPLES)))
 @pytest.mark.filterwarnings("ignore")
-def test_damage_ends_in_a_picture_or_a_refusal(sample: int) -> None:
+def test_damaged_files_are_decoded_or_refused(sample: int) -> None:
     for seed in range(150):
         data = _damaged(SAMPLES[sample], seed)
         try:
@@ -385,7 +385,7 @@ def _deep() -> Image.Image:
         "jpeg jpeg-small jpeg-turned jpeg-progressive jpeg-cmyk png-rgba png-16 gif webp webp-lossless tiff-turned avif"
     ),
 )
-def test_decoding_takes_no_more_memory_than_was_said(make: Callable[[], bytes], target: tuple[int, int]) -> None:
+def test_decoding_takes_no_more_memory_than_planned(make: Callable[[], bytes], target: tuple[int, int]) -> None:
     command = [sys.executable, "-c", PEAK, *map(str, target)]
     root = Path(__file__).resolve().parents[1]
     ended = subprocess.run(command, input=make(), capture_output=True, check=True, cwd=root, timeout=60)

@@ -1,4 +1,4 @@
-"""The house: a module imports only from lower levels, serving loads nothing that it does not need."""
+"""Modules import only from lower layers, and serving loads nothing that it does not need."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def imports(path: Path) -> Iterator[str]:
                 yield rest or "__init__"
 
 
-def test_every_module_has_its_level() -> None:
+def test_every_module_has_a_level() -> None:
     assert {module(path) for path in FILES} == set(LEVEL)
     assert sum(len(names) for names in LEVELS) == len(LEVEL), "a module is named twice"
 
@@ -108,7 +108,7 @@ def test_only_the_command_line_converts() -> None:
     assert users == {"convert", "preparation", "commands"}
 
 
-def test_only_one_file_knows_the_runtime() -> None:
+def test_only_one_file_imports_the_runtime() -> None:
     users = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -117,7 +117,7 @@ def test_only_one_file_knows_the_runtime() -> None:
     assert {name for name in users if not name.startswith("engine/openvino")} == set()
 
 
-def test_the_environment_is_read_at_the_doors() -> None:
+def test_the_environment_is_only_read_by_entry_points() -> None:
     """main.py, the command line and a Beam worker hand it over; else a library's telemetry is turned off, no more."""
     doors = {PACKAGE / "main.py", PACKAGE / "commands.py", PACKAGE / "beam" / "worker.py"}
     for path in FILES:

@@ -1,4 +1,4 @@
-"""main.py, as the framework starts it."""
+"""main.py as functions-framework starts it."""
 
 from __future__ import annotations
 

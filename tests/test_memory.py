@@ -1,4 +1,4 @@
-"""The memory budget: what fits runs, what does not waits its turn, what never can is refused."""
+"""The memory budget: requests run if they fit, wait if they do not fit now, and are refused if they never can."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_capacity_is_never_negative() -> None:
     assert capacity(100 * MIB, 200 * MIB) == 0
 
 
-def test_what_can_never_fit_is_refused_with_both_figures() -> None:
+def test_a_request_larger_than_the_capacity_is_refused_with_both_sizes() -> None:
     budget = Budget(100 * MIB)
     with (
         pytest.raises(TooLarge, match="needs 101 MiB of memory; this instance has 100 MiB"),
@@ -76,7 +76,7 @@ def test_what_can_never_fit_is_refused_with_both_figures() -> None:
     assert budget.fits(60 * MIB, 40 * MIB)
 
 
-def test_what_fits_runs_at_once() -> None:
+def test_requests_that_fit_run_at_the_same_time() -> None:
     budget = Budget(100, queue=0)
     with held(budget, 50), budget.reserve(50, 0):
         pass
@@ -91,7 +91,7 @@ def test_runs_of_the_network_share_its_memory() -> None:
         pass
 
 
-def test_what_does_not_fit_now_waits_until_it_does() -> None:
+def test_a_request_that_does_not_fit_waits() -> None:
     budget, order = Budget(100), list[str]()
     with held(budget, 60) as end:
         thread = waiting(budget, 60, order, "second")
@@ -115,7 +115,7 @@ def test_first_come_first_served() -> None:
     assert order == ["large", "small", "last"]
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
+def test_a_full_queue_returns_retry_after() -> None:
     budget, order = Budget(100, queue=1), list[str]()
     with held(budget, 60) as end:
         thread = waiting(budget, 60, order, "first in the queue")
@@ -128,7 +128,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     assert order == ["first in the queue"]
 
 
-def test_nobody_waits_longer_than_allowed() -> None:
+def test_waiting_is_limited() -> None:
     budget = Budget(100, wait_seconds=0.1)
     with held(budget, 60):
         start = time.monotonic()
@@ -139,7 +139,7 @@ def test_nobody_waits_longer_than_allowed() -> None:
         pass
 
 
-def test_a_failure_gives_everything_back() -> None:
+def test_a_failure_releases_the_reservation() -> None:
     budget = Budget(100, queue=0)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), budget.reserve(60, 40):
@@ -164,7 +164,7 @@ def test_kept_memory_is_reclaimed_when_the_room_is_needed() -> None:
     assert len(reclaimed) == 1
 
 
-def test_nobody_overstays_while_memory_is_reclaimed() -> None:
+def test_waiting_is_limited_while_memory_is_reclaimed() -> None:
     """Reclaiming waits for a run of the network to end; those who wait for memory still get their answer in time."""
     started, go_on = threading.Event(), threading.Event()
 
@@ -188,7 +188,7 @@ def test_nobody_overstays_while_memory_is_reclaimed() -> None:
         pass
 
 
-def test_a_reservation_grows_by_what_is_received() -> None:
+def test_a_reservation_grows_with_the_received_bytes() -> None:
     budget = Budget(100, wait_seconds=0.1)
     with budget.reserve() as first, budget.reserve() as second:
         first.grow(60)
@@ -200,7 +200,7 @@ def test_a_reservation_grows_by_what_is_received() -> None:
         pass
 
 
-def test_growing_waits_for_room() -> None:
+def test_growing_waits_for_free_memory() -> None:
     budget = Budget(100)
     with budget.reserve() as growing:
         growing.grow(50)
@@ -211,7 +211,7 @@ def test_growing_waits_for_room() -> None:
         assert growing.bytes == 60
 
 
-def test_holders_that_wait_for_each_other_do_not_wait_for_ever() -> None:
+def test_a_deadlock_between_growing_reservations_is_resolved() -> None:
     """Two half received photos fill the budget: the one that asks last is refused, the other goes on."""
     budget = Budget(100, wait_seconds=20)
     with contextlib.ExitStack() as second, budget.reserve() as first:
@@ -225,7 +225,7 @@ def test_holders_that_wait_for_each_other_do_not_wait_for_ever() -> None:
         first.grow(10)
 
 
-def test_who_has_gone_does_not_wait() -> None:
+def test_a_disconnected_client_does_not_wait() -> None:
     budget = Budget(100, wait_seconds=20)
     start = time.monotonic()
     with held(budget, 60), pytest.raises(Cancelled), budget.reserve(60, 0, cancelled=lambda: True):
@@ -237,7 +237,7 @@ def test_who_has_gone_does_not_wait() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60)), min_size=1, max_size=12), st.randoms())
 @settings(max_examples=25, deadline=None)
-def test_the_sum_never_passes_the_capacity(wishes: list[tuple[int, int]], dice: random.Random) -> None:
+def test_reservations_never_exceed_the_capacity(wishes: list[tuple[int, int]], dice: random.Random) -> None:
     """Whatever comes at once: the sum of what is held keeps below the capacity, and everything ends."""
     budget = Budget(100, queue=len(wishes), wait_seconds=20)
     lock, own, runs, highest, ended = threading.Lock(), list[int](), list[int](), [0], list[str]()

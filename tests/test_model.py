@@ -1,4 +1,4 @@
-"""The model as a library: a photo in, detections in its pixels out."""
+"""The model as a library: takes a photo, returns detections in its pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def photo() -> Image.Image:
     return Image.fromarray(scene(50_004, (640, 480))[0])
 
 
-def test_what_it_answers(model: segment.Model, photo: Image.Image) -> None:
+def test_returns_detections_in_pixels_of_the_photo(model: segment.Model, photo: Image.Image) -> None:
     found = model(photo)
     count = len(found)
     assert count > 0
@@ -43,11 +43,11 @@ def test_what_it_answers(model: segment.Model, photo: Image.Image) -> None:
     assert (found.boxes <= [640, 480, 640, 480]).all()
 
 
-def test_an_array_is_as_good_as_an_image(model: segment.Model, photo: Image.Image) -> None:
+def test_an_array_gives_the_same_result_as_an_image(model: segment.Model, photo: Image.Image) -> None:
     assert (model(np.asarray(photo)).boxes == model(photo).boxes).all()
 
 
-def test_a_grey_photo_is_seen_too(model: segment.Model, photo: Image.Image) -> None:
+def test_a_grey_photo_is_accepted(model: segment.Model, photo: Image.Image) -> None:
     grey = photo.convert("L")
     assert (model(grey).boxes == model(grey.convert("RGB")).boxes).all()
 
@@ -74,7 +74,7 @@ def test_min_score_and_max_detections(model: segment.Model, photo: Image.Image) 
     assert len(model(photo, min_score=1.0)) == 0
 
 
-def test_released_memory_is_taken_again(model: segment.Model, photo: Image.Image) -> None:
+def test_released_memory_is_allocated_again(model: segment.Model, photo: Image.Image) -> None:
     before = model(photo)
     model.release()
     after = model(photo)
@@ -185,7 +185,7 @@ print((held_after(sizes) - first) >> 20)
 """
 
 
-def test_photos_of_all_sizes_leave_nothing_behind() -> None:
+def test_photos_of_all_sizes_leak_no_memory() -> None:
     """What is prepared for each of 81 sizes took 26 MiB of this small model when the runtime kept it."""
     grown = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True, check=True)
     assert int(grown.stdout) <= 8

@@ -1,4 +1,4 @@
-"""Options: words in, a frozen value out, or a refusal that names the option."""
+"""Options: text to a frozen value, or an error that names the option."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from segment.settings import Settings
 SETTINGS = Settings()
 
 
-def test_nothing_asked_is_the_settings() -> None:
+def test_without_options_the_settings_apply() -> None:
     assert Options.parse({}, SETTINGS) == Options.defaults(SETTINGS)
     assert Options.parse({}, Settings(min_score=0.7, fit="square")).min_score == 0.7
 
 
-def test_words() -> None:
+def test_values_are_parsed() -> None:
     words = {"render_factor": "auto", "fit": "SQUARE", "classes": " cat , dog", "masks": "off", "min_score": " 0.25 "}
     options = Options.parse(words, SETTINGS)
     assert (options.render_factor, options.fit, options.classes) == (None, "square", ("cat", "dog"))
@@ -44,7 +44,7 @@ def test_words() -> None:
         ("colour", "red", "Unknown option 'colour'. Valid options: render_factor, fit"),
     ],
 )
-def test_refusals_name_the_option_the_value_and_what_would_do(name: str, word: str, expected: str) -> None:
+def test_refusals_name_the_option_the_value_and_the_valid_values(name: str, word: str, expected: str) -> None:
     with pytest.raises(OptionError) as raised:
         Options.parse({name: word}, SETTINGS)
     assert raised.value.name == name
@@ -57,7 +57,7 @@ def test_every_field_is_an_option() -> None:
 
 
 @given(st.sampled_from(sorted(describe(SETTINGS))), st.text(max_size=20))
-def test_any_word_is_read_or_refused_by_name(name: str, word: str) -> None:
+def test_any_text_is_parsed_or_refused_by_name(name: str, word: str) -> None:
     try:
         options = Options.parse({name: word}, SETTINGS)
     except OptionError as error:

@@ -1,4 +1,4 @@
-"""Results as files, read back by the libraries that people read them with."""
+"""Results as files, read by the libraries that users read them with."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_pictures(format: OverlayFormat, name: str, kind: str) -> None:
     assert not opened.getexif()
 
 
-def test_coco_says_what_was_found() -> None:
+def test_coco_contains_the_detections() -> None:
     found = document(some())
     assert found["image"] == {"width": 120, "height": 80, "file_name": "a.jpg"}
     assert found["images"] == [{"id": 1, "file_name": "", "width": 120, "height": 80}]
@@ -117,7 +117,7 @@ def test_coco_of_anything(drawn: list[Mask], size: tuple[int, int], segmentation
             assert bool(annotation["segmentation"]) <= bool(annotation["area"])
 
 
-def test_numbers_are_as_long_as_they_mean_something() -> None:
+def test_numbers_have_no_more_digits_than_significant() -> None:
     found = detections([solid(1 / 3, -0.001, 20 / 3, 9)], SIZE)
     text = coco(found, LABELS, "polygons", {}).body.decode()
     assert '"bbox":[0.33,0.0,6.33,9.0]' in text

@@ -1,4 +1,4 @@
-"""What is drawn, and what is left as it was."""
+"""The overlay: which pixels are drawn, and which stay unchanged."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_mask_is_filled_but_for_its_hole_and_has_a_contour() -> None:
     assert row.min() <= 6, "the contour has the full colour"
 
 
-def test_edges_have_no_steps() -> None:
+def test_edges_are_antialiased() -> None:
     y, x = np.mgrid[:28, :28]
     disc = np.clip(12 - np.hypot(x - 13.5, y - 13.5), 0, 1).astype(np.float32)
     pixels = drawn([Mask(disc, (20, 20, 220, 220), (20, 20, 220, 220))], **ONLY_MASKS)
@@ -141,14 +141,14 @@ def test_a_speck_beside_a_corner_leaves_the_corner() -> None:
     assert (cleaned[2:22, 2:22] == 1).all()
 
 
-def test_noise_is_drawn_in_no_time() -> None:
+def test_noise_is_drawn_quickly() -> None:
     grid = np.random.default_rng(0).uniform(0, 1, (160, 160)).astype(np.float32)
     started = time.process_time()
     drawn([Mask(grid, (0, 0, 320, 240), (0, 0, 320, 240))], **ONLY_MASKS)
     assert time.process_time() - started < 1, "0.1 s on an idle machine"
 
 
-def test_what_lies_beyond_the_bounds_is_no_part_of_the_mask() -> None:
+def test_the_mask_ends_at_the_bounds() -> None:
     grid = np.zeros((40, 40), np.float32)
     grid[:, :20] = 1
     grid[30:32, 30:32] = 1
@@ -156,7 +156,7 @@ def test_what_lies_beyond_the_bounds_is_no_part_of_the_mask() -> None:
     assert without_specks(mask) is mask, "it would be a speck beside the half that the bounds hide"
 
 
-def test_the_better_instance_lies_on_top() -> None:
+def test_the_instance_with_the_higher_score_is_drawn_on_top() -> None:
     found = [solid(50, 50, 150, 150), solid(80, 80, 200, 200)]
     assert tuple(drawn(found, **ONLY_BOXES)[149, 90]) == colour(found)
     found = [solid(50, 50, 150, 150), solid(50, 50, 200, 200)]

@@ -244,7 +244,9 @@ ODD_ANSWERS = [
 
 class TestProblems:
     @pytest.mark.parametrize("body", ODD_ANSWERS)
-    def test_an_odd_answer_is_said_and_never_leaves_it_busy(self, page: Page, photo: bytes, body: str) -> None:
+    def test_an_unexpected_response_is_reported_and_ends_the_busy_state(
+        self, page: Page, photo: bytes, body: str
+    ) -> None:
         page.route("**/segment?*", lambda route: route.fulfill(status=200, content_type="application/json", body=body))
         page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
         expect(page.get_by_role("alert")).to_contain_text("Unexpected response")
@@ -268,7 +270,7 @@ class TestProblems:
         expect(page.get_by_role("alert")).to_contain_text("Unsupported image")
         expect(page.locator("#progress")).to_be_hidden()
 
-    def test_too_large_is_said_before_it_is_sent(self, page: Page) -> None:
+    def test_a_photo_that_is_too_large_is_refused_before_it_is_sent(self, page: Page) -> None:
         page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": bytes(3 << 20)})
         expect(page.get_by_role("alert")).to_contain_text("The limit is 2.0 MiB")
 
@@ -767,7 +769,7 @@ class TestAnotherModel:
 
 
 class TestEveryone:
-    def test_says_what_the_model_knows(self, page: Page) -> None:
+    def test_shows_the_classes_of_the_model(self, page: Page) -> None:
         expect(page.locator("#demo")).to_contain_text("Demo: five shapes.")
         expect(page.locator("#demo")).to_contain_text("only detects circle, square, triangle, star and ring.")
         page.locator("#model-chip").click()
@@ -820,7 +822,7 @@ class TestEveryone:
         assert page.evaluate("scrollY") == 0
 
     @pytest.mark.parametrize("width", [320, 390, 768, 1024, 1920])
-    def test_nothing_sticks_out(self, page: Page, photo: bytes, width: int) -> None:
+    def test_the_page_does_not_scroll_sideways(self, page: Page, photo: bytes, width: int) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         choose(page, photo)

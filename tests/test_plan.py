@@ -1,4 +1,4 @@
-"""How a photo will be treated, from its header alone: what fits, what is made smaller, what is refused and how."""
+"""Planning a request from the photo's header: what fits, what is reduced, and what is refused with which advice."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def planned(header: Header, mib: float, *formats: Format, **wishes: Any) -> Plan
 
 
 class TestWhatFits:
-    def test_a_usual_photo_is_decoded_once_and_drawn_at_its_size(self) -> None:
+    def test_a_typical_photo_is_decoded_once_and_drawn_at_full_size(self) -> None:
         found = planned(jpeg(1280, 960), 200)
         assert (found.render_factor, found.network_size) == (25, (448, 352))
         assert found.picture_size == (1280, 960)
 
-    def test_a_large_jpeg_is_looked_at_small(self) -> None:
+    def test_a_large_jpeg_is_decoded_at_a_reduced_size(self) -> None:
         found = planned(jpeg(4000, 3000), 200)
         assert found.picture_size == (4000, 3000)
         assert prod(jpeg(4000, 3000).decoded_size(found.detect_size)) < 4000 * 3000 / 30
@@ -62,7 +62,7 @@ class TestWhatFits:
         assert found.detect_bytes + found.network_bytes < 100 * MIB
         assert found.output_bytes < 20 * MIB
 
-    def test_a_hundred_megapixels_are_drawn_smaller_where_there_is_little_room(self) -> None:
+    def test_a_hundred_megapixels_are_drawn_smaller_in_little_memory(self) -> None:
         little, much = planned(jpeg(10_000, 10_000), 150, "jpeg"), planned(jpeg(10_000, 10_000), 4000, "jpeg")
         assert much.picture_size == (10_000, 10_000)
         assert 1000 < little.picture_size[0] < 10_000
@@ -72,7 +72,7 @@ class TestWhatFits:
         for mib in (100, 200, 400):
             assert planned(jpeg(4000, 3000), mib, render_factor=25).render_factor == 25
 
-    def test_fewer_detections_need_less(self) -> None:
+    def test_fewer_detections_need_less_memory(self) -> None:
         most, few = planned(jpeg(640, 480), 200), planned(jpeg(640, 480), 200, max_detections=10)
         assert most.network_bytes - few.network_bytes == 90 * 50_000
         chosen = planned(jpeg(640, 480), 200, max_detections=10, classes=("ring",))
@@ -86,7 +86,7 @@ class TestAuto:
         with pytest.raises(TooLarge):
             planned(jpeg(4000, 3000), 120, "json", render_factor=found.render_factor + 3)
 
-    def test_shows_the_network_no_more_pixels_than_there_are(self) -> None:
+    def test_auto_does_not_enlarge_the_photo(self) -> None:
         assert planned(jpeg(320, 320), 4000, "json", render_factor=None).render_factor == 20
 
 
@@ -114,7 +114,7 @@ class TestRefusals:
         with pytest.raises(TooLarge, match="This progressive JPEG of 12000 x 9000 pixels"):
             planned(jpeg(12_000, 9_000, progressive=True), 100)
 
-    def test_without_any_room_more_memory_is_asked_for(self) -> None:
+    def test_without_free_memory_the_error_asks_for_more(self) -> None:
         with pytest.raises(TooLarge, match=r"Give the instance more memory\.$"):
             planned(png(9000, 9000), 28)
 
@@ -131,7 +131,7 @@ class TestRefusals:
     st.one_of(st.none(), st.integers(1, 4)),
     st.integers(20, 2000),
 )
-def test_a_plan_keeps_what_it_promises(
+def test_a_plan_is_within_the_capacity(
     size: tuple[int, int], kind: str, formats: set[Format], factor: int | None, detail: int | None, mib: int
 ) -> None:
     """Whatever comes: a plan fits, shows no more than there is, keeps the render factor; or is refused."""

@@ -1,4 +1,4 @@
-"""Polygons, filled again by pycocotools, are the mask: holes, edges of the frame and all."""
+"""Polygons, filled by pycocotools, equal the mask, including holes and the edges of the photo."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def blobs() -> Mask:
     ],
     ids=["solid", "whole", "cut", "small", "ring", "three-holes", "ring-cut", "parts"],
 )
-def test_filled_again_it_is_the_mask(mask: Mask) -> None:
+def test_filled_polygons_equal_the_mask(mask: Mask) -> None:
     outlines = polygons(mask, SIZE)
     dense = mask.paste((0, 0, *SIZE)) >= THRESHOLD
     assert overlap(filled(outlines), dense) > 0.95
@@ -71,12 +71,12 @@ def test_a_hole_stays_a_hole_for_other_readers_too() -> None:
     assert not canvas.getpixel((70, 70))
 
 
-def test_parts_are_polygons_of_their_own() -> None:
+def test_each_part_is_a_polygon() -> None:
     assert len(polygons(blobs(), SIZE)) == 3
 
 
 @pytest.mark.parametrize("mask", [empty(0, 0, 50, 50), solid(9, 9, 9, 9), solid(9, 9, 3, 20), solid(300, 0, 400, 9)])
-def test_nothing_has_no_polygon(mask: Mask) -> None:
+def test_an_empty_mask_has_no_polygon(mask: Mask) -> None:
     assert polygons(mask, SIZE) == []
 
 

@@ -1,4 +1,4 @@
-"""The README says what the code says."""
+"""README agrees with the code."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from segment.settings import describe
 README = Path("README.md").read_text(encoding="utf-8")
 
 
-def test_the_settings_table_is_the_settings() -> None:
+def test_the_settings_table_matches_the_settings() -> None:
     table = re.findall(r"^\| `(SEGMENT_\w+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     assert table == [(name, default, about) for name, default, about in describe()]
 
 
-def test_every_file_it_names_is_there() -> None:
+def test_every_named_file_exists() -> None:
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", README):
         assert Path(target).exists(), target
 
 
-def test_its_headings_are_where_its_links_point() -> None:
+def test_links_to_headings_exist() -> None:
     headings = {
         re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
         for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)

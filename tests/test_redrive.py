@@ -73,7 +73,7 @@ def test_dead_letters_are_delivered_and_removed(cloud: Cloud, server: Server) ->
     assert len(cloud.writes) == writes
 
 
-def test_what_an_event_is_acknowledged_for_is_removed(cloud: Cloud, server: Server) -> None:
+def test_acknowledged_events_are_removed(cloud: Cloud, server: Server) -> None:
     """A photo that never can be segmented, one that is gone, one that is done, and no event at all."""
     server.publish(push_message(cloud.put("photos", "text.jpg", b"no photo"))["message"])
     server.publish(push_message(cloud.put("photos", "gone.jpg", photo(1)))["message"])
@@ -87,7 +87,7 @@ def test_what_an_event_is_acknowledged_for_is_removed(cloud: Cloud, server: Serv
     assert sorted(name.partition("/")[0] for name in cloud.objects("results")) == ["text.jpg", "twice.png", "twice.png"]
 
 
-def test_what_fails_again_is_kept(cloud: Cloud, server: Server) -> None:
+def test_events_that_fail_again_are_kept(cloud: Cloud, server: Server) -> None:
     put(cloud, server, "a.png", "b.png")
     cloud.faults.add(Fault(503, path="photos/o/a.png"))
     assert run() == 1

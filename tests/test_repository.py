@@ -1,4 +1,4 @@
-"""What surrounds the code: the workflow and the issue forms say what the rest of the repository says."""
+"""The files around the code: workflow, issue forms and Makefile agree with the rest of the repository."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_make_installs_the_converter_only_for_what_is_converted() -> None:
 
 
 @pytest.mark.parametrize("form", ["bug", "feature"])
-def test_issue_forms_have_what_github_wants(form: str) -> None:
+def test_issue_forms_are_valid(form: str) -> None:
     """The keys that are required: docs.github.com, "Syntax for issue forms"."""
     document = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / f"{form}.yml").read_text(encoding="utf-8"))
     assert document["name"]
@@ -96,7 +96,7 @@ def test_the_picture_of_the_architecture_shows_the_layers() -> None:
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"])
-def test_every_file_that_a_page_names_is_there(name: str) -> None:
+def test_every_file_named_in_a_page_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     files = re.findall(r"`((?:segment|tests|terraform|devtools|benchmarks|web)/[\w./]+)`", text)
     files = [f"segment/{file}" if file.startswith("web/") else file for file in files]

@@ -1,4 +1,4 @@
-"""The web server against slow, broken and hostile clients, over real connections; and the framework's own servers."""
+"""The web server with slow, broken and hostile clients over real connections, and the framework's own servers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_alive(server: Server, photo: bytes) -> None:
 
 
 class TestSlowClients:
-    def test_a_hundred_and_fifty_of_them_stop_nobody(self, small: Server, photo: bytes) -> None:
+    def test_a_hundred_and_fifty_slow_clients_do_not_block_others(self, small: Server, photo: bytes) -> None:
         """50 that send their headers slowly, 50 their bodies, 50 a body that was refused; all are cut off in time."""
         heads = [connect(small, b"POST /segment HTTP/1.1\r\n") for _ in range(50)]
         bodies = [connect(small, HEAD + b"Content-Length: 1000000\r\n\r\n" + photo[:100]) for _ in range(50)]
@@ -96,14 +96,14 @@ class TestSlowClients:
             over.set()
             dripping.join()
 
-    def test_who_announces_much_and_sends_nothing_takes_nothing(self, small: Server, photo: bytes) -> None:
+    def test_an_announced_body_that_is_not_sent_reserves_no_memory(self, small: Server, photo: bytes) -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(50):
                 stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\n"))
                 stack.enter_context(connect(small, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"))
             check_alive(small, photo)
 
-    def test_who_sends_much_and_stops_is_cut_off(self, small: Server, photo: bytes) -> None:
+    def test_a_body_that_stalls_is_closed(self, small: Server, photo: bytes) -> None:
         """Together they fill the memory for uploads: a photo that comes meanwhile has to wait for it, but gets it."""
         with contextlib.ExitStack() as stack:
             for _ in range(6):
@@ -114,7 +114,7 @@ class TestSlowClients:
             response = requests.post(small.url + "/segment", data=photo, headers=JPEG, timeout=30)
         assert response.status_code == 200
 
-    def test_who_does_not_read_the_answer_holds_no_thread(self, small: Server, photo: bytes) -> None:
+    def test_a_client_that_does_not_read_the_response_occupies_no_thread(self, small: Server, photo: bytes) -> None:
         noise = io.BytesIO()
         Image.effect_noise((1200, 1200), 90).convert("RGB").save(noise, "JPEG", quality=90)
         head = b"Content-Length: %d\r\n\r\n" % len(noise.getvalue())
@@ -165,7 +165,7 @@ class TestBounds:
                 stack.enter_context(connect(small, b"GET "))
             check_alive(small, photo)
 
-    def test_urls_are_counted_as_they_are_received(self, small: Server, photo: bytes) -> None:
+    def test_memory_of_a_url_is_reserved_as_it_is_received(self, small: Server, photo: bytes) -> None:
         """20 requests of a few bytes each, for 4 MB each: what does not fit waits or is refused, and nothing grows."""
         body = bytes(4_000_000)
         before = resident(small)
@@ -186,7 +186,7 @@ class TestBounds:
         assert done.stdout.splitlines()[-1] == "413 0"
 
 
-def test_work_for_a_client_that_has_gone_ends(small: Server) -> None:
+def test_work_is_cancelled_when_the_client_disconnects(small: Server) -> None:
     photo = io.BytesIO()
     Image.fromarray(np.zeros((1500, 2000, 3), np.uint8)).save(photo, "PNG", compress_level=1)
     data = photo.getvalue()

@@ -61,7 +61,9 @@ def document(result: Result) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("detail", [1, 3])
-def test_work_ends_at_the_next_stage_or_tile_when_nobody_waits(service: Service, photo: bytes, detail: int) -> None:
+def test_work_is_cancelled_at_the_next_stage_or_tile_when_the_client_disconnects(
+    service: Service, photo: bytes, detail: int
+) -> None:
     options = Options.parse({"detail": str(detail), "render_factor": "8"}, service.settings)
     asked = 0
 
@@ -89,7 +91,7 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
     assert (service.labels, service.model_name) == (CLASSES, "shapes")
 
 
-def test_it_is_loaded_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_requests_load_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads = list[int]()
 
     def counted(settings: Settings) -> Any:
@@ -108,7 +110,7 @@ def test_it_is_loaded_once_however_many_ask(monkeypatch: pytest.MonkeyPatch) -> 
     assert loads == [1]
 
 
-def test_finds_what_is_there(service: Service) -> None:
+def test_finds_the_shapes(service: Service) -> None:
     """What it is sure of is there, at its place, by its name."""
     sure = right = 0
     for seed in range(4):
@@ -155,7 +157,7 @@ def test_a_format_alone_is_the_same_as_among_others(service: Service, photo: byt
     assert alone == among[kind]
 
 
-def test_says_what_it_did(service: Service, photo: bytes) -> None:
+def test_reports_sizes_and_options(service: Service, photo: bytes) -> None:
     result = segment(service, photo, "png", render_factor="16", fit="square")
     assert (result.photo_size, result.network_size, result.picture_size) == ((640, 480), (256, 256), (640, 480))
     assert (result.render_factor, result.detail) == (16, 1)
@@ -173,7 +175,7 @@ def test_classes_are_chosen_from_all_that_is_found(service: Service, photo: byte
     assert best["score"] == chosen[0]["score"]
 
 
-def test_an_unknown_class_is_refused_with_those_there_are(service: Service, photo: bytes) -> None:
+def test_an_unknown_class_is_refused_with_the_known_ones(service: Service, photo: bytes) -> None:
     with pytest.raises(
         OptionError, match=r"no class 'dog'\. Its classes: circle, square, triangle, star, ring\."
     ) as refusal:
@@ -196,7 +198,7 @@ def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, ki
     )
 
 
-def test_a_turned_photo_is_answered_upright(service: Service) -> None:
+def test_a_rotated_photo_is_returned_upright(service: Service) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     body = io.BytesIO()
@@ -215,12 +217,12 @@ def test_a_turned_photo_is_answered_upright(service: Service) -> None:
     [(b"no photo", UnsupportedImage), (b"", UnsupportedImage), (encoded((64, 64))[:300], CorruptImage)],
     ids=["text", "nothing", "cut off"],
 )
-def test_what_is_no_photo_is_refused(service: Service, data: bytes, error: type[Exception]) -> None:
+def test_a_file_that_is_not_a_photo_is_refused(service: Service, data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         segment(service, data)
 
 
-def test_a_failure_gives_its_memory_back(service: Service, photo: bytes) -> None:
+def test_a_failure_releases_its_memory(service: Service, photo: bytes) -> None:
     broken = photo[: len(photo) // 2]
     for _ in range(20):
         with pytest.raises(CorruptImage):
@@ -245,7 +247,7 @@ def test_pieces_that_cannot_fit_are_refused(service: Service, photo: bytes) -> N
     assert (budget._own, budget._runs) == (0, [])
 
 
-def test_many_at_once_get_what_one_gets(service: Service, photo: bytes) -> None:
+def test_concurrent_requests_return_the_same_as_single_ones(service: Service, photo: bytes) -> None:
     alone = segment(service, photo, "png", "json").files
     with ThreadPoolExecutor(8) as crowd:
         answers = list(crowd.map(lambda _: segment(service, photo, "png", "json").files, range(16)))
@@ -272,7 +274,7 @@ class TestLittleMemory:
         assert (found["image"]["width"], found["image"]["height"]) == (6000, 4000)
         assert max(one["bbox"][0] + one["bbox"][2] for one in found["annotations"]) > 1000
 
-    def test_what_can_never_fit_is_refused(self, tight: Service, photo: bytes) -> None:
+    def test_a_request_larger_than_the_memory_is_refused(self, tight: Service, photo: bytes) -> None:
         with pytest.raises(TooLarge, match="The largest render factor for this photo is"):
             segment(tight, photo, render_factor="256")
 
@@ -293,7 +295,7 @@ def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> No
     assert len({factor for factor, _ in answers.pop()}) > 1
 
 
-def test_a_model_that_leaves_no_room_says_so_each_time() -> None:
+def test_a_model_larger_than_the_memory_is_reported_for_each_request() -> None:
     service = Service(Settings(memory=20 * MIB))
     for _ in range(2):
         with pytest.raises(ModelError, match="too little for the smallest render factor"):

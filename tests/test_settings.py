@@ -1,4 +1,4 @@
-"""Settings: the environment in, a frozen value out, or one sentence that says what is wrong."""
+"""Settings: the environment to a frozen value, or one sentence that says what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anything at all, many at once, in a real memory control group: every answer right or a clear refusal, nothing killed.
+"""Many concurrent random requests in a real memory control group: each is answered correctly or refused clearly.
 
 The full run is of 500 requests to a full-size Mask R-CNN R50-FPN in int8 within 512 MiB (slow). One of another kind of
 file is slow too, and a short one of the demo model is in every test run. Photos from 64 x 64 to 100 megapixels,

@@ -1,4 +1,4 @@
-"""Serving a model by name, file or URL: the server listens while the model is prepared, and says how far that is."""
+"""Serving a model by name, file or URL: the server listens while the model is prepared, and reports the progress."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def stages_until(server: Server, last: str) -> list[str]:
     raise AssertionError(f"{last} was not reached: {seen}\n{server.log()}")
 
 
-def test_listens_first_and_says_how_far_it_is(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+def test_listens_before_the_model_is_ready_and_reports_progress(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
     with preparing(mirror, tmp_path) as server:
         while not (now := progress(server))["done"]:
             time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_bucket_events_are_refused_until_it_is_ready(mirror: Mirror, tmp_path: P
         assert time.monotonic() - start < 10
 
 
-def test_a_preparation_that_fails_is_said_and_ends_the_process(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+def test_a_failed_preparation_is_reported_and_ends_the_process(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
     mirror.gate.set()
     del mirror.files["/narrow.pkl"]
     with preparing(mirror, tmp_path) as server:
@@ -143,7 +143,7 @@ def test_a_preparation_that_fails_is_said_and_ends_the_process(mirror: Mirror, t
         (["--model", "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", "segment/zoo"], "there are no photos"),
     ],
 )
-def test_what_cannot_work_stops_before_it_listens(
+def test_invalid_arguments_stop_the_start_before_it_listens(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segment.web.server.run", lambda *_: pytest.fail("it listens"))
@@ -167,7 +167,9 @@ def test_a_model_depends_on_the_configs_that_its_config_builds_on(
     assert Preparation(str(weights)).path != path
 
 
-def test_a_checkpoint_file_is_converted_with_what_is_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("segment.engine.footprint.measure", lambda path, threads: Footprint(1 << 20, 1.0))
     checkpoint, config = mirrors.narrow_model()
@@ -242,7 +244,7 @@ def test_a_preparation_interrupted_while_measuring_leaves_no_model(
 
 
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium (apt-get install chromium)")
-def test_the_page_shows_how_far_it_is_and_why_it_failed(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+def test_the_page_shows_progress_and_the_reason_of_a_failure(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
     """What is on the page when the model is ready is in tests/test_first_use.py."""
     with preparing(mirror, tmp_path) as server, browser() as chrome:
         page = chrome.new_page()

@@ -1,4 +1,4 @@
-"""Buckets and folders as stores: what holds of one holds of the other."""
+"""Buckets and folders as stores, with the same tests for both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def put(store: Store, *names: str) -> None:
 # Both
 
 
-def test_what_is_written_is_listed_and_read(store: Store) -> None:
+def test_written_objects_are_listed_and_read(store: Store) -> None:
     put(store, "b/ünï code", "a", "b/c/d", "c")
     assert sorted(item.name for item in store.objects()) == ["a", "b/c/d", "b/ünï code", "c"]
     assert [item.name for item in store.objects("b/c")] == ["b/c/d"]
@@ -53,7 +53,7 @@ def test_what_is_written_is_listed_and_read(store: Store) -> None:
         assert store.read(item, 100) == item.name.encode()
 
 
-def test_nothing_is_written_over(store: Store) -> None:
+def test_existing_objects_are_not_overwritten(store: Store) -> None:
     assert store.write("a/b", b"1", "text/plain", {})
     assert not store.write("a/b", b"2", "text/plain", {})
     (item,) = store.objects()
@@ -61,7 +61,7 @@ def test_nothing_is_written_over(store: Store) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [1], [0, 5 * MIB, 3, 4 * MIB], [8 * MIB], [20 * MIB]])
-def test_replacing_puts_pieces_in_place_of_what_is_there(store: Store, sizes: list[int]) -> None:
+def test_replacing_overwrites_an_object(store: Store, sizes: list[int]) -> None:
     put(store, "a/b")
     store.replace("a/b", (os.urandom(1) * size for size in sizes), "application/json", {"segment-source": "gs://x"})
     (item,) = store.objects()
@@ -72,7 +72,7 @@ def test_replacing_puts_pieces_in_place_of_what_is_there(store: Store, sizes: li
     assert all(len(set(body[end - size : end])) <= 1 for size, end in zip(sizes, ends, strict=True))
 
 
-def test_replacing_that_is_interrupted_changes_nothing(store: Store) -> None:
+def test_an_interrupted_replacement_changes_nothing(store: Store) -> None:
     def pieces() -> Iterator[bytes]:
         yield b"x" * 9 * MIB
         raise StorageError("The source failed.")
@@ -84,7 +84,7 @@ def test_replacing_that_is_interrupted_changes_nothing(store: Store) -> None:
     assert store.read(item, 10) == b"a/b"
 
 
-def test_listing_starts_where_it_is_told(store: Store) -> None:
+def test_listing_starts_at_the_given_name(store: Store) -> None:
     put(store, "a", "b", "c/d", "e")
     assert sorted(item.name for item in store.objects(start="b")) == ["b", "c/d", "e"]
 
@@ -133,7 +133,7 @@ def test_bucket_keeps_type_and_metadata(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("size", [100, 20 * MIB])
 @pytest.mark.parametrize("when", ["before", "half", "after"])
-def test_cut_write_is_completed_once(cloud: Cloud, when: str, size: int) -> None:
+def test_interrupted_write_is_completed_once(cloud: Cloud, when: str, size: int) -> None:
     body = os.urandom(size)
     cloud.faults.add(Fault("cut", when, method="PUT|POST", skip=size // (10 * MIB), times=1))  # type: ignore[arg-type]
     lost = size < MIB and when == "after"
@@ -142,7 +142,7 @@ def test_cut_write_is_completed_once(cloud: Cloud, when: str, size: int) -> None
     assert len(cloud.writes) == 1
 
 
-def test_cut_read_is_taken_up_again_and_checked(cloud: Cloud) -> None:
+def test_interrupted_read_is_resumed_and_verified(cloud: Cloud) -> None:
     content = os.urandom(MIB)
     item = cloud.put("photos", "a", content)
     fault = cloud.faults.add(Fault("cut", "half", path="alt=media", times=2))
@@ -153,7 +153,7 @@ def test_cut_read_is_taken_up_again_and_checked(cloud: Cloud) -> None:
         Bucket("photos", 5).read(Object("a", item.generation, MIB, "AAAAAA=="), MIB)
 
 
-def test_slow_bucket_is_given_up(cloud: Cloud) -> None:
+def test_slow_bucket_times_out(cloud: Cloud) -> None:
     item = cloud.put("photos", "a", b"1")
     cloud.faults.add(Fault("stall", path="alt=media", seconds=30))
     with pytest.raises(StorageError, match="Could not read in gs://photos"):
@@ -171,7 +171,7 @@ def test_missing_bucket_is_refused(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403])
-def test_refusal_is_told_from_failure(cloud: Cloud, status: int) -> None:
+def test_refusals_and_failures_are_distinguished(cloud: Cloud, status: int) -> None:
     item = cloud.put("photos", "a", b"1")
     cloud.faults.add(Fault(status))
     bucket = Bucket("photos", 5)
@@ -229,7 +229,7 @@ def test_folder_without_hard_links_works_too(tmp_path: Path, monkeypatch: pytest
         raise PermissionError
 
     monkeypatch.setattr(os, "link", refuse)
-    test_nothing_is_written_over(Folder(tmp_path))
+    test_existing_objects_are_not_overwritten(Folder(tmp_path))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b"]
 
 
@@ -242,7 +242,7 @@ def test_folder_lists_by_prefix_without_following_links(photos: Path) -> None:
     assert [item.name for item in folder.objects("2026/M")] == ["2026/May/b.jpg"]
 
 
-def test_folder_reads_that_very_generation(photos: Path) -> None:
+def test_folder_reads_the_given_generation(photos: Path) -> None:
     folder = Folder(photos)
     (item,) = folder.objects("a.jpg")
     assert folder.read(item, 1 << 20) == b"a photo"
@@ -261,7 +261,7 @@ def test_folder_reads_that_very_generation(photos: Path) -> None:
         lambda folder: folder.write("a.jpg/b", b"", "", {}),
     ],
 )
-def test_folder_stays_inside_itself(photos: Path, attempt: Callable[[Folder], object]) -> None:
+def test_folder_does_not_leave_its_root(photos: Path, attempt: Callable[[Folder], object]) -> None:
     with pytest.raises(StorageError):
         attempt(Folder(photos))
     assert not (photos.parent / "outside").exists()

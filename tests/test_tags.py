@@ -1,4 +1,4 @@
-"""Names that can be read, point at what they name, and do not cover what one wants to see."""
+"""Labels are legible, point at their instances, and do not cover the important parts of the photo."""
 
 from __future__ import annotations
 

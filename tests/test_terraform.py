@@ -1,4 +1,4 @@
-"""terraform/ is checked without a cloud: format, schema, rules, defaults, policies; and the checks are checked.
+"""terraform/ is checked without a cloud: format, schema, rules, defaults and policies.
 
 Terraform's own tests are in terraform/tests. They run here against the google provider's argument schema (see
 stub_provider.py beside this) and mocks. Names, nesting, types, the module's own rules and every grant are proven; what

@@ -1,4 +1,4 @@
-"""Uploads from clients that were not written here: curl, requests and httpx send photos and noise of many sizes.
+"""Uploads from other clients: curl, requests and httpx send photos and noise of many sizes.
 
 The bytes matter, not only their number: a newline near the end of a chunk once made the multipart parser count a file
 as a long text field. Noise holds a newline in every 256 bytes.

@@ -1,4 +1,4 @@
-"""The HTTP interface, asked over HTTP of the real framework process."""
+"""The HTTP API, requested over HTTP from the real framework process."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class TestPhotos:
 
 
 class TestRefusals:
-    def test_nothing_fits_accept(self, server: Server, photo: bytes) -> None:
+    def test_an_accept_header_without_a_supported_type(self, server: Server, photo: bytes) -> None:
         check_problem(post(server, data=photo, headers={**JPEG, "Accept": "text/html"}), 406, "image/png")
 
     @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ class TestRefusals:
     def test_requests(self, server: Server, arguments: dict[str, Any], words: str) -> None:
         check_problem(post(server, **arguments), 400, words)
 
-    def test_bodies_that_are_no_photo(self, server: Server, photo: bytes) -> None:
+    def test_bodies_that_are_not_photos(self, server: Server, photo: bytes) -> None:
         check_problem(post(server, data=b"%PDF-1.7\xff", headers=JPEG), 415)
         check_problem(post(server, data=b"text", headers={"Content-Type": "text/plain"}), 415, "text/plain")
         check_problem(post(server, data=photo[: len(photo) // 2], headers=JPEG), 422)
@@ -274,7 +274,7 @@ class TestTheWeb:
         assert model["max_upload"] == 2 << 20
         assert model["options"]["render_factor"]["default"] == 25
 
-    def test_nothing_internal_leaks(self, server: Server, photo: bytes) -> None:
+    def test_errors_contain_no_internal_details(self, server: Server, photo: bytes) -> None:
         texts = [post(server, f"?{name}=%00%ff", data=photo, headers=JPEG).text for name in ("fit", "url", "classes")]
         assert not any("Traceback" in text or "site-packages" in text for text in texts)
         assert all(json.loads(text)["status"] == 400 for text in texts)

@@ -1,4 +1,4 @@
-"""Models by name: the table, the download, and a model fetched, converted and served by its name."""
+"""Models by name: the table, the download, and a model that is fetched, converted and served by its name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_entry_is_complete() -> None:
         assert all(label == label.strip() and label for label in labels)
 
 
-def test_the_rows_that_are_promised_are_there() -> None:
+def test_the_table_has_the_documented_models() -> None:
     names = set(zoo.entries())
     assert {f"mask_rcnn_R_{d}_FPN_{n}ep_LSJ" for d in (50, 101) for n in (100, 200, 400)} <= names
     assert {"mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_101_FPN_3x"} <= names
@@ -98,7 +98,7 @@ def test_a_part_of_a_config_does_not_change_another_model() -> None:
     assert configs.parse(zoo.config(zoo.entry("mask_rcnn_R_101_FPN_3x"))).proposals.conv_dims == (-1,)
 
 
-def test_detectron2s_own_names_do_too() -> None:
+def test_detectron2s_config_paths_are_accepted_as_names() -> None:
     path = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"
     for name in (path, path + ".yaml"):
         assert zoo.entry(name).name == "mask_rcnn_R_50_FPN_3x"
@@ -141,7 +141,7 @@ def test_the_table_shows_the_best_first(cache: Path, monkeypatch: pytest.MonkeyP
         table.text(sort="speed")
 
 
-def test_what_was_measured_is_of_models_that_are_there() -> None:
+def test_measurements_belong_to_models_of_the_table() -> None:
     document = json.loads(table.MEASURED.read_text())
     assert set(document["models"]) <= set(zoo.entries())
     for row in map(table.measured, map(zoo.entry, document["models"])):
@@ -152,7 +152,7 @@ def test_what_was_measured_is_of_models_that_are_there() -> None:
     assert document["machine"] in table.text()
 
 
-def test_a_model_that_was_not_fetched(cache: Path) -> None:
+def test_a_model_that_was_not_fetched_is_explained(cache: Path) -> None:
     with pytest.raises(ModelError, match=r"segment fetch mask_rcnn_R_50_FPN_3x"):
         zoo.model_file("mask_rcnn_R_50_FPN_3x")
     with pytest.raises(ModelError, match="no model called 'mask_rcnn'"):
@@ -296,14 +296,14 @@ def test_a_file_damaged_since_is_downloaded_again(mirror: Mirror, cache: Path) -
     assert zoo.fetch(entry.name, mirror.url).read_bytes() == FILE
 
 
-def test_goes_on_after_broken_connections(mirror: Mirror, tmp_path: Path) -> None:
+def test_continues_after_broken_connections(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"], mirror.cuts = FILE, [100_000, 1, 50_000]
     fetch_file(mirror, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == FILE
     assert mirror.ranges == ["", "bytes=100000-", "bytes=100001-", "bytes=150001-"]
 
 
-def test_goes_on_after_an_interrupted_command(mirror: Mirror, tmp_path: Path) -> None:
+def test_continues_after_an_interrupted_command(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"] = FILE
     (tmp_path / "file.part").write_bytes(FILE[:1234])
     fetch_file(mirror, tmp_path / "file")
@@ -311,20 +311,20 @@ def test_goes_on_after_an_interrupted_command(mirror: Mirror, tmp_path: Path) ->
     assert mirror.ranges == ["bytes=1234-"]
 
 
-def test_a_part_that_is_whole_is_only_checked(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_complete_partial_download_is_only_verified(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"] = FILE
     (tmp_path / "file.part").write_bytes(FILE)
     fetch_file(mirror, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == FILE
 
 
-def test_a_server_without_ranges_begins_again(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_server_without_ranges_restarts_the_download(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"], mirror.cuts, mirror.takes_ranges = FILE, [1000], False
     fetch_file(mirror, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == FILE
 
 
-def test_a_server_that_fails_for_a_moment(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_temporary_server_error_is_retried(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"], mirror.statuses = FILE, [503, 500]
     fetch_file(mirror, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == FILE
@@ -337,27 +337,27 @@ def test_a_wrong_file_is_deleted(mirror: Mirror, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_without_end_is_refused(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_limit_is_refused(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"] = FILE
     with pytest.raises(ModelError, match="larger than"):
         fetch_file(mirror, tmp_path / "file", limit=100_000)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_not_there(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_missing_file_is_explained(mirror: Mirror, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"127\.0\.0\.1:\d+: it answered 404 Not Found"):
         fetch_file(mirror, tmp_path / "file")
     assert mirror.ranges == [""]
 
 
-def test_a_folder_that_cannot_be_written(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_explained(mirror: Mirror, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(ModelError, match="cannot be written to"):
         fetch_file(mirror, tmp_path / "cache" / "file")
     assert mirror.ranges == []
 
 
-def test_connections_that_bring_nothing(mirror: Mirror, tmp_path: Path) -> None:
+def test_connections_without_data_are_given_up(mirror: Mirror, tmp_path: Path) -> None:
     mirror.files["/file"], mirror.cuts = FILE, [5000, 0, 0, 0, 0]
     with pytest.raises(FetchError, match="which continues the download"):
         fetch_file(mirror, tmp_path / "file")
@@ -372,7 +372,7 @@ def segment_command(*arguments: str, **settings: str) -> subprocess.CompletedPro
     )
 
 
-def test_without_a_network(cache: Path) -> None:
+def test_no_network_is_explained(cache: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}/"
     done = segment_command("fetch", "mask_rcnn_R_50_FPN_3x", SEGMENT_ZOO_URL=nobody)
     assert done.returncode == 1
@@ -382,7 +382,7 @@ def test_without_a_network(cache: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_mirror_that_is_no_url() -> None:
+def test_an_invalid_mirror_is_refused() -> None:
     done = segment_command("fetch", "mask_rcnn_R_50_FPN_3x", SEGMENT_ZOO_URL="mirror")
     assert "SEGMENT_ZOO_URL is 'mirror'; it must be an http or https URL." in done.stderr
 
