@@ -6,6 +6,7 @@ Converting needs `onnx`, and so it is imported only by the commands that convert
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -119,7 +120,8 @@ def prepare(arguments: argparse.Namespace) -> int:
     try:
         preparation = _preparation(arguments)
         preparation.check()
-        preparation.prepare(report)
+        with contextlib.redirect_stdout(sys.stderr):  # NNCF draws progress bars
+            preparation.prepare(report)
     except SegmentError as error:
         report(Progress("failed", str(error)))
         raise
@@ -148,9 +150,13 @@ class _Terminal:
 class _Pipe(_Terminal):
     """Also writes each step to standard output, for the process that has started this one (web/startup.py)."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._output = sys.stdout
+
     def __call__(self, progress: Progress) -> None:
         super().__call__(progress)
-        print(progress.to_json(), flush=True)
+        print(progress.to_json(), file=self._output, flush=True)
 
 
 def cvat(arguments: argparse.Namespace) -> int:

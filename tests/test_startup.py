@@ -111,6 +111,27 @@ def test_requests_wait_while_the_prepared_model_is_loaded() -> None:
     assert isinstance(startup.refusal(), ModelError)
 
 
+def test_the_output_of_libraries_is_not_taken_for_progress() -> None:
+    """NNCF draws progress bars on standard output while it quantises."""
+    step = Progress("convert", "Converting.").to_json()
+    command = [sys.executable, "-c", f"print('Statistics collection 100 %'); print({step!r}); print('null')"]
+    startup = Startup(Service(Settings()), command, lambda: pytest.fail(startup.progress.text))
+    startup.start()
+    end = time.monotonic() + 60
+    while startup.progress.stage != "ready" and time.monotonic() < end:
+        time.sleep(0.02)
+    assert startup.progress.stage == "ready"
+
+
+@pytest.mark.slow
+def test_int8_is_prepared_and_served(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
+    mirror.gate.set()
+    command = (*SERVE, "--model", mirror.url + "narrow.pkl", "--int8")
+    with serve("segment_http", command, XDG_CACHE_HOME=str(tmp_path)) as server:
+        assert "quantise" in stages_until(server, "ready")
+        assert requests.post(server.url + "/segment", data=photo, timeout=60).ok
+
+
 def test_bucket_events_are_refused_until_it_is_ready(mirror: Mirror, tmp_path: Path) -> None:
     with preparing(mirror, tmp_path, "segment_object", SEGMENT_OUTPUT_BUCKET="out") as server:
         check_problem(requests.post(server.url, json={}, timeout=10), 503, "being prepared")

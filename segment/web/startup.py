@@ -8,6 +8,7 @@ requests wait for this.
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 from segment.errors import ModelError, SegmentError, Starting
 from segment.progress import Progress
 from segment.service import Service
+
+log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5
 NEEDS_MODEL = frozenset({"/segment", "/detect", "/model", "/ready"})
@@ -61,10 +64,16 @@ class Startup:
             self.progress = Progress("load", "Compiling and loading the model.")
             self._service.load()
         except SegmentError as error:
-            self.progress = Progress("failed", str(error))
-            self._on_failure()
+            self._fail(str(error))
+        except Exception:
+            log.exception("The model could not be prepared")
+            self._fail("The model could not be prepared; see the log.")
         else:
             self.progress = Progress("ready", f"The model {self._service.model_name} is ready.")
+
+    def _fail(self, reason: str) -> None:
+        self.progress = Progress("failed", reason)
+        self._on_failure()
 
     def _prepare(self) -> None:
         """Run the command. Raises ModelError with its message if it fails."""
@@ -75,7 +84,10 @@ class Startup:
         process, last = self._process, self.progress
         assert process.stdout
         for line in process.stdout:
-            last = Progress.from_json(line)
+            try:
+                last = Progress.from_json(line)
+            except (ValueError, TypeError):
+                continue  # what a library has printed
             if last.stage != "failed":
                 self.progress = last
         status = process.wait()
