@@ -13,6 +13,7 @@ import pytest
 from segment import zoo
 from segment.convert import config, document
 from segment.convert.config import Config
+from segment.convert.document import Name
 from segment.errors import ConversionError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,6 +37,20 @@ def changed(key: str, value: Any, name: str = "lazy-r50") -> dict[str, Any]:
 
 def test_a_lazyconfig_is_read_as_the_yaml_config_of_the_same_model() -> None:
     assert config.read(GOLDEN / "lazy-r50.yaml") == config.parse(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_1x")))
+
+
+@pytest.mark.parametrize(("modulated", "groups"), [(False, 1), (True, 2)])
+def test_deformable_blocks_are_read_as_in_the_yaml_config(modulated: bool, groups: int) -> None:
+    stages = "model.backbone.bottom_up.stages"
+    given = changed(f"{stages}.block_class", Name("detectron2.modeling.backbone.resnet.DeformBottleneckBlock"))
+    given["model"]["backbone"]["bottom_up"]["stages"] |= {"deform_modulated": modulated, "deform_num_groups": groups}
+    yaml_config = copy.deepcopy(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_1x")))
+    yaml_config["MODEL"]["RESNETS"] |= {
+        "DEFORM_ON_PER_STAGE": [True] * 4,
+        "DEFORM_MODULATED": modulated,
+        "DEFORM_NUM_GROUPS": groups,
+    }
+    assert config.parse(given) == config.parse(yaml_config)
 
 
 def test_norms_that_could_not_be_saved_are_batch_norms() -> None:

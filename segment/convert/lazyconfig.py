@@ -146,9 +146,10 @@ def _resnet(call: _Call) -> ResNet:
     norm = stages.norm("norm", "BN")
     if stem.norm("norm", "BN") != norm:
         raise ConversionError(f"{stem.key('norm')} must be the same norm as {stages.key('norm')}.")
-    stages.absent("block_class", "bottleneck_channels")
+    stages.absent("bottleneck_channels")
     stages.one_of("dilation", (1,), 1)
     groups = stages.one_of("num_groups", (1, 2, 4, 8, 16, 32, 64), 1)
+    deformable = stages.class_of("block_class", ("BottleneckBlock", "DeformBottleneckBlock")).startswith("Deform")
     resnet = ResNet(
         blocks=BLOCKS[stages.one_of("depth", tuple(BLOCKS))],
         norm=norm,
@@ -157,6 +158,9 @@ def _resnet(call: _Call) -> ResNet:
         stem_channels=64,
         res2_channels=256,
         stride_in_1x1=bool(stages.take("stride_in_1x1", False)),
+        deformable=(2, 3, 4, 5) if deformable else (),  # make_default_stages makes all stages of the same block
+        modulated=deformable and stages.flag("deform_modulated"),
+        offset_groups=stages.one_of("deform_num_groups", (1, 2, 4, 8, 16, 32, 64), 1) if deformable else 1,
     )
     call.absent("num_classes")
     stem.finish()
@@ -165,8 +169,8 @@ def _resnet(call: _Call) -> ResNet:
 
 
 def _regnet(call: _Call) -> RegNet:
-    call.name("stem_class", "SimpleStem")
-    call.name("block_class", "ResBottleneckBlock")
+    call.class_of("stem_class", ("SimpleStem",), required=True)
+    call.class_of("block_class", ("ResBottleneckBlock",), required=True)
     call.one_of("stride", (2,), 2)
     call.one_of("bottleneck_ratio", (1,), 1)
     call.absent("activation_class")
@@ -552,11 +556,15 @@ class _Call:
         except (TypeError, ValueError):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must hold numbers.") from None
 
-    def name(self, name: str, wanted: str) -> None:
-        """Check that an argument is the class `wanted` of detectron2."""
-        value = str(self.take(name))
-        if not (value.startswith("detectron2.") and value.rpartition(".")[2] == wanted):
-            raise ConversionError(f"{self.key(name)} is {value}; what converts is detectron2's {wanted}.")
+    def class_of(self, name: str, wanted: tuple[str, ...], *, required: bool = False) -> str:
+        """Which class of detectron2 an argument names, without its module. An absent one is the first, or refused."""
+        value = self.take(name) if required else self.take(name, None)
+        if value is None and not required:
+            return wanted[0]
+        given = str(value).rpartition(".")[2]
+        if given not in wanted or not str(value).startswith("detectron2."):
+            raise ConversionError(f"{self.key(name)} is {value}; what converts is {' or '.join(wanted)} of detectron2.")
+        return given
 
     def levels(self, name: str, admitted: Mapping[str, int]) -> tuple[int, ...]:
         """The levels that names of feature maps such as p2, p3 stand for."""
