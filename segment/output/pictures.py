@@ -17,11 +17,12 @@ from PIL import Image
 from segment.detections import Detections
 from segment.formats import File, OverlayFormat, file
 from segment.mask import THRESHOLD, Mask, Region
-from segment.output import png
 
 _PNG: Mapping[str, Any] = {"compress_level": 1, "compress_type": 3}
-"""For images that are not RGB; overlays are encoded by png.py. zlib's run-length strategy."""
+"""zlib's run-length strategy. For an overlay of 1280 x 960 pixels it takes 85 ms and 1.9 MB, level 1 alone 102 ms and
+2.2 MB, level 6 315 ms and 1.9 MB: after PNG's filters, a photo contains hardly any long matches."""
 _SAVE: Mapping[OverlayFormat, Mapping[str, Any]] = {
+    "png": _PNG,
     "jpeg": {"quality": 90},  # 3 ms, 0.3 MB
     "webp": {"quality": 85, "method": 1},  # 35 ms, 0.2 MB; method 4 takes three times as long and saves a sixth
 }
@@ -29,8 +30,6 @@ _SAVE: Mapping[OverlayFormat, Mapping[str, Any]] = {
 
 def picture(image: Image.Image, format: OverlayFormat) -> File:
     """Encode `image`, a photo with its detections drawn on it."""
-    if format == "png":
-        return file(format, png.encode(image))
     buffer = io.BytesIO()
     image.save(buffer, format, **_SAVE[format])
     return file(format, buffer.getvalue())
