@@ -2,6 +2,7 @@
 
     python -m benchmarks.folder speed [--models FOLDER] [--photos N] [--rounds N]
     python -m benchmarks.folder memory [--most N]
+    python -m benchmarks.folder video [--most N]
 
 *Speed*: Mask R-CNN R50-FPN at render factor 25 with 20 instances per photo, as in the other benchmarks; photos of
 1280 x 960. "The network alone" runs it on pixels that are in memory already, one photo after the other, on all CPUs.
@@ -50,7 +51,7 @@ from segment.settings import Settings
 RESULTS = Path(__file__).parent / "results"
 SIZE, PHOTOS, ROUNDS = (1280, 960), 24, 5
 NUMBERS = (100, 1_000, 10_000, 100_000)
-FRAMES = (100, 1_000, 10_000)
+FRAMES = (100, 1_000, 3_000)
 WAYS: dict[str, tuple[tuple[Format, ...], tuple[Dataset, ...]]] = {
     "COCO dataset": ((), ("coco",)),
     "COCO and Parquet datasets": ((), ("coco", "parquet")),
@@ -173,11 +174,7 @@ def run_stub(folder: Path, formats: tuple[Format, ...]) -> None:
 
 
 def memory(most: int) -> list[str]:
-    """The tables of memory against the number of photos and the length of a video."""
-    return [*_photos_memory(most), "", *_video_memory(most)]
-
-
-def _photos_memory(most: int) -> list[str]:
+    """The table of memory against the number of photos."""
     lines = ["| photos | largest resident memory, MiB | of it, before the run | s |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photos"
@@ -195,7 +192,8 @@ def _photos_memory(most: int) -> list[str]:
     return lines
 
 
-def _video_memory(most: int) -> list[str]:
+def video(most: int) -> list[str]:
+    """The table of memory against the length of a video."""
     lines = ["| frames of a video | largest resident memory, MiB | of it, before the run | s |", "|---|---|---|---|"]
     for number in (number for number in FRAMES if number <= most):
         with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +231,7 @@ def _copy(one: Path, other: Path) -> None:
 def main() -> None:
     """Measure what is asked for, print it and write it to benchmarks/results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.folder", description="segment image over a folder.")
-    parser.add_argument("what", choices=("speed", "memory", "stub"))
+    parser.add_argument("what", choices=("speed", "memory", "video", "stub"))
     parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("formats", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, help="folder that keeps the model that is made")
@@ -245,7 +243,9 @@ def main() -> None:
         run_stub(given.folder, tuple(given.formats))
         return
     if given.what == "memory":
-        head, lines = "# Memory of `segment image` against the number of photos or frames", memory(given.most)
+        head, lines = "# Memory of `segment image` against the number of photos", memory(given.most)
+    elif given.what == "video":
+        head, lines = "# Memory of `segment image` against the length of a video", video(given.most)
     else:
         head = "# `segment image` over a folder against the network alone"
         with tempfile.TemporaryDirectory() as scratch:

@@ -80,7 +80,21 @@ def _parser() -> argparse.ArgumentParser:
         help="files per photo: one or more of png, jpeg, webp, json, ids, cutouts; default: png, or none with -d. "
         "Overlays of a video are an MP4",
     )
-    image.add_argument("-d", "--dataset", default="", help="one dataset of all photos: coco, parquet, or both")
+    image.add_argument(
+        "-d", "--dataset", default="", help="one dataset of all photos: one or more of coco, parquet, label-studio"
+    )
+    image.add_argument(
+        "--label-config",
+        type=Path,
+        metavar="FILE",
+        help="Label Studio: labelling config; default: a new one",
+    )
+    image.add_argument(
+        "--image-root",
+        default="",
+        metavar="ADDRESS",
+        help="Label Studio: start of the photos' addresses; default: /data/local-files/?d=",
+    )
     image.add_argument("-j", "--jobs", default="auto", metavar="N", help="photos in work at a time; default: auto")
     image.set_defaults(run=commands.image)
 

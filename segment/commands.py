@@ -36,14 +36,15 @@ TARGETS = ("segment_http", "segment_object")
 def image(arguments: argparse.Namespace) -> int:
     """Segment photos, videos and folders of them; one that fails is reported at the end and the rest go on."""
     from segment.dataset import run
-    from segment.dataset.job import Dataset, Job
+    from segment.dataset.job import FolderDataset, Job
 
     settings = Settings.from_environment(os.environ)
-    datasets = _choices("dataset", arguments.dataset, Dataset)
+    datasets = _choices("dataset", arguments.dataset, FolderDataset)
     formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
     options = Options.parse(dict(_pair(text) for text in arguments.set), settings)
     jobs = None if arguments.jobs == "auto" else _jobs(arguments.jobs)
-    job = Job(arguments.output, options, formats, datasets)
+    config = _text("label-config", arguments.label_config) if arguments.label_config else ""
+    job = Job(arguments.output, options, formats, datasets, config, arguments.image_root)
     return run.run(arguments.photos, job, Service(settings), jobs)
 
 
@@ -268,6 +269,13 @@ def _choices(name: str, given: str, choices: Any) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(values.choice(choices).parse(word) for word in given.split(",") if word))
     except BadValue as error:
         raise OptionError(name, f"{name} {error}") from None
+
+
+def _text(name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(name, f"--{name}: {path} cannot be read: {error}.") from None
 
 
 def _jobs(given: str) -> int:

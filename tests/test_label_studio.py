@@ -21,6 +21,7 @@ import requests
 from pycocotools import mask as coco
 
 from devtools.server import ROOT, Server, free_port, serve
+from segment.__main__ import main
 from tests.environments import LABEL_STUDIO, environment
 
 pytestmark = pytest.mark.slow
@@ -188,3 +189,20 @@ def test_a_config_without_labels_of_the_model_is_refused(studio: LabelStudio, ba
     project = studio.call("POST", "/api/projects/", json={"title": "Other labels", "label_config": config})["id"]
     with pytest.raises(AssertionError, match="doesn't look like a valid ML backend"):
         connect(studio, backend, project)
+
+
+def test_a_dataset_of_tasks_is_imported(studio: LabelStudio, tmp_path: Path) -> None:
+    """`segment image -d label-studio`, with the labelling config that it writes."""
+    photos = [str(ROOT / "segment" / "web" / "page" / name) for name in PHOTOS]
+    assert main(["image", *photos, "-o", str(tmp_path), "-d", "label-studio,coco"]) == 0
+    written = json.loads((tmp_path / "tasks.json").read_text())
+    config = (tmp_path / "label_config.xml").read_text()
+    project = studio.call("POST", "/api/projects/", json={"title": "Dataset", "label_config": config})["id"]
+    done = studio.call("POST", f"/api/projects/{project}/import", json=written)
+    assert (done["task_count"], done["prediction_count"]) == (len(PHOTOS), len(PHOTOS))
+    tasks = studio.call("GET", f"/api/tasks?project={project}&fields=all")["tasks"]
+    predictions = {one["task"]: one for one in studio.call("GET", f"/api/predictions?project={project}")}
+    kept = {task["data"]["image"]: predictions[task["id"]]["result"] for task in tasks}
+    assert kept == {task["data"]["image"]: task["predictions"][0]["result"] for task in written}
+    annotations = json.loads((tmp_path / "instances.json").read_text())["annotations"]
+    assert sum(map(len, kept.values())) == len(annotations) > len(PHOTOS)

@@ -1,4 +1,4 @@
-"""What is made of each photo of a run, and where it is written."""
+"""What a run writes for each photo, and where."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from segment.options import Options
 from segment.service import Service
 
 Dataset = Literal["coco", "parquet"]
+FolderDataset = Literal["coco", "parquet", "label-studio"]
+"""The datasets of a folder."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is made of each photo: files in `formats` below `output`, and entries for `datasets`."""
+    """What a run writes: files in `formats` for each photo, and `datasets`, below `output`.
+
+    `label_config`: Label Studio's labelling config; empty for one with all labels. `image_root`: start of the photos'
+    addresses in Label Studio.
+    """
 
     output: Path
     options: Options
     formats: tuple[Format, ...]
-    datasets: tuple[Dataset, ...] = ()
+    datasets: tuple[FolderDataset, ...] = ()
+    label_config: str = ""
+    image_root: str = ""
 
     def key(self, photo: Photo, service: Service) -> tuple[str, int]:
-        """What the results follow from, as a hash, and the photo's modification time in nanoseconds. Raises OSError."""
+        """A hash of what the results depend on, and the photo's modification time in nanoseconds. Raises OSError."""
         status, model = photo.path.stat(), locate(service.settings)
         made_by = (str(model), model.stat().st_mtime_ns, service.settings.engine, self.options, self.formats)
         given = (

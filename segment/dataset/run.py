@@ -19,12 +19,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segment import container
-from segment.dataset import coco, photos
+from segment.dataset import coco, labelstudio, photos
 from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv
 from segment.dataset.job import Job
 from segment.dataset.journal import Journal
 from segment.dataset.work import Work
 from segment.errors import OptionError
+from segment.labelling.labelstudio import Control, prediction_version
 from segment.service import Service
 
 SHOWN_FAILURES = 20
@@ -39,14 +40,17 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
 
     Raises ModelError, OptionError, StorageError.
     """
-    if "parquet" in job.datasets and job.options.segmentation != "rle":
-        raise OptionError("segmentation", "Parquet holds masks as run lengths; leave out segmentation=polygons.")
+    if {"parquet", "label-studio"}.intersection(job.datasets) and job.options.segmentation != "rle":
+        raise OptionError(
+            "segmentation", "Parquet and Label Studio datasets need run lengths; leave out segmentation=polygons."
+        )
     if "parquet" in job.datasets:
         import pyarrow  # noqa: F401 - if it is missing, fail now and not after the last photo
     unlisted: list[OSError] = []
     found = photos.find(paths, job.output, unlisted.append, photos.SUFFIXES | photos.VIDEO_SUFFIXES)
     first = list(itertools.islice(found, 1))  # conflicting paths are refused before anything is written
     service.load()
+    controls = _controls(job, service) if "label-studio" in job.datasets else ()
     job.output.mkdir(parents=True, exist_ok=True)
     with Journal(job.output) as journal:
         count = jobs or container.cpus() + 1
@@ -71,7 +75,26 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
             from segment.dataset import parquet
 
             print(parquet.write(journal.entries(), service.model_name, job.output))
+        if "label-studio" in job.datasets:
+            _write_tasks(job, service, journal, controls)
         return 1 if _report(journal, job.output / ERRORS_NAME) else 0
+
+
+def _controls(job: Job, service: Service) -> Sequence[Control]:
+    """The control tags of the labelling config. Raises RequestError, OptionError."""
+    config = job.label_config or labelstudio.default_config(service.labels)
+    return labelstudio.read_config(config, service.labels)
+
+
+def _write_tasks(job: Job, service: Service, journal: Journal, controls: Sequence[Control]) -> None:
+    """Write tasks for Label Studio, and a labelling config unless one was given."""
+    version = prediction_version(service.model_name, service.model_digest)
+    root, path = job.image_root or labelstudio.IMAGE_ROOT, job.output / labelstudio.FILE_NAME
+    print(labelstudio.write(journal.entries(), controls, root, version, path))
+    if not job.label_config:
+        config = job.output / labelstudio.CONFIG_NAME
+        config.write_text(labelstudio.default_config(service.labels), encoding="utf-8")
+        print(config)
 
 
 def _report(journal: Journal, path: Path) -> int:

@@ -100,6 +100,11 @@ def prediction(found: Detections, controls: Sequence[Control], min_score: float,
     yield b"]," + dump({"score": round(mean, 4), "model_version": version})[1:]
 
 
+def prediction_version(model: str, digest: str) -> str:
+    """The version that predictions are marked with: Label Studio asks for new ones when it changes."""
+    return f"{model}-{digest[:8]}"
+
+
 def _region(control: Control, number: int, size: tuple[int, int], label: str, score: float, value: Json) -> Json:
     return {
         "id": f"region-{number}",

@@ -147,8 +147,7 @@ def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control],
 
 
 def _version(service: Service) -> str:
-    """What predictions are marked with: Label Studio asks for new ones when it changes."""
-    return f"{service.model_name}-{service.model_digest[:8]}"
+    return labelstudio.prediction_version(service.model_name, service.model_digest)
 
 
 # CVAT
