@@ -101,3 +101,9 @@ def test_c4_begins_with_the_demos_backbone() -> None:
     assert begun["roi_heads.res5.2.conv3.weight"].shape == (512, 128, 1, 1)
     assert {name.split(".")[0] for name in begun} == {"backbone", "roi_heads"}
     assert not any("fpn" in name or "bottom_up" in name for name in begun)
+
+
+def test_the_trained_c4_converts() -> None:
+    model = convert.convert(config.read(families.FOLDER / "c4.yaml"), families.trained("c4"), CLASSES)
+    masks = model.graph.output[3].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in masks][1:] == [14, 14]

@@ -20,6 +20,7 @@ from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 from segment.model import EMBEDDED
 from segment.model import load as segment_load
+from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 """vitdet: a narrow Mask R-CNN of projects/ViTDet, which pads to 384. vitdet-cascade: its LVIS cascade, whose tables of
@@ -205,6 +206,22 @@ def test_int8_quantises_every_linear_layer_and_keeps_the_maps(tmp_path: Path) ->
     errors = {name: np.linalg.norm(near[name] - exact[name]) / np.std(exact[name]) for name in exact}
     assert len(errors) == 4
     assert all(error < 0.1 * np.sqrt(exact[name].size) for name, error in errors.items())
+
+
+@pytest.mark.slow
+def test_int8_keeps_the_maps_better_than_those_of_a_resnet(tmp_path: Path) -> None:
+    """Both with random values, without a fixed square, on scenes that they were not calibrated on."""
+    photos = [tmp_path / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(photos):
+        Image.fromarray(shapes.scene(3_000_000 + seed, (256, 256))[0]).save(path)
+    noise = {}
+    for name in ("vitdet-dynamic", "r50"):
+        wide = model(name)
+        narrow = convert.quantised(wide, photos)
+        exact, near = (pyramid_maps(each, shapes.scene(0, (256, 256))[0]) for each in (wide, narrow))
+        noise[name] = {key: float(np.square(near[key] - exact[key]).mean() / exact[key].var()) for key in exact}
+        print(name, {key: f"{-10 * np.log10(value):.1f} dB" for key, value in noise[name].items()})
+    assert max(noise["vitdet-dynamic"].values()) < min(noise["r50"].values())
 
 
 def pyramid_maps(given: onnx.ModelProto, image: np.ndarray) -> dict[str, np.ndarray]:
