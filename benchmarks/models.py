@@ -27,7 +27,7 @@ from training.shapes import CLASSES, scene
 
 FULL_SIZE = "mask_rcnn_R_50_FPN_3x"
 POINTREND = "pointrend_rcnn_R_50_FPN_3x_coco"
-FAMILIES = {"pointrend": "PointRend"}
+FAMILIES = {"pointrend": "PointRend", "c4": "C4"}
 """Those of training.families whose trained weights are kept, and how they are called."""
 CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""

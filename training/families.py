@@ -40,6 +40,16 @@ class Variant:
 
 # fmt: off
 VARIANTS = {
+    "mask_rcnn": Variant(
+        options=(
+            "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 48,
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5,
+        ),
+        begun=("backbone.", "proposal_generator.", "roi_heads."),
+        trained=("roi_heads.mask_head.",),
+        renamed=(),
+        phases=((1000, 0.04, 4_000_000, 256, 2000), (400, 0.015, 5_000_000, 256, 400)),
+    ),
     "pointrend": Variant(
         options=(
             "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 48,
@@ -66,7 +76,7 @@ VARIANTS = {
         begun=("backbone.stem.", "backbone.res", "roi_heads.res5."),
         trained=("backbone.res3.", "backbone.res4.", "proposal_generator.", "roi_heads."),
         renamed=(("backbone.bottom_up.res5.", "roi_heads.res5."), ("backbone.bottom_up.", "backbone.")),
-        phases=((200, 0.02, 4_000_000, 256, 200),),
+        phases=((250, 0.02, 4_000_000, 256, 900), (400, 0.015, 5_000_000, 256, 400)),
     ),
 }
 # fmt: on
