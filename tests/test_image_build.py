@@ -33,6 +33,8 @@ from PIL import Image
 from benchmarks import cgroup, models
 from benchmarks.cgroup import Group, group
 from devtools.server import free_port
+from segment.modelfile import ModelMetadata, metadata
+from tests import mirror as mirrors
 from training.shapes import CLASSES, scene
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,40 +89,75 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.full_size("int8", tmp_path_factory.mktemp("model"))
 
 
+@dataclass(frozen=True)
+class Buildah:
+    """buildah with its storage below `folder`, which has the stand-in for the base image (`base_mib` large)."""
+
+    folder: Path
+    driver: str
+    base_mib: float = 0.0
+
+    def __call__(self, *arguments: str | Path) -> str:
+        """Run buildah with these arguments; its standard output."""
+        store = [f"--root={self.folder / 'store'}", f"--runroot={self.folder / 'run'}"]
+        return run("buildah", *store, f"--storage-driver={self.driver}", *arguments).strip()
+
+    def build(self, target: str, context: Path, model: str, *arguments: str) -> None:
+        """Build a stage of the Dockerfile with the build argument MODEL; the image is called like the stage."""
+        configuration = self.folder / "pip.conf"
+        configuration.write_text(pip_configuration())
+        self(
+            *("build", "--isolation", "chroot", "--pull-never", "--format", "docker", "--layers", "--target", target),
+            *("--build-arg", f"BASE={STAND_IN}", "--build-arg", f"MODEL={model}", *arguments),
+            *("--volume", f"{configuration}:/etc/pip.conf:ro", "--volume", f"{certificates()}:{CERTIFICATES}:ro"),
+            *(f"--volume={path}:{path}:ro" for path in sorted(pip_files())),
+            *("--tag", target, context),
+        )
+
+    @contextlib.contextmanager
+    def mounted(self, image: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The files of an image, and its configuration."""
+        container = self("from", image)
+        config = json.loads(self("inspect", container))["Docker"]["config"]
+        try:
+            yield Path(self("mount", container)), config
+        finally:
+            self("umount", container)
+
+
 @pytest.fixture(scope="session")
-def image(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The image of this repository with `model` in it, mounted."""
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """buildah, with the stand-in for the base image."""
     folder = tmp_path_factory.mktemp("image")
-    store = [f"--root={folder / 'store'}", f"--runroot={folder / 'run'}", f"--storage-driver={storage_driver(folder)}"]
-
-    def buildah(*arguments: str | Path) -> str:
-        return run("buildah", *store, *arguments).strip()
-
+    tool = Buildah(folder, storage_driver(folder))
     stand_in(folder / "base.tar")
-    base = buildah("from", "scratch")
-    buildah("add", "--quiet", base, folder / "base.tar", "/")
-    buildah("commit", "--quiet", base, STAND_IN)
-    base_mib = mib(Path(buildah("mount", base)))
-    buildah("rm", base)
+    base = tool("from", "scratch")
+    tool("add", "--quiet", base, folder / "base.tar", "/")
+    tool("commit", "--quiet", base, STAND_IN)
+    base_mib = mib(Path(tool("mount", base)))
+    tool("rm", base)
+    yield Buildah(folder, tool.driver, base_mib)
+    tool("rm", "--all")
+    run("sh", "-c", 'umount --recursive "$1" || true', "sh", folder / "store" / "overlay")
+    shutil.rmtree(folder)
 
-    context = folder / "context"
-    shutil.copytree(ROOT, context, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
-    shutil.copy(ROOT / ".dockerignore", context)
+
+@pytest.fixture(scope="session")
+def context(buildah: Buildah) -> Path:
+    """This repository as the folder that is built from."""
+    folder = buildah.folder / "context"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
+    shutil.copy(ROOT / ".dockerignore", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image(buildah: Buildah, context: Path, model: Path) -> Iterator[Built]:
+    """The image of this repository with `model` in it, mounted."""
     shutil.copy(model, context)
-    (folder / "pip.conf").write_text(pip_configuration())
-    buildah(
-        *("build", "--isolation", "chroot", "--pull-never", "--format", "docker", "--target", "serving"),
-        *("--build-arg", f"BASE={STAND_IN}", "--build-arg", f"MODEL={model.name}"),
-        *("--volume", f"{folder / 'pip.conf'}:/etc/pip.conf:ro", "--volume", f"{certificates()}:{CERTIFICATES}:ro"),
-        *("--tag", "segment", context),
-    )
-    container = buildah("from", "segment")
-    config = json.loads(buildah("inspect", container))["Docker"]["config"]
-    try:
-        yield Built(Path(buildah("mount", container)), config, base_mib)
-    finally:
-        buildah("umount", container)
-        shutil.rmtree(folder)
+    buildah.build("serving", context, model.name)
+    with buildah.mounted("serving") as (root, config):
+        yield Built(root, config, buildah.base_mib)
 
 
 def storage_driver(folder: Path) -> str:
@@ -154,14 +191,27 @@ def certificates() -> Path:
     return Path(CERTIFICATES).resolve()
 
 
-def pip_configuration() -> str:
-    """This machine's pip settings as one file, from wherever they are: other files, or the environment."""
+def pip_settings() -> dict[str, list[str]]:
+    """This machine's pip settings by name, from its files and its environment; each value as a list of words."""
     settings = {}
     for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
         name, _, value = line.partition("=")
-        settings[name.rpartition(".")[2]] = "\n    ".join(ast.literal_eval(value).split())
-    settings["cert"] = CERTIFICATES
-    return "[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
+        settings[name.rpartition(".")[2]] = ast.literal_eval(value).split()
+    return settings | {"cert": [CERTIFICATES]}
+
+
+def pip_configuration() -> str:
+    """This machine's pip settings as one file."""
+    separator = "\n    "
+    return "[global]\n" + "".join(f"{name} = {separator.join(words)}\n" for name, words in pip_settings().items())
+
+
+def pip_files() -> set[Path]:
+    """The files and folders of this machine that its pip settings name, such as a local index."""
+    words = {word for name, words in pip_settings().items() if name != "cert" for word in words}
+    named = {Path(word) for word in words if word.startswith("/")}
+    indexes = {Path(word.removeprefix("file://")).parent for word in words if word.startswith("file:///")}
+    return {path for path in named | indexes if path.exists()}
 
 
 def mib(root: Path) -> float:
@@ -340,6 +390,24 @@ def test_bad_setting_stops_the_start_with_its_name(image: Built) -> None:
     done = run_inside(image, image.config["Cmd"], SEGMENT_FIT="stretch")
     assert done.returncode != 0
     assert "SEGMENT_FIT is 'stretch'" in done.stdout + done.stderr
+
+
+def test_the_build_argument_model_downloads_and_converts(buildah: Buildah, context: Path) -> None:
+    """MODEL as a URL, with INT8: the stage `model` installs the converter and runs `segment fetch`.
+
+    A name of the zoo takes the same command; its server cannot be reached from a test.
+    """
+    checkpoint, config = mirrors.narrow_model()
+    with mirrors.run() as mirror:
+        mirror.files = {"/narrow.pkl": checkpoint, "/config.yaml": config}
+        buildah.build("model", context, mirror.url + "narrow.pkl", "--build-arg", "INT8=1")
+        assert sorted(mirror.paths) == ["/config.yaml", "/narrow.pkl"]
+    with buildah.mounted("model") as (root, _):
+        facts = ModelMetadata.from_metadata(metadata(root / "model/model.onnx"))
+        assert [path.name for path in (root / "model").iterdir()] == ["model.onnx"]
+    assert facts
+    assert facts.precision == "int8"
+    assert facts.bytes_per_pixel > 0
 
 
 def test_no_bytecode_is_compiled_at_start(image: Built) -> None:
