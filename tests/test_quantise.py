@@ -82,6 +82,12 @@ def test_the_default_calibration_has_a_source_for_each_photograph() -> None:
     views = list(calibration.default(facts))
     assert len(views) == 5 * len(calibration.PHOTOS)
     assert all(view.dtype == np.uint8 and view.shape[2] == 3 for view in views)
+    for number, path in enumerate(calibration.PHOTOS):
+        with Image.open(path) as photo:
+            plain = [np.asarray(view).std() for view in calibration.views(photo.convert("RGB"))]
+        shown = [view.std() for view in views[5 * number : 5 * number + 5]]
+        assert abs(shown[0] - plain[0]) < 3, "the whole photograph is as it is"
+        assert all(a > b for a, b in zip(shown[1:], plain[1:], strict=True)), "its parts have more contrast"
 
 
 def test_nothing_that_computes_with_coordinates_is_quantised(int8: Path) -> None:

@@ -1,10 +1,12 @@
-"""The pictures on which a model is calibrated when it is quantised to int8.
+"""The pictures that a model is calibrated on when it is quantised to int8.
 
 Calibration only records the range of each layer's activations, so it needs neither labels nor the photos that will be
-segmented, but pictures with similar statistics. By default these are seven photographs in the public domain
-(`photos/`; NOTICE has their sources), each seen whole and in four overlapping parts: objects of several sizes, colour
-and grey, bright and dark, sharp and blurred. How much that costs against calibrating on photos of one's own is measured
-by `python -m benchmarks.calibration`.
+segmented, but pictures with similar statistics. The default is seven photographs in the public domain (`photos/`; see
+NOTICE for the sources) with objects of several sizes, in colour and grey, bright and dark, sharp and blurred. Each is
+used whole and in four overlapping parts. The parts get stronger contrast and colours, because the few photographs alone
+have smaller activations than other photos: the ranges would be too narrow, and larger activations would be clipped.
+
+`python -m benchmarks.calibration` compares this with calibration on photos of one's own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from segment import image
 from segment.errors import ConversionError, ImageError
@@ -25,12 +27,14 @@ PHOTOS = tuple(sorted((Path(__file__).parent / "photos").glob("*.jpg")))
 """The photographs that come with this package."""
 PART = 0.6
 """Width and height of a part of a photograph, as a share of the whole."""
+CONTRAST, COLOUR = 1.6, 2.5
+"""Factors of a part's contrast and colour saturation (PIL.ImageEnhance)."""
 MOST_PHOTOS = 300
-"""Of a user's photos; more only take longer."""
+"""Maximum number of a user's photos that are used. More take longer without improving the ranges."""
 
 
 def from_files(photos: Sequence[Path], facts: ModelMetadata) -> Iterator[NDArray[np.uint8]]:
-    """Each photo at the size that `facts` give it when the model is served, (H, W, 3) uint8 RGB.
+    """Each photo at the size that the network sees when the model is served, (H, W, 3) uint8 RGB.
 
     Raises ConversionError.
     """
@@ -45,17 +49,27 @@ def from_files(photos: Sequence[Path], facts: ModelMetadata) -> Iterator[NDArray
 
 
 def default(facts: ModelMetadata, photos: Sequence[Path] = PHOTOS) -> Iterator[NDArray[np.uint8]]:
-    """The whole and four parts of each of the package's photographs, as `from_files` gives them."""
+    """The views of each of the package's photographs, as `from_files` returns them."""
     for path in photos:
         with Image.open(path) as file:
             photo = file.convert("RGB")
-        width, height = round(photo.width * PART), round(photo.height * PART)
-        right, bottom = photo.width - width, photo.height - height
-        corners = [(left, top) for left in (0, right) for top in (0, bottom)]
-        boxes = [(0, 0, *photo.size), *((left, top, left + width, top + height) for left, top in corners)]
-        for box in boxes:
-            part = photo.crop(box)
-            yield np.asarray(image.resize(part, _seen_size(part.size, facts)))
+        whole, *parts = views(photo)
+        for view in (whole, *map(strengthened, parts)):
+            yield np.asarray(image.resize(view, _seen_size(view.size, facts)))
+
+
+def views(photo: Image.Image) -> Iterator[Image.Image]:
+    """The whole photo, and four overlapping parts of it."""
+    yield photo
+    width, height = round(photo.width * PART), round(photo.height * PART)
+    for left in (0, photo.width - width):
+        for top in (0, photo.height - height):
+            yield photo.crop((left, top, left + width, top + height))
+
+
+def strengthened(photo: Image.Image) -> Image.Image:
+    """The photo with stronger contrast and colours."""
+    return ImageEnhance.Color(ImageEnhance.Contrast(photo).enhance(CONTRAST)).enhance(COLOUR)
 
 
 def _seen_size(size: tuple[int, int], facts: ModelMetadata) -> tuple[int, int]:
