@@ -114,7 +114,7 @@ class Model:
                 raise Cancelled
             seen = image.resize(photo, network_size, tile)
             parts.append((tile, self._run(np.asarray(seen), lowest, max_detections)))
-        found = merge(whole, parts)
+        found = merge(whole, parts, network_size)
         return found.select(np.flatnonzero(found.scores >= min_score)[:max_detections])
 
     def release(self) -> None:

@@ -1,27 +1,36 @@
 """Sliced inference: detections from overlapping tiles of a photo, merged with those from the whole photo.
 
-Every tile is run at the size that the whole photo is run at, one after the other, so memory stays that of one run. The
-whole photo is a view too: it finds what is larger than a tile. Slicing for small objects, and intersection over the
-smaller area as the measure of a duplicate, are SAHI's (Akyon et al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5).
-SAHI joins whatever overlaps; here instances of two tiles are joined only if they agree where both tiles look:
+The network runs on each tile at the same input size as on the whole photo, one after the other, so the memory is that
+of one run. Tiles show small objects magnified; the whole photo shows large objects complete and in their surroundings.
+Slicing for small objects, and intersection over the smaller area as the measure of duplicates, are from SAHI (Akyon et
+al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5). SAHI joins whatever overlaps. Here, instances are merged in four
+steps:
 
-1. Instances of one class from different tiles whose masks agree in the tiles' common strip are one. If one of them
-   shows all of it, it is taken as it is; otherwise their masks are joined.
-2. Instances are sorted by how reliable their geometry is: large in the whole photo, complete in a tile, small in the
-   whole photo, cut by a tile's edge; each by score.
-3. In that order each instance is kept, unless an instance that is kept already, from another view, stands for it:
-   - the same class and nearly the same mask: a duplicate. The one that is kept takes the better of the two scores;
-   - the same class and largely inside of it, or another class in the same place: dropped, if the one that is kept is
-     at least half as confident;
-   - cut by a tile's edge and inside something that the whole photo shows large: a part of it, whatever its class.
-   What one view sees as two stays two. An instance without any pixel stands for nothing.
+1. Instances of one class from different tiles are joined if their masks agree where both tiles see the photo. If one of
+   them shows all of the object, it is used; otherwise the masks are combined.
+2. Each view is trusted for objects of the sizes that it can show, as in SNIP (Singh and Davis, arXiv 1711.08189). The
+   whole photo shows objects of VISIBLE pixels or more as well as a tile does, and more of their surroundings. The score
+   of such an instance of a tile is therefore reduced to that of the same instance in the whole photo. If there is none,
+   it is dropped: most are parts of large objects, or patterns of the background. In the box of a large object, where
+   parts are likely, this applies from VISIBLE_INSIDE pixels on.
+3. Instances are ordered by the reliability of their masks: large in the whole photo, complete in a tile, small in the
+   whole photo, cut by a tile's edge. Instances of the same reliability are ordered by score.
+4. In that order each instance is kept, unless one of the following holds for an instance of another view that is kept
+   already:
+   - It has the same class and nearly the same mask. It takes over the score of the duplicate if that is higher.
+   - It has at least half the score, and either the same class and most of the smaller mask in common, or another class
+     and nearly the same mask.
+   - It has at least half the score, is large in the whole photo, and contains most of an instance that a tile's edge
+     cuts, whatever its class.
+   Instances of one view never remove each other. An instance with an empty mask removes nothing.
 
-A threshold on the score must only ever select: what is found at a high one has to be found at any lower one. Tiles are
-therefore run, and instances merged, at CANDIDATE_SCORE even if a higher score is asked for, and the result is filtered.
-Instances below CANDIDATE_SCORE are added last, by score, where nothing is kept yet, and so cannot change the others.
+A threshold on the score must only select: what is found at a high threshold must also be found at any lower one. The
+network is therefore run, and instances are merged, at CANDIDATE_SCORE even if a higher score is requested, and the
+result is filtered. Instances below CANDIDATE_SCORE are added afterwards, by score, where nothing is kept yet, so they
+cannot change the others.
 
-Masks stay small grids on their own rectangles. Overlap is measured on SAMPLES x SAMPLES points where two boxes meet,
-and only for pairs whose boxes do.
+Masks are kept as small grids. Overlaps are measured on SAMPLES x SAMPLES points in the intersection of two boxes, and
+only for pairs whose boxes intersect.
 """
 
 from __future__ import annotations
@@ -38,51 +47,65 @@ from segment.detections import Detections
 from segment.mask import THRESHOLD, Box, Mask, Region
 
 OVERLAP = 0.2
-"""Share of a tile's side that it has in common with the next; what is smaller is complete in one of them."""
+"""Share of a tile's side that it has in common with the next; smaller objects are complete in one of them."""
 AGREE = 0.5
-"""IoU of two masks, where both tiles look, from which they are one instance."""
+"""Minimum IoU of two masks, where both tiles see the photo, to be joined."""
 SAME = 0.5
-"""Overlap of two masks of one class by the smaller's area, from which they are the same."""
+"""Minimum overlap of two masks of one class, relative to the smaller, to be one instance."""
 DUPLICATE = 0.7
-"""IoU of two masks of one class from which they are two detections of the same instance."""
+"""Minimum IoU of two masks of one class to be two detections of the same instance."""
 SAME_PLACE = 0.5
-"""IoU of two masks of different classes from which they are the same."""
+"""Minimum IoU of two masks to be the same object, possibly with different classes."""
 CONFIDENCE = 0.5
-"""Share of an instance's score that another must have to replace it, or to be joined with it."""
+"""Minimum score of an instance that removes another or is joined with it, relative to the other's."""
 CANDIDATE_SCORE = 0.05
-"""Lowest score of instances that are merged; detectron2's own default of ROI_HEADS.SCORE_THRESH_TEST."""
-LARGE = 0.5
-"""An instance longer than this share of a tile's side is taken from the whole photo."""
+"""Minimum score of instances that are merged; detectron2's default of ROI_HEADS.SCORE_THRESH_TEST."""
+VISIBLE = 28.0
+"""Side (square root of the mask's area) from which an instance is shown by the whole photo as well as by a tile, in
+pixels of the network's input. The box head pools 7 x 7 bins of features of stride 4, which are 28 pixels."""
+VISIBLE_INSIDE = 16.0
+"""The same within a large instance. Of the demo model's true finds of this size in tiles, nine of ten are also found in
+the whole photo."""
+LARGE = 56.0
+"""Side (square root of the box's area) of a large instance in the whole photo, in pixels of the network's input. The
+mask head pools 14 x 14 bins of features of stride 4, so magnification adds nothing to its mask."""
+LARGE_IN_TILE = 0.5
+"""An instance of the whole photo that is longer than this share of a tile's side is large, too."""
+LARGE_SCORE = 0.9
+"""Minimum score of a large instance for VISIBLE_INSIDE to apply within its box. In crowds of small objects, the whole
+photo often shows groups of them as one large object, with a lower score."""
+INSIDE = 0.5
+"""Minimum share of a box within another for it to be inside."""
 EDGE = 0.02
-"""A box that ends within this share of a tile's side from the tile's edge is taken to be cut by it."""
+"""A box that ends within this share of a tile's side from the tile's edge is cut by it."""
 COMPLETE = 0.9
-"""An uncut part whose box is at least this share of all the parts' box shows all of the instance."""
+"""An uncut part is complete if its box is at least this share of the box of all parts."""
 SAMPLES = 32
-"""Points a side on which masks are compared."""
+"""Points per side on which masks are compared."""
 MOST_CELLS = 256
-"""Cells a side of a joined mask's grid at most."""
+"""Maximum number of cells per side of a combined mask's grid."""
 
 LARGE_IN_WHOLE, COMPLETE_IN_TILE, SMALL_IN_WHOLE, CUT = range(4)
-"""Ranks of instances, the most reliable first."""
+"""Reliability of an instance's mask, the most reliable first."""
 WHOLE = -1
-"""The whole photo among the views, which are else the tiles' numbers."""
+"""Number of the whole photo among the views; the others are the indices of tiles."""
 
 
 def magnification(detail: int, overlap: float = OVERLAP) -> float:
-    """How many times as large a tile is seen as the whole photo: the photo's side by the tile's."""
+    """Ratio of the photo's side to a tile's side."""
     return detail - (detail - 1) * overlap
 
 
 def views(detail: int) -> int:
-    """How many runs a photo takes: one per tile and one for the whole."""
+    """Number of runs per photo: one for each tile and one for the whole photo."""
     return 1 if detail == 1 else detail**2 + 1
 
 
 def tiles(size: tuple[int, int], detail: int, overlap: float = OVERLAP) -> list[Region]:
-    """A photo of `size` (width, height) cut into `detail` x `detail` tiles in whole pixels, row by row.
+    """The `detail` x `detail` tiles of a photo of `size` (width, height), in whole pixels, row by row.
 
-    Tiles are of one size and shape as the photo's; each has the share `overlap` (or a little more, for whole pixels) of
-    its sides in common with the next. A photo of fewer pixels than that has fewer tiles.
+    All tiles have the same size and the photo's aspect ratio. Neighbours have the share `overlap` of their sides in
+    common, or slightly more because of rounding. A photo with too few pixels has fewer tiles.
     """
     columns, rows = (_intervals(length, detail, overlap) for length in size)
     return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
@@ -96,7 +119,7 @@ def _intervals(length: int, count: int, overlap: float) -> list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class _Instance:
-    """Something seen, in the photo's pixels. `views`: the numbers of the tiles that saw it, or WHOLE."""
+    """A detected instance in the photo's pixels. `views`: the indices of the tiles it was seen in, or WHOLE."""
 
     box: Box
     score: float
@@ -105,21 +128,30 @@ class _Instance:
     views: frozenset[int]
 
 
-def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]]) -> Detections:
-    """What is in the photo, from what was seen in it as a `whole` and in tiles; best score first.
+@dataclass(frozen=True)
+class _Photo:
+    """The photo's `size` (width, height), its tiles, and the network's pixels per pixel of the photo in the whole."""
 
-    `whole` is in the photo's pixels, and so is the answer. `parts`: each tile in the photo's pixels and what was found
-    in it, in pixels of any frame that covers the tile.
+    size: tuple[int, int]
+    tiles: Sequence[Region]
+    scale: float
+
+
+def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]], network_size: tuple[int, int]) -> Detections:
+    """Merge the detections in the whole photo with those in its tiles, sorted by descending score.
+
+    `whole` and the result are in the photo's pixels. `parts`: each tile in the photo's pixels, and the detections in it
+    in pixels of any image that covers the tile. `network_size`: (width, height) of the network's input.
     """
     if not parts:
         return whole
-    regions = [tile for tile, _ in parts]
+    scale = math.sqrt(network_size[0] * network_size[1] / (whole.size[0] * whole.size[1]))
+    photo = _Photo(whole.size, [tile for tile, _ in parts], scale)
     seen = [instance for number, (tile, found) in enumerate(parts) for instance in _in_photo(number, tile, found)]
     candidates = [*_instances(whole, WHOLE), *seen]
-    certain = [instance for instance in candidates if instance.score >= CANDIDATE_SCORE]
-    kept = _merged(certain, regions, whole.size)
+    kept = _merged([instance for instance in candidates if instance.score >= CANDIDATE_SCORE], photo)
     rest = sorted((c for c in candidates if c.score < CANDIDATE_SCORE), key=lambda instance: -instance.score)
-    kept = sorted(_unique([*kept, *rest], regions, whole.size), key=lambda instance: -instance.score)
+    kept = sorted(_unique([*kept, *rest], photo), key=lambda instance: -instance.score)
     return Detections(
         boxes=np.array([instance.box for instance in kept], np.float32).reshape(-1, 4),
         scores=np.array([instance.score for instance in kept], np.float32),
@@ -129,16 +161,18 @@ def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]]) -> Dete
     )
 
 
-def _merged(instances: Sequence[_Instance], regions: Sequence[Region], size: tuple[int, int]) -> list[_Instance]:
-    """Join what tiles show in parts, then leave out what is found twice."""
+def _merged(instances: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
+    """Join the parts seen in tiles, compare them with the whole photo, and remove duplicates."""
     whole = [instance for instance in instances if WHOLE in instance.views]
-    joined = _joined([instance for instance in instances if WHOLE not in instance.views], regions, size)
-    ordered = sorted([*whole, *joined], key=lambda instance: (_rank(instance, regions, size), -instance.score))
-    return _unique(ordered, regions, size)
+    joined = _joined([instance for instance in instances if WHOLE not in instance.views], photo)
+    large = [instance for instance in whole if instance.score >= LARGE_SCORE and _is_large(instance.box, photo)]
+    believed = [instance for seen in joined for instance in _compared(seen, whole, large, photo)]
+    ordered = sorted([*whole, *believed], key=lambda instance: (_rank(instance, photo), -instance.score))
+    return _unique(ordered, photo)
 
 
 def _in_photo(number: int, tile: Region, found: Detections) -> Iterator[_Instance]:
-    """What was found in a tile, in the photo's pixels."""
+    """The instances of a tile in the photo's pixels."""
     left, top, right, bottom = tile
     placed = found.at((right - left, bottom - top))
     boxes = placed.boxes + np.array([left, top, left, top], np.float32)
@@ -154,34 +188,73 @@ def _instances(found: Detections, view: int) -> Iterator[_Instance]:
         yield _Instance((x0, y0, x1, y1), score, label, mask, views)
 
 
-def _rank(instance: _Instance, regions: Sequence[Region], size: tuple[int, int]) -> int:
-    """How reliable the instance's geometry is; lower is better."""
+def _rank(instance: _Instance, photo: _Photo) -> int:
+    """The reliability of the instance's mask; lower is better."""
     if WHOLE in instance.views:
-        return LARGE_IN_WHOLE if _is_large(instance.box, regions[0]) else SMALL_IN_WHOLE
-    return CUT if _is_cut(instance, regions, size) else COMPLETE_IN_TILE
+        return LARGE_IN_WHOLE if _is_large(instance.box, photo) else SMALL_IN_WHOLE
+    return CUT if _is_cut(instance, photo) else COMPLETE_IN_TILE
 
 
-def _is_large(box: Box, tile: Region) -> bool:
-    return box[2] - box[0] > LARGE * (tile[2] - tile[0]) or box[3] - box[1] > LARGE * (tile[3] - tile[1])
+def _is_large(box: Box, photo: _Photo) -> bool:
+    left, top, right, bottom = photo.tiles[0]
+    across = (box[2] - box[0]) / (right - left), (box[3] - box[1]) / (bottom - top)
+    return max(across) > LARGE_IN_TILE or math.sqrt(_area(box)) * photo.scale >= LARGE
 
 
-def _is_cut(instance: _Instance, regions: Sequence[Region], size: tuple[int, int]) -> bool:
-    """Whether the instance ends where one of its tiles does, and the photo does not."""
-    for left, top, right, bottom in (regions[view] for view in instance.views):
+def _is_cut(instance: _Instance, photo: _Photo) -> bool:
+    """Whether the instance ends at an edge of one of its tiles that is not an edge of the photo."""
+    for left, top, right, bottom in (photo.tiles[view] for view in instance.views):
         x, y = EDGE * (right - left), EDGE * (bottom - top)
         x0, y0, x1, y1 = instance.box
         if (left > 0 and abs(x0 - left) < x) or (top > 0 and abs(y0 - top) < y):
             return True
-        if (right < size[0] and abs(x1 - right) < x) or (bottom < size[1] and abs(y1 - bottom) < y):
+        if (right < photo.size[0] and abs(x1 - right) < x) or (bottom < photo.size[1] and abs(y1 - bottom) < y):
             return True
     return False
 
 
-# Joining what tiles saw parts of
+# Comparing tiles with the whole photo
 
 
-def _joined(seen: Sequence[_Instance], regions: Sequence[Region], size: tuple[int, int]) -> list[_Instance]:
-    """The instances, those that are one joined."""
+def _compared(
+    seen: _Instance, whole: Sequence[_Instance], large: Sequence[_Instance], photo: _Photo
+) -> Iterator[_Instance]:
+    """An instance of a tile with at most the score of the same one in the whole photo, if that is able to show it.
+
+    `large`: the large ones among those of the whole photo, within which parts are likely.
+    """
+    if math.sqrt(_area(seen.mask.bounds)) * photo.scale < VISIBLE_INSIDE:
+        yield seen
+        return
+    area = _shared_area(seen.mask, seen.mask)
+    inside = any(_is_inside(seen.box, instance.box) for instance in large)
+    if math.sqrt(area) * photo.scale < (VISIBLE_INSIDE if inside else VISIBLE):
+        yield seen
+        return
+    same = [one.score for one in whole if one.label == seen.label and _is_same(seen.mask, one.mask, area)]
+    if same:
+        yield replace(seen, score=min(seen.score, max(same)))
+
+
+def _is_inside(box: Box, large: Box) -> bool:
+    """Whether the box is inside another that is at least twice as large."""
+    area = _area(box)
+    return 2 * area <= _area(large) and _area(_intersection(box, large)) >= INSIDE * area
+
+
+def _is_same(a: Mask, b: Mask, area: float) -> bool:
+    """Whether two masks, the first of that area, are of the same object."""
+    if _area(_intersection(a.bounds, b.bounds)) <= 0:
+        return False
+    shared = _shared_area(a, b)
+    return shared > 0 and shared >= SAME_PLACE * (area + _shared_area(b, b) - shared)
+
+
+# Joining parts
+
+
+def _joined(seen: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
+    """The instances, with the parts of one object joined."""
     group = list(range(len(seen)))
 
     def first(i: int) -> int:
@@ -192,22 +265,22 @@ def _joined(seen: Sequence[_Instance], regions: Sequence[Region], size: tuple[in
 
     for i, j in _meeting(seen):
         alike = seen[i].label == seen[j].label and _comparable(seen[i], seen[j])
-        if alike and first(i) != first(j) and _agree(seen[i], seen[j], regions):
+        if alike and first(i) != first(j) and _agree(seen[i], seen[j], photo):
             group[max(first(i), first(j))] = min(first(i), first(j))
     members: dict[int, list[_Instance]] = {}
     for i, instance in enumerate(seen):
         members.setdefault(first(i), []).append(instance)
-    return [_join(parts, [part for part in parts if not _is_cut(part, regions, size)]) for parts in members.values()]
+    return [_join(parts, [part for part in parts if not _is_cut(part, photo)]) for parts in members.values()]
 
 
 def _comparable(a: _Instance, b: _Instance) -> bool:
-    """Whether neither score is too low beside the other."""
+    """Whether neither score is much lower than the other."""
     return min(a.score, b.score) >= CONFIDENCE * max(a.score, b.score)
 
 
-def _agree(a: _Instance, b: _Instance, regions: Sequence[Region]) -> bool:
-    """Whether two tiles show the same where both look."""
-    (tile_a,), (tile_b,) = ([regions[view] for view in instance.views] for instance in (a, b))
+def _agree(a: _Instance, b: _Instance, photo: _Photo) -> bool:
+    """Whether two masks agree where both of their tiles see the photo."""
+    (tile_a,), (tile_b,) = ([photo.tiles[view] for view in instance.views] for instance in (a, b))
     where = _intersection(_intersection(tile_a, tile_b), _union([a.mask.bounds, b.mask.bounds]))
     if _area(where) <= 0:
         return False
@@ -217,9 +290,9 @@ def _agree(a: _Instance, b: _Instance, regions: Sequence[Region]) -> bool:
 
 
 def _join(parts: Sequence[_Instance], uncut: Sequence[_Instance]) -> _Instance:
-    """One instance of parts that are one: the best that shows all of it, or all their masks on one grid.
+    """One instance of the parts: the best complete part, or all their masks combined on one grid.
 
-    The grid lies over all the parts, with cells as small as the parts' smallest; in each the greatest probability.
+    The grid covers all parts, with cells as small as the parts' smallest; each contains the greatest probability.
     """
     box = _union([part.box for part in parts])
     score = max(part.score for part in parts)
@@ -249,17 +322,17 @@ def _cells(length: float, cell: float) -> int:
     return min(max(1, round(length / max(cell, 1e-6))), MOST_CELLS)
 
 
-# Leaving out what was seen twice
+# Removing duplicates
 
 
-def _unique(ordered: Sequence[_Instance], regions: Sequence[Region], size: tuple[int, int]) -> list[_Instance]:
-    """The instances without those that an earlier one stands for; a duplicate's better score is passed on."""
+def _unique(ordered: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
+    """The instances without those that an earlier one replaces, which takes over a duplicate's higher score."""
     areas = [_shared_area(instance.mask, instance.mask) for instance in ordered]
-    ranks = [_rank(instance, regions, size) for instance in ordered]
+    ranks = [_rank(instance, photo) for instance in ordered]
     scores = [instance.score for instance in ordered]
 
-    def stands_for(i: int, j: int) -> bool:
-        """Whether i, which is kept, stands for j."""
+    def replaces(i: int, j: int) -> bool:
+        """Whether i, which is kept, replaces j."""
         shared = _shared_area(ordered[i].mask, ordered[j].mask)
         union = areas[i] + areas[j] - shared
         if shared <= 0:
@@ -280,13 +353,13 @@ def _unique(ordered: Sequence[_Instance], regions: Sequence[Region], size: tuple
         better.setdefault(j, []).append(i)
     dropped: set[int] = set()
     for j in sorted(better):
-        if any(i not in dropped and stands_for(i, j) for i in better[j]):
+        if any(i not in dropped and replaces(i, j) for i in better[j]):
             dropped.add(j)
     return [replace(ordered[i], score=scores[i]) for i in range(len(ordered)) if i not in dropped]
 
 
 def _meeting(instances: Sequence[_Instance]) -> Iterator[tuple[int, int]]:
-    """The pairs i < j whose masks' bounds meet and that no view saw both of."""
+    """The pairs i < j whose masks' bounds intersect and that have no view in common."""
     bounds = np.array([instance.mask.bounds for instance in instances], np.float64).reshape(-1, 4)
     order = np.argsort(bounds[:, 0], kind="stable")
     x0, y0, x1, y1 = bounds[order].T
@@ -300,14 +373,14 @@ def _meeting(instances: Sequence[_Instance]) -> Iterator[tuple[int, int]]:
 
 
 def _shared_area(a: Mask, b: Mask) -> float:
-    """The area that two masks share, in pixels."""
+    """The area of the intersection of two masks in pixels."""
     where = _intersection(a.bounds, b.bounds)
     share = np.count_nonzero(_sample(a, where) & _sample(b, where)) / SAMPLES**2
     return float(share * _area(where))
 
 
 def _sample(mask: Mask, where: Box) -> NDArray[np.bool_]:
-    """Whether each of SAMPLES x SAMPLES points spread over `where` belongs to the instance."""
+    """Whether each of SAMPLES x SAMPLES points in `where` belongs to the instance."""
     return _resampled(mask, where, SAMPLES, SAMPLES) >= THRESHOLD
 
 

@@ -15,12 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from segment import tiles as merging
 from segment.detections import Detections, from_boxes
 from segment.mask import THRESHOLD, Mask, Region
-from segment.tiles import OVERLAP, magnification, merge, tiles
+from segment.tiles import OVERLAP, VISIBLE, magnification, tiles
 
 SIZE = (240, 180)
 WHOLE_PHOTO = (0, 0, *SIZE)
+COARSE = (24, 18)
+"""An input of the network in which nothing in the photo is large enough to be seen by the whole view."""
+
+
+def merge(
+    whole: Detections, parts: Sequence[tuple[Region, Detections]], network_size: tuple[int, int] = COARSE
+) -> Detections:
+    return merging.merge(whole, parts, network_size)
 
 
 # Tiles
@@ -131,8 +140,14 @@ def _means(crop: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
     return np.asarray(fine.reshape(cells, rows, cells, columns).mean((1, 3)), np.float32)
 
 
-def merged(things: Sequence[Thing], detail: int, whole: Detections, cells: int | None = None) -> Detections:
-    return merge(whole, [(tile, see(things, tile, cells)) for tile in tiles(SIZE, detail)])
+def merged(
+    things: Sequence[Thing],
+    detail: int,
+    whole: Detections,
+    cells: int | None = None,
+    network_size: tuple[int, int] = COARSE,
+) -> Detections:
+    return merge(whole, [(tile, see(things, tile, cells)) for tile in tiles(SIZE, detail)], network_size)
 
 
 def nothing(size: tuple[int, int] = SIZE) -> Detections:
@@ -159,10 +174,11 @@ def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return int(np.count_nonzero(a & b)) / max(int(np.count_nonzero(a | b)), 1)
 
 
-@given(things=scenes(), detail=st.integers(2, 4))
+@given(things=scenes(), detail=st.integers(2, 4), scale=st.sampled_from([0.1, 0.5, 1, 4]))
 @settings(deadline=None, max_examples=25)
-def test_perfect_detector_in_tiles_and_whole(things: list[Thing], detail: int) -> None:
-    assert_found(merged(things, detail, see(things, WHOLE_PHOTO)), things)
+def test_perfect_detector_in_tiles_and_whole(things: list[Thing], detail: int, scale: float) -> None:
+    network_size = (round(SIZE[0] * scale), round(SIZE[1] * scale))
+    assert_found(merged(things, detail, see(things, WHOLE_PHOTO), network_size=network_size), things)
 
 
 @given(things=scenes(), detail=st.integers(2, 4))
@@ -267,6 +283,38 @@ def test_large_is_taken_from_the_whole_view() -> None:
     found = merged([thing], 3, see([thing], WHOLE_PHOTO, 28))
     assert [mask.grid.shape for mask in found.masks] == [(28, 28)]
     assert_found(found, [thing], iou=0.95)
+
+
+def test_what_the_whole_view_should_show_keeps_its_score_there() -> None:
+    """A tile may confirm what is as large as that, but neither add it nor make it more certain."""
+    tile = tiles(SIZE, 2)[0]
+    side, seen = VISIBLE + 2, (20.0, 20.0, 20 + VISIBLE + 2, 20 + VISIBLE + 2)
+    assert side * side < (SIZE[0] / 2) ** 2
+    assert len(merge(nothing(), [in_tile(tile, one(seen))], SIZE)) == 0
+    assert len(merge(one(seen, 0.3, label=1), [in_tile(tile, one(seen, 0.9))], SIZE)) == 1
+    both = merge(one(seen, 0.3), [in_tile(tile, one(seen, 0.9))], SIZE)
+    assert both.scores.tolist() == pytest.approx([0.3])
+    smaller = (20.0, 20.0, 18 + VISIBLE, 18 + VISIBLE)
+    assert len(merge(nothing(), [in_tile(tile, one(smaller))], SIZE)) == 1
+
+
+def test_parts_within_a_large_object_are_not_objects() -> None:
+    """Where a large object is, the whole view has to show smaller things too; elsewhere they may be of any size."""
+    tile, part = tiles(SIZE, 2)[0], (20.0, 20.0, 40.0, 40.0)
+    found = [in_tile(tile, one(part, label=1))]
+    assert merge(one((10, 10, 230, 170), 0.95), found, SIZE).classes.tolist() == [0]
+    assert merge(one((10, 10, 230, 170), 0.7), found, SIZE).classes.tolist() == [1, 0]
+    assert merge(one((120, 10, 230, 170), 0.95), found, SIZE).classes.tolist() == [0, 1]
+    tiny = [in_tile(tile, one((20, 20, 30, 30), label=1))]
+    assert len(merge(one((10, 10, 230, 170), 0.95), tiny, SIZE)) == 2
+
+
+def test_large_in_the_network_is_taken_from_the_whole_view() -> None:
+    """A tile shows it complete, but the whole view has enough pixels of it."""
+    thing, fine = Thing((10, 10, 58, 58), 0, True), (2 * SIZE[0], 2 * SIZE[1])
+    parts = [(tile, see([thing], tile, 7)) for tile in tiles(SIZE, 2)]
+    assert [m.grid.shape for m in merge(see([thing], WHOLE_PHOTO, 28), parts, fine).masks] == [(28, 28)]
+    assert [m.grid.shape for m in merge(see([thing], WHOLE_PHOTO, 28), parts, COARSE).masks] == [(7, 7)]
 
 
 def test_a_part_is_a_duplicate_within_its_class() -> None:
@@ -412,15 +460,23 @@ RECTANGLES = st.lists(
 
 
 @settings(deadline=None, max_examples=60)
-@given(whole=RECTANGLES, parts=RECTANGLES, low=st.sampled_from([0.0, 0.01, 0.03, 0.05]))
+@given(
+    whole=RECTANGLES,
+    parts=RECTANGLES,
+    low=st.sampled_from([0.0, 0.01, 0.03, 0.05]),
+    network_size=st.sampled_from([COARSE, SIZE, (480, 360)]),
+)
 def test_candidates_below_the_threshold_change_nothing(
-    whole: list[tuple[Region, float, int]], parts: list[tuple[Region, float, int]], low: float
+    whole: list[tuple[Region, float, int]],
+    parts: list[tuple[Region, float, int]],
+    low: float,
+    network_size: tuple[int, int],
 ) -> None:
     """What is found from the candidates of 0.05 and more is found, with the same scores, among all of them."""
 
     def found(lowest: float) -> set[tuple[float, ...]]:
         kept = [[thing for thing in things if thing[1] >= lowest] for things in (whole, parts)]
-        answer = merge(_boxes(kept[0], SIZE), _views(kept[1]))
+        answer = merge(_boxes(kept[0], SIZE), _views(kept[1]), network_size)
         rows = zip(answer.scores.tolist(), answer.classes.tolist(), answer.boxes.tolist(), strict=True)
         return {(score, label, *box) for score, label, box in rows}
 
