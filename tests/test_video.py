@@ -190,7 +190,7 @@ def test_broken_videos_are_rows(tmp_path: Path) -> None:
     (cut_name, cut_error), text = errors(out)
     assert cut_name.startswith("cut.mkv/0000")
     assert "cut off" in cut_error
-    assert text == ["text.mp4", "This file is no video that can be read, or it is cut off."]
+    assert text == ["text.mp4", "This file is not a video in a supported format, or it is truncated."]
     assert names(out)[-1] == "z.jpg"
     assert len(names(out)) > 3
 

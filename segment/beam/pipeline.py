@@ -1,6 +1,6 @@
 """Build the pipeline and run it on a runner.
 
-Whatever can be wrong is refused here, before the runner starts: addresses, settings, options, Beam's own options.
+Invalid addresses, settings, options and Beam options are refused here, before the runner starts.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from segment.settings import PREFIX, Settings
 log = logging.getLogger(__name__)
 
 LOCAL = ("DirectRunner", "PrismRunner")
-"""Runners whose workers see the files of this machine."""
+"""Runners whose workers can read the files of this machine."""
 ONE_PROCESS = "no_use_multiple_sdk_containers"
-"""Dataflow starts a process per CPU otherwise, each with a model of its own
+"""Without it, Dataflow starts a process per CPU, each of which loads the model
 (https://cloud.google.com/dataflow/docs/guides/large-inputs-and-models)."""
 
 
 def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Segment the photos of `job.source` on `runner`, whose own options are `flags`.
+    """Segment the photos of `job.source` on `runner` with the Beam options `flags`.
 
-    `environment`: where the SEGMENT_ settings are. Returns 0 when all photos are done, those refused for good included,
-    and 1 if any failed in a way that may pass later. Raises SettingsError, OptionError, ModelError, StorageError for
-    what is refused, PipelineError for what goes wrong later.
+    `environment`: contains the SEGMENT_ settings. Returns 0 if all photos are done, including those that cannot be
+    segmented, and 1 if any failed for a reason that may pass. Raises SettingsError, OptionError, ModelError or
+    StorageError before the runner starts, and PipelineError if the pipeline fails.
     """
     options = pipeline_options(runner, flags)
     settings = Settings.from_environment(environment)
@@ -65,7 +65,7 @@ def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], env
     try:
         # Beam's DirectRunner would download and start Prism, if it could, and ignore how many workers are asked for.
         pipeline = beam.Pipeline(FnApiRunner() if runner == "DirectRunner" else None, options)
-    except ValueError as error:  # what is missing or wrong for this runner
+    except ValueError as error:  # an option that this runner needs is missing or invalid
         raise SettingsError(f"Beam's options: {' '.join(str(error).split())}") from None
     build(pipeline, job, worker)
     try:
@@ -77,7 +77,7 @@ def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], env
             print(f"Submitted to {runner}")
             return 0
         result.wait_until_finish()
-    except Exception as error:  # Beam has no error of its own; what a worker raised arrives as text
+    except Exception as error:  # Beam has no base class for errors; those of workers arrive as text
         log.debug("The pipeline failed", exc_info=True)
         raise PipelineError(f"The pipeline failed on {runner}: {_reason(str(error))}") from error
     counts = _counts(result)
@@ -118,7 +118,7 @@ def build(pipeline: beam.Pipeline, job: Job, worker: Worker) -> None:
 
 
 def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
-    """Beam's options. Raises SettingsError for one that is unknown, missing or has a bad value."""
+    """Beam's options. Raises SettingsError for unknown, missing and invalid ones."""
     options = PipelineOptions([f"--runner={runner}", *flags])
     given = _parsed(options)
     if runner in {"DirectRunner", "DataflowRunner"}:  # the others have options that only their servers know
@@ -126,7 +126,7 @@ def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
         if unknown:
             raise SettingsError(f"Beam has no option --{min(unknown)}. See: python -m segment beam --help")
     if runner == "DataflowRunner":
-        import apitools  # noqa: F401 - Beam itself would say so only by a traceback
+        import apitools  # noqa: F401 - otherwise Beam fails later, with a traceback
 
         debug = options.view_as(DebugOptions)
         debug.experiments = list(dict.fromkeys([*(debug.experiments or []), ONE_PROCESS]))
@@ -134,7 +134,7 @@ def pipeline_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
 
 
 def _parsed(options: PipelineOptions) -> dict[str, Any]:
-    """All options by name, unknown ones too. Raises SettingsError for a bad value."""
+    """All options by name, including unknown ones. Raises SettingsError for an invalid value."""
     with redirect_stderr(io.StringIO()) as usage:
         try:
             return dict(options.get_all_options(retain_unknown_options=True))
@@ -144,7 +144,7 @@ def _parsed(options: PipelineOptions) -> dict[str, Any]:
 
 
 def processes(runner: str, options: PipelineOptions) -> int:
-    """How many processes share a machine's memory: the workers on it, and the runner if it is one of them."""
+    """Number of processes that share a machine's memory: the workers, and the runner if it runs on the same machine."""
     if runner == "DirectRunner":
         direct = options.view_as(DirectOptions)
         if direct.direct_running_mode == "multi_processing":
@@ -157,7 +157,7 @@ def processes(runner: str, options: PipelineOptions) -> int:
 
 
 def _check(job: Job, runner: str, settings: Settings) -> None:
-    """Refuse what no worker could do. Raises SettingsError, OptionError, StorageError."""
+    """Check the job. Raises SettingsError, OptionError, StorageError."""
     options = Options.parse(job.options, settings)
     if "parquet" in job.datasets and options.segmentation != "rle":
         raise OptionError("segmentation", "Parquet holds masks as run lengths; leave out segmentation=polygons.")
@@ -176,9 +176,9 @@ def _check(job: Job, runner: str, settings: Settings) -> None:
 
 
 def _check_model(options: Options, settings: Settings) -> None:
-    """Refuse a model that is not there and class names that it does not have. Raises ModelError, OptionError.
+    """Check that the model exists and has the classes in `options`. Raises ModelError, OptionError.
 
-    The model is not loaded. A file of another family may not say its labels; then the workers check them.
+    The model is not loaded. Files of other families may not contain their labels; then the workers check the classes.
     """
     if settings.engine != "openvino":
         return
@@ -189,19 +189,19 @@ def _check_model(options: Options, settings: Settings) -> None:
 
 
 def _reason(message: str) -> str:
-    """What was wrong, by a message that may hold a worker's traceback: one of our errors, or else the last line."""
+    """The reason in a message that may contain a worker's traceback: one of our errors, or else the last line."""
     ours = re.findall(r"segment\.errors\.\w+: (.+)", message)
     lines = ours or [line for line in message.splitlines() if line.strip()] or ["no reason was given"]
     return str(lines[-1]).strip().partition(" [while running")[0]
 
 
 def _reach(store: Store, prefix: str) -> None:
-    """Ask for an object, so that a bucket that does not exist is found out now. Raises StorageError."""
+    """Request one object, so that a missing bucket is noticed now. Raises StorageError."""
     next(iter(store.objects(prefix)), None)
 
 
 def _counts(result: Any) -> dict[str, int]:
-    """How many photos came to what, the most frequent first."""
+    """Number of photos by outcome, the most frequent first."""
     found = result.metrics().query(MetricsFilter().with_namespace(METRICS))["counters"]
     counts = {counter.key.metric.name: counter.result for counter in found}
     return dict(sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -16,7 +16,7 @@ from segment.bucket.store import Object, Store, open_store
 from segment.errors import SettingsError
 
 LISTINGS = 64
-"""Ranges of names into which a bucket is divided."""
+"""Number of ranges of names into which a bucket is divided."""
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -35,7 +35,7 @@ class Source:
     def parse(cls, text: str) -> Source:
         """gs://bucket/prefix, a folder, a file, or any of them with wildcards.
 
-        The wildcards are Beam's: `*` is any text without a slash, `**` any text, `?` a character, `[ab]` one of these.
+        The wildcards are Beam's: `*` is any text without a slash, `**` any text, `?` one character, `[ab]` a or b.
         Raises SettingsError.
         """
         return cls._of_bucket(text) if text.startswith("gs://") else cls._of_folder(text)
@@ -66,18 +66,18 @@ class Source:
         return cls(str(Path(folder or slash or ".").resolve()), expression=FileSystem.translate_pattern(pattern))
 
     def store(self, seconds: float) -> Store:
-        """The bucket or folder, whose calls are retried for `seconds`."""
+        """The bucket or folder; calls are retried for `seconds`."""
         return open_store(self.address, seconds)[0]
 
     def ranges(self, seconds: float) -> list[Range]:
-        """Ranges of names that together hold all photos, to list a bucket in parallel. Raises StorageError."""
+        """Ranges of names that together contain all photos, for listing in parallel. Raises StorageError."""
         if not self.address.startswith("gs://"):
             return [Range()]
         divided = shares.divided(self.store(seconds), self.prefix, LISTINGS // shares.RANGES_PER_TASK)
         return sorted((names for own in divided.ranges for names in own), key=lambda names: names.start)
 
     def objects(self, seconds: float, names: Range) -> Iterator[Object]:
-        """The photos in the range, by name; results of earlier runs are left out. Raises StorageError."""
+        """The photos in the range, sorted by name, without results of earlier runs. Raises StorageError."""
         matches = re.compile(self.expression or ".*", re.DOTALL).match
         for item in listed(self.store(seconds), self.prefix, names):
             if not item.name.endswith("/") and not is_result(item) and matches(item.name):

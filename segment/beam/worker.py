@@ -1,4 +1,4 @@
-"""The service of a worker process: one model and one memory budget, which all threads of the process share."""
+"""The service of a worker process: one model and one memory budget, shared by all threads of the process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from segment.service import Service
 from segment.settings import PREFIX, Settings
 
 THREADS = 1000
-"""More than any runner starts in a process; each may wait for memory."""
+"""More threads than any runner starts in a process; each may wait for memory."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker process has to know to load its service.
+    """What a worker process needs to load its service.
 
-    `environment`: the settings where the command was run. They win over the worker's own, so that an image can bring
-    its model and its cache. `formats`: files per photo. `processes`: processes that share the memory and the CPUs of a
-    machine.
+    `environment`: the settings of the process that started the pipeline. Others are taken from the worker's own
+    environment, for example the model and the cache in its image. `formats`: formats of the files per photo.
+    `processes`: number of processes that share the memory and the CPUs of a machine.
     """
 
     environment: Mapping[str, str]
@@ -33,7 +33,7 @@ class Worker:
     handle: Shared = field(default_factory=Shared)
 
     def service(self) -> Service:
-        """The service of this process, loaded when it is first asked for. Raises SettingsError, ModelError."""
+        """The service of this process, loaded on first use. Raises SettingsError, ModelError."""
         return self.handle.acquire(self._load)  # type: ignore[no-any-return]
 
     def settings(self) -> Settings:

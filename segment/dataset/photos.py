@@ -1,7 +1,7 @@
 """Find the photos of a run and name their results.
 
-Results keep the tree of the folder that was given: photos/2024/a.jpg becomes OUTPUT/2024/a.overlay.png. Where several
-folders are given, each keeps its own name below the output, as with `cp -r`. A directory's names are sorted on disk, so
+Results have the same folder structure as the photos: photos/2024/a.jpg becomes OUTPUT/2024/a.overlay.png. If several
+folders are given, the output contains a folder for each, as with `cp -r`. A directory's names are sorted on disk, so
 memory does not grow with their number.
 """
 
@@ -41,8 +41,8 @@ def find(
 ) -> Iterator[Photo]:
     """The files among `paths`, and those with these `suffixes` in the folders among them, by name in each folder.
 
-    What lies in `output` is left out: results are no photos. `on_error` is told of each folder that cannot be listed.
-    Raises OptionError if two paths would give photos of the same name.
+    Files in `output` are left out, because they are results. `on_error` is called for each folder that cannot be
+    listed. Raises OptionError if two paths contain photos of the same name.
     """
     folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
     files = [path for path in dict.fromkeys(paths) if not path.is_dir()]

@@ -1,8 +1,8 @@
 """Read the frames of a video as photos, and write a video of overlays, with PyAV (https://pyav.basswood-io.com).
 
-A frame is handed on as a BMP file: nothing is lost, writing and reading it takes little time, and from then on it is a
-photo like any other, under the same limits. One frame at a time is converted. What a decoder or encoder keeps is not
-planned; it is some tens of frames at 1.5 bytes per pixel, however long the video is.
+Each frame is passed on as a BMP file, which is lossless and fast, and then processed like any other photo, with the
+same limits. One frame at a time is converted. The memory of the decoder and the encoder is not planned: some tens of
+frames at 1.5 bytes per pixel, independent of the length of the video (benchmarks/results/folder-video.md).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from PIL import Image
 from segment.errors import CorruptImage, StorageError, UnsupportedImage
 
 THREADS = 2
-"""Threads of the decoder and of the encoder; each keeps a frame or more. The network has the other CPUs."""
+"""Threads of the decoder and of the encoder. Each keeps one or more frames in memory."""
 X264 = {"crf": "20", "preset": "veryfast", "threads": str(THREADS), "rc-lookahead": "10"}
-"""Options of the encoder: no loss that can be seen, and little time beside the network's."""
+"""Options of the encoder: no visible loss, and little time compared with the network."""
 
 SHORT_SHARE, SHORT_SECONDS = 0.1, 1
-"""By how much a video may be shorter than its header says; the sound may be longer than the pictures."""
+"""How much shorter than in its header a video may be; the sound may be longer than the pictures."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a video. `time`: when it is shown, in seconds. `size`: (width, height) as it is stored."""
+    """A frame of a video. `time`: when it is shown, in seconds. `size`: stored (width, height), before rotation."""
 
     time: Fraction
     size: tuple[int, int]
@@ -42,7 +42,7 @@ class Frame:
 
     @property
     def file_bytes(self) -> int:
-        """The length of its BMP file, but for the header."""
+        """The size of its BMP file without the header."""
         return 3 * self.size[0] * self.size[1]
 
     def bmp(self) -> bytes:
@@ -54,9 +54,9 @@ class Frame:
 
 
 def frames(path: Path) -> Iterator[Frame | CorruptImage]:
-    """The frames of a video in the order in which they are shown; an error stands for one that cannot be decoded.
+    """The frames of a video in the order in which they are shown; an error for each that cannot be decoded.
 
-    Raises OSError if the file cannot be read, UnsupportedImage if it is no video.
+    Raises OSError if the file cannot be read, UnsupportedImage if it is not a video.
     """
     with path.open("rb") as file, _opened(file) as container:
         stream = container.streams.video[0]
@@ -87,7 +87,7 @@ def _opened(file: Any) -> Iterator[Any]:
     try:
         container = av.open(file)
     except av.error.FFmpegError:
-        raise UnsupportedImage("This file is no video that can be read, or it is cut off.") from None
+        raise UnsupportedImage("This file is not a video in a supported format, or it is truncated.") from None
     with container:
         if not container.streams.video:
             raise UnsupportedImage("There is no video in this file.")
@@ -95,10 +95,9 @@ def _opened(file: Any) -> Iterator[Any]:
 
 
 class Writer:
-    """An MP4 file of frames, which appears when it is complete. A context manager.
+    """Writes an MP4 file of frames, which appears when it is complete. A context manager.
 
-    Its size is that of the first frame, or a pixel less where that is odd, as H.264 requires. All frames are scaled to
-    it.
+    Its size is that of the first frame, rounded down to even numbers, as H.264 requires. All frames are scaled to it.
     """
 
     def __init__(self, path: Path) -> None:

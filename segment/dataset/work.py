@@ -1,7 +1,8 @@
-"""The photos and frames of a run that are under way.
+"""The photos and frames of a run that are being processed.
 
-Photos are begun in order and recorded as they are done. The frames of a video are recorded in order, as the video of
-its overlays needs them. No more are begun than keep every job busy, so memory does not grow with their number.
+Photos are started in order and recorded when they are done. The frames of a video are recorded in order, because they
+are written to a video of overlays. Only as many are started as keep all jobs busy, so memory does not grow with their
+number.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
     from segment.dataset.video import Frame, Writer
 
 POLL_SECONDS = 0.02
-"""How often memory for a frame is asked for while there is none."""
+"""Interval at which a frame that waits for memory tries to reserve it."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a photo. `document`: its JSON, if a dataset is to be written. `overlay`: a frame's, as JPEG."""
+    """The result of a photo. `document`: its JSON, if there is a dataset. `overlay`: that of a frame, as JPEG."""
 
     instances: int
     milliseconds: float
@@ -42,9 +43,9 @@ class Done:
 
 
 class Work:
-    """Photos and frames under way in `pool`, about `jobs` at a time.
+    """Processes photos and frames in `pool`, about `jobs` at a time.
 
-    `progress` is called for each that is done, with a line that says what came of it, or with "" if it was done before.
+    `progress` is called for each one that is done, with a line about its result, or with "" if it was done before.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Work:
         self._photos: dict[Future[Done], tuple[str, str, int]] = {}
 
     def add(self, photo: Photo) -> None:
-        """Begin a photo, or segment a video, unless an earlier run did. Raises OptionError if it would always fail."""
+        """Start a photo, or segment a video, unless it is done. Raises OptionError if every photo would fail."""
         try:
             key, generation = self._job.key(photo, self._service)
             if photo.path.suffix.lower() in VIDEO_SUFFIXES:
@@ -73,7 +74,7 @@ class Work:
             self._failed(photo.name, error)
 
     def finish(self) -> None:
-        """Wait for the photos that are under way."""
+        """Wait for the photos that were started."""
         while self._photos:
             self._record_photos()
 
@@ -90,7 +91,7 @@ class Work:
             self._record(*self._photos.pop(future), future)
 
     def _read_and_segment(self, path: Path, files: Mapping[Format, Path]) -> Done:
-        """Segment a photo, waiting for memory as long as it takes."""
+        """Segment a photo; wait for memory without a time limit."""
         while True:
             try:
                 with ExitStack() as held:
@@ -102,7 +103,7 @@ class Work:
     def _segment_waiting(
         self, data: bytes, held: ExitStack, files: Mapping[Format, Path], formats: tuple[Format, ...]
     ) -> Done:
-        """Segment a frame, waiting for memory as long as it takes."""
+        """Segment a frame; wait for memory without a time limit."""
         while True:
             try:
                 return self._segment(data, held, files, formats)
@@ -110,7 +111,7 @@ class Work:
                 time.sleep(busy.retry_after)
 
     def _segment(self, data: bytes, held: ExitStack, files: Mapping[Format, Path], formats: tuple[Format, ...]) -> Done:
-        """Segment a photo in `formats`, and write those that have a file. Raises Busy."""
+        """Segment a photo in `formats`, and write those that are in `files`. Raises Busy."""
         if self._job.datasets and "json" not in formats:
             formats = (*formats, "json")
         result = self._service.segment(data, self._job.options, formats, held)
@@ -150,7 +151,7 @@ class Work:
         return done
 
     def _record(self, name: str, key: str, generation: int, future: Future[Done]) -> Done | None:
-        """Record what came of a photo; None if it failed."""
+        """Record the result of a photo; None if it failed."""
         try:
             done = future.result()
         except (SegmentError, OSError) as error:
@@ -169,7 +170,7 @@ class Work:
 
 @dataclass(frozen=True)
 class _FrameUnderWay:
-    """A frame under way. `data` is its BMP file, whose memory is `held`."""
+    """A frame that is being processed. `data`: its BMP file, whose memory is reserved in `held`."""
 
     name: str
     time: Fraction
@@ -179,9 +180,9 @@ class _FrameUnderWay:
 
 
 class _Clip:
-    """The frames of a video under way, recorded in order. `complete`: whether another run would change nothing.
+    """The frames of a video, recorded in order. `complete`: whether another run would change nothing.
 
-    A context manager, which waits for what is under way when it is left early.
+    A context manager that waits for the frames that were started.
     """
 
     def __init__(self, work: Work, video: Photo, key: str, generation: int, writer: Writer | None) -> None:
@@ -198,7 +199,7 @@ class _Clip:
             frame.held.close()
 
     def add(self, number: int, frame: Frame | ImageError) -> None:
-        """Begin a frame, unless it cannot be decoded or an earlier run did it."""
+        """Start a frame, unless it cannot be decoded or is done."""
         work, name = self._work, f"{self._video.name}/{number:06}.png"
         if isinstance(frame, ImageError):
             work._failed(name, frame, self._key)
@@ -225,7 +226,7 @@ class _Clip:
             self._record_oldest()
 
     def _hold(self, count: int) -> ExitStack:
-        """Reserve memory for a frame, recording others while there is none. Raises TooLarge."""
+        """Reserve memory for a frame; record others until there is enough. Raises TooLarge."""
         while True:
             with ExitStack() as held:
                 try:

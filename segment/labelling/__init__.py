@@ -1,1 +1,1 @@
-"""Pre-annotations for labelling tools: what was found in a photo, in Label Studio's terms and in CVAT's."""
+"""Pre-annotations for labelling tools: detections in the formats of Label Studio and CVAT."""

@@ -1,4 +1,4 @@
-"""CVAT: detections as the answer of an automatic annotation function, and the description of that function.
+"""CVAT: detections as the response of an automatic annotation function, and the description of that function.
 
 CVAT calls functions of the serverless platform nuclio (cvat/apps/lambda_manager/views.py). It lists them with their
 labels, sends {"image": base64, "threshold": 0.5}, and gets a list of shapes:
@@ -6,8 +6,8 @@ labels, sends {"image": base64, "threshold": 0.5}, and gets a list of shapes:
     [{"confidence": "0.98", "label": "person", "type": "mask",
       "points": [x, y, x, y, ...], "mask": [0, 1, 1, ..., left, top, right, bottom]}, ...]
 
-`mask` holds the pixels of the mask's rectangle row after row, then the rectangle, whose right and bottom are inside.
-`points` is the outline of the mask's largest part: CVAT takes it instead of the mask when the user asks for polygons.
+`mask` contains the pixels of the mask's rectangle, row by row, and then the rectangle, with right and bottom inclusive.
+`points` is the outline of the mask's largest part. CVAT uses it instead of the mask if the user asks for polygons.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NAME = "segment"
 
 
 def shapes(found: Detections, labels: Sequence[str]) -> Iterator[bytes]:
-    """`found`, in pixels of the photo, as CVAT's list of shapes in JSON, in pieces of at most 512 KiB of pixels.
+    """`found`, in pixels of the photo, as CVAT's list of shapes in JSON, in pieces of at most 512 KiB.
 
-    An instance whose mask has no pixel is left out.
+    Instances whose masks have no pixels are left out.
     """
     separator = b"["
     for index, mask in enumerate(found.masks):
@@ -50,13 +50,13 @@ def shapes(found: Detections, labels: Sequence[str]) -> Iterator[bytes]:
 
 
 def metadata(model: str, labels: Sequence[str]) -> dict[str, str]:
-    """What CVAT reads of a function, in the `annotations` of nuclio's metadata. CVAT refuses two labels of one name."""
+    """The `annotations` of the function's metadata in nuclio, as CVAT reads them. Labels must be unique for CVAT."""
     spec = [{"id": index, "name": name, "type": "mask"} for index, name in enumerate(dict.fromkeys(labels), 1)]
     return {"name": f"Segment: {model}", "type": "detector", "spec": json.dumps(spec, ensure_ascii=False)}
 
 
 def function(model: str, labels: Sequence[str]) -> dict[str, object]:
-    """The function as nuclio's dashboard describes it, as far as CVAT reads it."""
+    """The function's description by nuclio's dashboard: the fields that CVAT reads."""
     return {
         "metadata": {"name": NAME, "namespace": "nuclio", "annotations": metadata(model, labels)},
         "spec": {"description": f"Instance segmentation with the model {model}", "handler": "main:handler"},
@@ -67,8 +67,8 @@ def function(model: str, labels: Sequence[str]) -> dict[str, object]:
 def function_yaml(model: str, labels: Sequence[str], image: str) -> str:
     """function.yaml for deploy/cvat, with this model's labels. `nuctl deploy` builds the function from `image`.
 
-    nuclio installs its runtime as root, into the environment of /venv, which is first on the image's PATH. A worker is
-    a process with a model of its own.
+    nuclio installs its runtime as root into /venv, which is first on the image's PATH. Each worker is a process that
+    loads the model.
     """
     about = metadata(model, labels)
     spec = ",\n".join("        " + json.dumps(label, ensure_ascii=False) for label in json.loads(about["spec"]))
@@ -123,7 +123,7 @@ spec:
 
 
 def _tight(mask: Mask, size: tuple[int, int]) -> Region | None:
-    """The smallest rectangle with all of the mask's pixels, right and bottom excluded; None if there is no pixel."""
+    """The smallest rectangle that contains the mask's pixels, right and bottom exclusive; None if it has none."""
     left, top, right, bottom = size[0], size[1], 0, 0
     for (x, y, _, _), probabilities in mask.strips(size):
         inside = probabilities >= THRESHOLD
@@ -135,7 +135,7 @@ def _tight(mask: Mask, size: tuple[int, int]) -> Region | None:
 
 
 def _pixels(mask: Mask, size: tuple[int, int], region: Region) -> Iterator[bytes]:
-    """The pixels of `region` as "0," and "1,", a strip at a time."""
+    """The pixels of `region` as "0," and "1,", in strips."""
     left, top, right, bottom = region
     for (x, y, _, end), probabilities in mask.strips(size):
         rows = probabilities[max(top - y, 0) : max(bottom - y, 0), left - x : right - x] >= THRESHOLD

@@ -1,7 +1,7 @@
 """Label Studio: a project's labelling config, and detections as a prediction for it.
 
-The config (https://labelstud.io/tags) is XML. A control tag such as BrushLabels has the labels that a region may get,
-and names the Image tag that it marks; that tag names the field of a task's data that holds the photo:
+The config (https://labelstud.io/tags) is XML. A control tag such as BrushLabels contains the labels of its regions and
+refers to an Image tag, which refers to the field of a task's data with the photo:
 
     <View>
       <Image name="image" value="$photo"/>
@@ -10,9 +10,9 @@ and names the Image tag that it marks; that tag names the field of a task's data
       </BrushLabels>
     </View>
 
-`predicted_values` and `model_score_threshold` mean what they mean to Label Studio's own ML backends
-(https://github.com/HumanSignal/label-studio-ml-backend, label_studio_ml/model.py). Regions are described at
-https://labelstud.io/guide/predictions: lengths are percentages of the photo's width and height.
+`predicted_values` and `model_score_threshold` have the same meaning as in Label Studio's own ML backends
+(https://github.com/HumanSignal/label-studio-ml-backend, label_studio_ml/model.py). https://labelstud.io/guide/predictions
+describes regions; lengths are percentages of the photo's width and height.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from segment.output.polygons import outlines
 from segment.values import BadValue
 
 MAX_CONFIG = 1 << 20
-"""Characters of the longest labelling config."""
+"""Maximum number of characters of a labelling config."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control tag that marks an image.
+    """A control tag of an image.
 
     `kind`: the type of its regions, such as brushlabels. `name` and `image`: the names of the tag and of its Image tag.
-    `field`: the field of a task's data with the photo. `labels`: label by index of the model's class; a class that is
-    not in it is left out. `min_score`: the lowest score of an instance; None is the service's default.
+    `field`: the field of a task's data with the photo. `labels`: label by index of the model's class; other classes are
+    left out. `min_score`: minimum score of an instance; None is the service's default.
     """
 
     kind: str
@@ -54,9 +54,9 @@ class Control:
 
 
 def controls(config: str, classes: Sequence[str]) -> tuple[Control, ...]:
-    """The control tags of a labelling config that get regions from a model with these classes.
+    """The control tags of a labelling config that have labels for a model with these classes.
 
-    Raises RequestError if the config cannot be read, or if there are none.
+    Raises RequestError if the config cannot be parsed, or if there are none.
     """
     root = _parse(config)
     images = {tag.get("name", ""): tag.get("value", "") for tag in root.iter("Image")}
@@ -81,8 +81,8 @@ def controls(config: str, classes: Sequence[str]) -> tuple[Control, ...]:
 def prediction(found: Detections, controls: Sequence[Control], min_score: float, version: str) -> Iterator[bytes]:
     """`found`, in pixels of the photo, as a prediction in JSON, in pieces of at most one region.
 
-    `min_score`: the lowest score for controls that have none of their own. `version`: the model's.
-    The score of the prediction is the mean of its regions' scores.
+    `min_score`: minimum score for controls without their own. `version`: that of the model. The score of the prediction
+    is the mean of its regions' scores.
     """
     yield b'{"result":['
     scores: list[float] = []
@@ -126,7 +126,7 @@ def _brush(found: Detections, index: int) -> Iterator[Json]:
 
 
 def _polygons(found: Detections, index: int) -> Iterator[Json]:
-    """One region for each part of the mask: a polygon there has one outline."""
+    """One region for each part of the mask, because a polygon in Label Studio has one outline."""
     width, height = found.size
     for outline in outlines(found.masks[index], found.size):
         points = zip(outline[::2], outline[1::2], strict=True)
@@ -150,7 +150,7 @@ REGIONS: Mapping[str, Callable[[Detections, int], Iterator[Json]]] = {
     "PolygonLabels": _polygons,
     "RectangleLabels": _rectangle,
 }
-"""Control tags, and what makes the `value` of their regions from an instance, but for the labels."""
+"""Control tags, and the functions that make the `value` of their regions from an instance, without the labels."""
 REGIONS_OF = {tag.lower(): regions for tag, regions in REGIONS.items()}
 
 
@@ -166,7 +166,7 @@ def _parse(config: str) -> ElementTree.Element:
 
 
 def _labels(tag: ElementTree.Element, classes: Sequence[str]) -> dict[int, str]:
-    """The label of each class that has one. A label's `predicted_values` come before its own name."""
+    """The label of each class that has one. A label's `predicted_values` take precedence over its name."""
     index = {_key(name): number for number, name in reversed(list(enumerate(classes)))}
     found: dict[int, str] = {}
     for label in tag.iter("Label"):
@@ -178,7 +178,7 @@ def _labels(tag: ElementTree.Element, classes: Sequence[str]) -> dict[int, str]:
 
 
 def _key(name: str) -> str:
-    """What is compared of a name: neither case nor the kind of space."""
+    """A name for comparison: without case, with `_` and `-` as spaces."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 

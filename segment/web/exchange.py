@@ -1,4 +1,4 @@
-"""A request that brings photos, and the memory that it holds until its answer is sent."""
+"""A request with photos, and the memory that is reserved for it until its response has been sent."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from segment.service import Service
 from segment.web.fetch import Site, fetch
 
 RECEIVED, CANCELLED = "segment.received", "segment.cancelled"
-"""Keys of the WSGI environment, set by segment/web/gateway.py: the Reservation of a body that has been received,
-and a function that says whether the client has gone. A plain WSGI server sets neither."""
+"""Keys of the WSGI environment that segment/web/gateway.py sets: the Reservation of the received body, and a function
+that returns whether the client has disconnected. Other WSGI servers set neither."""
 
 Handler = Callable[[Service, Request], Response]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request in work. `held`: reserves what it brings. `until`: is closed when the answer has been sent."""
+    """A request. `held`: memory reserved for the photos it brings. `until`: closed when the response has been sent."""
 
     service: Service
     request: Request
@@ -34,7 +34,7 @@ class Exchange:
             self.held.grow(count)
 
     def cancelled(self) -> bool:
-        """Whether the client has gone."""
+        """Whether the client has disconnected."""
         return bool(self.request.environ.get(CANCELLED, lambda: False)())
 
     def fetch(self, url: str, site: Site | None = None) -> bytes:
@@ -51,7 +51,7 @@ class Exchange:
 
 
 def handler(answer: Callable[[Exchange], Response]) -> Handler:
-    """A handler that gives `answer` the memory it needs, and frees it when the response has been sent."""
+    """A handler that calls `answer`, and releases the reserved memory when the response has been sent."""
 
     def handle(service: Service, request: Request) -> Response:
         with ExitStack() as stack:

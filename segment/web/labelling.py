@@ -1,16 +1,16 @@
 """Labelling tools over HTTP: a Label Studio ML backend, and CVAT's automatic annotation.
 
-| tool | path | methods | answers |
+| tool | path | methods | response |
 |---|---|---|---|
 | label-studio | `/setup` | POST | the model's version; 400 if the labelling config has no label of the model |
 | | `/predict` | POST | predictions for tasks |
-| | `/webhook` | POST | nothing: this model does not learn from annotations |
-| cvat | `/api/functions` | GET | the one function there is, as nuclio's dashboard lists it |
-| | `/api/functions/segment` | GET | the same alone |
+| | `/webhook` | POST | a status; annotations are ignored, because the model does not learn from them |
+| cvat | `/api/functions` | GET | the list of functions, which is one, in the format of nuclio's dashboard |
+| | `/api/functions/segment` | GET | this function |
 | | `/api/function_invocations` | POST | the shapes in a photo |
 
-Label Studio also asks `/health`, which app.py has. The interfaces are those that label_studio/ml/api_connector.py and
-cvat/apps/lambda_manager/views.py call. They are served if SEGMENT_LABELLING names the tool.
+Label Studio also calls `/health` (app.py). The interfaces are those that label_studio/ml/api_connector.py and
+cvat/apps/lambda_manager/views.py call. They are only served if SEGMENT_LABELLING contains the tool.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from segment.web.upload import read, read_object
 log = logging.getLogger(__name__)
 
 PREDICT_SECONDS = 80.0
-"""Label Studio waits 100 s for the predictions of all tasks of a request (ML_TIMEOUT_PREDICT). Tasks that are not begun
-in this time are left without predictions, and are asked for again with the next request."""
+"""Time limit for a request. Label Studio waits 100 s for the predictions of all its tasks (ML_TIMEOUT_PREDICT). Tasks
+that have not been started by then get no prediction; Label Studio requests them again."""
 
 Json = dict[str, Any]
 
 
 def routes(settings: Settings) -> Mapping[str, Mapping[str, Handler]]:
-    """Path -> method -> handler of the labelling tools that the settings name."""
+    """Path -> method -> handler of the labelling tools in the settings."""
     found: dict[str, Mapping[str, Handler]] = {}
     for tool, paths in ROUTES.items():
         if tool in settings.labelling:
@@ -89,7 +89,7 @@ def _predict(exchange: Exchange) -> Response:
     for task in tasks:
         try:
             if time.monotonic() > end:
-                raise Busy(f"The {PREDICT_SECONDS:g} s for one request were over; ask for the rest again.")
+                raise Busy(f"The time limit of {PREDICT_SECONDS:g} s per request was reached; request the rest again.")
             answers.append(_predict_task(exchange, task, controls, photos))
         except (Cancelled, ModelError):
             raise
@@ -97,14 +97,14 @@ def _predict(exchange: Exchange) -> Response:
             number = task.get("id") if isinstance(task, dict) else None
             log.warning("Task %s has no prediction: %s", number, error)
             failures.append(error)
-            answers.append([b"[]"])  # {"result": []} would be a prediction of nothing, and never asked for again
+            answers.append([b"[]"])  # {"result": []} would be a prediction without instances, and never requested again
     if failures and len(failures) == len(tasks):
         raise failures[0]
     return _stream(chain([b'{"results":['], *_separated(answers), [b"]}"]))
 
 
 def _check_password(exchange: Exchange) -> None:
-    """Raise Unauthorized if the settings ask for a password and the request does not bring it."""
+    """Raise Unauthorized if the settings contain a password and the request does not."""
     expected = exchange.service.settings.label_studio_password
     given = exchange.request.authorization
     sent = (given.password if given and given.type == "basic" else None) or ""
@@ -117,7 +117,7 @@ def _check_password(exchange: Exchange) -> None:
 
 
 def _controls(service: Service, config: str) -> Sequence[Control]:
-    """The controls of the config. Why it has none is logged: Label Studio's users are sent to the log."""
+    """The controls of the config. Errors are logged, because Label Studio refers its users to the log."""
     try:
         return labelstudio.controls(config, service.labels)
     except RequestError as error:
@@ -126,7 +126,7 @@ def _controls(service: Service, config: str) -> Sequence[Control]:
 
 
 def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control], photos: TaskPhotos) -> list[bytes]:
-    """A task's prediction in JSON, in pieces. Several fields with photos are one prediction: [prediction of each]."""
+    """A task's prediction in JSON, in pieces; a list of predictions if several fields contain photos."""
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
         raise RequestError('A task must be an object with `data`, such as {"data": {"image": "https://..."}}.')
     service, version = exchange.service, _version(exchange.service)
@@ -140,7 +140,7 @@ def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control],
         def write(found: Detections, own: Sequence[Control] = own) -> Iterable[bytes]:
             return labelstudio.prediction(found, own, defaults.min_score, version)
 
-        with service.receive() as held:  # until the photo is done: the next task has another
+        with service.receive() as held:  # for this photo only
             data = photos.read(replace(exchange, held=held), task, field)
             answers.append(service.annotate(data, options, write, exchange.until, exchange.cancelled))
     return answers[0] if len(answers) == 1 else [b"[", *chain(*_separated(answers)), b"]"]
@@ -166,7 +166,7 @@ def _invoke(exchange: Exchange) -> Response:
     service, request = exchange.service, exchange.request
     name = request.headers.get("X-Nuclio-Function-Name", cvat.NAME)
     if name != cvat.NAME:
-        raise NotFound(f"There is no function {name[:100]!r}; there is {cvat.NAME!r}.")
+        raise NotFound(f"There is no function {name[:100]!r}; the only one is {cvat.NAME!r}.")
     upload = read(request, service.upload_limit, exchange.received, exchange.held.grow)
     raw_options = dict(upload.raw_options)
     if "threshold" in raw_options:
@@ -203,12 +203,12 @@ def _json(value: object) -> Response:
 
 
 def _stream(pieces: Iterable[bytes]) -> Response:
-    """A JSON response that is sent piece by piece, so that it is never in memory twice."""
+    """A JSON response that is sent in pieces, without a copy of the whole."""
     return Response(iter(pieces), content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def _separated(lists: Sequence[Sequence[bytes]]) -> Iterable[Sequence[bytes]]:
-    """The lists with a comma between each two."""
+    """The lists, separated by commas."""
     for index, pieces in enumerate(lists):
         if index:
             yield [b","]
