@@ -114,6 +114,18 @@ def test_every_name_falls_to_one_task(names: set[str], tasks: int) -> None:
     assert all(start < end for start, end in itertools.pairwise(start for start, _ in ranges))
 
 
+def test_a_name_that_all_others_start_with() -> None:
+    """Such as the empty object that consoles create for a folder."""
+
+    def name(n: int) -> str:
+        return f"2026/{n:06}.jpg" if n else "2026/"
+
+    names = Names(name, 50_000)
+    found = sizes(names, shares.divided(names, "", 4))
+    assert sum(found) == 50_000
+    assert max(found) < 1.5 * 50_000 / 4
+
+
 def test_names_outside_the_prefix_are_not_looked_at() -> None:
     names = Names(date, 3_000_000)
     divided = shares.divided(names, "2003/", 4)

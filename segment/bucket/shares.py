@@ -174,7 +174,7 @@ class _Tree:
 
     def _spread(self, branch: _Branch) -> Iterator[tuple[str, float]]:
         """Places in a branch, as if names were spread evenly over the characters that were seen there."""
-        prefix, depth, places = branch.prefix, len(_common(branch.names)), _places(branch.names[0])
+        prefix, depth, places = branch.prefix, len(_common(branch.names)), _places(branch.names[-1])
         while len(prefix) < depth and len(self.characters[places[len(prefix)]]) == 1:
             prefix = branch.names[0][: len(prefix) + 1]
         own = branch.names[0][len(prefix) :][:1]
@@ -184,7 +184,7 @@ class _Tree:
 
     def _follow(self, branch: _Branch) -> None:
         """Replace a branch by the branches that it has."""
-        prefix, places = self._stem(branch), _places(branch.names[0])
+        prefix, places = self._stem(branch), _places(branch.names[-1])  # the first name can be the stem itself
         for place in places[len(branch.prefix) : len(prefix)]:
             self.branching[place].append(1)
         count, names = 0, branch.names
