@@ -1,4 +1,4 @@
-"""detectron2 config + checkpoint -> one self-describing ONNX file. Offline only: serving never imports this."""
+"""Convert a detectron2 config and checkpoint to one self-contained ONNX file. Serving does not import this package."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from segment.modelfile import ModelMetadata
 __all__ = ["Config", "checkpoint", "config", "convert", "finish", "limit", "load", "quantised"]
 
 INT8_PROPOSALS = 300
-"""What an int8 model looks at unless told otherwise; the zoo's configs say 1,000. Whoever takes int8 wants it small and
-fast, and the other 700 are a third of its time."""
+"""Default number of proposals of an int8 model. The zoo's configs have 1,000, which takes half as much time again."""
 LARGEST_FILE = (2 << 30) - (16 << 20)
 """Bytes of tensors that fit into one message of protocol buffers, with 16 MiB for the graph."""
 RENDER_FACTOR = 25
-"""What a file is tuned for unless it says otherwise."""
+"""Default render factor of a model file."""
 
 
 def convert(

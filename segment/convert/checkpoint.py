@@ -1,11 +1,11 @@
-"""A checkpoint file -> its tensors, running none of the code that a pickle can hold.
+"""Read the tensors of a checkpoint file without running code from it.
 
 `.pkl`: the model zoo's format, a pickle of {"model": {name: array}} (detectron2/checkpoint/detection_checkpoint.py).
 `.pth`: what `torch.save` writes since 1.6, a zip of data.pkl and one file per storage
 (torch/serialization.py); read without torch.
 
-A pickle is a program. Only these names are admitted, all of which build plain data: NumPy's array constructors, torch's
-tensor constructor and storage types, OrderedDict. Everything else is refused by name before it is imported.
+A pickle can call any Python function. Only names that build plain data are allowed: NumPy's array constructors, torch's
+tensor constructor and storage types, and OrderedDict. All others are refused before they are imported.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Run parts of a graph on a few rows at a time, as an ONNX Loop.
 
-detectron2's C4 models run res5 on every region: the crops of 1,000 regions are 800 MB, those of 20 are 16. A part is
-marked while the graph is built, with `begin` on its rows and `end` on what is computed from each; `in_chunks` makes the
-marked parts of a finished model loops, `whole` undoes it. Quantising needs the second: NNCF does not look into loops.
+This limits memory. For example, detectron2's C4 models run res5 on every region: the crops of 1,000 regions take 800
+MB, those of 20 take 16 MB. While the graph is built, `begin` and `end` mark a part of it. `in_chunks` turns the marked
+parts of a finished model into loops, and `whole` turns them back, which quantising needs because NNCF does not enter
+loops.
 
-A chunk always has the same number of rows, CHUNK unless told otherwise, the last one filled up with zeros: the runtime
-plans the memory of fixed shapes once and lets all tensors of a chunk share it.
+All chunks have the same number of rows (by default CHUNK); the last one is padded with zeros. With fixed shapes, the
+runtime plans the memory once, and all tensors of a chunk share it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BEGIN, _END, _LOOP = ".rows", ".result", ".loop"
 def part(name: str, width: int, chunk: int = CHUNK) -> str:
     """The name of a part whose rows have `width` numbers, and which is run on `chunk` of them at a time.
 
-    Quantisers keep the names of nodes and nothing else that could hold this.
+    The sizes are in the name because quantisers keep the names of nodes, but no other metadata of them.
     """
     return f"{name}@{chunk}x{width}"
 

@@ -1,7 +1,7 @@
 """The facts of a detectron2 config that decide what the network computes at test time.
 
-A config that asks for anything that is not converted is refused with the key, its value and what would do; it is never
-converted to something else. A key that is absent has detectron2's own default (detectron2/config/defaults.py).
+A config that requires anything that cannot be converted is refused with the key, its value and the values that can. A
+key that is absent has detectron2's own default (detectron2/config/defaults.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSync
 """detectron2's batch norms (detectron2/layers/batch_norm.py): at test time all are the same affine map."""
 NORMS = ("", "GN", *BATCH_NORMS)
 HEAD_NORMS = (*NORMS, "LN")
-"""What heads and the simple feature pyramid may have besides: a layer norm over the channels of each place."""
+"""The norms of heads and of the simple feature pyramid: also a layer norm over the channels of each place."""
 
 _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # key: (detectron2's default, the values that are converted)

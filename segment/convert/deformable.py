@@ -3,10 +3,10 @@
 Dai et al., "Deformable Convolutional Networks", 2017; with a factor for each tap: Zhu et al., "Deformable ConvNets v2",
 2018; detectron2/modeling/backbone/resnet.py (DeformBottleneckBlock), torchvision.ops.deform_conv2d.
 
-For each row of the kernel the map is sampled first: each output place gets three samples, side by side in a map three
-times as wide, over which an ordinary convolution of stride 3 runs. All rows at once would be no faster and hold three
-times as much. Sampling is bilinear, with zeros around the map. It reads a
-table that has all channels of a place in one row: four rows, weighted and added, for each sample.
+The rows of the kernel are processed one after the other. For each row, three samples per output place are written side
+by side into a map that is three times as wide, and an ordinary convolution of stride 3 runs over it. Processing all
+rows at once is not faster and takes three times the memory. Sampling is bilinear, with zeros around the map. Its input
+is a table with one row per place that contains all channels; each sample is a weighted sum of four rows.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ Kirillov et al., "PointRend: Image Segmentation as Rendering", 2020; Cheng et al
 Segmentation", 2022 (Implicit PointRend); detectron2/projects/point_rend (mask_head.py, point_head.py,
 point_features.py).
 
-A mask begins as a small grid over its box. The grid is doubled, and where it is least certain a small network of fully
-connected layers decides each point anew, from the finest feature map at that place and from what a coarse head says of
-the whole box; and so on. Edges are computed at 224 x 224, and little else is.
+A mask starts as a small grid over its box. In each step the resolution of the grid is doubled, and the most uncertain
+points are computed again by a small network of fully connected layers. Its inputs are the finest feature map at the
+point and the prediction of a coarse head for the whole box. So edges are computed at 224 x 224, and the rest at a lower
+resolution.
 
-The same results for less work and memory:
+This implementation gives the same results with less work and memory:
 
-- Only the predicted class is rendered: which points are uncertain depends on no other.
+- Only the predicted class is rendered. Other classes do not influence which points are uncertain.
 - Sampling is linear, and so is the first layer. It is applied to the feature map once, and its output is sampled.
 - A point's features are a weighted sum of four rows of a table of the map's places. GridSample and, on the maps that a
   loop is given, RoIAlign take three times as long. A coarse grid of 7 x 7 is sampled by a product with a matrix of
@@ -48,7 +49,7 @@ CHUNK = 2
 """Instances that are rendered at a time. The loop holds about 5 MiB for each (R50, 80 classes). Chunks of 2 to 10 take
 the same time per instance, and the last chunk is always filled up."""
 FREQUENCIES = 128
-"""Of the sines and cosines that stand for a point's place in Implicit PointRend."""
+"""Number of frequencies of the positional encoding of Implicit PointRend."""
 
 
 def renamed(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

@@ -3,10 +3,10 @@
 RoIAlign: He et al., "Mask R-CNN", 2017, section 3. Levels: Lin et al., "Feature Pyramid Networks", 2017, equation 1.
 detectron2/modeling/poolers.py (assign_boxes_to_levels, ROIPooler).
 
-The crops of 1,000 boxes are the largest tensors of a network: 50 MB each time they are copied. So they are never put
-back in the boxes' order, and whoever can take a few rows of bins at a time gets only those (`rows`). The runtime lets
-tensors of unknown size share memory when one is gone before the next is made, and only if no operator whose output's
-size depends on values stands between: boxes are sorted by level and split once, before the first crop.
+The crops of 1,000 boxes are the largest tensors of a network: each copy takes 50 MB. Therefore they stay in the order
+of the levels instead of the order of the boxes, and a caller can ask for a few rows of bins at a time (`rows`). The
+runtime reuses the memory of tensors of unknown size only between operators whose output size does not depend on values.
+Therefore the boxes are sorted by level and split once, before the first crop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The region proposal network: feature maps -> the boxes worth a second look.
+"""The region proposal network: feature maps -> boxes that may contain an object.
 
 Ren et al., "Faster R-CNN", 2015; detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py
 (find_top_rpn_proposals). Boxes are decoded after the top k of each level are chosen, not before: 5,000 at most instead

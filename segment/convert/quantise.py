@@ -1,8 +1,8 @@
-"""A model file in fp32 -> int8: a quarter of the size, and several times faster on CPUs with int8 units.
+"""Quantise an fp32 model to int8: a quarter of the size, and several times faster on CPUs with int8 instructions.
 
 Post-training static quantisation by NNCF (github.com/openvinotoolkit/nncf): weights per channel, activations per
-tensor with the ranges seen on some pictures (calibration.py), then a correction of each layer's bias. Of the quantisers
-tried it places its nodes as OpenVINO fuses them; ONNX Runtime's left a conversion between many layers.
+tensor with the ranges seen on some pictures (calibration.py), then a correction of each layer's bias. NNCF places its
+nodes where OpenVINO can fuse them; the quantiser of ONNX Runtime left a conversion between many layers.
 
 Only convolutions and fully connected layers, and what OpenVINO fuses with them, are quantised. Everything that computes
 with coordinates and scores stays in float32.

@@ -1,7 +1,7 @@
 """The second stage of "C4" models: res5 of the ResNet, run on each region instead of on the image.
 
 He et al., "Deep Residual Learning", 2015, appendix A; detectron2/modeling/roi_heads/roi_heads.py (Res5ROIHeads). Boxes
-and masks share its weights, and it is most of the network's work: it is done for every proposal.
+and masks share its weights. It runs on every proposal, which is most of the network's work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A checkpoint's tensors, taken by name and checked against the shape the config gives them.
 
-Batch norms are folded into the convolution before them: at test time they are a fixed affine map per channel. What is
-left over after a network has taken its tensors means that config and checkpoint belong to different networks.
+Batch norms are folded into the preceding convolution: at test time they are a fixed affine map per channel. If tensors
+are left after the network has been built, the config and the checkpoint belong to different networks.
 """
 
 from __future__ import annotations
