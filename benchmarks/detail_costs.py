@@ -30,7 +30,7 @@ from training.shapes import crowd
 RESULTS = Path(__file__).parent / "results"
 LARGE, SMALL = (200.0, 700.0), (12.0, 60.0)
 SCENES: dict[str, tuple[range, Callable[[int], Scene], str]] = {
-    "large": (range(910_000, 910_016), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
+    "large": (range(940_000, 940_016), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
     "mixed": (
         range(970_000, 970_012),
         partial(crowd, count=4, diameters=LARGE, more=((30, SMALL),)),
