@@ -68,11 +68,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo to segment. `part`: number of its range of names. `there`: its existing results, if they are known."""
+    """A photo to segment. `part`: number of its range of names. `existing`: its results, if they are known."""
 
     part: int
     item: Object
-    there: Results | None
+    existing: Results | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class List(beam.DoFn):
         if self._job.files:
             destination, prefix = self._job.destination(seconds)
             found = beside_results(photos, self._job.source.prefix, destination, prefix, names)
-            yield from (Photo(number, item, there) for item, there in found)
+            yield from (Photo(number, item, existing) for item, existing in found)
         else:
             yield from (Photo(number, item, None) for item in photos)
 
@@ -164,10 +164,12 @@ class Segment(beam.DoFn):
 
     def _with_files(self, photo: Photo) -> tuple[str, Found | Failure | None]:
         service, item, results, prefix = self._service, photo.item, self._destination, self._prefix
-        outcome = segment_object(service, self._source, item, results, prefix, there=photo.there, options=self._options)
+        outcome = segment_object(
+            service, self._source, item, results, prefix, existing=photo.existing, options=self._options
+        )
         if not self._job.datasets and outcome.kind not in documents.FAILED:
             return outcome.kind, None
-        found = documents.entry(service, item, outcome, results, prefix, photo.there)
+        found = documents.entry(service, item, outcome, results, prefix, photo.existing)
         return outcome.kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
 
     def _without_files(self, photo: Photo) -> tuple[str, Found | Failure | None]:

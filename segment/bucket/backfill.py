@@ -161,12 +161,12 @@ def _destination(address: str, settings: Settings) -> tuple[Store, str]:
 class _Photo:
     """A photo that is not done, or whose entry in the dataset is wanted. `part`: number of its range of names.
 
-    `there`: its existing results, if they are known.
+    `existing`: its results, if they are known.
     """
 
     part: int
     item: Object
-    there: Results | None
+    existing: Results | None
     done: bool
 
 
@@ -189,12 +189,12 @@ class _Job:
         """
         listing = listed(self.source, self.prefix, names)
         new = (item for item in listing if not item.name.endswith("/") and not is_result(item))
-        for item, there in beside_results(new, self.prefix, self.results, self.results_prefix, names):
-            done = there is not None and is_done(self.service, self.results, there)
+        for item, existing in beside_results(new, self.prefix, self.results, self.results_prefix, names):
+            done = existing is not None and is_done(self.service, self.results, existing)
             if done and not self.entries:
                 self.progress.count(DONE.kind)
             else:
-                yield _Photo(part, item, there, done)
+                yield _Photo(part, item, existing, done)
 
     def segment(self, photo: _Photo) -> tuple[_Photo, str, Entry | Failure | None]:
         """Segment a photo unless it is done. Returns it, the kind of outcome, and its entry if there is a dataset."""
@@ -203,8 +203,8 @@ class _Job:
             if photo.done:
                 outcome = DONE
             else:
-                outcome = segment_object(service, self.source, item, results, prefix, there=photo.there)
-            found = documents.entry(service, item, outcome, results, prefix, photo.there) if self.entries else None
+                outcome = segment_object(service, self.source, item, results, prefix, existing=photo.existing)
+            found = documents.entry(service, item, outcome, results, prefix, photo.existing) if self.entries else None
             return photo, outcome.kind, found
         except (StorageError, Busy, ModelError) as error:
             log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(self.source, item))

@@ -151,8 +151,8 @@ class TaskDataset:
     def _is_last(self) -> bool:
         """Whether all tasks have finished, and this one combines their parts."""
         place = self._place
-        there = place.temporary()
-        if missing := [index for index in range(place.count) if place.finished(index) not in there]:
+        existing = place.temporary()
+        if missing := [index for index in range(place.count) if place.finished(index) not in existing]:
             log.info("%d of %d tasks have not finished; the last will write the dataset.", len(missing), place.count)
             return False
         own = dump(place.index)
@@ -201,9 +201,9 @@ class _Buffers:
 
 def _combine(place: Place, kinds: Sequence[Dataset], labels: Sequence[str]) -> None:
     """Write instances.json and errors.csv from the lines of all tasks, and delete what is no longer needed."""
-    there = place.temporary()
-    tasks = [json.loads(place.read(there[place.finished(index)])) for index in range(place.count)]
-    lines = [there[name] for name in sorted(name for task in tasks for name in task["lines"])]
+    existing = place.temporary()
+    tasks = [json.loads(place.read(existing[place.finished(index)])) for index in range(place.count)]
+    lines = [existing[name] for name in sorted(name for task in tasks for name in task["lines"])]
 
     def entries() -> Iterator[Entry]:
         return (found for found in _read(place, lines) if isinstance(found, Entry))

@@ -20,11 +20,11 @@ FAILED = ("refused", "lost")
 
 
 def entry(
-    service: Service, item: Object, outcome: Outcome, results: Store, prefix: str, there: Results | None
+    service: Service, item: Object, outcome: Outcome, results: Store, prefix: str, existing: Results | None
 ) -> Entry | Failure | None:
     """The photo's entry in a dataset; a Failure if it has none; None if the photo no longer exists.
 
-    `there`: the photo's results in `results`, as far as they are known. Raises StorageError.
+    `existing`: the photo's results in `results`, as far as they are known. Raises StorageError.
     """
     if outcome.kind in FAILED:
         return Failure(item.name, outcome.reason)
@@ -32,10 +32,10 @@ def entry(
         return None
     document = outcome.document
     if document is None:
-        there = there or Results.find(results, folder_of(prefix, item))
-        file = there.files.get(FORMATS["json"].file_name)
-        if file is None and there.error:
-            return Failure(item.name, _reason(results, there.error))
+        existing = existing or Results.find(results, folder_of(prefix, item))
+        file = existing.files.get(FORMATS["json"].file_name)
+        if file is None and existing.error:
+            return Failure(item.name, _reason(results, existing.error))
         document = results.read(file, file.size or MAX_BYTES) if file else None
     if document is None:
         return Failure(item.name, "Its results were deleted while this run went on. Run it again.")

@@ -1,9 +1,9 @@
-"""List photos beside their results, so that a photo that is done costs no call of its own.
+"""List photos together with their results, so that a finished photo needs no call of its own.
 
-Both listings are ordered by name, but not alike. The results of generation G of the photo NAME are in NAME/G/, and "/"
-sorts behind the characters from "!" to ".": the photo `a` comes before `a.jpg`, its folder `a/1/` after `a.jpg/1/`. So
-photos are put into the order of their folders first. Only photos whose names begin with each other wait for that, of
-which there are never more than a name has characters. Then the two are merged, and memory stays that of one photo.
+Both listings are sorted by name, but not in the same order. The results of generation G of the photo NAME are in
+NAME/G/, and "/" sorts after the characters from "!" to ".": the photo `a` comes before `a.jpg`, but its folder `a/1/` comes
+after `a.jpg/1/`. Photos are therefore brought into the order of their folders first. Only photos whose names are prefixes
+of each other are held back for this, at most as many as a name has characters. Then the two listings are merged.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object
 def beside_results(
     photos: Iterable[Object], prefix: str, results: Store, results_prefix: str, names: Range
 ) -> Iterator[tuple[Object, Results | None]]:
-    """Each photo with what is there of its results below `results_prefix`, or None if that is not known.
+    """Each photo with its existing results below `results_prefix`, or None if that is not known.
 
     `photos`: those in the range `names` whose names start with `prefix`, by name. Raises StorageError.
     """
@@ -74,7 +74,7 @@ def beside_results(
 def in_step(
     photos: Iterable[Object], results: Callable[[str], Iterator[Object]], prefix: str = "", end: str = ""
 ) -> Iterator[tuple[Object, Results | None]]:
-    """Each photo with what is there of its results.
+    """Each photo with its existing results.
 
     `photos` are ordered by name. `results(start)` lists the objects from the name `start` on, up to `end`, in order;
     it is called again to skip many that belong to no photo. `prefix` stands before each photo's name in its results'.

@@ -70,22 +70,22 @@ def segment_object(
     destination: Store,
     prefix: str,
     deadline: float = math.inf,
-    there: Results | None = None,
+    existing: Results | None = None,
     options: Options | None = None,
 ) -> Outcome:
-    """Read one generation of an object, segment it, write what is missing of its results. Log what became of it.
+    """Segment one generation of an object and write the missing results. Logs the outcome.
 
-    `there`: what is known to be there of its results; without it they are looked for, which is one call. `options`:
-    None is the settings' defaults. No stage begins and no waiting lasts after `deadline` (time.monotonic()). Stores
-    keep to a deadline of their own.
+    `existing`: the object's existing results; if None, they are listed, which is one call. `options`: by default those
+    of the settings. After `deadline` (time.monotonic()), no stage is started and waiting ends. Calls of stores have
+    their own deadline.
 
-    Raises StorageError, Busy or ModelError for what may pass later, StorageRefused for results that can be neither
-    looked for nor written.
+    Raises StorageError, Busy or ModelError if a retry may succeed, StorageRefused if results can be neither listed nor
+    written.
     """
     start = time.perf_counter()
     options = options or Options.defaults(service.settings)
     photo = _Photo(service, source, item, destination, folder_of(prefix, item), deadline, options)
-    outcome = photo.segment(there)
+    outcome = photo.segment(existing)
     levels = {"refused": logging.WARNING, "lost": logging.ERROR}
     level = levels.get(outcome.kind, logging.INFO)
     message = f"{item.name}: {outcome.kind}" + (f": {outcome.reason}" if outcome.reason else "")
@@ -96,18 +96,18 @@ def segment_object(
     return outcome
 
 
-def is_done(service: Service, destination: Store, there: Results, options: Options | None = None) -> bool:
-    """Whether nothing is left to do for a photo of which `there` is in `destination`; `options`: see segment_object."""
+def is_done(service: Service, destination: Store, existing: Results, options: Options | None = None) -> bool:
+    """Whether a photo with these `existing` results is finished. `options`: see segment_object."""
     options = options or Options.defaults(service.settings)
-    return there.complete(_file_names(service)) or (
-        there.error is not None and _is_final(service, options, destination, there.error)
+    return existing.complete(_file_names(service)) or (
+        existing.error is not None and _is_final(service, options, destination, existing.error)
     )
 
 
 def read_photo(
     service: Service, source: Store, item: Object, held: ExitStack, seconds: float = math.inf
 ) -> bytes | None:
-    """The content of an object, in memory that is reserved until `held` is closed; None if it is gone.
+    """The content of an object; None if it no longer exists. Its memory is reserved until `held` is closed.
 
     Waits at most `seconds` for that memory. Raises TooLarge, CorruptImage, Busy, StorageError.
     """
@@ -176,19 +176,19 @@ class _Photo:
     deadline: float
     options: Options
 
-    def segment(self, there: Results | None = None) -> Outcome:
-        """Do what is left to do. `there`: see segment_object."""
+    def segment(self, existing: Results | None = None) -> Outcome:
+        """Segment the photo if it is not finished. `existing`: see segment_object."""
         if self._too_long(ERROR_NAME):
             return Outcome("lost", reason=_TOO_LONG)
         # Four deliveries at once do the work once: three wait, and then find the results.
         with _turn(f"{self.destination.address}/{self.folder}", self._wait_seconds()):
             for _ in range(ATTEMPTS):
-                there = there or Results.find(self.destination, self.folder)
-                if is_done(self.service, self.destination, there, self.options):
+                existing = existing or Results.find(self.destination, self.folder)
+                if is_done(self.service, self.destination, existing, self.options):
                     return Outcome("done before")
-                if outcome := self._make(there):
+                if outcome := self._make(existing):
                     return outcome
-                there = None
+                existing = None
         raise StorageError(f"Results of {self.item.name} made with other settings were written at the same time.")
 
     def _late(self) -> bool:
@@ -201,7 +201,7 @@ class _Photo:
     def _too_long(self, name: str) -> bool:
         return len((self.folder + name).encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES
 
-    def _make(self, there: Results) -> Outcome | None:
+    def _make(self, existing: Results) -> Outcome | None:
         """Segment the photo and write the missing results; None if another process wrote results of another run."""
         with ExitStack() as held:
             try:
@@ -210,23 +210,23 @@ class _Photo:
                 data = self._read(held)
                 if data is None:
                     return Outcome("gone")
-                result, options, replaces = self._run(data, there, held)
+                result, options, replaces = self._run(data, existing, held)
             except Cancelled:
                 raise Busy("The time limit of this delivery was reached before the photo was segmented.", 5) from None
             except (RequestError, _SourceRefused) as error:
-                self._write_error(error, there)
+                self._write_error(error, existing)
                 return Outcome("refused", reason=str(error))
             del data
             service = self.service
             run = Run.of(service.model_name, service.model_digest, options, result.render_factor, result.detail)
             if replaces:
-                self._delete(there)
-            missing = [file for file in result.files if replaces or file.name not in there.files]
+                self._delete(existing)
+            missing = [file for file in result.files if replaces or file.name not in existing.files]
             if not all(self._write(file, run) for file in missing):
                 return None
-        if there.error:
+        if existing.error:
             with suppress(StorageRefused):  # an old error.json is ignored where results exist
-                self.destination.delete(there.error)
+                self.destination.delete(existing.error)
         documents = [file.body for file in result.files if file.name == FORMATS["json"].file_name]
         return Outcome("segmented", result.instances, document=documents[0] if documents else None)
 
@@ -237,15 +237,15 @@ class _Photo:
         except StorageRefused as error:
             raise _SourceRefused(str(error)) from error
 
-    def _run(self, data: bytes, there: Results, held: ExitStack) -> tuple[Result, Options, bool]:
+    def _run(self, data: bytes, existing: Results, held: ExitStack) -> tuple[Result, Options, bool]:
         """The results in all formats, the options they were made with, and whether they replace existing results."""
         service, defaults = self.service, self.options
-        options = there.resume(service.model_name, service.model_digest, defaults)
+        options = existing.resume(service.model_name, service.model_digest, defaults)
         if options is not None:
             try:
                 return service.segment(data, options, _formats(self.service), held, self._late), options, False
             except TooLarge:
-                if not there.files:
+                if not existing.files:
                     raise
         return service.segment(data, defaults, _formats(self.service), held, self._late), defaults, True
 
@@ -257,10 +257,10 @@ class _Photo:
         found = Results.find(self.destination, self.folder).files.get(file.name)
         return found is not None and Run.from_metadata(found.metadata) == run
 
-    def _delete(self, there: Results) -> None:
+    def _delete(self, existing: Results) -> None:
         """Delete an incomplete set of results that cannot be completed."""
         try:
-            for item in there.files.values():
+            for item in existing.files.values():
                 self.destination.delete(item)
         except StorageRefused as error:
             raise StorageRefused(
@@ -268,7 +268,7 @@ class _Photo:
                 f"completed, and replacing them failed: {error}"
             ) from error
 
-    def _write_error(self, error: RequestError | StorageRefused, there: Results) -> None:
+    def _write_error(self, error: RequestError | StorageRefused, existing: Results) -> None:
         kind = "StorageRefused" if isinstance(error, StorageRefused) else type(error).__name__
         problem: dict[str, object] = {"title": _words(kind), "detail": str(error)}
         metadata = self._metadata()
@@ -276,9 +276,9 @@ class _Photo:
         if limits := limits_of(error, _limits(self.service, self.options)):
             problem["limits"] = json.loads(limits)
             metadata[LIMITS_KEY] = limits
-        if there.error:
+        if existing.error:
             with suppress(StorageRefused):  # the old one remains
-                self.destination.delete(there.error)
+                self.destination.delete(existing.error)
         body = json.dumps(problem, ensure_ascii=False).encode()
         self.destination.write(self.folder + ERROR_NAME, body, "application/problem+json", metadata)
 

@@ -124,8 +124,8 @@ class Results:
     @classmethod
     def of(cls, items: Iterable[Object], folder: str) -> Results:
         """What the objects in a photo's folder are of its results."""
-        there = {item.name.removeprefix(folder): item for item in items}
-        return cls({name: item for name, item in there.items() if name in _FILES}, there.get(ERROR_NAME))
+        existing = {item.name.removeprefix(folder): item for item in items}
+        return cls({name: item for name, item in existing.items() if name in _FILES}, existing.get(ERROR_NAME))
 
     @property
     def runs(self) -> set[Run]:
