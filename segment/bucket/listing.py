@@ -1,9 +1,9 @@
 """List photos together with their results, so that a finished photo needs no call of its own.
 
 Both listings are sorted by name, but not in the same order. The results of generation G of the photo NAME are in
-NAME/G/, and "/" sorts after the characters from "!" to ".": the photo `a` comes before `a.jpg`, but its folder `a/1/` comes
-after `a.jpg/1/`. Photos are therefore brought into the order of their folders first. Only photos whose names are prefixes
-of each other are held back for this, at most as many as a name has characters. Then the two listings are merged.
+NAME/G/, and "/" sorts after the characters from "!" to ".": the photo `a` comes before `a.jpg`, but its folder `a/1/`
+after `a.jpg/1/`. Photos are therefore brought into the order of their folders first. Only photos whose names are
+prefixes of each other are held back for this, at most as many as a name has characters. Then both listings are merged.
 """
 
 from __future__ import annotations
