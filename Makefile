@@ -29,7 +29,7 @@ check-model:
 	esac
 
 test: lint .cache/terraform/installed
-	$(BIN)/pytest -n 2 --dist loadfile -rs -m "not slow"
+	$(BIN)/pytest -n 3 --dist loadfile -rs -m "not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
