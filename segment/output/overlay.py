@@ -30,8 +30,8 @@ LINE, OF_INSTANCE = 1 / 550, 1 / 25
 """The width of lines by the root of the photo's area, but on small instances by that of the box's."""
 SPECK = 0.02
 """The part of a mask below which a piece of it, or a hole in it, has no contour."""
-MOST_SPECKS = 400
-"""A mask with more of them is noise, and is outlined as it is."""
+MOST_SPECKS = 32
+"""A mask with more of them is noise and outlined as it is: removing them would take longer than all other drawing."""
 
 
 def draw(
