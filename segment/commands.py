@@ -217,10 +217,8 @@ def serve(arguments: argparse.Namespace) -> int:
     from segment.web import server
 
     host, port = os.environ.get("HOST", "0.0.0.0"), _whole_number("PORT", 8080, 1, 65535)
-    target, source = (
-        arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http"),
-        os.environ.get("FUNCTION_SOURCE"),
-    )
+    target = arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http")
+    source = os.environ.get("FUNCTION_SOURCE")
     if not source and target not in TARGETS:
         raise SettingsError(f"The function target is {target!r}; it must be one of {', '.join(TARGETS)}.")
     command: list[str] = []

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from devtools.gcs import Cloud
 from devtools.server import CACHE, Server, serve
+from segment.bucket.store import google
 from training.shapes import scene
 
 OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requirements-beam.txt", "test_package.py")
@@ -42,6 +44,18 @@ def server() -> Iterator[Server]:
     """The service with the demo model, and small limits so that they can be reached."""
     with serve(SEGMENT_MAX_UPLOAD="2Mi", SEGMENT_FETCH_PRIVATE="true", SEGMENT_FETCH_SECONDS="3") as running:
         yield running
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """A storage server with the buckets `photos` and `results`, which the client of this process uses."""
+    with Cloud() as cloud:
+        cloud.create_bucket("photos")
+        cloud.create_bucket("results")
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
+        google.client.cache_clear()
+        yield cloud
+    google.client.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import termios
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from fcntl import ioctl
 from functools import cache
 from pathlib import Path
@@ -33,18 +32,6 @@ from tests.scenes import RENDER_FACTOR, expected, photo
 
 SETTINGS = {"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR), "SEGMENT_STORAGE_SECONDS": "2"}
 FILES = {"overlay.png", "detections.json"}
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """Buckets `photos` and `results`; the client of this process is pointed at them."""
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        cloud.create_bucket("results")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ from segment.beam import pipeline
 from segment.beam.source import Source
 from segment.beam.worker import Worker
 from segment.bucket.listing import Range
-from segment.bucket.store import google
 from segment.errors import SettingsError
 from tests.scenes import RENDER_FACTOR, expected, photo
 
@@ -51,19 +50,13 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """Buckets `photos`, with three photos and what is none, and `results`."""
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        cloud.create_bucket("results")
-        for number, name in enumerate(NAMES):
-            cloud.put("photos", name, photo(number))
-        cloud.put("photos", "2026/", b"")
-        cloud.put("photos", "notes.txt", b"no photo")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
+def cloud(cloud: Cloud) -> Cloud:
+    """With three photos, and two objects that are none."""
+    for number, name in enumerate(NAMES):
+        cloud.put("photos", name, photo(number))
+    cloud.put("photos", "2026/", b"")
+    cloud.put("photos", "notes.txt", b"no photo")
+    return cloud
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from devtools.gcs import Cloud, Fault
 from segment.__main__ import main
 from segment.bucket import backfill, dataset, shares
 from segment.bucket.dataset import Place, TaskDataset
-from segment.bucket.store import google
 from segment.bucket.store.folder import Folder
 from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
@@ -36,18 +34,12 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """Buckets `photos`, with photos and one file that is none, and `results`."""
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        cloud.create_bucket("results")
-        for number, name in enumerate(NAMES):
-            cloud.put("photos", name, photo(number % 3))
-        cloud.put("photos", "notes.txt", b"no photo")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
+def cloud(cloud: Cloud) -> Cloud:
+    """With photos, and one file that is none."""
+    for number, name in enumerate(NAMES):
+        cloud.put("photos", name, photo(number % 3))
+    cloud.put("photos", "notes.txt", b"no photo")
+    return cloud
 
 
 @pytest.fixture(scope="module")

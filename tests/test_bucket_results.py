@@ -17,7 +17,7 @@ from devtools.gcs import Cloud, Fault
 from segment import container
 from segment.bucket.objects import segment_object
 from segment.bucket.results import Run
-from segment.bucket.store import Object, Store, google, open_store
+from segment.bucket.store import Object, Store, open_store
 from segment.errors import StorageError, StorageRefused
 from segment.model import EMBEDDED
 from segment.options import Options
@@ -26,17 +26,6 @@ from segment.settings import Settings
 from training.shapes import scene
 
 FIRST = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "1", "SEGMENT_MIN_SCORE": "0.4"}
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        cloud.create_bucket("results")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,6 +22,7 @@ from segment.labelling.labelstudio import controls, prediction
 from segment.model import load
 from segment.output import brush
 from segment.output.coco import annotation
+from tests.test_brush import decode
 from training.shapes import CLASSES, scene
 
 CONFIG = """<View><Image name="picture" value="$photo"/>
@@ -72,24 +73,8 @@ def test_every_instance_is_a_brush_region_by_default(photos: Path, tmp_path: Pat
 
 
 def unpacked(packed: bytes, size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """The mask of a brush region, by reading the bits of output/brush.py's description."""
-    bits = "".join(f"{byte:08b}" for byte in packed)
-    at = 0
-
-    def take(count: int) -> int:
-        nonlocal at
-        at += count
-        return int(bits[at - count : at], 2)
-
-    total, _ = take(32), take(5)
-    lengths = [take(4) + 1 for _ in range(4)]
-    values: list[int] = []
-    while len(values) < total:
-        repeated, kind = take(1), take(2)
-        assert repeated
-        count = take(lengths[kind]) + 1
-        values += [take(8)] * count
-    return np.asarray(np.array(values).reshape(size[1], size[0], brush.CHANNELS)[..., 3] == 255)
+    """The mask of a brush region of a photo of `size` (width, height)."""
+    return np.asarray(decode(packed).reshape(size[1], size[0], brush.CHANNELS)[..., 3] == 255)
 
 
 def test_regions_are_those_of_the_ml_backend() -> None:

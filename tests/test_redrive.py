@@ -13,7 +13,6 @@ from devtools.gcs import Cloud, Fault
 from devtools.pubsub import Server
 from segment.__main__ import main
 from segment.bucket import redrive
-from segment.bucket.store import google
 from training.shapes import scene
 
 SETTINGS = {
@@ -24,18 +23,12 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        cloud.create_bucket("results")
-        for name, value in (SETTINGS | {"STORAGE_EMULATOR_HOST": cloud.url}).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(redrive, "PAUSE_SECONDS", 0.01)
-        monkeypatch.setattr(redrive, "PAUSES", (0.01,))
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(redrive, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(redrive, "PAUSES", (0.01,))
 
 
 @pytest.fixture

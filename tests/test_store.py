@@ -19,16 +19,6 @@ from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 MIB = 1 << 20
 
 
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    with Cloud() as cloud:
-        cloud.create_bucket("photos")
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
-        google.client.cache_clear()
-        yield cloud
-    google.client.cache_clear()
-
-
 @pytest.fixture(params=["bucket", "folder"])
 def store(request: pytest.FixtureRequest, cloud: Cloud, tmp_path: Path) -> Store:
     address = "gs://photos" if request.param == "bucket" else str(tmp_path / "photos")

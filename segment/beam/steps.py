@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import quote
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -251,7 +250,9 @@ class Write(beam.DoFn):
                     document = coco.document(output.journal.entries, labels)
                     output.replace(coco.FILE_NAME, document, "application/json")
                 if "parquet" in self._job.datasets:
-                    output.keep_only(f"instances.parquet/model={quote(name, safe='')}/", set(parquet_files))
+                    from segment.dataset import parquet
+
+                    output.keep_only(f"{parquet.FOLDER_NAME}/{parquet.partition(name)}/", set(parquet_files))
 
 
 @dataclass(frozen=True)
