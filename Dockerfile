@@ -6,6 +6,7 @@
 #   docker build -t segment --build-arg MODEL=mine.onnx .                with a converted model from this folder
 #   ... --build-arg INT8=1                                               the same in int8, calibrated on public photographs
 #   ... --build-arg CALIBRATE=photos                                     in int8, calibrated on photos/ in this folder
+#   ... --build-arg SEGMENT_ZOO_URL=https://...                          from a mirror of the zoo
 #   ... --build-arg PARQUET=1                                            with pyarrow, for Parquet datasets of the backfill job
 #   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for what does not convert
 #   docker build -t segment:beam --target beam .                         workers of an Apache Beam pipeline (Dataflow)
@@ -64,6 +65,7 @@ FROM packages AS model
 ARG MODEL=""
 ARG INT8=""
 ARG CALIBRATE=""
+ARG SEGMENT_ZOO_URL=""
 COPY . .
 RUN mkdir /model && \
     case "$MODEL" in \

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import pickle
 import threading
 from collections.abc import Iterator
@@ -97,3 +99,22 @@ def narrow_model() -> tuple[bytes, bytes]:
     config = zoo.merged(zoo.config(zoo.entry("cityscapes_mask_rcnn_R_50_FPN")), NARROW)
     tensors = checkpoints.checkpoint(configs.parse(config))
     return pickle.dumps({"model": tensors, "__author__": "a test"}), yaml.safe_dump(config).encode()
+
+
+def zoo_file(name: str) -> dict[str, bytes]:
+    """A zoo checkpoint, keyed by its path: the published tensor names, shapes and checksum, with random values."""
+    entry = zoo.entry(name)
+    tensors = checkpoints.checkpoint(configs.parse(zoo.config(entry)))
+    body = pickle.dumps({"model": tensors, "__author__": "random values"})
+    return {"/" + entry.file: with_md5(body, entry.digest)}
+
+
+def with_md5(body: bytes, digits: str) -> bytes:
+    """Append four bytes to `body` so that its MD5 begins with `digits`. A pickle is not read beyond its end."""
+    state = hashlib.md5(body, usedforsecurity=False)
+    for number in itertools.count():
+        extended = state.copy()
+        extended.update(number.to_bytes(4, "little"))
+        if extended.hexdigest().startswith(digits):
+            return body + number.to_bytes(4, "little")
+    raise AssertionError

@@ -6,11 +6,8 @@ The checkpoint has the zoo's names and shapes and random values (benchmarks/chec
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -23,10 +20,7 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
-from benchmarks import checkpoints
 from devtools.server import ROOT, free_port
-from segment import zoo
-from segment.convert import config as configs
 from tests import mirror as mirrors
 from tests.browser import browser, chromium
 from tests.mirror import Mirror
@@ -56,25 +50,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def mirror() -> Iterator[Mirror]:
     """A mirror of the zoo with one full-size checkpoint."""
-    entry = zoo.entry(NAME)
-    tensors = checkpoints.checkpoint(configs.parse(zoo.config(entry)))
-    body = with_md5(pickle.dumps({"model": tensors, "__author__": "random values"}), entry.digest)
     with mirrors.run() as running:
-        running.files["/" + entry.file] = body
+        running.files.update(mirrors.zoo_file(NAME))
         running.before_gate = HELD_BYTES
         running.gate.clear()
         yield running
-
-
-def with_md5(body: bytes, digits: str) -> bytes:
-    """`body` and four bytes more, so that its MD5 begins with `digits`: what a pickle does not read after its end."""
-    state = hashlib.md5(body, usedforsecurity=False)
-    for number in itertools.count():
-        extended = state.copy()
-        extended.update(number.to_bytes(4, "little"))
-        if extended.hexdigest().startswith(digits):
-            return body + number.to_bytes(4, "little")
-    raise AssertionError
 
 
 @contextlib.contextmanager

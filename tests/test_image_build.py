@@ -392,22 +392,36 @@ def test_bad_setting_stops_the_start_with_its_name(image: Built) -> None:
     assert "SEGMENT_FIT is 'stretch'" in done.stdout + done.stderr
 
 
-def test_the_build_argument_model_downloads_and_converts(buildah: Buildah, context: Path) -> None:
-    """MODEL as a URL, with INT8: the stage `model` installs the converter and runs `segment fetch`.
-
-    A name of the zoo takes the same command; its server cannot be reached from a test.
-    """
+def test_build_argument_model_takes_a_url(buildah: Buildah, context: Path) -> None:
+    """MODEL is a checkpoint URL, with INT8: the stage `model` installs the converter and runs `segment fetch`."""
     checkpoint, config = mirrors.narrow_model()
     with mirrors.run() as mirror:
         mirror.files = {"/narrow.pkl": checkpoint, "/config.yaml": config}
         buildah.build("model", context, mirror.url + "narrow.pkl", "--build-arg", "INT8=1")
         assert sorted(mirror.paths) == ["/config.yaml", "/narrow.pkl"]
+    assert built_model(buildah).precision == "int8"
+
+
+def test_build_argument_model_takes_a_name_of_the_zoo(buildah: Buildah, context: Path) -> None:
+    """MODEL is a name, and SEGMENT_ZOO_URL is a mirror with the full-size checkpoint."""
+    name = "mask_rcnn_R_50_FPN_3x"
+    with mirrors.run() as mirror:
+        mirror.files = mirrors.zoo_file(name)
+        buildah.build("model", context, name, "--build-arg", f"SEGMENT_ZOO_URL={mirror.url}")
+        assert mirror.paths == list(mirror.files)
+    facts = built_model(buildah)
+    assert name in facts.source
+    assert len(facts.labels) == 80
+
+
+def built_model(buildah: Buildah) -> ModelMetadata:
+    """What the model file says that the stage `model` wrote; there must be no other file beside it."""
     with buildah.mounted("model") as (root, _):
-        facts = ModelMetadata.from_metadata(metadata(root / "model/model.onnx"))
         assert [path.name for path in (root / "model").iterdir()] == ["model.onnx"]
+        facts = ModelMetadata.from_metadata(metadata(root / "model/model.onnx"))
     assert facts
-    assert facts.precision == "int8"
     assert facts.bytes_per_pixel > 0
+    return facts
 
 
 def test_no_bytecode_is_compiled_at_start(image: Built) -> None:
