@@ -43,6 +43,7 @@ ABOUT = {
     "detections": (SERVING, "boxes, scores, classes, masks"),
     "labels": (SERVING, "class names"),
     "modelfile": (SERVING, "metadata of a model file"),
+    "extras": (OFFLINE, "optional packages"),
     "errors": (SERVING, "exceptions"),
     "packed": (SERVING, "a mask in 2 KB"),
     "mask": (SERVING, "paste one mask"),

@@ -25,7 +25,7 @@ from typing import Any
 
 from segment import commands
 from segment.errors import SegmentError
-from segment.preparation import EXTRAS, missing
+from segment.extras import EXTRAS, missing
 
 CALIBRATE = "calibrate int8 on photos like those to be segmented; default: on photographs that come with this package"
 MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"

@@ -10,7 +10,6 @@ Offline: serving runs this in a child process (web/startup.py), which gives its 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from urllib.parse import urlsplit
 
 from segment import zoo
 from segment.dataset.photos import find
-from segment.errors import ConversionError, MissingPackage, ModelError
+from segment.errors import ConversionError, ModelError
+from segment.extras import require
 from segment.labels import read_labels
 from segment.modelfile import ModelMetadata
 from segment.progress import Progress, Report, ignore
@@ -252,31 +252,6 @@ def check_calibration(calibrate: Path | None) -> None:
     """Raise ConversionError for a folder without photos to calibrate on."""
     if calibrate and not next(find([calibrate]), None):
         raise ConversionError(f"--calibrate {calibrate}: there are no photos in this folder.")
-
-
-EXTRAS = {
-    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
-    **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
-    "google": "gcp",
-    "pyarrow": "parquet",
-    "apache_beam": "beam",
-    "apitools": "dataflow",
-}
-"""The extra of the distribution that installs a package which some commands import."""
-
-
-def require(package: str) -> None:
-    """Raise MissingPackage if the package is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise missing(package)
-
-
-def missing(package: str) -> MissingPackage:
-    """The error that names the extra with the package, which must be in EXTRAS."""
-    return MissingPackage(
-        f"This command needs the package {package}, which is not installed. "
-        f"Install it with: pip install 'segment-serverless[{EXTRAS[package]}]'"
-    )
 
 
 def _identity(file: Path) -> str:

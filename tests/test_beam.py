@@ -31,7 +31,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from devtools.gcs import Cloud
 from devtools.server import ROOT, free_port
-from segment import container
+from segment import container, extras
 from segment.__main__ import main
 from segment.beam import pipeline
 from segment.beam.source import Source
@@ -179,7 +179,7 @@ def test_dataflow_needs_its_package(photos: Path, capsys: pytest.CaptureFixture[
     if importlib.util.find_spec("apitools"):
         pytest.skip("apache-beam[gcp] is installed, see requirements-beam.txt")
     assert run(photos, "out", "--runner", "DataflowRunner") == 1
-    assert "pip install 'segment-serverless[dataflow]'" in capsys.readouterr().err
+    assert extras.command("dataflow") in capsys.readouterr().err
 
 
 def test_dataflow_is_given_the_job(cloud: Cloud, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

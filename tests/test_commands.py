@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from devtools.server import ROOT
+from segment import extras
 from segment.__main__ import main
 from segment.model import EMBEDDED
 from training.shapes import CLASSES, scene
@@ -242,13 +243,13 @@ class TestPrepare:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert main(["prepare", "mask_rcnn_R_50_FPN_3x"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.endswith("pip install 'segment-serverless[convert]'")
+        assert line.endswith(extras.command("convert"))
 
 
 def test_a_missing_beam_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("apache_beam"):
         pytest.skip("apache-beam is installed, see requirements-beam.txt")
     assert main(["beam", "--input", "photos", "--output", "out", "--region=x"]) == 1
-    assert "pip install 'segment-serverless[beam]'" in capsys.readouterr().err
+    assert extras.command("beam") in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["image", "photos", "-o", "out", "--region=x"])

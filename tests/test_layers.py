@@ -17,7 +17,7 @@ from devtools.server import ROOT
 LEVELS = (
     ("packed",),
     ("errors", "mask", "resize", "container", "log", "formats", "values", "progress"),
-    ("settings", "memory", "image", "detections", "labels", "modelfile"),
+    ("settings", "memory", "image", "detections", "labels", "modelfile", "extras"),
     ("options", "tiles", "engine", "zoo"),
     ("output", "plan", "convert"),
     ("results", "labelling"),

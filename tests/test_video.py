@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pycocotools.coco import COCO
 
+from segment import extras
 from segment.__main__ import main
 from segment.dataset import video, work
 from segment.errors import UnsupportedImage
@@ -252,4 +253,4 @@ def test_a_missing_package_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     clip = write(tmp_path / "clip.mp4", frames=1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(clip, "-o", tmp_path / "out") == 1
-    assert "pip install 'segment-serverless[video]'" in errors(tmp_path / "out")[0][1]
+    assert extras.command("video") in errors(tmp_path / "out")[0][1]

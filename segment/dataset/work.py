@@ -7,7 +7,6 @@ number.
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -18,10 +17,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from segment import extras
 from segment.dataset.job import Job
 from segment.dataset.journal import Journal
 from segment.dataset.photos import VIDEO_SUFFIXES, Photo
-from segment.errors import Busy, ImageError, MissingPackage, OptionError, SegmentError, TooLarge
+from segment.errors import Busy, ImageError, OptionError, SegmentError, TooLarge
 from segment.formats import Format
 from segment.service import Service
 
@@ -124,10 +124,7 @@ class Work:
         return Done(result.instances, sum(result.timings.values()), document, overlay)
 
     def _add_video(self, video: Photo, key: str, generation: int) -> None:
-        if importlib.util.find_spec("av") is None:
-            raise MissingPackage(
-                "Reading a video needs the package av. Install it with: pip install 'segment-serverless[video]'"
-            )
+        extras.require("av")
         from segment.dataset.video import Writer, frames
 
         path = self._job.overlay_video(video)

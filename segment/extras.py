@@ -1,0 +1,46 @@
+"""Optional packages, and the command that installs each.
+
+The distribution has extras (pyproject.toml, optional-dependencies). If it is installed, `pip install` adds an extra by
+the distribution's name. In a clone it is not installed, so the command has the clone's path instead.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+
+from segment.errors import MissingPackage
+
+DISTRIBUTION = "segment-serverless"
+EXTRAS = {
+    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
+    **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
+    "google": "gcp",
+    "pyarrow": "parquet",
+    "av": "video",
+    "apache_beam": "beam",
+    "apitools": "dataflow",
+}
+"""The extra that installs each optional package, by the package's import name."""
+
+
+def require(package: str) -> None:
+    """Raise MissingPackage if the package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise missing(package)
+
+
+def missing(package: str) -> MissingPackage:
+    """The error for a package in EXTRAS that is not installed, with the command that installs it."""
+    return MissingPackage(f"The package {package} is not installed. Install it with: {command(EXTRAS[package])}")
+
+
+def command(extra: str) -> str:
+    """The command that installs an extra."""
+    try:
+        importlib.metadata.distribution(DISTRIBUTION)
+        source = DISTRIBUTION
+    except importlib.metadata.PackageNotFoundError:
+        source = str(Path(__file__).resolve().parents[1])
+    return f"pip install '{source}[{extra}]'"
