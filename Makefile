@@ -1,5 +1,8 @@
-# make run    serve on http://localhost:8080; with MODEL=NAME or MODEL=FILE that model (see `segment models`)
-# make test   prove it
+## make run         serve the demo model on http://localhost:8080
+##   MODEL=         another model: a name (see README, Models), a file or a URL; CONFIG=, LABELS= for a checkpoint of your own
+##   INT8=1         quantise it, calibrated on public photographs, or on the folder CALIBRATE=
+##   PORT=          another port
+## make test        run the linters and the tests
 PYTHON ?= python3
 PORT ?= 8080
 VENV := .venv
@@ -8,7 +11,7 @@ BIN := $(VENV)/bin
 .PHONY: help run check-model test lint test-slow beam-test bench bucket image-test clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^## //p' Makefile
 
 ZOO := segment/zoo/models.toml
 # A file in .onnx is served as it is; everything else is converted.
@@ -23,7 +26,9 @@ run: check-model $(VENV)/serving $(CONVERTER)
 check-model:
 	@case "$(MODEL)" in \
 	  ""|*://*) ;; \
-	  */*|*.*) test -f "$(MODEL)" || { echo "There is no file $(MODEL)." >&2; exit 1; } ;; \
+	  */*|*.*) test -f "$(MODEL)" || { echo "There is no file $(MODEL)." >&2; exit 1; }; \
+	    case "$$(echo "$(MODEL)" | tr A-Z a-z)" in *.onnx|*.pkl|*.pth|*.pt) ;; *) \
+	      echo "$(MODEL) is not a model: the name of a model file ends in .onnx, .pkl, .pth or .pt." >&2; exit 1;; esac ;; \
 	  *) grep -q "^\[models\.$(MODEL:-int8=)\]" $(ZOO) || { sed -n 's/^\[models\.\(.*\)\]/  \1/p' $(ZOO) >&2; \
 	       echo "There is no model called $(MODEL). The names are listed above; a file ends in .onnx, .pkl or .pth." >&2; exit 1; } ;; \
 	esac
@@ -36,23 +41,23 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# test-slow   the tests that take minutes or root
+## make test-slow   the tests that take minutes or root
 test-slow: $(VENV)/dev
 	$(BIN)/pytest -m slow
 
-# beam-test   the pipeline on a Beam runner, in an environment of its own
+## make beam-test   the pipeline on a Beam runner, in an environment of its own
 beam-test: .cache/beam/installed
 	.cache/beam/bin/python -m pytest tests/test_beam.py
 
-# bench       measure, and write benchmarks/results
+## make bench       measure, and write benchmarks/results
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks
 
-# bucket      a bucket to develop against: drop a photo into a folder
+## make bucket      a bucket to develop against: drop a photo into a folder
 bucket: $(VENV)/dev
 	$(BIN)/python -m devtools.bucket
 
-# image-test  build the image and run it under a memory limit (root, Debian)
+## make image-test  build the image and run it under a memory limit (root, Debian)
 image-test: $(VENV)/dev
 	$(BIN)/pytest tests/test_image_build.py
 
@@ -76,12 +81,13 @@ $(VENV)/bench: requirements-bench.txt $(VENV)/dev
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/bin/python:
+# pip is the last file that venv creates: an environment that could not be finished is created again.
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11. Name another with PYTHON=, such as PYTHON=python3.12."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/serving: requirements.txt | $(VENV)/bin/python
+$(VENV)/serving: requirements.txt | $(BIN)/pip
 	@echo "Installing what serving needs into $(VENV). This takes a minute, and is done once."
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -91,6 +97,6 @@ $(VENV)/convert: requirements-convert.txt $(VENV)/serving
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-convert.txt
 	@touch $@
 
-$(VENV)/dev: requirements.txt requirements-convert.txt requirements-parquet.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/dev: requirements.txt requirements-convert.txt requirements-parquet.txt requirements-dev.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ def test_actions_are_pinned_by_commit() -> None:
         ("segment/models/shapes.onnx", ""),
         ("mask_rcnn_R_51", "There is no model called mask_rcnn_R_51."),
         ("output/my model.onnx", "There is no file output/my model.onnx."),
+        ("docs/coins.jpg", "docs/coins.jpg is not a model: the name of a model file ends in .onnx, .pkl, .pth or .pt."),
     ],
 )
 def test_make_checks_the_model_before_it_installs(model: str, message: str) -> None:
@@ -67,6 +69,31 @@ def test_make_installs_the_converter_only_for_what_is_converted() -> None:
 
     assert "requirements-convert.txt" in planned("mask_rcnn_R_50_FPN_3x")
     assert "requirements-convert.txt" not in planned("segment/models/shapes.onnx")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_creates_an_unfinished_environment_again(tmp_path: Path) -> None:
+    """venv without ensurepip, or one that was interrupted, leaves an environment without pip."""
+
+    def planned() -> str:
+        command = ["make", "--dry-run", "run", f"VENV={tmp_path}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    assert f"-m venv {tmp_path}\n" in planned()
+    (tmp_path / "bin" / "pip").touch()
+    assert f"-m venv {tmp_path}\n" not in planned()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_alone_prints_every_command() -> None:
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    described = re.findall(r"^make ([\w-]+) ", shown, re.M)
+    assert set(described) == set(targets.split()) - {"help", "check-model", "lint", "clean"}
+    assert all(line.startswith(("make ", "  ")) for line in shown.splitlines())
 
 
 @pytest.mark.parametrize("form", ["bug", "feature"])
