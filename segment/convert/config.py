@@ -1,7 +1,7 @@
-"""The facts of a detectron2 config that decide what the network computes at test time.
+"""The parts of a detectron2 config that determine the network at test time.
 
-A config that requires anything that cannot be converted is refused with the key, its value and the values that can. A
-key that is absent has detectron2's own default (detectron2/config/defaults.py).
+A config that requires something that cannot be converted is refused; the error names the key, its value and the
+supported values. Absent keys have detectron2's defaults (detectron2/config/defaults.py).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from segment.errors import ConversionError
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """ResNet depth -> bottleneck blocks in res2, res3, res4, res5 (He et al. 2015, table 1)."""
 BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
-"""detectron2's batch norms (detectron2/layers/batch_norm.py): at test time all are the same affine map."""
+"""detectron2's batch norms (detectron2/layers/batch_norm.py). At test time, all are the same affine map."""
 NORMS = ("", "GN", *BATCH_NORMS)
 HEAD_NORMS = (*NORMS, "LN")
-"""The norms of heads and of the simple feature pyramid: also a layer norm over the channels of each place."""
+"""Norms of heads and of the simple feature pyramid. LN is a layer norm over the channels of each position."""
 
 _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    # key: (detectron2's default, the values that are converted)
+    # key: (detectron2's default, the supported values)
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
     "MODEL.BACKBONE.NAME": ("build_resnet_backbone", ("build_resnet_fpn_backbone", "build_resnet_backbone")),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", ("RPN",)),
@@ -67,7 +67,7 @@ _REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
         "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("ImplicitPointHead",)),
     },
-    # What PointRendMaskHead was called in 2020; PointRendROIHeads ignores its POOLER_TYPE.
+    # The name of PointRendMaskHead in 2020. PointRendROIHeads ignores its POOLER_TYPE.
     "CoarseMaskHead": {
         "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("PointRendROIHeads",)),
         **_REQUIRED_OF_POINT_REND,
@@ -77,12 +77,15 @@ _MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
     "Res5ROIHeads": ("MaskRCNNConvUpsampleHead",),
     "PointRendROIHeads": ("PointRendMaskHead", "CoarseMaskHead"),
 }
-"""ROI heads that take some mask heads only."""
+"""ROI heads that support only some mask heads."""
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Anchor boxes of each RPN level: `sizes[l]` in pixels, `ratios[l]` height / width, centres at `offset` strides."""
+    """Anchor boxes of the RPN.
+
+    `sizes[l]`: sizes on level l, in pixels. `ratios[l]`: height / width. `offset`: offset of the centres, in strides.
+    """
 
     sizes: tuple[tuple[float, ...], ...]
     ratios: tuple[tuple[float, ...], ...]
@@ -91,11 +94,11 @@ class Anchors:
 
 @dataclass(frozen=True)
 class ResNet:
-    """The bottom-up network: stages res2, res3 and so on.
+    """A ResNet or ResNeXt as the bottom-up network, with the stages res2, res3 and so on.
 
     `blocks`: the number of bottleneck blocks of each stage that is built, from res2. `res5_dilation`: 2 keeps res5 at
-    the stride of res4. `deformable`: the stages whose 3x3 convolutions are. Each of their `offset_groups` groups of
-    channels is read at its own places; `modulated`: with a factor for each tap of the kernel.
+    the stride of res4. `deformable`: the stages with deformable 3x3 convolutions. Each of the `offset_groups` groups of
+    channels has its own offsets. `modulated`: each tap of the kernel also has a factor (v2).
     """
 
     blocks: tuple[int, ...]
@@ -121,9 +124,10 @@ class ResNet:
 
 @dataclass(frozen=True)
 class RegNet:
-    """The bottom-up network: stages s1, s2 and so on, with an entry of `widths`, `blocks` and `group_widths` for each.
+    """A RegNet as the bottom-up network, with the stages s1, s2 and so on.
 
-    `se_ratio`: width of a squeeze-and-excitation layer as a part of its block's input; 0 where there is none.
+    `widths`, `blocks`, `group_widths`: one entry per stage. `se_ratio`: width of a squeeze-and-excitation layer,
+    divided by the number of input channels of its block; 0 without such layers.
     """
 
     stem_channels: int
@@ -134,7 +138,7 @@ class RegNet:
     norm: str
 
     def channels(self, stage: int) -> int:
-        """Channels of the map of stride 2^stage, which s1 has for stage 2."""
+        """Channels of the map with stride 2^stage. s1 has stride 4, so it is stage 2."""
         return self.widths[stage - 2]
 
     def level(self, stage: int) -> int:
@@ -144,13 +148,13 @@ class RegNet:
 
 @dataclass(frozen=True)
 class ViT:
-    """The bottom-up network: a plain vision transformer, `depth` blocks on tokens of `patch` x `patch` pixels.
+    """A plain vision transformer as the bottom-up network: `depth` blocks on tokens of `patch` x `patch` pixels.
 
-    `hidden`: width inside a block's two fully connected layers. `positions`: side of the square table of absolute
-    positions, 0 without one; with `class_token` it has one row more, which is not used. `relative_positions`: side of
-    the map that the relative positions of the global blocks were made for, 0 without any. The blocks `window_blocks`
-    attend within windows of `window` x `window` tokens, the others to all tokens; `residual_blocks` end with a
-    bottleneck of convolutions. `epsilon`: of the blocks' layer norms.
+    `hidden`: width of the hidden layer of a block's MLP. `positions`: side of the square table of absolute position
+    embeddings, 0 without one; `class_token`: the table has one additional row, which is not used. `relative_positions`:
+    side of the map for which the relative position embeddings of the global blocks were made, 0 without any.
+    `window_blocks`: blocks whose attention is within windows of `window` x `window` tokens; all others are global.
+    `residual_blocks`: blocks that end with a bottleneck of convolutions. `epsilon`: that of the blocks' layer norms.
     """
 
     patch: int
@@ -168,7 +172,7 @@ class ViT:
     epsilon: float
 
     def channels(self, stage: int) -> int:
-        """Channels of the output, which is the only map."""
+        """Channels of the output, which is a single map."""
         return self.width
 
     def level(self, stage: int) -> int:
@@ -178,9 +182,9 @@ class ViT:
 
 @dataclass(frozen=True)
 class SimplePyramid:
-    """The feature pyramid of ViTDet, made from one map. `levels`, `channels` and `norm` as in Pyramid.
+    """The feature pyramid of ViTDet, which is computed from one map. `levels`, `channels` and `norm` as in Pyramid.
 
-    `square`: side in pixels of the square that every image is padded to; 0 takes an image at its own size.
+    `square`: side in pixels of the square that every image is padded to; 0: images are not padded to a square.
     """
 
     levels: tuple[int, ...]
@@ -191,7 +195,10 @@ class SimplePyramid:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The feature pyramid. `levels` are those of its inputs, as powers of two of the stride: 2 for res2."""
+    """The feature pyramid (FPN). `levels`: log2 of the strides of its inputs, such as 2 for res2.
+
+    `average`: whether merged maps are averaged instead of added.
+    """
 
     levels: tuple[int, ...]
     channels: int
@@ -201,7 +208,11 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Proposals:
-    """The region proposal network. `levels` as in Pyramid; one above the pyramid's last is that one, pooled."""
+    """The region proposal network (RPN).
+
+    `levels` as in Pyramid; the level above the pyramid's last one is that one, pooled. `nms`: IoU threshold.
+    `before_nms`, `after_nms`: number of proposals per level before, and in total after non-maximum suppression.
+    """
 
     levels: tuple[int, ...]
     conv_dims: tuple[int, ...]
@@ -215,7 +226,7 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Pooler:
-    """ROIAlignV2 over pyramid `levels`."""
+    """ROIAlignV2 on the pyramid's `levels`."""
 
     levels: tuple[int, ...]
     resolution: int
@@ -224,9 +235,9 @@ class Pooler:
 
 @dataclass(frozen=True)
 class BoxHead:
-    """The second stage's boxes. One entry of `box_weights` per cascade stage; a plain head has one.
+    """The box head. `box_weights` has one entry per stage of a cascade; without a cascade, it has one.
 
-    `convs` and `fcs` are 0 where res5 takes their place (Config.res5_heads).
+    `convs` and `fcs` are 0 if res5 is used instead (Config.res5_heads).
     """
 
     pooler: Pooler
@@ -246,7 +257,7 @@ class BoxHead:
 
 @dataclass(frozen=True)
 class MaskHead:
-    """The second stage's masks: `convs` 3x3 convolutions, a 2x upsampling, a 1x1 prediction."""
+    """The mask head: `convs` 3x3 convolutions, upsampling by 2, and a 1x1 convolution that predicts."""
 
     pooler: Pooler
     convs: int
@@ -257,8 +268,8 @@ class MaskHead:
 
 @dataclass(frozen=True)
 class ConvFCHead:
-    """PointRend's head on a whole box: `resolution` x `resolution` points of the maps `levels`, one 2x2 convolution of
-    stride 2 and `fcs` fully connected layers."""
+    """PointRend's coarse head: `resolution` x `resolution` points per box, sampled from the maps `levels`, a 2x2
+    convolution with stride 2, and `fcs` fully connected layers."""
 
     levels: tuple[int, ...]
     resolution: int
@@ -269,11 +280,11 @@ class ConvFCHead:
 
 @dataclass(frozen=True)
 class PointRend:
-    """The second stage's masks, rendered point by point from the maps `levels`: PointRend, or `implicit`.
+    """A mask head that renders masks point by point from the maps `levels`: PointRend, or `implicit` PointRend.
 
-    `first_side`: the grid that rendering begins with, doubled `steps` times; each time `points` are decided anew.
-    `coarse_side`: the side of the coarse head's grid, with whose logits `coarse_each_layer` begins each layer's input.
-    Of Implicit PointRend: whether its layers see `image_features` and `positions`.
+    `first_side`: side of the first grid, which is doubled `steps` times; each time, `points` points are predicted
+    again. `coarse_side`: side of the coarse head's grid. `coarse_each_layer`: whether the input of every layer contains
+    the coarse logits. `image_features`, `positions`: whether the input of Implicit PointRend contains these.
     """
 
     coarse: ConvFCHead
@@ -293,16 +304,16 @@ class PointRend:
 
     @property
     def side(self) -> int:
-        """The side of a finished mask."""
+        """Side of a finished mask."""
         return self.first_side << self.steps
 
 
 @dataclass(frozen=True)
 class Config:
-    """A Mask R-CNN as it runs at test time. `mean` and `std` are in the order of `format`.
+    """A Mask R-CNN at test time. `mean` and `std` have the channel order `format`.
 
-    `pyramid`: None where proposals and heads read one stage of the bottom-up network itself, `feature` (which is 0 with
-    a pyramid). `res5_heads`: res5 is run on each region, for boxes and masks, instead of on the image ("C4").
+    `pyramid`: None if the RPN and the heads read the stage `feature` of the bottom-up network; with a pyramid,
+    `feature` is 0. `res5_heads`: res5 runs on each region, for boxes and masks, instead of on the image ("C4" models).
     """
 
     format: str
@@ -319,35 +330,36 @@ class Config:
 
     @property
     def stride(self) -> int:
-        """The stride of the coarsest map. With an FPN, the image is padded to a multiple of it."""
+        """Stride of the coarsest map. With an FPN, the image is padded to a multiple of it."""
         return int(2 ** (self.pyramid.levels[-1] if self.pyramid else self.bottom_up.level(self.feature)))
 
     @property
     def square(self) -> int:
-        """Side in pixels of the square that every image is padded to; 0 where there is none."""
+        """Side in pixels of the square that every image is padded to; 0 without such padding."""
         return self.pyramid.square if isinstance(self.pyramid, SimplePyramid) else 0
 
     @property
     def channels(self) -> int:
-        """Channels of the maps that proposals and heads read."""
+        """Channels of the maps that the RPN and the heads read."""
         return self.pyramid.channels if self.pyramid else self.bottom_up.channels(self.feature)
 
     @property
     def mask_side(self) -> int:
-        """A MaskHead's masks are predicted at mask_side x mask_side before they are upsampled by two."""
+        """Side of the masks of a MaskHead before upsampling by 2."""
         return -(-self.box.pooler.resolution // 2) if self.res5_heads else self.mask_head.pooler.resolution
 
     @property
     def mask_head(self) -> MaskHead:
-        """`mask` of a model whose masks are not rendered."""
+        """`mask` as a MaskHead. Must not be called for a PointRend model."""
         assert isinstance(self.mask, MaskHead)
         return self.mask
 
 
 def read(path: Path, *, bases: bool = True) -> Config:
-    """Read a detectron2 config file: YAML as `cfg.dump()` or `LazyConfig.save` writes it. Raises ConversionError.
+    """Read a detectron2 config file: YAML as `cfg.dump()` or `LazyConfig.save` writes it.
 
-    A config that names others in `_BASE_` is read with them, unless `bases` is False.
+    `bases`: whether to read the config files that `_BASE_` names; if False, such a config is refused. Raises
+    ConversionError.
     """
     document = documents.read(path, bases=bases)
     if "MODEL" not in document and "model" not in document:
@@ -356,16 +368,16 @@ def read(path: Path, *, bases: bool = True) -> Config:
 
 
 def parse(document: Mapping[str, Any]) -> Config:
-    """The facts of a config given as nested mappings. Raises ConversionError, which names the key.
+    """Parse a config given as nested mappings. A LazyConfig has the key `model`, a YAML config the key `MODEL`.
 
-    A LazyConfig is known by its key `model`, a YAML config by its key `MODEL`.
+    Raises ConversionError, which names the key.
     """
-    from segment.convert import lazyconfig  # which builds on this module
+    from segment.convert import lazyconfig  # imports this module
 
     try:
         return lazyconfig.parse(document) if "model" in document else _parse(document)
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
-        raise ConversionError(f"The config has a value of another type than detectron2's: {error}.") from None
+        raise ConversionError(f"A value in the config has the wrong type: {error}.") from None
 
 
 def _parse(document: Mapping[str, Any]) -> Config:
@@ -382,8 +394,8 @@ def _parse(document: Mapping[str, Any]) -> Config:
     pyramid = _pyramid(keys, resnet)
     if pyramid and res5_heads:
         raise ConversionError(
-            "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME build_resnet_fpn_backbone; "
-            "Res5ROIHeads converts with build_resnet_backbone."
+            "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME is build_resnet_fpn_backbone; "
+            "Res5ROIHeads is supported with build_resnet_backbone only."
         )
     feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
     mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
@@ -434,11 +446,11 @@ def _resnet(keys: _Keys) -> ResNet:
 
 
 def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
-    """The deformable ones of the stages that are built, from res2."""
+    """The stages with deformable convolutions, among those that are built."""
     key = "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
     given = keys.get(key, [False] * 4)
     if not isinstance(given, list | tuple) or len(given) != 4 or not all(isinstance(on, bool) for on in given):
-        raise ConversionError(f"{key} is {given!r}; it must be a list of 4 truth values, for res2 to res5.")
+        raise ConversionError(f"{key} is {given!r}; it must be a list of 4 booleans, for res2 to res5.")
     if given[3] and keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads":
         raise ConversionError(f"{key} is {list(given)}; Res5ROIHeads has no deformable res5.")
     return tuple(stage for stage, on in enumerate(given[:stages], start=2) if on)
@@ -451,8 +463,7 @@ def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
     levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", built)
     if resnet.res5_dilation != 1:
         raise ConversionError(
-            f"MODEL.RESNETS.RES5_DILATION is {resnet.res5_dilation} and MODEL.BACKBONE.NAME build_resnet_fpn_backbone; "
-            "a pyramid needs a res5 that is not dilated."
+            f"MODEL.RESNETS.RES5_DILATION is {resnet.res5_dilation}; it must be 1 with build_resnet_fpn_backbone."
         )
     return Pyramid(
         levels=levels,
@@ -463,15 +474,15 @@ def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
 
 
 def _feature(keys: _Keys, resnet: ResNet, res5_heads: bool) -> int:
-    """The one stage that proposals and heads both read where there is no pyramid."""
+    """The stage that the RPN and the heads read if there is no pyramid."""
     built = tuple(range(2, 2 + len(resnet.blocks)))
     proposals = keys.levels("MODEL.RPN.IN_FEATURES", "res", built, ["res4"])
     heads = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "res", (4,) if res5_heads else built, ["res4"])
     for key, stages in (("MODEL.RPN.IN_FEATURES", proposals), ("MODEL.ROI_HEADS.IN_FEATURES", heads)):
         if len(stages) > 1 or stages != heads:
             raise ConversionError(
-                f"{key} is {['res' + str(stage) for stage in stages]}; without a feature pyramid, "
-                "proposals and heads must read the same one stage."
+                f"{key} is {['res' + str(stage) for stage in stages]}; without a feature pyramid, MODEL.RPN and "
+                "MODEL.ROI_HEADS must both have the same single stage."
             )
     return heads[0]
 
@@ -482,8 +493,8 @@ def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
     counts = {len(s) * len(r) for s, r in zip(sizes, ratios, strict=True)}
     if len(counts) > 1:
         raise ConversionError(
-            f"MODEL.ANCHOR_GENERATOR gives {sorted(counts)} anchors per place on different levels; "
-            "one RPN head needs the same number on all."
+            f"MODEL.ANCHOR_GENERATOR has {sorted(counts)} anchors per position on different levels; "
+            "the number must be the same on all levels."
         )
     return Proposals(
         levels=levels,
@@ -502,7 +513,7 @@ def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead
     agnostic = bool(keys.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False))
     if cascade and not agnostic:
         raise ConversionError(
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is false; CascadeROIHeads has class-agnostic boxes only."
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is false; it must be true with CascadeROIHeads."
         )
     weights: list[Any] = [keys.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0])]
     if cascade:
@@ -515,7 +526,7 @@ def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead
         convs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, low=0)
         fcs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_FC", 0, low=0)
     if not fcs and not res5_heads:
-        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; a box head with at least one such layer converts.")
+        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; it must be at least 1.")
     return BoxHead(
         pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
         convs=convs,
@@ -537,7 +548,7 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
     name = keys.get("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
     res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
     for key, (default, allowed) in _REQUIRED_OF_MASK_HEADS[name].items():
-        if not (res5_heads and key == "MODEL.ROI_MASK_HEAD.POOLER_TYPE"):  # which Res5ROIHeads does not read
+        if not (res5_heads and key == "MODEL.ROI_MASK_HEAD.POOLER_TYPE"):  # Res5ROIHeads ignores POOLER_TYPE
             keys.one_of(key, default, allowed)
     if name == "MaskRCNNConvUpsampleHead":
         return MaskHead(
@@ -550,17 +561,17 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
     if not pyramid:
         raise ConversionError(
             f"MODEL.ROI_MASK_HEAD.NAME is {name} and there is no feature pyramid; "
-            "it converts with MODEL.BACKBONE.NAME build_resnet_fpn_backbone."
+            "it is supported with MODEL.BACKBONE.NAME build_resnet_fpn_backbone only."
         )
     return _point_rend(keys, levels, pyramid.channels, implicit=name == "ImplicitPointRendMaskHead")
 
 
 def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit: bool) -> PointRend:
-    """Defaults are those of projects/PointRend (point_rend/config.py, add_pointrend_config)."""
+    """The defaults are those of detectron2's projects/PointRend (point_rend/config.py, add_pointrend_config)."""
     classes = keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80)
     if (own := keys.whole("MODEL.POINT_HEAD.NUM_CLASSES", 80)) != classes:
         raise ConversionError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES {classes}; they must be the same."
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; they must be equal."
         )
     coarse = ConvFCHead(
         levels=keys.levels("MODEL.ROI_MASK_HEAD.IN_FEATURES", "p", levels, ["p2"]),
@@ -571,27 +582,27 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit
     )
     if coarse.resolution % 2:
         raise ConversionError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION is {coarse.resolution}; a mask head of PointRend needs an even one."
+            f"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION is {coarse.resolution}; it must be even for PointRend."
         )
     if coarse.conv_channels > channels * len(coarse.levels):
         raise ConversionError(
-            f"MODEL.ROI_MASK_HEAD.CONV_DIM is {coarse.conv_channels}; a mask head of PointRend has at most as many "
-            f"channels as it reads, {channels * len(coarse.levels)}."
+            f"MODEL.ROI_MASK_HEAD.CONV_DIM is {coarse.conv_channels}; for PointRend it must be at most the number of "
+            f"input channels, {channels * len(coarse.levels)}."
         )
     points = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 28 * 28)
-    steps = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 5, low=0)
+    steps = asked_steps = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 5, low=0)
     coarse_side = 0 if implicit else keys.whole("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7)
     first_side = isqrt(points) if implicit else coarse_side
     if implicit and first_side**2 != points:
         raise ConversionError(
-            f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points}; Implicit PointRend needs a square number."
+            f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points}; for Implicit PointRend it must be a square number."
         )
-    while 4 * first_side**2 <= points:  # upstream passes over the steps that would decide every point anew
+    while 4 * first_side**2 <= points:  # upstream skips the steps that would predict every point again
         first_side, steps = 2 * first_side, steps - 1
     if steps < 0:
         raise ConversionError(
-            "MODEL.POINT_HEAD.SUBDIVISION_STEPS is too small for SUBDIVISION_NUM_POINTS; detectron2 renders no mask "
-            f"with fewer than {keys.whole('MODEL.POINT_HEAD.SUBDIVISION_STEPS', 5, low=0) - steps}."
+            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}; with SUBDIVISION_NUM_POINTS {points} it must be at "
+            f"least {asked_steps - steps}."
         )
     head = PointRend(
         coarse=coarse,
@@ -625,7 +636,7 @@ def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) ->
 
 
 class _Keys:
-    """A nested mapping, read by dotted key; every complaint names the key."""
+    """A nested mapping whose values are read by dotted key. Every error names the key."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document = document
@@ -634,7 +645,7 @@ class _Keys:
         value: Any = self.document
         for part in key.split("."):
             if not isinstance(value, Mapping):
-                raise ConversionError(f"{key} cannot be read: the key above it holds {value!r}, not a mapping.")
+                raise ConversionError(f"{key} cannot be read: its parent is {value!r}, not a mapping.")
             if part not in value:
                 return default
             value = value[part]
@@ -644,8 +655,8 @@ class _Keys:
         value = self.get(key, default)
         if value not in allowed:
             raise ConversionError(
-                f"{key} is {value!r}; what converts is {' or '.join(repr(a) for a in allowed)}. "
-                "The detectron2 engine runs everything else."
+                f"{key} is {value!r}, which cannot be converted. Supported: {', '.join(repr(a) for a in allowed)}. "
+                "SEGMENT_ENGINE=detectron2 runs all others."
             )
 
     def whole(self, key: str, default: int, low: int = 1) -> int:
@@ -657,31 +668,34 @@ class _Keys:
     def numbers(self, key: str, default: list[float], count: int | None = None) -> tuple[float, ...]:
         value = self.get(key, default)
         if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
-            raise ConversionError(f"{key} is {value!r}; it must be a list of {count or 'some'} numbers.")
+            raise ConversionError(f"{key} is {value!r}; it must be a list of {f'{count} ' if count else ''}numbers.")
         try:
             return tuple(float(v) for v in value)
         except (TypeError, ValueError):
-            raise ConversionError(f"{key} is {value!r}; it must hold numbers.") from None
+            raise ConversionError(f"{key} is {value!r}; it must be a list of numbers.") from None
 
     def per_level(self, key: str, default: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:
         rows = self.get(key, default)
         if not isinstance(rows, list | tuple) or len(rows) not in (1, levels):
-            raise ConversionError(f"{key} is {rows!r}; it must have one list, or one for each of {levels} levels.")
+            raise ConversionError(f"{key} is {rows!r}; it must contain 1 list, or {levels}, one per level.")
         rows = list(rows) * (levels if len(rows) == 1 else 1)
         return tuple(tuple(float(v) for v in row) for row in rows)
 
     def levels(
         self, key: str, prefix: str, allowed: tuple[int, ...], default: Sequence[str] = (), *, neighbours: bool = True
     ) -> tuple[int, ...]:
-        """The numbers of the feature maps that `key` lists: (2, 3) for ["res2", "res3"] with the prefix "res"."""
+        """The levels of the feature maps that `key` lists: (2, 3) for ["res2", "res3"] with the prefix "res".
+
+        `neighbours`: whether they must be consecutive.
+        """
         names = self.get(key, default)
         admitted = {f"{prefix}{level}": level for level in allowed}
         if not isinstance(names, list | tuple) or not names or not all(name in admitted for name in names):
-            raise ConversionError(f"{key} is {names!r}; it must list some of {', '.join(admitted)}.")
+            raise ConversionError(f"{key} is {names!r}; it must be a list of some of {', '.join(admitted)}.")
         levels = tuple(admitted[name] for name in names)
         if levels != (tuple(range(levels[0], levels[0] + len(levels))) if neighbours else tuple(sorted(set(levels)))):
             raise ConversionError(
-                f"{key} is {list(names)}; it must be {'neighbours' if neighbours else 'different ones'} among "
-                f"{', '.join(admitted)}, in order."
+                f"{key} is {list(names)}; it must be a list of {'consecutive' if neighbours else 'distinct'} maps "
+                f"in the order {', '.join(admitted)}."
             )
         return levels
