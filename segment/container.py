@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 CGROUP = Path("/sys/fs/cgroup")
 _MALLOC = {-3: 256 << 10, -1: 256 << 10, -8: 2}
 """M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX (malloc.h)."""
@@ -58,6 +60,15 @@ def configure_malloc() -> None:
         libc = ctypes.CDLL(None)
         for option, value in _MALLOC.items():
             libc.mallopt(option, value)
+
+
+def limit_blas_threads() -> None:
+    """Let NumPy's matrix products use the calling thread only.
+
+    The products here are small. OpenBLAS's other threads wait for the next product in a busy loop (several
+    milliseconds each time), on CPUs that the network could use.
+    """
+    threadpool_limits(1, user_api="blas")
 
 
 def trim_heap() -> None:

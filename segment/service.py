@@ -311,6 +311,7 @@ def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> Non
 def _load(settings: Settings) -> _Loaded:
     start = time.perf_counter()
     container.configure_malloc()
+    container.limit_blas_threads()
     model = from_settings(settings)
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())

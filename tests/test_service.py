@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +92,28 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
     service.load()
     assert service.ready
     assert (service.labels, service.model_name) == (CLASSES, "shapes")
+
+
+PRODUCTS = """
+import time
+import numpy as np
+from segment.service import Service
+from segment.settings import Settings
+
+Service(Settings()).load()
+grid = np.ones((600, 28), np.float32)
+before = time.process_time() - time.thread_time()
+for _ in range(300):
+    np.matmul(grid, grid.T)
+print(time.process_time() - time.thread_time() - before)
+"""
+
+
+def test_matrix_products_leave_other_cpus_to_the_network() -> None:
+    """OpenBLAS's threads wait in a loop: for each large mask they took as long as the calling thread, or longer."""
+    own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", PRODUCTS], env=own, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.02, "CPU seconds of other threads"
 
 
 def test_concurrent_requests_load_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
