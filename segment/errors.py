@@ -5,7 +5,7 @@
     ├── ModelError                  the model file is missing, damaged or of an unsupported family
     ├── MissingPackage              an optional package is not installed; the message has the command that installs it
     ├── ConversionError             a config or checkpoint cannot be converted; the message names the key or tensor
-    ├── RequestError                the request is invalid; repeating it fails again
+    ├── RequestError                the request is invalid; the same request will fail again
     │   ├── OptionError             an option is unknown or out of range
     │   ├── ImageError              the bytes cannot be decoded as an image
     │   │   ├── UnsupportedImage    not an image, or an unsupported image format
@@ -49,7 +49,7 @@ class ConversionError(SegmentError):
 
 
 class RequestError(SegmentError):
-    """The request is invalid; repeating it fails again."""
+    """The request is invalid; the same request will fail again."""
 
 
 class OptionError(RequestError):
@@ -100,7 +100,10 @@ class PipelineError(SegmentError):
 
 
 class Busy(SegmentError):
-    """No memory or time at the moment; a retry after `retry_after` seconds may succeed."""
+    """No memory or time at the moment; a later retry may succeed.
+
+    `retry_after`: seconds after which to retry.
+    """
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)

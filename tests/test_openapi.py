@@ -60,6 +60,11 @@ def test_docs_show_every_option_operation_and_problem(server: Server) -> None:
         assert f'id="option-{name}"' in page.text
     for _, title in web.PROBLEMS.values():
         assert f'id="{title.lower().replace(" ", "-")}"' in page.text
+    problems = re.findall(r'<tr id="[^"]*"><td>\d+</td><td>(.*?)</td><td>(.*?)</td>', page.text)
+    assert {title for title, _ in problems} >= {title for _, title in web.PROBLEMS.values()}
+    for title, about in problems:
+        assert re.fullmatch(r"[A-Z][^`]{10,120}\.", about), title
+        assert "in this package" not in about
     assert "built-in method" not in page.text
     assert 'src="http' not in page.text
 

@@ -74,6 +74,11 @@ PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
     errors.SegmentError: (500, "Failed"),
 }
 """Error class -> status and title. A class that is not listed has those of its nearest ancestor."""
+HTTP_PROBLEMS: dict[type[HTTPException], str] = {
+    NotAcceptable: "None of the formats in the Accept header is available.",
+    UnsupportedMediaType: "The Content-Type of the request is not supported.",
+}
+"""Werkzeug's errors that /segment responds with -> description."""
 
 PROGRESS = "segment.progress"
 """Key of the WSGI environment, set by segment/web/gateway.py: the Progress of a model that is prepared while the server
@@ -257,13 +262,14 @@ def _docs(service: Service, request: Request) -> Response:
 def _problems() -> list[tuple[int, str, str]]:
     """(status, title, description) of every problem document."""
     own = [(status, title, _first_line(kind)) for kind, (status, title) in PROBLEMS.items()]
-    https = [
-        (error.code or 500, error().name, error.description or "") for error in (NotAcceptable, UnsupportedMediaType)
-    ]
+    https = [(error.code or 500, error().name, about) for error, about in HTTP_PROBLEMS.items()]
     return own + https
 
 
-def _first_line(kind: type) -> str:
+def _first_line(kind: type[SegmentError]) -> str:
+    """The description of a problem for users: the first line of the exception's docstring."""
+    if kind is SegmentError:
+        return "The service could not process the request; its log has the reason."
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 
