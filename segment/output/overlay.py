@@ -7,11 +7,11 @@ letters grow with the photo. Which colour an instance has is decided in colours.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, cast
 
 import numpy as np
 from contourpy import FillType, contour_generator
@@ -76,6 +76,7 @@ def _line(box: Box, size: tuple[int, int]) -> float:
 
 def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> None:
     """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge; both without steps."""
+    mask = no_finer_than_pixels(mask)
     outlined = without_specks(mask)
     outlines = outlined.distances(photo.size) if outlined is not mask else iter(())
     for region, distance in mask.distances(photo.size):
@@ -118,18 +119,32 @@ def _within(mask: Mask, region: Region, inside: NDArray[np.float32]) -> NDArray[
     return inside
 
 
+def no_finer_than_pixels(mask: Mask) -> Mask:
+    """The mask with an unpacked grid, whose cells are averaged, 2 x 2 at a time, as long as two fit into a pixel.
+
+    PointRend predicts 224 x 224 cells for the smallest instance too. Detail that no pixel shows takes time to draw, and
+    its specks would be removed one by one.
+    """
+    grid = mask.probabilities
+    width, height = mask.place[2] - mask.place[0], mask.place[3] - mask.place[1]
+    while not (grid.shape[0] % 2 or grid.shape[1] % 2) and 2 * height <= grid.shape[0] and 2 * width <= grid.shape[1]:
+        grid = (grid[::2, ::2] + grid[1::2, ::2] + grid[::2, 1::2] + grid[1::2, 1::2]) * np.float32(0.25)
+    return replace(mask, grid=grid)
+
+
 def without_specks(mask: Mask) -> Mask:
     """The mask without its specks and pin holes: what is smaller than SPECK of it becomes like what surrounds it."""
     rows, columns = _cells_within(mask)
     probabilities = mask.probabilities
     grid = np.pad(probabilities[rows, columns], 1)
     rings = _rings(grid)
-    total = sum(area for _, area in rings)  # holes count negatively
-    specks = [(ring, area) for ring, area in rings if abs(area) < SPECK * total]
-    if not 0 < len(specks) <= MOST_SPECKS:
+    small = np.flatnonzero(np.abs(rings.areas) < SPECK * rings.areas.sum())  # holes count negatively
+    if not 0 < len(small) <= MOST_SPECKS:
         return mask
-    for ring, area in specks:
-        _level(grid, ring, hole=area < 0)
+    for chosen in (small[rings.areas[small] > 0], small[rings.areas[small] <= 0]):
+        inside = rings.cells(chosen, grid.shape)
+        for ring in chosen:
+            _level(grid[rings.windows[ring]], inside[rings.windows[ring]], hole=bool(rings.areas[ring] <= 0))
     whole = probabilities.copy()
     whole[rows, columns] = grid[1:-1, 1:-1]
     return replace(mask, grid=whole)
@@ -149,41 +164,67 @@ def _whole(low: float, high: float, length: int) -> slice:
     return slice(min(max(math.floor(low), 0), length), min(max(math.ceil(high), 0), length))
 
 
-def _rings(grid: NDArray[np.float32]) -> list[tuple[NDArray[np.float64], float]]:
-    """The closed lines at THRESHOLD, (P, 2) x, y in cells, each with the area inside; of a hole it is negative."""
-    outlines = contour_generator(z=grid, fill_type=FillType.OuterOffset).filled(THRESHOLD, math.inf)
-    rings = []
-    for points, offsets in zip(*outlines, strict=True):
-        for number, (start, stop) in enumerate(itertools.pairwise(offsets)):
-            ring = points[start:stop]
-            x, y = ring.T
-            area = abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
-            rings.append((ring, -area if number else area))
-    return rings
+@dataclass(frozen=True)
+class _Rings:
+    """The closed lines at THRESHOLD in a grid, none of which is longer than a cell from one point to the next.
+
+    `points` (P, 2): x, y in cells, one ring after the other. `starts` (R + 1,): where each begins in them. `areas` (R,)
+    in cells; that of a hole is negative.
+    """
+
+    points: NDArray[np.float64]
+    starts: NDArray[np.intp]
+    areas: NDArray[np.float64]
+
+    @cached_property
+    def windows(self) -> list[tuple[slice, slice]]:
+        """The rows and columns that each ring lies in."""
+        low = np.floor(np.minimum.reduceat(self.points, self.starts[:-1])).astype(int)
+        high = np.ceil(np.maximum.reduceat(self.points, self.starts[:-1])).astype(int) + 1
+        return [
+            (slice(top, bottom), slice(left, right))
+            for (left, top), (right, bottom) in zip(low.tolist(), high.tolist(), strict=True)
+        ]
+
+    def cells(self, chosen: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Which cells' centres of a grid of `shape` lie inside the chosen rings, all of which turn the same way.
+
+        A segment crosses one row of centres at most. The winding number changes there.
+        """
+        of_chosen = np.zeros(len(self.areas), bool)
+        of_chosen[chosen] = True
+        begins = np.repeat(of_chosen, np.diff(self.starts))
+        begins[self.starts[1:] - 1] = False  # the last point of a ring is its first
+        here = np.flatnonzero(begins)
+        (x0, y0), (x1, y1) = self.points[here].T, self.points[here + 1].T
+        row = np.ceil(np.minimum(y0, y1))
+        crosses = row < np.maximum(y0, y1)
+        x0, y0, x1, y1, row = (values[crosses] for values in (x0, y0, x1, y1, row))
+        column = np.ceil(x0 + (x1 - x0) * (row - y0) / (y1 - y0))
+        turns = np.zeros((shape[0], shape[1] + 1), np.int32)
+        np.add.at(turns, (row.astype(int), column.astype(int)), np.where(y1 > y0, 1, -1))
+        inside: NDArray[np.bool_] = np.cumsum(turns, axis=1)[:, :-1] != 0
+        return inside
 
 
-def _level(grid: NDArray[np.float32], ring: NDArray[np.float64], *, hole: bool) -> None:
+def _rings(grid: NDArray[np.float32]) -> _Rings:
+    """The closed lines at THRESHOLD."""
+    generator = contour_generator(z=grid, fill_type=FillType.ChunkCombinedOffset)
+    (points,), (starts,) = cast(tuple[list[Any], list[Any]], generator.filled(THRESHOLD, math.inf))
+    if points is None:  # a grid without any line
+        return _Rings(np.zeros((0, 2)), np.zeros(1, np.intp), np.zeros(0))
+    starts = starts.astype(np.intp)
+    (x, y), areas = points.T, np.zeros(len(points))
+    np.subtract(x[:-1] * y[1:], x[1:] * y[:-1], out=areas[:-1])
+    areas[starts[1:] - 1] = 0  # from the end of a ring to the beginning of the next
+    return _Rings(points, starts, np.add.reduceat(areas, starts[:-1]) / 2)
+
+
+def _level(part: NDArray[np.float32], inside: NDArray[np.bool_], *, hole: bool) -> None:
     """Give the cells inside a ring, in place, the value of what surrounds them."""
-    left, top = np.floor(ring.min(axis=0)).astype(int)
-    right, bottom = np.ceil(ring.max(axis=0)).astype(int) + 1
-    part = grid[top:bottom, left:right]
-    inside = _cells_inside(ring, np.arange(left, right), np.arange(top, bottom))
     around = part[~inside & ((part >= THRESHOLD) == hole)]
     if len(around):
         part[inside] = around.max() if hole else around.min()
-
-
-def _cells_inside(ring: NDArray[np.float64], columns: NDArray[np.int_], rows: NDArray[np.int_]) -> NDArray[np.bool_]:
-    """(rows, columns): which cells' centres lie inside a ring, by the even-odd rule."""
-    (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
-    level = y0 != y1
-    x0, y0, x1, y1 = x0[level], y0[level], x1[level], y1[level]
-    y = rows[:, None]
-    crossed = (y0 > y) != (y1 > y)
-    at = x0 + (x1 - x0) * (y - y0) / (y1 - y0)
-    left_of = columns[:, None] < at[:, None]
-    inside: NDArray[np.bool_] = np.logical_xor.reduce(crossed[:, None] & left_of, axis=2)
-    return inside
 
 
 # Boxes and names
