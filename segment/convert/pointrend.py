@@ -48,6 +48,8 @@ _EARLIER_NAMES = (
 CHUNK = 2
 """Instances that are rendered at a time. The loop holds about 5 MiB for each (R50, 80 classes). Chunks of 2 to 10 take
 the same time per instance, and the last chunk is always filled up."""
+TABLE = ".table"
+"""What the name of a table's node ends with."""
 FREQUENCIES = 128
 """Number of frequencies of the positional encoding of Implicit PointRend."""
 
@@ -79,7 +81,7 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     region = _region(g, g.slice(rows, g.ints(0), g.ints(4), axis=1))
     label = g.cast(g.reshape(g.slice(rows, g.ints(4), g.ints(5), axis=1), -1), INT64)
     predictor.see(region, label, g.slice(rows, g.ints(5), g.ints(5 + width), axis=1))
-    side, logits = head.first_side, predictor(_Points.on_grid(head.first_side))  # (N, side * side)
+    side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)
     for _ in range(head.steps):
         logits, side = _doubled(g, logits, side), 2 * side
         count = min(head.points, side**2)
@@ -89,48 +91,50 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     return g.op("Identity", chunks.end(g, part, g.cast(g.reshape(steps, -1, side, side), UINT8)))
 
 
-# Places
+# Places: in each tuple x comes first, then y
 
 
 @dataclass(frozen=True)
 class _Region:
-    """`boxes` (N, 4), and their corners `low` and their `size`, both (N, 1, 2) x and y, in pixels of the image."""
+    """`boxes` (N, 4), and along each axis where they begin (`low`) and their `size`, (N, 1), in pixels of the image."""
 
     boxes: str
-    low: str
-    size: str
+    low: tuple[str, str]
+    size: tuple[str, str]
 
 
 def _region(g: Graph, boxes: str) -> _Region:
-    low = g.op("Unsqueeze", g.slice(boxes, g.ints(0), g.ints(2), axis=1), g.ints(1))
-    high = g.op("Unsqueeze", g.slice(boxes, g.ints(2), g.ints(4), axis=1), g.ints(1))
-    return _Region(boxes, low, g.op("Sub", high, low))
+    left, top, right, bottom = g.ops("Split", boxes, g.ints(1, 1, 1, 1), outputs=4, axis=1)
+    return _Region(boxes, (left, top), (g.op("Sub", right, left), g.op("Sub", bottom, top)))
 
 
 @dataclass(frozen=True)
 class _Points:
-    """`count` points in each box. `at`: (N, count, 2) x and y from 0 to 1, a tensor's name, or an array with N = 1."""
+    """`count` points in each box. `at`: along each axis (N, count) from 0 to 1.
 
-    at: str | Array
+    `fixed`: the same as arrays (1, count), if the points are the same in every box.
+    """
+
+    at: tuple[str, str]
     count: int
+    fixed: tuple[Array, Array] | None = None
 
     @classmethod
-    def on_grid(cls, side: int) -> _Points:
+    def on_grid(cls, g: Graph, side: int) -> _Points:
         """The centres of a grid of side x side cells, row by row."""
         centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)
-        y, x = np.meshgrid(centres, centres, indexing="ij")
-        return cls(np.stack([x, y], axis=2).reshape(1, -1, 2), side**2)
+        y, x = (axis.reshape(1, -1) for axis in np.meshgrid(centres, centres, indexing="ij"))
+        return cls((g.constant(x), g.constant(y)), side**2, (x, y))
 
     @classmethod
     def chosen(cls, g: Graph, index: str, side: int, count: int) -> _Points:
         """The centres of the cells `index` (N, count) int64 of a grid of side x side, which are counted row by row."""
         row = g.op("Div", index, g.ints(side))
         column = g.op("Sub", index, g.op("Mul", row, g.ints(side)))
-        cell = g.op("Concat", *(g.op("Unsqueeze", each, g.ints(2)) for each in (column, row)), axis=2)
-        return cls(g.op("Mul", g.op("Add", g.cast(cell, FLOAT), g.scalar(0.5)), g.scalar(1 / side)), count)
-
-    def name(self, g: Graph) -> str:
-        return self.at if isinstance(self.at, str) else g.constant(self.at)
+        x, y = (
+            g.op("Mul", g.op("Add", g.cast(cell, FLOAT), g.scalar(0.5)), g.scalar(1 / side)) for cell in (column, row)
+        )
+        return cls((x, y), count)
 
 
 # Sampling: bilinear between cells' centres, zero outside, as grid_sample(align_corners=False)
@@ -138,25 +142,24 @@ class _Points:
 
 @dataclass(frozen=True)
 class _Surface:
-    """A feature map `x` (1, C, H, W) of a stride in pixels. `size`: W and H, float32 (2,)."""
+    """A feature map `x` (1, C, H, W) of a stride in pixels. `size`: W and H, each float32 (1,)."""
 
     x: str
-    size: str
+    size: tuple[str, str]
     stride: int
 
 
 def _surface(g: Graph, x: str, level: int) -> _Surface:
-    size = g.cast(g.op("Concat", g.dim(x, 3), g.dim(x, 2), axis=0), FLOAT)
-    return _Surface(x, size, 2**level)
+    return _Surface(x, (g.cast(g.dim(x, 3), FLOAT), g.cast(g.dim(x, 2), FLOAT)), 2**level)
 
 
-def _fading(g: Graph, surface: _Surface, at: str) -> str:
-    """at (..., 2) x and y in pixels -> (..., 2): how far each is from where the map fades to zero, at most 1.
+def _fading(g: Graph, surface: _Surface, axis: int, at: str) -> str:
+    """How far places `at` along an axis, in pixels, are from where the map fades to zero, at most 1.
 
     RoIAlign repeats the map's edge where grid_sample goes on to zero, half a cell further out.
     """
     cell = g.op("Sub", g.op("Mul", at, g.scalar(1 / surface.stride)), g.scalar(0.5))
-    nearest = g.minimum(g.op("Add", cell, g.scalar(1)), g.op("Sub", surface.size, cell))
+    nearest = g.minimum(g.op("Add", cell, g.scalar(1)), g.op("Sub", surface.size[axis], cell))
     return g.op("Clip", nearest, g.scalar(0), g.scalar(1))
 
 
@@ -187,29 +190,27 @@ def _images(g: Graph, boxes: str) -> str:
 
 @dataclass(frozen=True)
 class _Table:
-    """A feature map as `rows` (H * W, channels). `width`: W, float32 (1,). `last`: W - 1 and H - 1, float32 (2,)."""
+    """A feature map as `rows` (H * W, channels). `width`: W; `last`: W - 1 and H - 1; each float32 (1,)."""
 
     rows: str
     width: str
-    last: str
+    last: tuple[str, str]
     stride: int
 
 
-def _table(g: Graph, surface: _Surface, channels: int) -> _Table:
-    rows = g.reshape(g.op("Transpose", surface.x, perm=[0, 2, 3, 1]), -1, channels)
-    width = g.slice(surface.size, g.ints(0), g.ints(1))
-    return _Table(rows, width, g.op("Sub", surface.size, g.scalar(1)), surface.stride)
+def _table(g: Graph, surface: _Surface, channels: int, name: str) -> _Table:
+    """The table of a map. Its node is called `name` and TABLE, so that quantising finds it (quantise.py)."""
+    # The runtime transposes three dimensions in a third of the time of four.
+    columns = g.op("Transpose", g.reshape(surface.x, 1, channels, -1), perm=[0, 2, 1])
+    rows = g.op("Reshape", columns, g.ints(-1, channels), name=name + TABLE)
+    width, height = (g.op("Sub", size, g.scalar(1)) for size in surface.size)
+    return _Table(rows, surface.size[0], (width, height), surface.stride)
 
 
 def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
     """The features (N * P, channels) of points: the four rows around each, weighted."""
-    at = g.op("Add", region.low, g.op("Mul", points.name(g), region.size))  # (N, P, 2) in pixels
-    at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), -1, 2)
-    near = g.op("Floor", at)
-    part = g.op("Sub", at, near)
-    sides = ((near, g.op("Sub", g.scalar(1), part)), (g.op("Add", near, g.scalar(1)), part))
+    columns, rows = (_around(g, table, axis, region, points) for axis in (0, 1))
     total = ""
-    columns, rows = zip(*(_inside(g, table, place, weight) for place, weight in sides), strict=True)
     for row, row_weight in rows:
         first = g.op("Mul", row, table.width)
         for column, column_weight in columns:
@@ -219,42 +220,47 @@ def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
     return total
 
 
-def _inside(g: Graph, table: _Table, place: str, weight: str) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Places (M, 2) moved into the map, with their weights (M, 2), zero where they were outside; x, then y, (M, 1)."""
-    moved = g.op("Max", g.minimum(place, table.last), g.scalar(0))
-    weight = g.op("Mul", weight, g.cast(g.op("Equal", moved, place), FLOAT))
-    places, weights = (g.ops("Split", each, g.ints(1, 1), outputs=2, axis=1) for each in (moved, weight))
-    return (places[0], weights[0]), (places[1], weights[1])
+def _around(g: Graph, table: _Table, axis: int, region: _Region, points: _Points) -> list[tuple[str, str]]:
+    """The two cells around each point along an axis, and their weights: before it and after it, each (N * P, 1).
+
+    Cells outside the map are moved into it; their weights are zero.
+    """
+    at = g.op("Add", region.low[axis], g.op("Mul", points.at[axis], region.size[axis]))  # (N, P) in pixels
+    at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), -1, 1)
+    before = g.op("Floor", at)
+    part = g.op("Sub", at, before)
+    cells = []
+    for cell, weight in ((before, g.op("Sub", g.scalar(1), part)), (g.op("Add", before, g.scalar(1)), part)):
+        moved = g.op("Max", g.minimum(cell, table.last[axis]), g.scalar(0))
+        cells.append((moved, g.op("Mul", weight, g.cast(g.op("Equal", moved, cell), FLOAT))))
+    return cells
 
 
 def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
     """The features (N, C, side, side) at the centres of side x side cells of each box."""
-    centres = np.repeat((np.arange(side) + 0.5) / side, 2).reshape(1, side, 2)
-    at = g.op("Add", region.low, g.op("Mul", g.constant(centres, np.float32), region.size))  # (N, side, 2)
-    fading = g.op("Transpose", _fading(g, surface, at), perm=[0, 2, 1])  # (N, 2, side)
-    across = g.reshape(g.slice(fading, g.ints(0), g.ints(1), axis=1), -1, 1, 1, side)
-    down = g.reshape(g.slice(fading, g.ints(1), g.ints(2), axis=1), -1, 1, side, 1)
-    crops = _align(g, surface, region.boxes, side)
-    return g.op("Mul", crops, g.op("Mul", across, down))
+    centres = g.constant(((np.arange(side) + 0.5) / side).reshape(1, side), np.float32)
+    across, down = (
+        _fading(g, surface, axis, g.op("Add", region.low[axis], g.op("Mul", centres, region.size[axis])))
+        for axis in (0, 1)
+    )  # (N, side)
+    weights = g.op("Mul", g.reshape(across, -1, 1, 1, side), g.reshape(down, -1, 1, side, 1))
+    return g.op("Mul", _align(g, surface, region.boxes, side), weights)
 
 
 def _grid_weights(g: Graph, side: int, points: _Points) -> str:
     """(N, P, side * side): how much each cell of a grid over the whole box counts at each point."""
-    if not isinstance(points.at, str):
-        hats = [
-            np.maximum(0, 1 - np.abs(points.at[..., axis, None] * side - np.float32(0.5) - np.arange(side)))
-            for axis in (0, 1)
-        ]
-        return g.constant((hats[1][..., :, None] * hats[0][..., None, :]).reshape(1, -1, side**2), np.float32)
-    at = g.op("Sub", g.op("Mul", points.at, g.scalar(side)), g.scalar(0.5))
-    columns = []
-    for axis in (0, 1):
-        distance = g.op(
-            "Abs",
-            g.op("Sub", g.slice(at, g.ints(axis), g.ints(axis + 1), axis=2), g.constant(np.arange(side), np.float32)),
+    cells = np.arange(side, dtype=np.float32)
+    if points.fixed:
+        across, down = (
+            np.maximum(0, 1 - np.abs(at[..., None] * side - np.float32(0.5) - cells)) for at in points.fixed
         )
-        columns.append(g.op("Relu", g.op("Sub", g.scalar(1), distance)))  # (N, P, side)
-    weights = g.op("Mul", g.op("Unsqueeze", columns[1], g.ints(3)), g.op("Unsqueeze", columns[0], g.ints(2)))
+        return g.constant((down[..., :, None] * across[..., None, :]).reshape(1, -1, side**2), np.float32)
+    hats = []
+    for axis in (0, 1):
+        place = g.op("Mul", g.op("Unsqueeze", points.at[axis], g.ints(2)), g.scalar(side))
+        distance = g.op("Abs", g.op("Sub", g.op("Sub", place, g.scalar(0.5)), g.constant(cells)))
+        hats.append(g.op("Relu", g.op("Sub", g.scalar(1), distance)))  # (N, P, side)
+    weights = g.op("Mul", g.op("Unsqueeze", hats[1], g.ints(3)), g.op("Unsqueeze", hats[0], g.ints(2)))
     return g.reshape(weights, -1, points.count, side**2)
 
 
@@ -328,7 +334,7 @@ class _Standard:
         for level, piece in zip(head.levels, pieces, strict=False):
             kernel = np.ascontiguousarray(piece)[:, :, None, None]
             x = g.conv(surfaces[level].x, kernel, None, name=f"{first}.p{level}")
-            self._tables.append(_table(g, replace(surfaces[level], x=x), head.fc_channels))
+            self._tables.append(_table(g, replace(surfaces[level], x=x), head.fc_channels, f"{first}.p{level}"))
         self._layers[0] = first, np.ascontiguousarray(pieces[-1]), bias
         outputs = 1 if head.agnostic else head.classes
         self._predictor = w.take(f"{name}.predictor.weight", outputs, into, 1)
@@ -375,7 +381,11 @@ class _Implicit:
 
     def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
         self._g, self._head, self._channels = g, head, channels
-        self._tables = [_table(g, surfaces[level], channels) for level in head.levels if head.image_features]
+        self._tables = [
+            _table(g, surfaces[level], channels, f"{HEAD}.point_head.p{level}")
+            for level in head.levels
+            if head.image_features
+        ]
         self._frequencies = np.zeros((2, FREQUENCIES), np.float32)
         if head.positions:
             self._frequencies = w.take(f"{HEAD}.point_head.positional_encoding_gaussian_matrix", 2, FREQUENCIES)
@@ -419,11 +429,15 @@ class _Implicit:
     def _position(self, points: _Points) -> str:
         """(N, P, 2 * FREQUENCIES): sines and cosines of points' places; N is 1 where they are the same in each box."""
         g, matrix = self._g, 2 * math.pi * self._frequencies
-        if not isinstance(points.at, str):
-            angle = (2 * points.at - 1) @ matrix
+        if points.fixed:
+            x, y = (2 * at[..., None] - 1 for at in points.fixed)
+            angle = x * matrix[0] + y * matrix[1]
             return g.constant(np.concatenate([np.sin(angle), np.cos(angle)], axis=2), np.float32)
-        place = g.op("Sub", g.op("Mul", points.at, g.scalar(2)), g.scalar(1))
-        turned = g.op("MatMul", place, g.constant(matrix, np.float32))
+        angles = []
+        for at, frequencies in zip(points.at, matrix, strict=True):
+            place = g.op("Sub", g.op("Mul", g.op("Unsqueeze", at, g.ints(2)), g.scalar(2)), g.scalar(1))
+            angles.append(g.op("Mul", place, g.constant(frequencies, np.float32)))
+        turned = g.op("Add", *angles)
         return g.op("Concat", g.op("Sin", turned), g.op("Cos", turned), axis=2)
 
 
