@@ -7,8 +7,8 @@
 *Speed*: Mask R-CNN R50-FPN at render factor 25 with 20 instances per photo, as in the other benchmarks; photos of
 1280 x 960. "The network alone" runs it on pixels that are in memory already, one photo after the other, on all CPUs.
 All runs are measured in turns, and each is compared with the network alone of the same turn, because other processes
-may use the CPUs as well. "CPU ceiling" is the network's share of a run's CPU seconds. The rest is decoding, drawing and
-encoding. On CPUs that the network keeps busy, overlapping cannot make a run faster than this.
+may use the CPUs as well. "If the CPUs were never idle" is what the run would reach of the network alone if it kept all
+CPUs busy with the CPU seconds that it took: decoding, drawing and encoding use the same CPUs as the network.
 
 *Memory*: photos of 32 x 32 pixels (one file with many names) in one folder, or videos of 320 x 240, and an engine that
 finds one instance in each without taking time, so that only the memory of the run is seen. COCO and Parquet datasets
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import models
-from segment import image, load, service
+from segment import image, service
 from segment.container import cpus, peak
 from segment.dataset import run
 from segment.dataset.job import Dataset, Job
@@ -45,19 +46,20 @@ from segment.detections import Detections
 from segment.engine.footprint import Footprint
 from segment.formats import Format
 from segment.mask import Mask
-from segment.model import Model
+from segment.model import Model, from_settings
 from segment.options import Options
 from segment.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
-SIZE, PHOTOS, ROUNDS = (1280, 960), 24, 5
+SIZE, PHOTOS, ROUNDS = (1280, 960), 20, 3
 NUMBERS = (100, 1_000, 10_000, 100_000)
 FRAMES = (100, 1_000, 3_000)
+ALONE = "the network alone"
 WAYS: dict[str, tuple[tuple[Format, ...], tuple[Dataset, ...]]] = {
     "COCO dataset": ((), ("coco",)),
     "COCO and Parquet datasets": ((), ("coco", "parquet")),
-    "JSON per photo": (("json",), ()),
     "JPEG overlays": (("jpeg",), ()),
+    "WebP overlays": (("webp",), ()),
     "PNG overlays": (("png",), ()),
 }
 
@@ -65,71 +67,80 @@ WAYS: dict[str, tuple[tuple[Format, ...], tuple[Dataset, ...]]] = {
 # Speed
 
 
-def speed(folder: Path, count: int, rounds: int) -> list[str]:
-    """The table of photos per second."""
-    path = models.full_size("fp32", folder)
-    settings = Settings.from_environment({"SEGMENT_MODEL": str(path)})
-    photos = folder / "photos"
-    photos.mkdir(exist_ok=True)
-    for number in range(count):
-        (photos / f"{number:03}.jpg").write_bytes(models.photo(SIZE))
-    model, whole = load(path), service.Service(settings)
+def speed(precision: str, folder: Path, count: int, rounds: int) -> list[str]:
+    """The table of photos per second; `precision`: fp32 or int8."""
+    settings = Settings.from_environment({"SEGMENT_MODEL": str(models.full_size(precision, folder))})
+    whole = service.Service(settings)
     whole.load()
-    pixels = [_pixels(model, file.read_bytes()) for file in sorted(photos.iterdir())]
+    model = from_settings(settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        photos = Path(scratch)
+        for number in range(count):
+            (photos / f"{number:03}.jpg").write_bytes(models.photo(SIZE, number))
+        pixels = [_pixels(model, file.read_bytes()) for file in sorted(photos.iterdir())]
 
-    def network() -> None:
-        for one in pixels:
-            model.engine(one, float(models.LOOK["min_score"]), int(models.LOOK["max_detections"]))
+        def network() -> None:
+            for one in pixels:
+                model.engine(one, float(models.LOOK["min_score"]), int(models.LOOK["max_detections"]))
 
-    def folder_run(formats: tuple[Format, ...], datasets: tuple[Dataset, ...]) -> None:
-        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
-            options = Options.parse({name: str(value) for name, value in models.LOOK.items()}, settings)
-            job = Job(Path(out), options, formats, datasets)
-            if run.run([photos], job, whole):
-                raise RuntimeError("A photo failed.")
+        def folder_run(formats: tuple[Format, ...], datasets: tuple[Dataset, ...]) -> None:
+            with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+                options = Options.parse({name: str(value) for name, value in models.LOOK.items()}, settings)
+                if run.run([photos], Job(Path(out), options, formats, datasets), whole):
+                    raise RuntimeError("A photo failed.")
 
-    measured: dict[str, list[tuple[float, float]]] = {}
-    for turn in range(rounds + 1):  # the first warms up
-        ways: dict[str, Callable[[], None]] = {"the network alone": network}
+        ways: dict[str, Callable[[], None]] = {ALONE: network}
         ways |= {name: lambda way=way: folder_run(*way) for name, way in WAYS.items()}  # type: ignore[misc]
-        for name, way in ways.items():
-            if turn:
-                measured.setdefault(name, []).append(_timed(way))
-            else:
-                way()
-    return _speed_table(measured, count)
+        for way in list(ways.values())[:2]:  # warm up
+            way()
+        measured: dict[str, list[_Times]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                measured[name].append(_timed(way))
+    return _speed_table(precision, measured, count)
 
 
-def _timed(way: Callable[[], None]) -> tuple[float, float]:
-    """Seconds and CPU seconds."""
+@dataclass(frozen=True)
+class _Times:
+    """Seconds and CPU seconds of a run."""
+
+    wall: float
+    cpu: float
+
+    @property
+    def busy(self) -> float:
+        """The share of the CPUs' time, 0 to 1."""
+        return self.cpu / self.wall / cpus()
+
+
+def _timed(way: Callable[[], None]) -> _Times:
     start, cpu = time.perf_counter(), time.process_time()
     way()
-    return time.perf_counter() - start, time.process_time() - cpu
+    return _Times(time.perf_counter() - start, time.process_time() - cpu)
 
 
 def _pixels(model: Model, data: bytes) -> NDArray[np.uint8]:
     header = image.read_header(data)
-    photo = image.decode(data, header, header.size)
-    return np.asarray(image.resize(photo, model.network_size(photo.size, 25, "aspect")))
+    size = model.network_size(header.size, 25, "aspect")
+    return np.asarray(image.resize(image.decode(data, header, size), size))
 
 
-def _speed_table(measured: dict[str, list[tuple[float, float]]], count: int) -> list[str]:
-    alone = measured["the network alone"]
+def _speed_table(precision: str, measured: dict[str, list[_Times]], count: int) -> list[str]:
+    alone = measured[ALONE]
     lines = [
-        "| | photos per second | of the network alone | CPU seconds per photo | CPU ceiling |",
-        "|---|---|---|---|---|",
+        f"| {precision} | photos per second | of the network alone | if the CPUs were never idle | CPUs busy "
+        "| CPU ms per photo |",
+        "|---|---|---|---|---|---|",
     ]
-    cpu_alone = statistics.median(cpu for _, cpu in alone)
     for name, times in measured.items():
-        rate = count / statistics.median(seconds for seconds, _ in times)
-        ratio = statistics.median(one[0] / other[0] for one, other in zip(alone, times, strict=True))
-        cpu = statistics.median(cpu for _, cpu in times)
-        lines.append(f"| {name} | {rate:.2f} | {ratio:.0%} | {cpu / count:.2f} | {cpu_alone / cpu:.0%} |")
-    return [
-        f"{count} photos, {cpus()} CPUs, load {os.getloadavg()[0]:.1f}; medians of {len(alone)} turns.",
-        "",
-        *lines,
-    ]
+        rate = count / statistics.median(one.wall for one in times)
+        pairs = list(zip(alone, times, strict=True))
+        ratio = statistics.median(one.wall / other.wall for one, other in pairs)
+        ceiling = statistics.median(one.wall * cpus() / other.cpu for one, other in pairs)
+        busy, cpu = (statistics.median(values) for values in zip(*((one.busy, one.cpu) for one in times), strict=True))
+        cells = f"{rate:.2f}", f"{ratio:.0%}", f"{ceiling:.0%}", f"{busy:.0%}", f"{cpu / count * 1000:.0f}"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 # Memory
@@ -253,7 +264,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = (given.models or Path(scratch)).resolve()
             folder.mkdir(parents=True, exist_ok=True)
-            lines = speed(folder, given.photos, given.rounds)
+            load = os.getloadavg()[0]
+            tables = [speed(precision, folder, given.photos, given.rounds) for precision in models.PRECISIONS]
+        about = f"{given.photos} photos, {cpus()} CPUs, load {load:.1f} before; medians of {given.rounds} turns."
+        lines = [about, "", *tables[0], "", *tables[1]]
         print("\n".join(lines))
     text = "\n".join([head, "", f"Made by `python -m benchmarks.folder {given.what}`, which says how.", "", *lines, ""])
     (RESULTS / f"folder-{given.what}.md").write_text(text)
