@@ -8,7 +8,8 @@ Writes segment/zoo/measured.json after each model; `segment models` shows it. Th
 size, memory and time depend on their shapes. Models that differ only in their weights are measured once. The service
 runs as the image runs it. Memory is the most that it holds, as in memory.py, while it segments a 12 megapixel photo;
 time is the median of the network's own, as in latency.py. On a machine that is busy with something else (a load above
-QUIET) no time is measured: run it again when it is quiet.
+QUIET) no time is measured. Run the script again when the machine is quiet: with `--models`, the files and the compiled
+models are kept, so that only the times are left to measure, which takes seconds each.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ RENDER_FACTOR = latency.RENDER_FACTOR
 CALIBRATION_PHOTOS = 2
 """Enough to lay out an int8 model; its answers are not looked at."""
 QUIET = 1.0
+Row = dict[str, float | None]
 NO_LIMIT = {"SEGMENT_MEMORY": "64Gi", "SEGMENT_FIXED_BYTES": "0", "SEGMENT_BYTES_PER_PIXEL": "0"}
 
 
@@ -53,28 +55,38 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in tqdm(arguments.names or [name for name in zoo.entries() if not _complete(name)]):
             if arguments.names or not _complete(name):  # a model of the same shapes may have been measured meanwhile
-                row = {precision: measure(name, precision, folder) for precision in table.PRECISIONS}
+                known = {} if arguments.names else _known().get(name, {})
+                row = {
+                    precision: measure(name, precision, folder, known.get(precision)) for precision in table.PRECISIONS
+                }
                 _save(dict.fromkeys(twins(name), row))
 
 
-def measure(name: str, precision: str, folder: Path) -> dict[str, float | None]:
-    """One model in one precision: the fields of table.Measured."""
+def measure(name: str, precision: str, folder: Path, known: Row | None = None) -> Row:
+    """One model in one precision: the fields of table.Measured. `known`: the same without the time, measured before."""
     path = _model(name, precision, folder)
-    with tempfile.TemporaryDirectory() as cache:
-        settings = {"SEGMENT_MODEL": str(path), "SEGMENT_CACHE": cache, **NO_LIMIT}
+    cache = path.with_suffix("")
+    settings = {"SEGMENT_MODEL": str(path), "SEGMENT_CACHE": str(cache), **NO_LIMIT}
+    if not cache.exists():
         with serving.serving(settings):
             pass  # the compiled model is in the cache now
-        with serving.serving(settings) as server:
-            with serving.peak(lambda: server.usage().held) as held:
-                for _ in range(memory.REQUESTS):
-                    _ask(server, memory.PHOTO)
-            quiet = os.getloadavg()[0] < QUIET + len(os.sched_getaffinity(0))  # its own threads count too
-            times = [_ask(server, latency.PHOTO) for _ in range(latency.REQUESTS if quiet else 0)]
+    with serving.serving(settings) as server:
+        held = known["held_mib"] if known else _held(server)
+        quiet = os.getloadavg()[0] < QUIET + len(os.sched_getaffinity(0))  # its own threads count too
+        times = [_ask(server, latency.PHOTO) for _ in range(latency.REQUESTS if quiet else 0)]
     return {
         "file_mb": round(path.stat().st_size / 1e6, 1),
-        "held_mib": round(held[0] / memory.MIB, 1),
+        "held_mib": held,
         "ms": round(median(times), 1) if times else None,
     }
+
+
+def _held(server: serving.Server) -> float:
+    """The most memory that the server holds while it segments large photos, in MiB."""
+    with serving.peak(lambda: server.usage().held) as held:
+        for _ in range(memory.REQUESTS):
+            _ask(server, memory.PHOTO)
+    return round(held[0] / memory.MIB, 1)
 
 
 def _ask(server: serving.Server, size: tuple[int, int]) -> float:
@@ -112,18 +124,26 @@ def twins(name: str) -> list[str]:
 
 
 def _complete(name: str) -> bool:
-    row = json.loads(table.MEASURED.read_text())["models"].get(name, {})
+    row = _known().get(name, {})
     return all(row.get(precision, {}).get("ms") for precision in table.PRECISIONS)
 
 
-def _save(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+def _machine() -> str:
+    return f"{processor()}, {len(os.sched_getaffinity(0))} CPUs, OpenVINO {metadata.version('openvino')}"
+
+
+def _known() -> dict[str, dict[str, Row]]:
+    """The rows that were measured on this machine, by model and precision."""
+    document = json.loads(table.MEASURED.read_text())
+    rows: dict[str, dict[str, Row]] = document["models"] if document["machine"] == _machine() else {}
+    return rows
+
+
+def _save(rows: Mapping[str, Mapping[str, Row]]) -> None:
     """Add rows to what was measured on this machine; rows of another are dropped."""
-    machine = f"{processor()}, {len(os.sched_getaffinity(0))} CPUs, OpenVINO {metadata.version('openvino')}"
-    before = json.loads(table.MEASURED.read_text())
-    kept = before["models"] if before["machine"] == machine else {}
-    known = {**kept, **rows}
+    known = {**_known(), **rows}
     document = {
-        "machine": machine,
+        "machine": _machine(),
         "render_factor": RENDER_FACTOR,
         "int8_proposals": convert.INT8_PROPOSALS,
         "models": {name: known[name] for name in zoo.entries() if name in known},
