@@ -27,7 +27,12 @@ from training.shapes import CLASSES, scene
 
 FULL_SIZE = "mask_rcnn_R_50_FPN_3x"
 POINTREND = "pointrend_rcnn_R_50_FPN_3x_coco"
-FAMILIES = {"pointrend": "PointRend", "c4": "C4"}
+FAMILIES = {
+    "mask_rcnn": "Mask R-CNN, the demo with its mask head trained as long as PointRend's",
+    "pointrend": "PointRend",
+    "c4": "C4",
+    "scales": "Mask R-CNN, the demo trained on with shapes of all sizes",
+}
 """Those of training.families whose trained weights are kept, and how they are called."""
 CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""

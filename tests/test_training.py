@@ -13,7 +13,7 @@ import segment
 from segment import convert
 from segment.convert import config
 from training import examples, families
-from training.shapes import CLASSES, scene
+from training.shapes import CLASSES, scene, view
 
 SCENES = {
     0: ((328, 294), [3818, 763, 1671, 3758], "41002db94e4aa2f0"),
@@ -94,6 +94,31 @@ def test_a_trained_pointrend_has_the_demos_boxes_and_finer_masks() -> None:
     model = convert.convert(config.read(families.FOLDER / "pointrend.yaml"), tensors, CLASSES)
     masks = model.graph.output[3].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in masks][1:] == [224, 224]
+
+
+def test_a_view_shows_shapes_of_all_sizes_cut_by_the_frame() -> None:
+    areas, cut = [], 0
+    for seed in range(20):
+        image, masks, classes = view(seed, (240, 180))
+        assert image.shape == (180, 240, 3)
+        assert masks.shape == (len(classes), 180, 240)
+        assert not len(masks) or masks.sum(axis=0).max() <= 1
+        areas += masks.sum(axis=(1, 2)).tolist()
+        cut += int(np.count_nonzero(masks[:, 0].any(axis=1) | masks[:, :, 0].any(axis=1)))
+    assert min(areas) < 100
+    assert max(areas) > 0.4 * 240 * 180
+    assert cut > 10
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "scales"])
+def test_a_variant_of_the_demo_converts(name: str) -> None:
+    demo, tensors = families.from_demo(families.VARIANTS[name]), families.trained(name)
+    assert tensors.keys() == demo.keys()
+    changed = {key for key in demo if not np.array_equal(demo[key], tensors[key])}
+    assert changed
+    assert all(key.startswith(families.VARIANTS[name].trained) for key in changed)
+    model = convert.convert(config.read(families.FOLDER / f"{name}.yaml"), tensors, CLASSES)
+    assert len(model.graph.output) == 4
 
 
 def test_c4_begins_with_the_demos_backbone() -> None:

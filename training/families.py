@@ -28,7 +28,7 @@ class Variant:
     `options`: config keys and values. `begun`: prefixes of the tensors that begin with the demo's values. `trained`:
     prefixes of those that are trained, from the demo's values or from scratch. `renamed`: prefixes of the demo's
     tensors and what they are called here. `phases`: as train.PHASES, and the iterations over which the learning rate
-    decays.
+    decays. `draw`: the function of shapes.py that draws the scenes.
     """
 
     options: tuple[Any, ...]
@@ -36,6 +36,7 @@ class Variant:
     trained: tuple[str, ...]
     renamed: tuple[tuple[str, str], ...]
     phases: tuple[tuple[int, float, int, int, int], ...]
+    draw: str = "scene"
 
 
 # fmt: off
@@ -69,14 +70,22 @@ VARIANTS = {
             "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 2,
             "MODEL.RESNETS.OUT_FEATURES", ["res4"], "MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]],
             "MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
-            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+            "MODEL.ROI_HEADS.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 64,
             "MODEL.ROI_BOX_HEAD.NAME", "", "MODEL.ROI_BOX_HEAD.NUM_FC", 0,
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14, "MODEL.ROI_MASK_HEAD.NUM_CONV", 0,
         ),
         begun=("backbone.stem.", "backbone.res", "roi_heads.res5."),
         trained=("backbone.res3.", "backbone.res4.", "proposal_generator.", "roi_heads."),
         renamed=(("backbone.bottom_up.res5.", "roi_heads.res5."), ("backbone.bottom_up.", "backbone.")),
-        phases=((250, 0.02, 4_000_000, 256, 900), (400, 0.015, 5_000_000, 256, 400)),
+        phases=((1755, 0.03, 4_000_000, 256, 1755), (1090, 0.015, 5_000_000, 352, 1090)),
+    ),
+    "scales": Variant(
+        options=("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 128),
+        begun=("backbone.", "proposal_generator.", "roi_heads."),
+        trained=("backbone.", "proposal_generator.", "roi_heads."),
+        renamed=(),
+        phases=((2484, 0.03, 7_000_000, 448, 2484),),
+        draw="view",
     ),
 }
 # fmt: on
