@@ -31,6 +31,10 @@ MIN_SCORE, MAX_DETECTIONS = 0.05, 20
 """What calibration looks for: the masks' ranges come from instances like those that will be shown."""
 
 
+ONLY_ERRORS = 3
+"""The severity from which on ONNX Runtime logs (onnxruntime_c_api.h, OrtLoggingLevel)."""
+
+
 def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> onnx.ModelProto:
     """The int8 form of a converted model.
 
@@ -40,12 +44,14 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     disable_telemetry()
     try:
         import nncf
+        import onnxruntime
     except ImportError:
         raise ConversionError("Quantising needs NNCF: pip install -r requirements-convert.txt") from None
     inputs = [network_input(pixels) for pixels in pictures]
     if not inputs:
         raise ConversionError("The calibration folder holds no photos; give some tens like those to segment.")
     nncf.set_log_level(logging.ERROR)
+    onnxruntime.set_default_logger_severity(ONLY_ERRORS)  # NNCF's runs; the runtime warns of what it optimises
     chunks.whole(model)
     quantised: onnx.ModelProto = nncf.quantize(
         model,
