@@ -3,25 +3,26 @@
 The network runs on each tile at the same input size as on the whole photo, one after the other, so the memory is that
 of one run. Tiles show small objects magnified; the whole photo shows large objects complete and in their surroundings.
 Slicing for small objects, and intersection over the smaller area as the measure of duplicates, are from SAHI (Akyon et
-al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5). SAHI joins whatever overlaps. Here, instances are merged in four
+al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5). SAHI joins whatever overlaps. Here, instances are merged in five
 steps:
 
 1. Instances of one class from different tiles are joined if their masks agree where both tiles see the photo. If one of
    them shows all of the object, it is used; otherwise the masks are combined.
-2. Each view is trusted for objects of the sizes that it can show, as in SNIP (Singh and Davis, arXiv 1711.08189). The
+2. What a tile's edge still cuts is dropped. An object smaller than the overlap is complete in one of the tiles, and a
+   larger one is joined from its parts or found in the whole photo. What is left is a part that the next tile, which
+   shows more of it, does not confirm.
+3. Each view is trusted for objects of the sizes that it can show, as in SNIP (Singh and Davis, arXiv 1711.08189). The
    whole photo shows objects of VISIBLE pixels or more as well as a tile does, and more of their surroundings. The score
    of such an instance of a tile is therefore reduced to that of the same instance in the whole photo. If there is none,
    it is dropped: most are parts of large objects, or patterns of the background. In the box of a large object, where
    parts are likely, this applies from VISIBLE_INSIDE pixels on.
-3. Instances are ordered by the reliability of their masks: large in the whole photo, complete in a tile, small in the
-   whole photo, cut by a tile's edge. Instances of the same reliability are ordered by score.
-4. In that order each instance is kept, unless one of the following holds for an instance of another view that is kept
+4. Instances are ordered by the reliability of their masks: large in the whole photo, in tiles, small in the whole
+   photo. Instances of the same reliability are ordered by score.
+5. In that order each instance is kept, unless one of the following holds for an instance of another view that is kept
    already:
    - It has the same class and nearly the same mask. It takes over the score of the duplicate if that is higher.
    - It has at least half the score, and either the same class and most of the smaller mask in common, or another class
      and nearly the same mask.
-   - It has at least half the score, is large in the whole photo, and contains most of an instance that a tile's edge
-     cuts, whatever its class.
    Instances of one view never remove each other. An instance with an empty mask removes nothing.
 
 A threshold on the score must only select: what is found at a high threshold must also be found at any lower one. The
@@ -85,7 +86,7 @@ SAMPLES = 32
 MOST_CELLS = 256
 """Maximum number of cells per side of a combined mask's grid."""
 
-LARGE_IN_WHOLE, COMPLETE_IN_TILE, SMALL_IN_WHOLE, CUT = range(4)
+LARGE_IN_WHOLE, IN_TILES, SMALL_IN_WHOLE = range(3)
 """Reliability of an instance's mask, the most reliable first."""
 WHOLE = -1
 """Number of the whole photo among the views; the others are the indices of tiles."""
@@ -150,8 +151,9 @@ def merge(whole: Detections, parts: Sequence[tuple[Region, Detections]], network
     seen = [instance for number, (tile, found) in enumerate(parts) for instance in _in_photo(number, tile, found)]
     candidates = [*_instances(whole, WHOLE), *seen]
     kept = _merged([instance for instance in candidates if instance.score >= CANDIDATE_SCORE], photo)
-    rest = sorted((c for c in candidates if c.score < CANDIDATE_SCORE), key=lambda instance: -instance.score)
-    kept = sorted(_unique([*kept, *rest], photo), key=lambda instance: -instance.score)
+    rest = [instance for instance in candidates if instance.score < CANDIDATE_SCORE and not _is_cut(instance, photo)]
+    rest.sort(key=lambda instance: -instance.score)
+    kept = sorted(_unique([*kept, *rest]), key=lambda instance: -instance.score)
     return Detections(
         boxes=np.array([instance.box for instance in kept], np.float32).reshape(-1, 4),
         scores=np.array([instance.score for instance in kept], np.float32),
@@ -166,9 +168,10 @@ def _merged(instances: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
     whole = [instance for instance in instances if WHOLE in instance.views]
     joined = _joined([instance for instance in instances if WHOLE not in instance.views], photo)
     large = [instance for instance in whole if instance.score >= LARGE_SCORE and _is_large(instance.box, photo)]
-    believed = [instance for seen in joined for instance in _compared(seen, whole, large, photo)]
+    complete = [instance for instance in joined if not _is_cut(instance, photo)]
+    believed = [instance for seen in complete for instance in _compared(seen, whole, large, photo)]
     ordered = sorted([*whole, *believed], key=lambda instance: (_rank(instance, photo), -instance.score))
-    return _unique(ordered, photo)
+    return _unique(ordered)
 
 
 def _in_photo(number: int, tile: Region, found: Detections) -> Iterator[_Instance]:
@@ -190,9 +193,9 @@ def _instances(found: Detections, view: int) -> Iterator[_Instance]:
 
 def _rank(instance: _Instance, photo: _Photo) -> int:
     """The reliability of the instance's mask; lower is better."""
-    if WHOLE in instance.views:
-        return LARGE_IN_WHOLE if _is_large(instance.box, photo) else SMALL_IN_WHOLE
-    return CUT if _is_cut(instance, photo) else COMPLETE_IN_TILE
+    if WHOLE not in instance.views:
+        return IN_TILES
+    return LARGE_IN_WHOLE if _is_large(instance.box, photo) else SMALL_IN_WHOLE
 
 
 def _is_large(box: Box, photo: _Photo) -> bool:
@@ -202,15 +205,14 @@ def _is_large(box: Box, photo: _Photo) -> bool:
 
 
 def _is_cut(instance: _Instance, photo: _Photo) -> bool:
-    """Whether the instance ends at an edge of one of its tiles that is not an edge of the photo."""
-    for left, top, right, bottom in (photo.tiles[view] for view in instance.views):
-        x, y = EDGE * (right - left), EDGE * (bottom - top)
-        x0, y0, x1, y1 = instance.box
-        if (left > 0 and abs(x0 - left) < x) or (top > 0 and abs(y0 - top) < y):
-            return True
-        if (right < photo.size[0] and abs(x1 - right) < x) or (bottom < photo.size[1] and abs(y1 - bottom) < y):
-            return True
-    return False
+    """Whether the instance ends at an edge of the area of its tiles that is not an edge of the photo."""
+    if WHOLE in instance.views:
+        return False
+    left, top, right, bottom = _union([photo.tiles[view] for view in instance.views])
+    x0, y0, x1, y1 = instance.box
+    x, y = EDGE * (photo.tiles[0][2] - photo.tiles[0][0]), EDGE * (photo.tiles[0][3] - photo.tiles[0][1])
+    across = (left > 0 and x0 - left < x) or (right < photo.size[0] and right - x1 < x)
+    return across or (top > 0 and y0 - top < y) or (bottom < photo.size[1] and bottom - y1 < y)
 
 
 # Comparing tiles with the whole photo
@@ -325,10 +327,9 @@ def _cells(length: float, cell: float) -> int:
 # Removing duplicates
 
 
-def _unique(ordered: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
+def _unique(ordered: Sequence[_Instance]) -> list[_Instance]:
     """The instances without those that an earlier one replaces, which takes over a duplicate's higher score."""
     areas = [_shared_area(instance.mask, instance.mask) for instance in ordered]
-    ranks = [_rank(instance, photo) for instance in ordered]
     scores = [instance.score for instance in ordered]
 
     def replaces(i: int, j: int) -> bool:
@@ -344,8 +345,6 @@ def _unique(ordered: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
             return False
         if ordered[i].label == ordered[j].label:
             return shared >= SAME * min(areas[i], areas[j])
-        if ranks[i] == LARGE_IN_WHOLE and ranks[j] == CUT:
-            return shared >= SAME * areas[j]
         return shared >= SAME_PLACE * union
 
     better: dict[int, list[int]] = {}

@@ -351,6 +351,18 @@ def test_what_one_view_sees_as_two_stays_two() -> None:
     assert len(merge(nothing(), [in_tile(tile, both)])) == 2
 
 
+def test_what_an_edge_cuts_and_the_next_tile_does_not_confirm_is_dropped() -> None:
+    """Its box ends at the right edge of the first tile; the second tile shows all of it."""
+    first, second = (tile for tile in tiles(SIZE, 2) if tile[1] == 0)
+    seen = (float(first[2] - 12), 30.0, float(first[2]), 42.0)
+    assert second[0] < seen[0]
+    assert len(merge(nothing(), [in_tile(first, one(seen))])) == 0
+    assert len(merge(nothing(), [in_tile(first, one(seen)), in_tile(second, one(seen))])) == 1
+    assert len(merge(one(seen), [in_tile(first, one(seen))])) == 1
+    at_the_border = (0.0, 30.0, 12.0, 42.0)
+    assert len(merge(nothing(), [in_tile(first, one(at_the_border))])) == 1
+
+
 def test_neighbours_that_touch_at_the_seam_stay_two() -> None:
     left, right = (tile for tile in tiles(SIZE, 2) if tile[1] == 0)
     found = merge(nothing(), [in_tile(left, one((80, 30, 118, 60))), in_tile(right, one((118, 30, 160, 60)))])
