@@ -352,7 +352,7 @@ def _unique(ordered: Sequence[_Instance]) -> list[_Instance]:
         better.setdefault(j, []).append(i)
     dropped: set[int] = set()
     for j in sorted(better):
-        if any(i not in dropped and replaces(i, j) for i in better[j]):
+        if any(i not in dropped and replaces(i, j) for i in sorted(better[j])):
             dropped.add(j)
     return [replace(ordered[i], score=scores[i]) for i in range(len(ordered)) if i not in dropped]
 
