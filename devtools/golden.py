@@ -2,10 +2,10 @@
 
     PYTHON -m devtools.golden FOLDER [NAME ...] [--seed 0] [--offsets 1.0]
 
-PYTHON needs detectron2 and this project's requirements. Writes NAME.yaml (the full config as detectron2 dumps
-it), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and the detections in each), for
-tests/test_convert.py. Prints how many of its own detections detectron2 reproduces if noise of 1e-4 grey levels is added
-to the image: a golden file with less than 95 % would compare rounding errors.
+PYTHON needs detectron2 and this project's requirements. Writes NAME.yaml (the full config as detectron2 dumps it, or
+saves it if it is a LazyConfig), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and the detections in
+each), for tests/test_convert.py. Prints how many of its own detections detectron2 reproduces if noise of 1e-4 grey
+levels is added to the image: a golden file with less than 95 % would compare rounding errors.
 `dconv-gn` needs `--offsets 0.1` to reach that.
 
 detectron2 runs deformable convolutions with more than one group of offsets, or modulated, on GPUs only. Here all run in
@@ -79,27 +79,38 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 
+LAZY = ("lazy-stages",)
+"""LazyConfigs, each with a function below."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write narrow checkpoints and what detectron2 finds with them.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(FAMILIES)}; without any, all")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join((*FAMILIES, *LAZY))}; without any, all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--offsets", type=float, default=1.0, help="spread in pixels of deformable layers' offsets")
     arguments = parser.parse_args()
-    for name in arguments.names or FAMILIES:
+    for name in arguments.names or (*FAMILIES, *LAZY):
         kept = make(name, arguments.folder, arguments.seed, arguments.offsets)
         print(name, "found again with noise:", *(f"{share:.0%}" for share in kept), flush=True)
 
 
 def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
     """Write the files of one family; for each image, the share of detections that are found again with noise."""
-    base, changes = FAMILIES[name]
-    config = _config(zoo.config(zoo.entry(base)), {**NARROW, **changes})
-    (folder / f"{name}.yaml").write_text(config.dump())
+    file = folder / f"{name}.yaml"
+    if name in LAZY:
+        from detectron2.config import LazyConfig
+
+        config = _lazy_stages()
+        LazyConfig.save(config, str(file))
+    else:
+        base, changes = FAMILIES[name]
+        config = _config(zoo.config(zoo.entry(base)), {**NARROW, **changes})
+        file.write_text(config.dump())
+    read = configs.read(file)
     tensors: dict[str, Any] = {
         key: tensor.astype(np.float16) if tensor.dtype == np.float32 else tensor
-        for key, tensor in checkpoints.checkpoint(configs.read(folder / f"{name}.yaml"), seed).items()
+        for key, tensor in checkpoints.checkpoint(read, seed).items()
     }
     for key in tensors:
         if key.endswith("conv2_offset.weight"):
@@ -110,8 +121,8 @@ def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
     answers: dict[str, Any] = {}
     for i, size in enumerate(SIZES):
         pixels = np.asarray(Image.fromarray(scene(seed * len(SIZES) + i, (640, 480))[0]).resize(size))
-        found = _run(config, model, pixels.astype(np.float32))
-        shaken = _run(config, model, pixels + noise.normal(0, NOISE, pixels.shape).astype(np.float32))
+        found = _run(read.format, model, pixels.astype(np.float32))
+        shaken = _run(read.format, model, pixels + noise.normal(0, NOISE, pixels.shape).astype(np.float32))
         kept.append(float(np.mean([any(_same(one, other) for other in shaken) for one in found])))
         answers[f"image{i}"] = pixels
         for key, values in zip(("boxes", "scores", "classes", "masks"), zip(*found, strict=True), strict=True):
@@ -132,8 +143,49 @@ def _config(below: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
     return config
 
 
+def _lazy_stages() -> Any:
+    """A LazyConfig whose stages are listed one by one, as neither a YAML config nor make_default_stages can have them.
+
+    Other numbers of blocks than any depth, a wide bottleneck in two groups, and deformable convolutions in res4 only.
+    """
+    from detectron2.config import LazyCall
+    from detectron2.model_zoo import get_config
+    from detectron2.modeling import ResNet
+    from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
+
+    config = get_config("common/models/mask_rcnn_fpn.py")
+    model = config.model
+    bottom_up = model.backbone.bottom_up
+    bottom_up.stem.out_channels = 8
+    bottom_up.stages = [
+        LazyCall(ResNet.make_stage)(
+            block_class=DeformBottleneckBlock if i == 2 else BottleneckBlock,
+            num_blocks=blocks,
+            stride_per_block=[2 if i else 1] + [1] * (blocks - 1),
+            in_channels=f"${{..{i - 1}.out_channels}}" if i else "${...stem.out_channels}",
+            bottleneck_channels=16 << i,
+            out_channels=32 << i,
+            num_groups=2,
+            norm="FrozenBN",
+            stride_in_1x1=False,
+        )
+        for i, blocks in enumerate((2, 1, 3, 1))
+    ]
+    model.backbone.out_channels = model.proposal_generator.head.in_channels = 32
+    heads = model.roi_heads
+    heads.num_classes = CLASSES
+    heads.box_head.input_shape.channels = heads.mask_head.input_shape.channels = 32
+    heads.box_head.fc_dims = [64, 64]
+    heads.box_predictor.input_shape.channels = 64
+    heads.box_predictor.test_score_thresh, heads.box_predictor.test_topk_per_image = 0.01, FOUND
+    heads.mask_head.conv_dims = [32] * 5
+    model.pixel_std = NARROW["MODEL.PIXEL_STD"]
+    return config
+
+
 def _model(config: Any, tensors: Mapping[str, Any]) -> Any:
     import torch
+    from detectron2.config import CfgNode, instantiate
     from detectron2.layers import deform_conv
     from detectron2.modeling import build_model
     from torchvision.ops import deform_conv2d
@@ -146,7 +198,7 @@ def _model(config: Any, tensors: Mapping[str, Any]) -> Any:
             x, offset, weight, bias, stride, padding, dilation, mask
         )
     )
-    model = build_model(config).eval()
+    model = (build_model(config) if isinstance(config, CfgNode) else instantiate(config.model)).eval()
     state = {key: torch.from_numpy(np.asarray(tensor, np.float32)) for key, tensor in tensors.items()}
     left = model.load_state_dict(state, strict=False)
     assert not left.unexpected_keys
@@ -158,11 +210,11 @@ Found = tuple[Any, Any, Any, Any]
 """Box, score, class and mask of one detection."""
 
 
-def _run(config: Any, model: Any, pixels: Any) -> list[Found]:
-    """What is found in float32 (H, W, 3) RGB pixels, best first."""
+def _run(channels: str, model: Any, pixels: Any) -> list[Found]:
+    """What is found in float32 (H, W, 3) RGB pixels, best first. `channels`: the order that the model expects."""
     import torch
 
-    if config.INPUT.FORMAT == "BGR":
+    if channels == "BGR":
         pixels = pixels[..., ::-1]
     with torch.no_grad():
         image = {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}

@@ -37,6 +37,7 @@ FAMILIES = (
     "c4",
     "dc5",
     "lazy-regnety",
+    "lazy-stages",
     "vitdet",
     "vitdet-cascade",
     "vitdet-dynamic",

@@ -53,6 +53,89 @@ def test_deformable_blocks_are_read_as_in_the_yaml_config(modulated: bool, group
     assert config.parse(given) == config.parse(yaml_config)
 
 
+STAGES = "model.backbone.bottom_up.stages"
+
+
+def listed(base: str = "lazy-r50") -> dict[str, Any]:
+    """lazy-r50 with each stage given by a call of its own."""
+    given = copy.deepcopy(lazy(base))
+    given["model"]["backbone"]["bottom_up"]["stages"] = [
+        {
+            "_target_": "detectron2.modeling.ResNet.make_stage",
+            "block_class": Name("detectron2.modeling.backbone.resnet.BottleneckBlock"),
+            "num_blocks": blocks,
+            "stride_per_block": [2 if i else 1] + [1] * (blocks - 1),
+            "in_channels": 128 << i if i else 64,
+            "bottleneck_channels": 64 << i,
+            "out_channels": 256 << i,
+            "norm": "FrozenBN",
+            "stride_in_1x1": True,
+        }
+        for i, blocks in enumerate((3, 4, 6, 3))
+    ]
+    return given
+
+
+def test_stages_listed_one_by_one_are_read_as_the_default_stages() -> None:
+    assert config.parse(listed()) == config.read(GOLDEN / "lazy-r50.yaml")
+
+
+def test_listed_stages_can_have_what_default_stages_cannot() -> None:
+    """Some stages deformable, other numbers of blocks, wider bottlenecks, values that refer to another stage."""
+    given = listed()
+    stages = given["model"]["backbone"]["bottom_up"]["stages"]
+    for i, stage in enumerate(stages):
+        stage |= {"num_blocks": 2, "stride_per_block": [2 if i else 1, 1], "bottleneck_channels": 128 << i}
+        stage |= {"num_groups": 32, "stride_in_1x1": False}
+        stage["in_channels"] = f"${{..{i - 1}.out_channels}}" if i else "${...stem.out_channels}"
+        if i:
+            stage["block_class"] = Name("detectron2.modeling.backbone.resnet.DeformBottleneckBlock")
+            stage["deform_modulated"] = True
+    wanted = config.read(GOLDEN / "lazy-r50.yaml").bottom_up
+    assert isinstance(wanted, config.ResNet)
+    assert config.parse(given).bottom_up == replace(
+        wanted,
+        blocks=(2, 2, 2, 2),
+        groups=32,
+        width_per_group=4,
+        stride_in_1x1=False,
+        deformable=(3, 4, 5),
+        modulated=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("0._target_", "detectron2.modeling.ResNet.make_default_stages"),
+        ("0.block_class", Name("detectron2.modeling.backbone.resnet.BasicBlock")),
+        ("0.num_blocks", 0),
+        ("1.stride_per_block", [1, 1, 1, 1]),
+        ("1.stride_per_block", [2, 1]),
+        ("1.in_channels", 64),
+        ("2.out_channels", 512),
+        ("2.bottleneck_channels", 64),
+        ("2.num_groups", 2),
+        ("3.norm", "BN"),
+        ("3.dilation", 2),
+        ("3.dilation_per_block", [1, 2, 2]),
+    ],
+)
+def test_what_does_not_convert_of_listed_stages_is_refused_by_key(key: str, value: Any) -> None:
+    given = listed()
+    number, name = key.split(".")
+    given["model"]["backbone"]["bottom_up"]["stages"][int(number)][name] = value
+    with pytest.raises(ConversionError, match=rf"{STAGES}\.{number}\.|{name}".replace("model.", r"model\.")):
+        config.parse(given)
+
+
+def test_as_many_stages_as_the_pyramid_reads_are_needed() -> None:
+    given = listed()
+    del given["model"]["backbone"]["bottom_up"]["stages"][3]
+    with pytest.raises(ConversionError, match="stages lists fewer stages"):
+        config.parse(given)
+
+
 def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
     """The zoo's LSJ configs make their heads' norm with a lambda, of which the file keeps the name only."""
     ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,9 @@ _BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
 """Arguments that must agree with others; where they do not, the shapes of the checkpoint's tensors do not either."""
 _TRAINING_OF_VIT = ("drop_path_rate", "rel_pos_zero_init", "use_act_checkpoint")
 _PREDICTOR = "FastRCNNOutputLayers"
+_GROUPS = (1, 2, 4, 8, 16, 32, 64)
+MAX_STAGES = 4
+"""Stages of a ResNet, from res2."""
 LAST_LEVEL = 5
 """The coarsest level of a simple feature pyramid: LastLevelMaxPool pools p5, whatever its name suggests."""
 MAX_SQUARE = 4096
@@ -127,6 +130,8 @@ def _backbone(call: _Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyram
 
 def _bottom_up(call: _Call, levels: tuple[int, ...]) -> ResNet | RegNet:
     network = _regnet(call) if call.target == "RegNet" else _resnet(call)
+    if isinstance(network, ResNet) and levels[-1] > len(network.blocks) + 1:
+        raise ConversionError(f"{call.key('stages')} lists fewer stages than the feature pyramid's in_features.")
     if not set(levels) <= set(_network_levels(call, "out_features")):
         raise ConversionError(f"{call.key('out_features')} lacks maps that the feature pyramid's in_features lists.")
     call.finish()
@@ -140,32 +145,113 @@ def _network_levels(call: _Call, name: str) -> tuple[int, ...]:
 
 
 def _resnet(call: _Call) -> ResNet:
-    stem, stages = call.call("stem", "BasicStem"), call.call("stages", "make_default_stages")
+    stem = call.call("stem", "BasicStem")
     stem.one_of("in_channels", (3,), 3)
-    stem.one_of("out_channels", (64,), 64)
-    norm = stages.norm("norm", "BN")
-    if stem.norm("norm", "BN") != norm:
-        raise ConversionError(f"{stem.key('norm')} must be the same norm as {stages.key('norm')}.")
-    stages.absent("bottleneck_channels")
-    stages.one_of("dilation", (1,), 1)
-    groups = stages.one_of("num_groups", (1, 2, 4, 8, 16, 32, 64), 1)
-    deformable = stages.class_of("block_class", ("BottleneckBlock", "DeformBottleneckBlock")).startswith("Deform")
-    resnet = ResNet(
-        blocks=BLOCKS[stages.one_of("depth", tuple(BLOCKS))],
-        norm=norm,
-        groups=groups,
-        width_per_group=64 // groups,
-        stem_channels=64,
-        res2_channels=256,
-        stride_in_1x1=bool(stages.take("stride_in_1x1", False)),
-        deformable=(2, 3, 4, 5) if deformable else (),  # make_default_stages makes all stages of the same block
-        modulated=deformable and stages.flag("deform_modulated"),
-        offset_groups=stages.one_of("deform_num_groups", (1, 2, 4, 8, 16, 32, 64), 1) if deformable else 1,
-    )
+    listed = isinstance(call.take("stages"), list)
+    resnet = _listed_stages(call, stem) if listed else _default_stages(call, stem)
     call.absent("num_classes")
     stem.finish()
-    stages.finish()
     return resnet
+
+
+def _default_stages(call: _Call, stem: _Call) -> ResNet:
+    """All four stages by one call of make_default_stages, which fixes their blocks, strides and channels by a depth."""
+    stages = call.call("stages", "make_default_stages")
+    stem.one_of("out_channels", (64,), 64)
+    stages.absent("bottleneck_channels")
+    block = _block(stages)
+    _stem_norm(stem, stages, block)
+    depth = stages.one_of("depth", tuple(BLOCKS))
+    stages.finish()
+    return ResNet(
+        blocks=BLOCKS[depth],
+        norm=block.norm,
+        groups=block.groups,
+        width_per_group=64 // block.groups,
+        stem_channels=64,
+        res2_channels=256,
+        stride_in_1x1=block.stride_in_1x1,
+        deformable=(2, 3, 4, 5) if block.deformable else (),
+        modulated=block.modulated,
+        offset_groups=block.offset_groups,
+    )
+
+
+def _listed_stages(call: _Call, stem: _Call) -> ResNet:
+    """Each stage by a call of make_stage. Blocks, widths and groups are free; the stages differ as a ResNet's do."""
+    stages = call.calls("stages", "make_stage")
+    if len(stages) > MAX_STAGES:
+        raise ConversionError(f"{call.key('stages')} lists {len(stages)} stages; at most {MAX_STAGES} convert.")
+    blocks = [_block(stage, required=True) for stage in stages]
+    plain = [replace(block, deformable=False, modulated=False, offset_groups=1) for block in blocks]
+    deformable = [block for block in blocks if block.deformable]
+    for number, stage in enumerate(stages):
+        if plain[number] != plain[0] or (blocks[number].deformable and blocks[number] != deformable[0]):
+            raise ConversionError(
+                f"{stage.key('num_groups')}, norm, stride_in_1x1, deform_modulated and deform_num_groups must be the "
+                "same in all stages."
+            )
+    _stem_norm(stem, stages[0], blocks[0])
+    first, channels = stages[0].whole("bottleneck_channels"), stages[0].whole("out_channels")
+    into = stem_channels = stem.whole("out_channels")
+    if first % blocks[0].groups:
+        raise ConversionError(
+            f"{stages[0].key('bottleneck_channels')} is {first}; it must be a multiple of num_groups."
+        )
+    for number, stage in enumerate(stages):
+        stage.one_of("in_channels", (into,))
+        into = stage.one_of("out_channels", (channels << number,))
+        stage.one_of("bottleneck_channels", (first << number,))
+        strides = stage.numbers("stride_per_block", stage.whole("num_blocks"))
+        wanted = (2.0 if number else 1.0, *[1.0] * (len(strides) - 1))
+        if strides != wanted:
+            raise ConversionError(
+                f"{stage.key('stride_per_block')} is {strides}; what converts is a stride of {wanted[0]:g}, then of 1."
+            )
+        stage.finish()
+    return ResNet(
+        blocks=tuple(stage.whole("num_blocks") for stage in stages),
+        norm=blocks[0].norm,
+        groups=blocks[0].groups,
+        width_per_group=first // blocks[0].groups,
+        stem_channels=stem_channels,
+        res2_channels=channels,
+        stride_in_1x1=blocks[0].stride_in_1x1,
+        deformable=tuple(number for number, block in enumerate(blocks, start=2) if block.deformable),
+        modulated=any(block.modulated for block in blocks),
+        offset_groups=deformable[0].offset_groups if deformable else 1,
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What make_default_stages and make_stage tell every block."""
+
+    deformable: bool
+    modulated: bool
+    offset_groups: int
+    groups: int
+    norm: str
+    stride_in_1x1: bool
+
+
+def _block(stage: _Call, *, required: bool = False) -> _Block:
+    blocks = ("BottleneckBlock", "DeformBottleneckBlock")
+    deformable = stage.class_of("block_class", blocks, required=required).startswith("Deform")
+    stage.one_of("dilation", (1,), 1)
+    return _Block(
+        deformable=deformable,
+        modulated=deformable and stage.flag("deform_modulated"),
+        offset_groups=stage.one_of("deform_num_groups", _GROUPS, 1) if deformable else 1,
+        groups=stage.one_of("num_groups", _GROUPS, 1),
+        norm=stage.norm("norm", "BN"),
+        stride_in_1x1=bool(stage.take("stride_in_1x1", False)),
+    )
+
+
+def _stem_norm(stem: _Call, stages: _Call, block: _Block) -> None:
+    if stem.norm("norm", "BN") != block.norm:
+        raise ConversionError(f"{stem.key('norm')} must be the same norm as {stages.key('norm')}.")
 
 
 def _regnet(call: _Call) -> RegNet:
