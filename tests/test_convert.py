@@ -142,7 +142,7 @@ def test_fewer_proposals_are_a_choice() -> None:
         convert.limit(model, 0)
     constants = model.graph.initializer
     constants.remove(next(constant for constant in constants if constant.name == "max_proposals"))
-    with pytest.raises(ConversionError, match="convert it again"):
+    with pytest.raises(ConversionError, match="Convert its checkpoint again"):
         convert.limit(model, 10)
 
 
@@ -273,9 +273,9 @@ def test_a_config_is_read_with_those_that_it_builds_on(tmp_path: Path) -> None:
         ("missing.yaml", "there is no such file. Put the base there, or give the full config"),
         ("https://example.com/base.yaml", "Download it, or give the full config"),
         ("3", "path of a file on this machine"),
-        ("config.yaml", "builds on itself"),
-        ("other.yaml", "has a mapping at MODEL, where its base has 3"),
-        ([f"{number}.yaml" for number in range(20)], "more than 15 bases"),
+        ("config.yaml", "is its own base"),
+        ("other.yaml", "MODEL is a mapping; in its base, it is 3"),
+        ([f"{number}.yaml" for number in range(20)], "more than the maximum of 15 base files"),
     ],
 )
 def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, base: str | list[str], said: str) -> None:
@@ -293,7 +293,7 @@ def test_a_config_from_a_url_chooses_no_files_of_this_machine(tmp_path: Path) ->
     path = tmp_path / "config.yaml"
     path.write_text("_BASE_: base.yaml\n")
     assert config.read(path) == config.read(GOLDEN / "r50.yaml")
-    with pytest.raises(ConversionError, match="comes from a URL and builds on _BASE_"):
+    with pytest.raises(ConversionError, match="is from a URL and has _BASE_"):
         config.read(path, bases=False)
 
 
@@ -302,7 +302,7 @@ def test_labels_come_from_lines_or_from_metadata(tmp_path: Path) -> None:
     lines.write_text("cat\n\n dog \n")
     metadata.write_text('{"thing_classes": ["cat", "dog"], "name": "pets"}')
     assert read_labels(lines) == read_labels(metadata) == ("cat", "dog")
-    with pytest.raises(ConversionError, match="2 labels for 7 classes"):
+    with pytest.raises(ConversionError, match="2 labels, but the config has 7 classes"):
         convert.convert(config.read(GOLDEN / "r50.yaml"), checkpoint.read(GOLDEN / "r50.pkl"), ("cat", "dog"))
 
 
@@ -350,7 +350,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "evil.pkl", Path("/tmp/the-pickle-ran")
     trace.unlink(missing_ok=True)
     path.write_bytes(pickle.dumps({"model": {"weight": Code()}}))
-    with pytest.raises(ConversionError, match=r"asks to run (posix|nt|os)\.system"):
+    with pytest.raises(ConversionError, match=r"would run (posix|nt|os)\.system"):
         checkpoint.read(path)
     assert not trace.exists()
 
@@ -456,7 +456,7 @@ def test_a_damaged_pth_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
             archive.writestr(name, data)
-    with pytest.raises(ConversionError, match="cut off"):
+    with pytest.raises(ConversionError, match="storage 0 has 8 bytes"):
         checkpoint.read(path)
 
 

@@ -108,7 +108,7 @@ def test_an_int8_file_uses_300_proposals_by_default(int8: Path) -> None:
 
 
 def test_int8_is_not_quantised_again(int8: Path) -> None:
-    with pytest.raises(ConversionError, match="int8 already"):
+    with pytest.raises(ConversionError, match="already is int8"):
         convert.quantised(convert.load(int8), [])
 
 

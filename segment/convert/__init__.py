@@ -20,9 +20,9 @@ from segment.modelfile import ModelMetadata
 __all__ = ["Config", "checkpoint", "config", "convert", "finish", "limit", "load", "quantised"]
 
 INT8_PROPOSALS = 300
-"""Default number of proposals of an int8 model. The zoo's configs have 1,000, which takes half as much time again."""
+"""Default number of proposals of an int8 model. The zoo's configs have 1,000, which takes about 1.5 times as long."""
 LARGEST_FILE = (2 << 30) - (16 << 20)
-"""Bytes of tensors that fit into one message of protocol buffers, with 16 MiB for the graph."""
+"""Maximum bytes of tensors: the limit of a protocol buffers message, minus 16 MiB for the graph."""
 RENDER_FACTOR = 25
 """Default render factor of a model file."""
 
@@ -34,21 +34,22 @@ def convert(
     source: str = "",
     render_factor: int = RENDER_FACTOR,
 ) -> onnx.ModelProto:
-    """The network of a config with a checkpoint's tensors, as a model in fp32. `tensors` is emptied.
+    """Build the fp32 model of a config with a checkpoint's tensors. Empties `tensors` to save memory.
 
-    `labels`: class names by index; without them classes are numbered. `source`: a note of where the weights come from.
-    Raises ConversionError.
+    `labels`: class names by index; by default, the indices. `source`: description of the weights' origin. Raises
+    ConversionError.
     """
     labels = labels or tuple(str(i) for i in range(network_config.classes))
     if len(labels) != network_config.classes:
         raise ConversionError(
-            f"There are {len(labels)} labels for {network_config.classes} classes (MODEL.ROI_HEADS.NUM_CLASSES)."
+            f"There are {len(labels)} labels, but the config has {network_config.classes} classes "
+            "(MODEL.ROI_HEADS.NUM_CLASSES)."
         )
     size = 4 * sum(tensor.size for tensor in tensors.values())
     if size > LARGEST_FILE:
         raise ConversionError(
-            f"The checkpoint's tensors are {size / 1e9:.1f} GB in float32. An ONNX file is one message of protocol "
-            f"buffers, which cannot be larger than {LARGEST_FILE / 1e9:.1f} GB; a smaller model of the family converts."
+            f"The checkpoint's tensors are {size / 1e9:.1f} GB in float32, and an ONNX file can hold at most "
+            f"{LARGEST_FILE / 1e9:.1f} GB. Use a smaller model of the family."
         )
     facts = ModelMetadata(
         labels=labels,
@@ -65,10 +66,10 @@ def convert(
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """A model file that `finish` wrote. Raises ConversionError."""
+    """Load a model file written by `finish`. Raises ConversionError."""
     try:
         model = onnx.load(path)
-    except Exception as error:  # protobuf's own errors have no common root
+    except Exception as error:  # protobuf's errors have no common base class
         raise ConversionError(f"{path.name} cannot be read as an ONNX file: {error}") from None
     _facts(model)
     return model
@@ -77,9 +78,9 @@ def load(path: Path) -> onnx.ModelProto:
 def quantised(
     model: onnx.ModelProto, photos: Sequence[Path] | None = None, proposals: int | None = None
 ) -> onnx.ModelProto:
-    """The int8 form of an fp32 model, calibrated on `photos`, by default on those that come with this package.
+    """Quantise an fp32 model to int8, calibrated on `photos`, by default on those that come with this package.
 
-    It looks at no more than `proposals`, INT8_PROPOSALS if None, and so does `model` from then on. Raises
+    `proposals`: maximum number of proposals, by default INT8_PROPOSALS; it is also set in `model`. Raises
     ConversionError.
     """
     from segment.convert import calibration
@@ -87,7 +88,7 @@ def quantised(
 
     facts = _facts(model)
     if facts.precision != "fp32":
-        raise ConversionError(f"This model is {facts.precision} already; quantise the fp32 file.")
+        raise ConversionError(f"This model already is {facts.precision}; give the fp32 file.")
     limit(model, INT8_PROPOSALS if proposals is None else proposals)
     pictures = calibration.default(facts) if photos is None else calibration.from_files(photos, facts)
     narrow = quantise(model, pictures)
@@ -96,7 +97,7 @@ def quantised(
 
 
 def finish(model: onnx.ModelProto, path: Path) -> ModelMetadata:
-    """Write a model file with what memory it takes, measured in a child process. Raises ConversionError, ModelError."""
+    """Write a model file and record its memory use, measured in a child process. Raises ConversionError, ModelError."""
     _save(model, path)
     measured = footprint.measure(path, threads=container.cpus())
     facts = replace(_facts(model), **asdict(measured))
@@ -108,12 +109,12 @@ def finish(model: onnx.ModelProto, path: Path) -> ModelMetadata:
 def _facts(model: onnx.ModelProto) -> ModelMetadata:
     facts = ModelMetadata.from_metadata({entry.key: entry.value for entry in model.metadata_props})
     if facts is None:
-        raise ConversionError("This ONNX file was not made by `segment convert`; only such files can be quantised.")
+        raise ConversionError("This ONNX file was not written by `segment convert`; only such files can be quantised.")
     return facts
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     part = path.with_suffix(path.suffix + ".part")
     part.write_bytes(model.SerializeToString())
     part.replace(path)

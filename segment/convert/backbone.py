@@ -1,4 +1,4 @@
-"""The backbone: a bottom-up network, with or without a feature pyramid: pixels -> one feature map per level.
+"""The backbone: a bottom-up network, with or without a feature pyramid, that computes one feature map per level.
 
 ResNet: He et al., "Deep Residual Learning", 2015; detectron2/modeling/backbone/resnet.py (BottleneckBlock).
 Pyramid: Lin et al., "Feature Pyramid Networks", 2017; detectron2/modeling/backbone/fpn.py.
@@ -17,20 +17,20 @@ from segment.convert.weights import Weights
 
 
 def prefix(config: Config) -> str:
-    """Where the checkpoint has the bottom-up network."""
+    """Prefix of the bottom-up network's tensor names in the checkpoint."""
     if isinstance(config.bottom_up, ViT):
         return "backbone.net."
     return "backbone.bottom_up." if config.pyramid else "backbone."
 
 
 def stem(config: Config) -> str:
-    """The first convolution."""
+    """Name of the first convolution in the checkpoint."""
     names = {RegNet: "stem.conv", ResNet: "stem.conv1", ViT: "patch_embed.proj"}
     return prefix(config) + names[type(config.bottom_up)]
 
 
 def feature_maps(g: Graph, w: Weights, config: Config, image: str) -> dict[int, str]:
-    """image (1, 3, H, W) -> level: map (1, config.channels, H / 2^level, W / 2^level), as the second stage reads it."""
+    """image (1, 3, H, W) -> level: map (1, config.channels, H / 2^level, W / 2^level), for the RPN and the heads."""
     network = config.bottom_up
     if isinstance(network, ViT):
         assert isinstance(config.pyramid, SimplePyramid)
@@ -84,7 +84,7 @@ def stage(
     stride: int,
     dilation: int = 1,
 ) -> str:
-    """The bottleneck blocks of res`number`, the first of which has the stride: x (N, into, H, W) -> (N, C, H', W')."""
+    """The bottleneck blocks of res`number`: x (N, into, H, W) -> (N, C, H', W'). The first block has the stride."""
     for block in range(blocks):
         step = stride if block == 0 else 1
         x = _bottleneck(g, w, config, x, f"{name}.{block}", number, into, step, dilation)
@@ -103,7 +103,7 @@ def _bottleneck(
     stride: int,
     dilation: int,
 ) -> str:
-    """1x1, 3x3 and 1x1 convolutions around which the input is added again."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions."""
     first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
     norm, out = config.norm, config.channels(number)
     width = config.groups * config.width_per_group * 2 ** (number - 2)
@@ -134,7 +134,7 @@ def _bottleneck(
 def _pyramid(
     g: Graph, w: Weights, config: Pyramid, network: ResNet | RegNet, features: dict[int, str]
 ) -> dict[int, str]:
-    """stage: feature map -> level: (1, channels, H / 2^level, W / 2^level), and one coarser level on top."""
+    """stage: feature map -> level: map (1, channels, H / 2^level, W / 2^level), including one additional level."""
     finer: str | None = None
     maps: dict[int, str] = {}
     for level in reversed(config.levels):
@@ -153,7 +153,7 @@ def _pyramid(
 
 
 def _upsample(g: Graph, x: str) -> str:
-    """Twice the size, each value repeated."""
+    """Nearest-neighbour upsampling by 2."""
     scales = g.constant([1, 1, 2, 2], "float32")
     return g.op(
         "Resize",

@@ -14,12 +14,12 @@ import numpy as np
 from segment.convert.graph import FLOAT, Graph
 
 LONGEST = math.log(1000.0 / 16)
-"""Box2BoxTransform's clamp: no box grows more than 62.5 times."""
+"""Box2BoxTransform's clamp: a box grows by a factor of at most 62.5."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of the image before padding, as float32 scalars, and both as (4,): W, H, W, H."""
+    """The size of the image before padding: `width`, `height` (1,) float32, and `corners` (4,): W, H, W, H."""
 
     width: str
     height: str
@@ -40,7 +40,7 @@ def decode(g: Graph, boxes: str, deltas: str, weights: tuple[float, ...]) -> str
 
 
 def clip(g: Graph, boxes: str, frame: Frame) -> str:
-    """Boxes (..., 4) cut at the image's edges."""
+    """Clip boxes (..., 4) to the image."""
     return g.op("Max", g.op("Min", boxes, frame.corners), g.scalar(0.0))
 
 
@@ -51,7 +51,7 @@ def area(g: Graph, boxes: str) -> str:
 
 
 def larger_than(g: Graph, boxes: str, size: float) -> str:
-    """(N, 4) -> (N,) bool: wider and higher than `size` pixels."""
+    """(N, 4) -> (N,) bool: whether width and height are greater than `size` pixels."""
     low, high = _halves(g, boxes)
     smaller_side = g.op("ReduceMin", g.op("Sub", high, low), axes=[1], keepdims=0)
     return g.op("Greater", smaller_side, g.scalar(size))
@@ -60,8 +60,8 @@ def larger_than(g: Graph, boxes: str, size: float) -> str:
 def anchors(g: Graph, index: str, columns: str, cells: np.ndarray, stride: int, offset: float) -> str:
     """The anchors (K, 4) with these indices (K,) in the order (row, column, cell).
 
-    `columns`: the level's width in cells, int64 (1,). `cells`: (A, 4) float32, the anchors around the origin.
-    Made from the index instead of gathered from a tensor of all anchors, of which there are 40,000 at 400 x 400.
+    `columns`: the level's width in cells, int64 (1,). `cells`: (A, 4) float32, the anchors around the origin. They are
+    computed from the index, because a tensor of all anchors would be large (40,000 anchors for 400 x 400 pixels).
     """
     per_place = g.ints(len(cells))
     place = g.op("Div", index, per_place)

@@ -1,4 +1,4 @@
-"""The pictures that a model is calibrated on when it is quantised to int8.
+"""Pictures for calibrating a model that is quantised to int8.
 
 Calibration only records the range of each layer's activations, so it needs neither labels nor the photos that will be
 segmented, but pictures with similar statistics. The default is seven photographs in the public domain (`photos/`; see
@@ -34,10 +34,7 @@ MOST_PHOTOS = 300
 
 
 def from_files(photos: Sequence[Path], facts: ModelMetadata) -> Iterator[NDArray[np.uint8]]:
-    """Each photo at the size that the network sees when the model is served, (H, W, 3) uint8 RGB.
-
-    Raises ConversionError.
-    """
+    """Photos at the size of the network's input in serving, (H, W, 3) uint8 RGB. Raises ConversionError."""
     for path in photos[:MOST_PHOTOS]:
         try:
             data = path.read_bytes()
@@ -45,11 +42,11 @@ def from_files(photos: Sequence[Path], facts: ModelMetadata) -> Iterator[NDArray
             size = _seen_size(header.size, facts)
             yield np.asarray(image.resize(image.decode(data, header, size), size))
         except (ImageError, OSError) as error:
-            raise ConversionError(f"{path.name} cannot be calibrated with: {error}") from None
+            raise ConversionError(f"{path.name} cannot be used for calibration: {error}") from None
 
 
 def default(facts: ModelMetadata, photos: Sequence[Path] = PHOTOS) -> Iterator[NDArray[np.uint8]]:
-    """The views of each of the package's photographs, as `from_files` returns them."""
+    """Views of the package's photographs, in the format of `from_files`."""
     for path in photos:
         with Image.open(path) as file:
             photo = file.convert("RGB")
@@ -59,7 +56,7 @@ def default(facts: ModelMetadata, photos: Sequence[Path] = PHOTOS) -> Iterator[N
 
 
 def views(photo: Image.Image) -> Iterator[Image.Image]:
-    """The whole photo, and four overlapping parts of it."""
+    """The whole photo, then four overlapping parts of it."""
     yield photo
     width, height = round(photo.width * PART), round(photo.height * PART)
     for left in (0, photo.width - width):
@@ -73,7 +70,7 @@ def strengthened(photo: Image.Image) -> Image.Image:
 
 
 def _seen_size(size: tuple[int, int], facts: ModelMetadata) -> tuple[int, int]:
-    """The (width, height) at which the network sees a photo of `size`."""
+    """The (width, height) of the network's input for a photo of `size`."""
     if facts.square:
         return square_size(size, facts.square)
     return fitted_size(size, facts.render_factor, "aspect", facts.stride)

@@ -28,7 +28,7 @@ from segment.errors import ConversionError
 Tensors = dict[str, NDArray[np.generic]]
 
 MAX_PICKLE_BYTES = 64 << 20
-"""Length of a checkpoint's index: names and shapes."""
+"""Maximum size of data.pkl, which contains the names and shapes of a checkpoint's tensors."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first object in a file of torch.save before 1.6 (torch/serialization.py)."""
 
@@ -43,44 +43,46 @@ def read(path: Path) -> Tensors:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         raise ConversionError(
-            f"The checkpoint {path.name} is damaged or cut off ({type(error).__name__}); fetch or copy it again."
+            f"The checkpoint {path.name} is damaged or truncated ({type(error).__name__}). Download or copy it again."
         ) from None
     if document == _LEGACY_MAGIC:
         raise ConversionError(
-            f"The checkpoint {path.name} was saved by a PyTorch older than 1.6. Write it again with a newer one: "
+            f"The checkpoint {path.name} was saved with PyTorch 1.5 or earlier. Save it again with a later version: "
             f"torch.save(torch.load('{path.name}', map_location='cpu'), 'new.pth')."
         )
     model = document.get("model", document) if isinstance(document, Mapping) else None
     if not isinstance(model, Mapping):
-        raise ConversionError(f'The checkpoint {path.name} holds no {{"model": {{name: array}}}}.')
+        raise ConversionError(
+            f'The checkpoint {path.name} has the wrong structure; it must be {{"model": {{name: array}}}}.'
+        )
     tensors = {str(name): value for name, value in model.items() if isinstance(value, np.ndarray)}
     if not tensors:
-        raise ConversionError(f"The checkpoint {path.name} holds no tensors.")
+        raise ConversionError(f"The checkpoint {path.name} contains no tensors.")
     numeric = {name: t for name, t in tensors.items() if t.dtype.kind in "fiub"}
     for name in tensors.keys() - numeric.keys():
-        raise ConversionError(f"The checkpoint's tensor {name} holds {tensors[name].dtype}, not numbers.")
+        raise ConversionError(f"The checkpoint's tensor {name} has the type {tensors[name].dtype}; it must be numeric.")
     return numeric
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits arrays and plain containers; persistent ids are looked up with `storage`."""
+    """Only builds arrays and plain containers. `storage` looks up persistent ids."""
 
     def __init__(self, file: Any, storage: Callable[[Sequence[Any]], Any] | None = None) -> None:
-        super().__init__(file, encoding="latin1")  # Caffe2's pickles are Python 2's
+        super().__init__(file, encoding="latin1")  # Caffe2's pickles were written by Python 2
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
         admitted = _ADMITTED.get((module, name))
         if admitted is None:
             raise ConversionError(
-                f"The checkpoint asks to run {module}.{name}. A checkpoint needs arrays and plain containers only, so "
-                "this file is refused."
+                f"The checkpoint is refused, because it would run {module}.{name}. A checkpoint may only contain "
+                "arrays and plain containers."
             )
         return admitted()
 
     def persistent_load(self, pid: Any) -> Any:
         if self._storage is None:
-            raise ConversionError("The checkpoint refers to storages outside its own file.")
+            raise ConversionError("The checkpoint refers to data outside of its file.")
         return self._storage(pid)
 
 
@@ -89,12 +91,12 @@ def _read_pickle(path: Path) -> Any:
         start = file.read(1)
         file.seek(0)
         if start not in (b"\x80", b"(", b"}", b"c"):
-            raise ConversionError(f"{path.name} is no checkpoint: neither a pickle nor a file of torch.save.")
+            raise ConversionError(f"{path.name} is not a checkpoint: it is neither a pickle nor a file of torch.save.")
         return _Unpickler(file).load()
 
 
 class _StorageType:
-    """Stands for torch.FloatStorage and its like."""
+    """Replaces torch.FloatStorage and the other storage types."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -103,11 +105,11 @@ class _StorageType:
 def _rebuild_tensor(
     storage: NDArray[np.generic], offset: int, size: Sequence[int], stride: Sequence[int], *_: Any
 ) -> Any:
-    """torch._utils._rebuild_tensor_v2: a view of a storage, made a plain array."""
+    """Replaces torch._utils._rebuild_tensor_v2: a view of a storage, as an array."""
     count = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else offset - 1
     if offset < 0 or last >= storage.size or any(s < 0 for s in stride):
-        raise ConversionError("A tensor of the checkpoint reaches beyond its storage: the file is damaged.")
+        raise ConversionError("The checkpoint is damaged: a tensor is larger than its data.")
     steps = tuple(s * storage.itemsize for s in stride)
     view = np.lib.stride_tricks.as_strided(storage[offset:], tuple(size), steps, writeable=False)
     if storage.dtype == np.uint16:  # bfloat16: the upper half of a float32
@@ -116,7 +118,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    """torch._utils._rebuild_parameter: its data."""
+    """Replaces torch._utils._rebuild_parameter: the data of a parameter."""
     return data
 
 
@@ -124,7 +126,7 @@ def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = {name.partition("/")[2]: name for name in archive.namelist()}
         if "data.pkl" not in entries:
-            raise ConversionError(f"{path.name} is a zip, but not one that torch.save writes.")
+            raise ConversionError(f"{path.name} is not a checkpoint: it is a zip file without data.pkl.")
 
         storages: dict[str, NDArray[np.generic]] = {}
 
@@ -134,7 +136,7 @@ def _read_zip(path: Path) -> Any:
                 return storages[key]
             size = archive.getinfo(entries["data/" + key]).file_size
             if size != count * np.dtype(kind.dtype).itemsize:
-                raise ConversionError(f"Storage {key} of the checkpoint is cut off, or not of the size that it says.")
+                raise ConversionError(f"The checkpoint is damaged: storage {key} has {size:,} bytes, which is wrong.")
             storages[key] = np.frombuffer(_entry(archive, entries["data/" + key], size), kind.dtype)
             return storages[key]
 
@@ -142,19 +144,19 @@ def _read_zip(path: Path) -> Any:
 
 
 def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """The content of an entry. torch.save stores without compressing, so nothing is larger than the file itself."""
+    """The content of an entry. torch.save does not compress, so the content is not larger than the file."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise ConversionError("The checkpoint is compressed, which torch.save never does. Save it again with torch.")
+        raise ConversionError("The checkpoint is a compressed zip file. Save it again with torch.save.")
     if info.file_size > limit:
-        raise ConversionError(f"The checkpoint's {name[-40:]} has {info.file_size:,} bytes, more than {limit:,}.")
+        raise ConversionError(
+            f"The checkpoint's {name[-40:]} has {info.file_size:,} bytes, more than the maximum of {limit:,}."
+        )
     return archive.read(name)
 
 
 def _array_constructors() -> dict[tuple[str, str], Callable[[], Any]]:
-    core = importlib.import_module(
-        "numpy._core.multiarray"
-    )  # NumPy 2's home of what older pickles call numpy.core.multiarray
+    core = importlib.import_module("numpy._core.multiarray")  # called numpy.core.multiarray in older pickles
     constructors: dict[tuple[str, str], Callable[[], Any]] = {
         ("numpy", "ndarray"): lambda: np.ndarray,
         ("numpy", "dtype"): lambda: np.dtype,
@@ -176,12 +178,12 @@ def _array_constructors() -> dict[tuple[str, str], Callable[[], Any]]:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """_codecs.encode as protocol 2 uses it to write bytes."""
+    """Replaces _codecs.encode, with which pickle protocol 2 writes bytes."""
     return text.encode("latin1")
 
 
 def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *_: Any) -> Any:
-    """numpy._core.numeric._frombuffer, which protocol 5 writes arrays with."""
+    """Replaces numpy._core.numeric._frombuffer, with which pickle protocol 5 writes arrays."""
     return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
 
 

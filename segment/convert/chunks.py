@@ -25,34 +25,34 @@ _BEGIN, _END, _LOOP = ".rows", ".result", ".loop"
 
 
 def part(name: str, width: int, chunk: int = CHUNK) -> str:
-    """The name of a part whose rows have `width` numbers, and which is run on `chunk` of them at a time.
+    """The name of a part that runs on `chunk` rows at a time, each of `width` numbers.
 
-    The sizes are in the name because quantisers keep the names of nodes, but no other metadata of them.
+    The name contains the sizes because quantisers keep the names of nodes, but not their other metadata.
     """
     return f"{name}@{chunk}x{width}"
 
 
 def _sizes(name: str) -> tuple[int, int]:
-    """How many rows the part is run on at a time, and how many numbers each has."""
+    """The number of rows that the part runs on at a time, and the width of a row."""
     chunk, _, width = name.partition("@")[2].partition("x")
     return int(chunk or CHUNK), int(width or 4)
 
 
 def begin(g: Graph, name: str, rows: str) -> str:
-    """Mark where the part `name` begins: with its only input that has a row for each result.
+    """Mark the beginning of the part `name`: its only input with one row per result.
 
-    `rows`: boxes (N, 4) float32, or of the width that `part` has put into the name.
+    `rows`: (N, width) float32; the width is in the name (see `part`), or 4, the width of boxes.
     """
     return g.op("Identity", rows, name=name + _BEGIN)
 
 
 def end(g: Graph, name: str, result: str) -> str:
-    """Mark where the part `name` ends: with `result` (N, ...), float32, or uint8 from a Cast."""
+    """Mark the end of the part `name`: its `result` (N, ...), which is float32, or uint8 if a Cast computes it."""
     return g.op("Identity", result, name=name + _END)
 
 
 def in_chunks(model: onnx.ModelProto) -> None:
-    """Make every marked part a loop over chunks of its rows."""
+    """Convert every marked part into a loop over chunks of its rows."""
     graph = model.graph
     for name in [node.name.removesuffix(_BEGIN) for node in graph.node if node.name.endswith(_BEGIN)]:
         inner = _inner(graph, name)
@@ -70,8 +70,8 @@ def in_chunks(model: onnx.ModelProto) -> None:
 
 
 def whole(model: onnx.ModelProto) -> None:
-    """Undo `in_chunks`: run every part once, on all its rows."""
-    nodes: dict[str, onnx.NodeProto] = {}  # by name: two parts can have a node for the same weights
+    """Undo `in_chunks`, so that every part runs once on all its rows."""
+    nodes: dict[str, onnx.NodeProto] = {}  # by name, because two parts can have a node for the same weights
     boxes: dict[str, str] = {}
     for node in model.graph.node:
         part, of_loop, what = node.name.partition(_LOOP)
@@ -91,7 +91,7 @@ def whole(model: onnx.ModelProto) -> None:
 
 
 def _inner(graph: onnx.GraphProto, name: str) -> set[str]:
-    """The names of the nodes between the marks of a part, and of those that only prepare constants for them."""
+    """The names of the nodes between the marks of a part, including those that only compute constants for them."""
     after, fixed = {name + _BEGIN}, {constant.name for constant in graph.initializer}
     between: dict[str, onnx.NodeProto] = {}
     constant: dict[str, onnx.NodeProto] = {}
@@ -116,7 +116,7 @@ def _inner(graph: onnx.GraphProto, name: str) -> set[str]:
 def _loop(
     graph: onnx.GraphProto, name: str, boxes: str, result: str, inner: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """The nodes that turn `boxes` (N, 4) into the part's result (N, ...), chunk by chunk."""
+    """The nodes that compute the part's result (N, ...) from `boxes` (N, width), chunk by chunk."""
     at = name + _LOOP + "/"
 
     def ints(*values: int) -> str:
@@ -150,7 +150,7 @@ def _loop(
         node("Slice", [at + "shape", zero, one], at + "count"),
         node("Add", [at + "count", ints(chunk - 1)], at + "more"),
         node("Div", [at + "more", size], at + "full"),
-        node("Max", [at + "full", one], at + "chunks"),  # at least one: so the result has its shape without rows too
+        node("Max", [at + "full", one], at + "chunks"),  # at least one, which sets the result's shape if N is 0
         node("Mul", [at + "chunks", size], at + "total"),
         node("Sub", [at + "total", at + "count"], at + "missing"),
         helper.make_node("Concat", [ints(0, 0), at + "missing", zero], [at + "pads"], at + "pads", axis=0),
@@ -165,6 +165,6 @@ def _loop(
 
 
 def _replace(repeated: MutableSequence[onnx.NodeProto], nodes: list[onnx.NodeProto]) -> None:
-    """Put `nodes` in the place of a graph's."""
+    """Replace the nodes of a graph."""
     del repeated[:]
     repeated.extend(nodes)

@@ -1,12 +1,12 @@
-"""Deformable convolutions: each tap of a 3x3 kernel reads the map at a place of its own, which another layer predicts.
+"""Deformable convolutions: each tap of a 3x3 kernel reads the map at its own offset, which another layer predicts.
 
 Dai et al., "Deformable Convolutional Networks", 2017; with a factor for each tap: Zhu et al., "Deformable ConvNets v2",
 2018; detectron2/modeling/backbone/resnet.py (DeformBottleneckBlock), torchvision.ops.deform_conv2d.
 
-The rows of the kernel are processed one after the other. For each row, three samples per output place are written side
-by side into a map that is three times as wide, and an ordinary convolution of stride 3 runs over it. Processing all
-rows at once is not faster and takes three times the memory. Sampling is bilinear, with zeros around the map. Its input
-is a table with one row per place that contains all channels; each sample is a weighted sum of four rows.
+The rows of the kernel are processed one after the other. For each row, three samples per output position are written
+side by side into a map that is three times as wide, to which an ordinary convolution with stride 3 is applied.
+Processing all rows at once is not faster and takes three times the memory. Sampling is bilinear, with zeros around the
+map. The map is stored as a table with one row of channels per position; each sample is a weighted sum of four rows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from segment.convert.weights import Weights
 
 KERNEL = 3
 MAP = ".map"
-"""The map that is sampled comes from a node with its layer's name and this at the end."""
+"""Suffix of the node that computes the sampled map; the rest of its name is that of the layer."""
 BEFORE, AFTER = 1, 2
-"""Zeros around the map. A place up to one pixel outside lies between its edge and a zero."""
+"""Zeros around the map. A position up to one pixel outside is interpolated between the edge and a zero."""
 
 
 def convolution(
@@ -72,10 +72,10 @@ def _by_row(g: Graph, x: str, size: str, groups: int, values: int = 1) -> list[s
 def _sample(
     g: Graph, padded: str, offsets: str, factors: str, groups: int, stride: int, dilation: int, row: int
 ) -> str:
-    """padded (1, C, H + 3, W + 3) -> (H' * W' * 3 * groups, C / groups): a group's channels at each place.
+    """Sample padded (1, C, H + 3, W + 3) -> (H' * W' * 3 * groups, C / groups): the channels of a group per sample.
 
-    `offsets` (2, H', W', 3, groups): pixels down and right from where a `row` of a convolution's kernel would read.
-    `factors` (1, H', W', 3, groups): what each sample is multiplied with, unless empty.
+    `offsets` (2, H', W', 3, groups): pixels down and to the right, relative to the positions that `row` of the kernel
+    of an ordinary convolution reads. `factors` (1, H', W', 3, groups): factors of the samples; empty for none.
     """
     table = g.op("Transpose", padded, perm=[0, 2, 3, 1])
     table = g.op("Reshape", table, g.op("Concat", g.ints(-1), g.op("Div", g.dim(padded, 1), g.ints(groups)), axis=0))
@@ -83,7 +83,7 @@ def _sample(
     left, before, after = _neighbours(g, padded, offsets, 1, stride, dilation, range(KERNEL))
     if factors:
         above, below = g.op("Mul", above, factors), g.op("Mul", below, factors)
-    right = g.constant([groups], np.int32)  # rows of the table from a place to the next
+    right = g.constant([groups], np.int32)  # number of rows of the table per position
     down = g.op("Mul", g.cast(g.dim(padded, 3), INT32), right)
     first = g.op("Add", g.op("Mul", top, down), g.op("Mul", left, right))
     first = g.reshape(g.op("Add", first, g.constant(np.arange(groups), np.int32)), -1)
@@ -104,10 +104,10 @@ def _sample(
 def _neighbours(
     g: Graph, padded: str, offsets: str, axis: int, stride: int, dilation: int, taps: Sequence[int]
 ) -> tuple[str, str, str]:
-    """The two places along an axis (0 down, 1 right) of the padded map that each sample lies between.
+    """The two positions along an axis (0 down, 1 right) of the padded map between which each sample is interpolated.
 
-    `taps`: where in the kernel the samples are, along that axis. Returns (1, H', W', 3, groups) each: the first place
-    as int32, the weight of the first and of the second as float32.
+    `taps`: the samples' positions in the kernel along that axis. Returns three tensors (1, H', W', 3, groups): the
+    first position (int32), and the weights of the first and of the second position (float32).
     """
     length = g.op("Sub", g.cast(g.dim(padded, 2 + axis), FLOAT), g.scalar(BEFORE + AFTER))
     count = g.op("Gather", g.op("Shape", offsets), g.constant(np.int64(1 + axis)))

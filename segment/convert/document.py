@@ -29,12 +29,12 @@ from segment.errors import ConversionError
 
 MAX_BYTES = 2 << 20
 MAX_VALUES = 200_000
-"""Most values in a document, with every alias expanded."""
+"""Maximum number of values in a document whose aliases are expanded."""
 MAX_DEPTH = 64
 BASE = "_BASE_"
-"""The key that names the config, or a list of the configs, whose values a config changes."""
+"""The key with the path of the base config, or a list of them."""
 MAX_FILES = 16
-"""Most files that a config and its bases may consist of."""
+"""Maximum number of files of a config, including its bases."""
 
 _PARTIAL_OF = ("torch.nn.", "detectron2.")
 """Packages whose classes and functions `functools.partial` may name."""
@@ -59,18 +59,18 @@ class Partial:
 
 
 def read(path: Path, *, bases: bool = True) -> dict[str, Any]:
-    """The top-level mapping of a YAML file and of its bases, whose values the file's own replace.
+    """The top-level mapping of a YAML file, merged over that of its bases.
 
-    A relative path in `_BASE_` is relative to the file that contains it. `bases`: False refuses a file that has any, as
-    one from a URL must not choose files of this machine. Raises ConversionError.
+    A relative path in `_BASE_` is relative to the file that contains it. `bases`: whether a file may have bases; False
+    for a file from a URL, which must not choose files on this machine. Raises ConversionError.
     """
     if bases:
         return _merged(path, files(path))
     document = _read_one(path)
     if BASE in document:
         raise ConversionError(
-            f"The config {path.name} comes from a URL and builds on {BASE}: {document[BASE]}. Download it and its base "
-            "and give the path of the file, or give the full config (what `cfg.dump()` prints)."
+            f"The config {path.name} is from a URL and has {BASE}: {document[BASE]}. Download it and its base and give "
+            "the path of the file, or give the full config (the output of `cfg.dump()`)."
         )
     return document
 
@@ -84,11 +84,11 @@ def files(path: Path) -> dict[Path, dict[str, Any]]:
         if file in documents:
             continue
         if len(documents) == MAX_FILES:
-            raise ConversionError(f"The config {path.name} is refused: it has more than {MAX_FILES - 1} bases.")
+            raise ConversionError(f"The config {path.name} has more than the maximum of {MAX_FILES - 1} base files.")
         if file != path and not file.is_file():
             raise ConversionError(
-                f"The config {path.name} builds on {BASE}: {file}, and there is no such file. Put the base there, or "
-                "give the full config, as a training run leaves it in its output folder (or what `cfg.dump()` prints)."
+                f"The config {path.name} has {BASE}: {file}, and there is no such file. Put the base there, or give "
+                "the full config: the config.yaml that a training run writes, or the output of `cfg.dump()`."
             )
         documents[file] = _read_one(file)
         missing += _bases(file, documents[file])
@@ -102,16 +102,16 @@ def _bases(path: Path, document: Mapping[str, Any]) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or not name or "://" in name:
             raise ConversionError(
-                f"The config {path.name} builds on {BASE}: {name}. A base is the path of a file on this machine, "
-                "relative to the config. Download it, or give the full config (what `cfg.dump()` prints)."
+                f"The config {path.name} has {BASE}: {name}. A base must be the path of a file on this machine, "
+                "relative to the config. Download it, or give the full config (the output of `cfg.dump()`)."
             )
     return [Path(os.path.normpath(path.parent / Path(name).expanduser())) for name in names]
 
 
 def _merged(path: Path, documents: Mapping[Path, dict[str, Any]], above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file over those of its bases; of several bases, a later one goes over an earlier one."""
+    """The values of a file, merged over those of its bases. A later base has precedence over an earlier one."""
     if path in above:
-        raise ConversionError(f"The config {above[0].name} is refused: {path.name} builds on itself ({BASE}).")
+        raise ConversionError(f"The config {above[0].name} cannot be read: {path.name} is its own base ({BASE}).")
     merged: dict[str, Any] = {}
     for base in _bases(path, documents[path]):
         _merge(_merged(base, documents, (*above, path)), merged, path)
@@ -121,7 +121,7 @@ def _merged(path: Path, documents: Mapping[Path, dict[str, Any]], above: tuple[P
 
 
 def _merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
-    """Put values over others, mapping by mapping."""
+    """Merge nested mappings; `values` have precedence."""
     for key, value in values.items():
         if not (isinstance(value, dict) and key in into):
             into[key] = value
@@ -129,7 +129,7 @@ def _merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
             into[key] = dict(into[key])
             _merge(value, into[key], path)
         else:
-            raise ConversionError(f"The config {path.name} has a mapping at {key}, where its base has {into[key]!r}.")
+            raise ConversionError(f"In the config {path.name}, {key} is a mapping; in its base, it is {into[key]!r}.")
 
 
 def _read_one(path: Path) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _read_one(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConversionError(f"The config {path.name} cannot be read: {error.strerror}.") from None
     if len(data) > MAX_BYTES:
-        raise ConversionError(f"The config {path.name} is larger than {MAX_BYTES >> 20} MiB.")
+        raise ConversionError(f"The config {path.name} is larger than the maximum of {MAX_BYTES >> 20} MiB.")
     try:
         text = data.decode("utf-8")
         _check_size(text)
@@ -148,9 +148,9 @@ def _read_one(path: Path) -> dict[str, Any]:
     except ConversionError as error:
         raise ConversionError(f"The config {path.name} is refused: {error}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
-        raise ConversionError(f"The config {path.name} is not a YAML file that can be read: {error}.") from None
+        raise ConversionError(f"The config {path.name} is not valid YAML: {error}.") from None
     if not isinstance(document, dict):
-        raise ConversionError(f"The config {path.name} holds no keys: it is not a detectron2 config.")
+        raise ConversionError(f"The config {path.name} is not a detectron2 config: it is not a mapping.")
     return cast("dict[str, Any]", document)
 
 
@@ -168,7 +168,7 @@ def _check_size(text: str) -> None:
             closed = _Size(event.anchor)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchored:
-                raise ConversionError(f"the alias *{event.anchor} is used inside of the value it refers to.")
+                raise ConversionError(f"the alias *{event.anchor} is used inside the value that it refers to.")
             closed = anchored[event.anchor]
         else:
             continue
@@ -177,14 +177,14 @@ def _check_size(text: str) -> None:
         stack[-1].values += closed.values
         stack[-1].height = max(stack[-1].height, closed.height + 1)
         if len(stack) > MAX_DEPTH or stack[-1].height > MAX_DEPTH:
-            raise ConversionError(f"it is nested more than {MAX_DEPTH} levels deep.")
+            raise ConversionError(f"it has more than the maximum of {MAX_DEPTH} nested levels.")
         if stack[-1].values > MAX_VALUES:
-            raise ConversionError(f"it has more than {MAX_VALUES:,} values.")
+            raise ConversionError(f"it has more than the maximum of {MAX_VALUES:,} values.")
 
 
 @dataclass
 class _Size:
-    """How large an expanded YAML node is."""
+    """The size of a YAML node with its aliases expanded."""
 
     anchor: str | None = None
     values: int = 1
@@ -192,18 +192,18 @@ class _Size:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which calls nothing, and the tags above."""
+    """PyYAML's safe loader, which calls nothing, with support for the tags above."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep)
         for key in mapping:
             if not isinstance(key, str):
-                raise ConversionError(f"its key {key!r} is not text.")
+                raise ConversionError(f"its key {key!r} is not a string.")
         return mapping
 
 
 def _python(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
-    """A tag of Python's: data, or refused."""
+    """The value of a node with a !!python tag, as data. Raises ConversionError for tags that are not supported."""
     kind, _, name = suffix.partition(":")
     if kind == "name":
         return Name(name)
@@ -216,19 +216,19 @@ def _python(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
         if suffix == "object/apply:functools.partial":
             return _partial(content)
     raise ConversionError(
-        f"the tag !!python/{suffix} would import or call something. Only names, tuples, ShapeSpec and "
-        "functools.partial of classes of torch.nn or detectron2 are read."
+        f"the tag !!python/{suffix} would import or call something. Supported: name, tuple, ShapeSpec, and "
+        "functools.partial of classes of torch.nn or detectron2."
     )
 
 
 def _partial(content: dict[Hashable, Any]) -> Partial:
-    """What PyYAML writes for a partial: {args: [function], state: (function, arguments, keywords, attributes)}."""
+    """Parse a partial as PyYAML writes it: {args: [function], state: (function, arguments, keywords, attributes)}."""
     match content:
         case {"args": [Name() as name], "state": [Name() as same, [], dict() | None as keywords, None | {}], **rest}:
             if name == same and not rest and name.name.startswith(_PARTIAL_OF):
                 return Partial(name, keywords or {})
     raise ConversionError(
-        "the tag !!python/object/apply:functools.partial is read only where it gives keyword arguments to a class or "
+        "the tag !!python/object/apply:functools.partial is only supported for keyword arguments of a class or "
         "function of torch.nn or detectron2."
     )
 

@@ -1,7 +1,7 @@
 """A thin writer of ONNX graphs: each method adds one node and returns the name of its output.
 
-The networks of this package read top to bottom as calls of these methods, with shapes in comments. Opset 17 is the
-newest whose operators all mean the same in OpenVINO and ONNX Runtime.
+The networks of this package are sequences of calls of these methods, with shapes in comments. Opset 17 is the newest
+one whose operators all behave the same in OpenVINO and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ IR_VERSION = 8
 
 
 class Graph:
-    """An ONNX graph under construction. Tensors are known by name.
+    """An ONNX graph under construction. Tensors are identified by name.
 
-    It grows inside the model that it ends in: onnx.helper would copy every weight twice on the way there. `outer`: the
-    graph that this one is the body of a loop in. Its tensors can be used, and it keeps the constants of both.
+    The graph is built inside the final model, because onnx.helper would copy every weight twice. `outer`: if this graph
+    is the body of a loop, the graph with the loop. Its tensors can be used, and it stores the constants of both.
     """
 
     def __init__(self, outer: Graph | None = None, prefix: str = "") -> None:
@@ -44,7 +44,7 @@ class Graph:
         """Add a node with `outputs` outputs and return their names."""
         self._count += 1
         base = self._prefix + (name or f"{kind.lower()}_{self._count}")
-        if base in self._names:  # a layer that is used again
+        if base in self._names:  # a layer that is used more than once
             base = f"{base}_{self._count}"
         self._names.add(base)
         names = [base] + [f"{base}_{i}" for i in range(1, outputs)]
@@ -52,7 +52,7 @@ class Graph:
         return names
 
     def constant(self, value: Any, dtype: Any = None, name: str = "") -> str:
-        """An initializer; equal unnamed constants are stored once."""
+        """Add an initializer and return its name. Equal constants without a name are stored once."""
         if self._outer:
             return self._outer.constant(value, dtype, name)
         array = np.asarray(value, dtype)
@@ -73,15 +73,15 @@ class Graph:
         return self.constant(np.float32(value))
 
     def rename(self, tensor: str, name: str) -> None:
-        """Give a tensor another name, as the graph's outputs need theirs."""
+        """Rename a tensor, for example to the name of an output of the graph."""
         for node in self._graph.node:
             node.input[:] = [name if given == tensor else given for given in node.input]
             node.output[:] = [name if given == tensor else given for given in node.output]
 
     def loop(self, trips: str, body: Callable[[Graph, str], str]) -> str:
-        """The results of body(graph, number), number from 0 to trips - 1, stacked: (trips, ...) float32.
+        """A loop that stacks the results of body(graph, number) for numbers from 0 to trips - 1: (trips, ...) float32.
 
-        `trips`, `number`: int64 scalars. Every result must have the same shape.
+        `trips`, `number`: int64 scalars. All results must have the same shape.
         """
         self._count += 1
         name = f"{self._prefix}loop_{self._count}"
@@ -94,7 +94,7 @@ class Graph:
         self._graph.node.append(helper.make_node("Loop", [trips, ""], [name], name, body=inner._graph))
         return name
 
-    # The few composites that every part uses.
+    # Composites.
 
     def conv(
         self,
@@ -121,7 +121,7 @@ class Graph:
         return self.op("Gather", x, index, axis=axis)
 
     def column(self, x: str, index: int, axis: int = 1) -> str:
-        """One column of a matrix, as a vector."""
+        """One column of a matrix as a vector; in general, one index of an axis, which is removed."""
         return self.op("Gather", x, self.constant(np.int64(index)), axis=axis)
 
     def slice(self, x: str, start: str, stop: str, axis: int = 0) -> str:
@@ -132,7 +132,7 @@ class Graph:
         return self.op("Slice", self.op("Shape", x), self.ints(axis), self.ints(axis + 1))
 
     def shape(self, *sizes: int | str) -> str:
-        """A shape from numbers and from int64 tensors (1,)."""
+        """A shape made of numbers and int64 tensors (1,)."""
         if all(isinstance(size, int) for size in sizes):
             return self.ints(*(int(size) for size in sizes))
         return self.op("Concat", *(self.ints(size) if isinstance(size, int) else size for size in sizes), axis=0)

@@ -1,4 +1,4 @@
-"""The second stage: proposals -> boxes, scores, classes and masks.
+"""The second stage, which predicts boxes, scores, classes and masks from proposals.
 
 He et al., "Mask R-CNN", 2017; Cai and Vasconcelos, "Cascade R-CNN", 2018; detectron2/modeling/roi_heads/
 (box_head.py, fast_rcnn.py, cascade_rcnn.py, mask_head.py).
@@ -21,13 +21,14 @@ from segment.convert.weights import Array, Weights
 NEVER = -1.0
 """A score below every threshold."""
 MANY_CLASSES = 200
-"""Up to this many, all classes' masks are predicted and one is kept, as upstream does it: one int8 convolution, 0.25 MB
-an instance with 80 classes. Above, as in LVIS, each instance is multiplied with its own class's weights in float."""
+"""Up to this number of classes, the masks of all classes are predicted and one is kept, as in detectron2. It takes one
+int8 convolution, and 0.25 MB per instance with 80 classes. With more classes, such as those of LVIS, each instance is
+multiplied by the weights of its own class in float32."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the box head found: tensor names of boxes (N, 4), scores (N,), classes (N,) int64."""
+    """The instances found by the box head: names of the tensors boxes (N, 4), scores (N,) and classes (N,) int64."""
 
     boxes: str
     scores: str
@@ -37,9 +38,9 @@ class Found:
 def box_head(
     g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: str, frame: box.Frame
 ) -> tuple[str, str]:
-    """rois (N, 4) -> scores (N, classes), boxes (N, k, 4); k is 1 when boxes are class-agnostic, else classes.
+    """rois (N, 4) -> scores (N, classes) and boxes (N, k, 4); k is 1 if boxes are class-agnostic, else `classes`.
 
-    A cascade refines the boxes in stages and averages their scores.
+    A cascade refines the boxes in several stages and averages the scores of all stages.
     """
     head = config.box
     scores: list[str] = []
@@ -66,7 +67,7 @@ def box_head(
 
 
 def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
-    """Crops (N, C, r, r) of rois -> (N, fc_channels)."""
+    """The features (N, fc_channels) of the crops (N, C, r, r) of rois."""
     head, into = config.box, config.channels
     if head.fcs and not head.convs:
         x, width, first = _by_rows(g, w, config, maps, rois, name + ".fc1"), head.fc_channels, 2
@@ -84,9 +85,10 @@ def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], ro
 
 
 def _by_rows(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
-    """The first fully connected layer on the crops of rois, one row of bins after the other -> (N, fc_channels).
+    """The output (N, fc_channels) of the first fully connected layer for rois, computed one row of bins at a time.
 
-    The layer is a sum over all values of a crop, so its rows can be added up: one row of 1,000 crops is 7 MB, not 50.
+    The layer is a sum over all values of a crop, so that the sums of the rows can be added. This saves memory: one row
+    of 1,000 crops takes 7 MB, and whole crops would take 50 MB.
     """
     head, channels = config.box, config.channels
     side, out = head.pooler.resolution, head.fc_channels
@@ -97,8 +99,8 @@ def _by_rows(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: R
         x = g.reshape(pooler.crop(g, head.pooler, maps, rois, range(row, row + 1)), -1, channels * side)
         kernel = np.ascontiguousarray(weight[:, :, row]).reshape(out, -1)
         x = g.linear(x, kernel, bias if row == 0 else np.zeros_like(bias), name=f"{name}.row{row}")
-        # The additions are of different shapes by turns; otherwise the runtime fuses them into one, which waits for the
-        # products of all rows.
+        # The additions alternate between two shapes. Otherwise, the runtime would fuse them into one operator, which
+        # would keep the products of all rows in memory.
         shape = (-1, out) if row % 2 else (-1, 1, out)
         total = g.op("Add", g.reshape(total, *shape), g.reshape(x, *shape)) if total else x
     return g.op("Relu", g.reshape(total, -1, out))
@@ -111,18 +113,18 @@ def _linear(g: Graph, w: Weights, x: str, name: str, into: int, out: int) -> str
 def select(
     g: Graph, head: BoxHead, classes: int, scores: str, boxes: str, min_score: str, max_detections: str
 ) -> Found:
-    """scores (N, classes), boxes (N, k, 4) -> the best after non-maximum suppression per class.
+    """scores (N, classes), boxes (N, k, 4) -> the instances with the highest scores after NMS per class.
 
-    `min_score` float32 scalar and `max_detections` int64 scalar narrow what the config admits, never widen it.
+    `min_score` (float32 scalar) and `max_detections` (int64 scalar) can only restrict the limits in the config.
 
-    Boxes without an area are not chosen. Upstream drops them at the very end (detector_postprocess), where each has
-    taken the place of another instance among the `max_detections`; otherwise the result is the same, since they
-    suppress nothing.
+    Boxes without an area are not selected. detectron2 removes them at the end (detector_postprocess), where each has
+    taken the place of another instance among the `max_detections`. Otherwise the result is the same, because these
+    boxes suppress no others.
     """
     batched = g.op("Transpose", boxes, perm=[1, 0, 2])  # (k, N, 4)
     solid = g.reshape(box.larger_than(g, g.reshape(batched, -1, 4), 0.0), 1 if head.agnostic else classes, -1)
     by_class = g.op("Where", solid, g.op("Transpose", scores, perm=[1, 0]), g.scalar(NEVER))  # (classes, N)
-    # Class-agnostic boxes are one image with all classes; otherwise each class has its own boxes and is an "image".
+    # Class-agnostic boxes are one "image" with all classes. Otherwise each class is an "image" with its own boxes.
     axes, column = (g.ints(0), 1) if head.agnostic else (g.ints(1), 0)
     threshold = g.op("Unsqueeze", g.op("Max", min_score, g.scalar(head.min_score)), g.ints(0))
     kept = g.op(
@@ -144,13 +146,13 @@ def select(
 
 
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
-    """Mask probabilities (N, 2r, 2r) of the instances found, each for its own class."""
+    """Mask probabilities (N, 2r, 2r) of the instances, each for its own class."""
     if config.pyramid:
         rois = pooler.assign(g, config.mask_head.pooler, found.boxes)
         x = _mask_features(g, w, config, pooler.crop(g, config.mask_head.pooler, maps, rois), config.channels)
         label = rois.arranged(g, found.classes)
         return rois.restored(g, _pick_class(g, w, config, _class_logits(g, w, config, x), label))
-    # Without a pyramid the maps have 1,024 or 2,048 channels, so one crop takes 0.8 or 1.6 MB.
+    # Without a pyramid, the maps have 1,024 or 2,048 channels, so that one crop takes 0.8 or 1.6 MB.
     part = "mask_regions"
     boxes = chunks.begin(g, part, found.boxes)
     if config.res5_heads:
@@ -165,7 +167,7 @@ def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Fou
 
 
 def _mask_features(g: Graph, w: Weights, config: Config, x: str, into: int) -> str:
-    """x (N, into, r, r) -> (N, 4 * C, r, r): four places for each."""
+    """x (N, into, r, r) -> (N, 4 * C, r, r): four positions per position of x."""
     head = config.mask_head
     for i in range(1, head.convs + 1):
         name = f"roi_heads.mask_head.mask_fcn{i}"
@@ -175,10 +177,10 @@ def _mask_features(g: Graph, w: Weights, config: Config, x: str, into: int) -> s
 
 
 def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
-    """x (N, C, r, r) -> (N, 4 * channels, r, r): for each place the four that it becomes, row by row.
+    """x (N, C, r, r) -> (N, 4 * channels, r, r): the four positions into which each is upsampled, row by row.
 
-    Upstream's transposed convolution has a kernel of 2 x 2 and a stride of 2: each place becomes four that do not
-    overlap, so it is four 1 x 1 convolutions, with which an activation is fused.
+    detectron2's transposed convolution has a 2 x 2 kernel and stride 2, so its outputs do not overlap. It is therefore
+    equal to four 1 x 1 convolutions, which OpenVINO can fuse with the activation.
     """
     name = "roi_heads.mask_head.deconv"
     weight = w.take(name + ".weight", into, head.channels, 2, 2)
@@ -192,14 +194,14 @@ def _has_many_classes(config: Config) -> bool:
 
 
 def _predictor(w: Weights, config: Config) -> tuple[str, Array, Array]:
-    """The name, weight (outputs, C, 1, 1) and bias (outputs,) of the last layer."""
+    """Name, weight (outputs, C, 1, 1) and bias (outputs,) of the last layer."""
     name, outputs = "roi_heads.mask_head.predictor", 1 if config.mask_head.agnostic else config.classes
     weight = w.take(name + ".weight", outputs, config.mask_head.channels, 1, 1)
     return name, weight, w.take(name + ".bias", outputs)
 
 
 def _class_logits(g: Graph, w: Weights, config: Config, x: str) -> str:
-    """x (N, 4 * C, r, r) -> logits (N, 4 * outputs, r, r) of all classes; with many, x as it is, for `_pick_class`."""
+    """x (N, 4 * C, r, r) -> logits (N, 4 * outputs, r, r) of all classes; with MANY_CLASSES, x itself."""
     if _has_many_classes(config):
         return x
     name, weight, bias = _predictor(w, config)
@@ -207,9 +209,9 @@ def _class_logits(g: Graph, w: Weights, config: Config, x: str) -> str:
 
 
 def _pick_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str:
-    """Mask probabilities (N, 2r, 2r) of each instance's own class, label (N,).
+    """Mask probabilities (N, 2r, 2r) of each instance's own class, given by label (N,).
 
-    x: the logits (N, 4 * outputs, r, r) of all classes, or with many (N, 4 * C, r, r), from which to compute one.
+    x: output of `_class_logits`; with MANY_CLASSES, the logits of the class are computed here.
     """
     head, side = config.mask_head, config.mask_side
     outputs = 1 if head.agnostic else config.classes

@@ -1,4 +1,4 @@
-"""The layers that backbones and heads are made of. Tensor names in the checkpoint are detectron2's."""
+"""Layers of backbones and heads. Tensor names in the checkpoint are detectron2's."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def convolution(
     norm_name: str = "",
     relu: bool = False,
 ) -> str:
-    """detectron2's Conv2d: convolution, norm, activation; padded to keep the size at stride 1.
+    """detectron2's Conv2d: convolution, norm and activation. The padding keeps the size at stride 1.
 
-    `norm_name`: the checkpoint's name of the norm, `{name}.norm` if empty.
+    `norm_name`: name of the norm in the checkpoint, by default `{name}.norm`.
     """
     weight, bias = w.conv(name, out, into // groups, kernel, norm, norm_name)
     if norm == "LN":
@@ -52,7 +52,7 @@ def convolution(
 
 
 def normalised(g: Graph, w: Weights, x: str, norm_name: str, channels: int, norm: str, relu: bool) -> str:
-    """What follows a convolution: its norm, unless that is folded into the weights, and its activation."""
+    """The norm after a convolution, unless it is folded into the weights, and the activation."""
     if norm == "LN":
         x = layer_norm(g, w, x, norm_name, channels)
     elif norm and norm not in BATCH_NORMS:
@@ -61,22 +61,25 @@ def normalised(g: Graph, w: Weights, x: str, norm_name: str, channels: int, norm
 
 
 def gelu(g: Graph, x: str) -> str:
-    """Hendrycks and Gimpel, 2016: x times the share of a normal distribution that is below x."""
+    """GELU (Hendrycks and Gimpel, 2016): x times the standard normal distribution function at x."""
     below = g.op("Add", g.op("Erf", g.op("Div", x, g.scalar(2**0.5))), g.scalar(1.0))
     return g.op("Mul", g.op("Mul", x, below), g.scalar(0.5))
 
 
 def centred(weight: Array) -> Array:
-    """The weight (out, ...) of a linear layer, changed so that its outputs sum to zero.
+    """Change the weight (out, ...) of a linear layer so that its outputs sum to zero.
 
-    A layer norm subtracts the mean over the channels first. The mean of a linear layer's outputs is linear, too, so it
-    can be subtracted from the weights instead.
+    A layer norm begins by subtracting the mean over the channels. The mean of a linear layer's outputs is also linear,
+    so it can be subtracted from the weights instead.
     """
     return np.asarray(weight - weight.mean(axis=0, dtype=np.float64), np.float32)
 
 
 def layer_norm(g: Graph, w: Weights, x: str, name: str, channels: int) -> str:
-    """Ba et al., 2016, over the channels of each place of x (N, C, H, W), whose channels sum to zero (`centred`)."""
+    """Layer norm (Ba et al., 2016) over the channels of each position of x (N, C, H, W).
+
+    The channels of x must sum to zero (see `centred`).
+    """
     scale, shift = w.affine(name, channels)
     length = g.op("ReduceL2", x, axes=[1], keepdims=1)
     variance = g.op("Mul", g.op("Mul", length, length), g.scalar(1 / channels))
@@ -86,7 +89,7 @@ def layer_norm(g: Graph, w: Weights, x: str, name: str, channels: int) -> str:
 
 
 def _group_norm(g: Graph, w: Weights, x: str, norm_name: str, channels: int) -> str:
-    """Wu and He, 2018: normalise over each group of channels, then scale and shift each channel."""
+    """GroupNorm (Wu and He, 2018): normalise each group of channels, then scale and shift each channel."""
     scale, shift = w.affine(norm_name, channels)
     ones, zeros = g.constant([1.0] * GROUPS, "float32"), g.constant([0.0] * GROUPS, "float32")
     grouped = g.reshape(x, 0, GROUPS, -1)  # (N, 32, C / 32 * H * W)

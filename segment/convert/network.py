@@ -1,8 +1,7 @@
-"""A Mask R-CNN as one graph: uint8 RGB pixels of any size in, detections in those pixels out.
+"""A Mask R-CNN as one graph, from uint8 RGB pixels of any size to detections in pixels of this image.
 
-Everything detectron2 does around the network is inside (detectron2/modeling/meta_arch/rcnn.py, GeneralizedRCNN):
-channel order, mean, standard deviation, padding to the stride, suppression, thresholds. So a model file needs nothing
-beside it.
+The graph contains all pre- and post-processing of detectron2 (detectron2/modeling/meta_arch/rcnn.py, GeneralizedRCNN):
+channel order, mean, standard deviation, padding to the stride, non-maximum suppression and thresholds.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from segment.convert.weights import Weights
 
 
 def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> onnx.ModelProto:
-    """The network of `config` with the checkpoint's `tensors`. Raises ConversionError. `tensors` is emptied."""
+    """The network of `config` with the checkpoint's `tensors`, which is emptied. Raises ConversionError."""
     g = Graph()
     w = Weights(pointrend.renamed(tensors), shared=res5.NAME)
     tensors.clear()
@@ -63,9 +62,9 @@ def _frame(g: Graph) -> boxes.Frame:
 
 
 def _normalise(g: Graph, w: Weights, config: Config) -> str:
-    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W') minus the mean, padded with zeros.
+    """uint8 (H, W, 3) RGB -> float32 (1, 3, H', W'), minus the mean, padded with zeros.
 
-    The first convolution's weights are turned to RGB order and divided by the standard deviation instead of the image.
+    Instead of the image, the first convolution's weights are reordered to RGB and divided by the standard deviation.
     """
     mean, std = np.array(config.mean, np.float32), np.array(config.std, np.float32)
     if config.format == "BGR":
@@ -78,10 +77,10 @@ def _normalise(g: Graph, w: Weights, config: Config) -> str:
 
 
 def _padded(g: Graph, config: Config, x: str) -> str:
-    """x (1, 3, H, W) -> (1, 3, H', W'), with zeros below and to the right, as the pyramid wants it.
+    """Pad x (1, 3, H, W) -> (1, 3, H', W') with zeros at the bottom and right, in the same way as detectron2.
 
-    An FPN pads to a multiple of its stride. ViTDet's pads to a square, of which a larger image keeps what lies in it;
-    without a square it does not pad, and up to 15 pixels at the edges are in no token. So detectron2 does it.
+    With an FPN, the image is padded to a multiple of the stride. With ViTDet, it is padded to the square, and a larger
+    image is cropped to it. ViTDet without a square does not pad; up to 15 pixels at the edges are in no token.
     """
     size = g.slice(g.op("Shape", x), g.ints(2), g.ints(4))
     if config.square:

@@ -1,4 +1,4 @@
-"""Crops of the feature maps: each box from the level that suits its size.
+"""Crops of the feature maps. The level of each crop depends on the size of its box.
 
 RoIAlign: He et al., "Mask R-CNN", 2017, section 3. Levels: Lin et al., "Feature Pyramid Networks", 2017, equation 1.
 detectron2/modeling/poolers.py (assign_boxes_to_levels, ROIPooler).
@@ -23,8 +23,8 @@ from segment.convert.graph import INT64, Graph
 CANONICAL_LEVEL, CANONICAL_SIZE = 4, 224
 """A box of 224 x 224 pixels is pooled from level 4 (FPN paper, equation 1)."""
 INSET = 5e-4
-"""Pixels. RoIAlign takes as many samples in a bin as it has cells, rounded up; part of a box, computed in float32, must
-not come out a bit higher than its share and be sampled once more."""
+"""Pixels by which the height of a part of a box is reduced. RoIAlign takes as many samples per bin as the bin has
+cells, rounded up. Without the reduction, rounding errors could add a sample."""
 _ZERO = numpy_helper.from_array(np.zeros(1, np.int64))
 
 
@@ -32,7 +32,7 @@ _ZERO = numpy_helper.from_array(np.zeros(1, np.int64))
 class Rois:
     """Boxes by level. Tensor names: `boxes` (n, 4) and `images` (n,) int64, all zero, for each level of the pooler.
 
-    `order` (N,) int64: the i-th crop is that of the given box order[i]; empty where they are in the boxes' order.
+    `order` (N,) int64: the i-th crop belongs to box order[i]; empty if the crops are in the order of the boxes.
     """
 
     boxes: list[str]
@@ -40,20 +40,20 @@ class Rois:
     order: str
 
     def arranged(self, g: Graph, x: str) -> str:
-        """x (N, ...), in the boxes' order -> in the crops' order."""
+        """Rearrange x (N, ...) from the order of the boxes to that of the crops."""
         return g.gather(x, self.order) if self.order else x
 
     def restored(self, g: Graph, x: str) -> str:
-        """x (N, ...), in the crops' order -> in the boxes' order."""
+        """Rearrange x (N, ...) from the order of the crops to that of the boxes."""
         if not self.order:
             return x
-        # Sorting the order gives, for each box, where its crop stands.
+        # Sorting the order gives the position of each box's crop.
         _, place = g.ops("TopK", self.order, g.op("Shape", self.order), outputs=2, axis=0, largest=0)
         return g.gather(x, place)
 
 
 def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
-    """boxes (N, 4) -> the same, by the level that each is cropped from."""
+    """Group boxes (N, 4) by the level from which each is cropped."""
     if len(pooler.levels) == 1:
         return Rois([boxes], [images(g, boxes)], "")
     size = g.op("Sqrt", box.area(g, boxes))
@@ -70,12 +70,12 @@ def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
 
 
 def images(g: Graph, boxes: str) -> str:
-    """The image that each of boxes (n, 4) is in: there is one."""
+    """The image index of each of boxes (n, 4), which is 0."""
     return g.op("ConstantOfShape", g.dim(boxes, 0), value=_ZERO)
 
 
 def crop(g: Graph, pooler: Pooler, maps: dict[int, str], rois: Rois, rows: range | None = None) -> str:
-    """The crops (N, C, len(rows), r) of rois, level by level; of all r rows of bins unless told otherwise."""
+    """The crops (N, C, len(rows), r) of rois, level by level. `rows`: the rows of bins, by default all r."""
     rows = rows or range(pooler.resolution)
     crops = [
         g.op(
@@ -96,7 +96,7 @@ def crop(g: Graph, pooler: Pooler, maps: dict[int, str], rois: Rois, rows: range
 
 
 def _part(g: Graph, boxes: str, rows: range, resolution: int) -> str:
-    """boxes (n, 4) -> what `rows` of their bins cover."""
+    """boxes (n, 4) -> the parts of the boxes that the `rows` of bins cover."""
     if len(rows) == resolution:
         return boxes
     top, bottom = rows.start / resolution, rows.stop / resolution

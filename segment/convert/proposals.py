@@ -1,8 +1,8 @@
-"""The region proposal network: feature maps -> boxes that may contain an object.
+"""The region proposal network (RPN), which predicts boxes that may contain an object from feature maps.
 
 Ren et al., "Faster R-CNN", 2015; detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py
-(find_top_rpn_proposals). Boxes are decoded after the top k of each level are chosen, not before: 5,000 at most instead
-of one per anchor.
+(find_top_rpn_proposals). Only the top k boxes of each level are decoded, at most 5,000 in all, instead of one per
+anchor.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from segment.errors import ConversionError
 NEVER = -3.0e38
 """A score below every logit."""
 MOST = "max_proposals"
-"""The constant that says how many proposals the second stage looks at."""
+"""Name of the constant with the maximum number of proposals."""
 _HEAD = "proposal_generator.rpn_head."
 
 
 def proposals(g: Graph, w: Weights, config: Config, maps: dict[int, str], frame: box.Frame) -> str:
-    """Feature maps -> boxes (N, 4), N <= POST_NMS_TOPK_TEST, best first."""
+    """Feature maps -> boxes (N, 4) in order of decreasing score, N <= POST_NMS_TOPK_TEST."""
     rpn = config.proposals
     head = _Head(w, config)
     boxes, scores = [], []
@@ -46,22 +46,22 @@ def proposals(g: Graph, w: Weights, config: Config, maps: dict[int, str], frame:
 
 
 def limit(model: onnx.ModelProto, most: int) -> int:
-    """Have a converted model's second stage look at no more than `most` proposals; the number it looks at then.
+    """Reduce the number of proposals of a converted model to `most`, and return the number.
 
-    Raises ConversionError.
+    The number is not increased. Raises ConversionError.
     """
     if most < 1:
-        raise ConversionError(f"{most} proposals find nothing; give at least 1.")
+        raise ConversionError(f"The number of proposals is {most}; it must be at least 1.")
     constant = next((constant for constant in model.graph.initializer if constant.name == MOST), None)
     if constant is None:
-        raise ConversionError("This file was converted by an earlier version; convert it again from its checkpoint.")
+        raise ConversionError("The model was converted by an earlier version. Convert its checkpoint again.")
     fewer = np.minimum(numpy_helper.to_array(constant), most)
     constant.CopyFrom(numpy_helper.from_array(fewer, MOST))
     return int(fewer[0])
 
 
 class _Head:
-    """Convolutions, then an objectness and a box per anchor; the same weights on every level."""
+    """The RPN's head: convolutions, an objectness logit and box deltas per anchor. All levels share the weights."""
 
     def __init__(self, w: Weights, config: Config) -> None:
         into = config.channels
@@ -92,7 +92,7 @@ def _per_anchor(g: Graph, x: str, *shape: int) -> str:
 
 
 def _suppress(g: Graph, boxes: str, scores: str, overlap: float, most: str) -> str:
-    """Non-maximum suppression of boxes (N, 4) with scores (N,): the indices kept, int64."""
+    """Non-maximum suppression of boxes (N, 4) with scores (N,). Returns the indices to keep, int64."""
     kept = g.op(
         "NonMaxSuppression",
         g.op("Unsqueeze", boxes, g.ints(0)),

@@ -19,16 +19,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from segment import extras
 from segment.convert import chunks, deformable
 from segment.engine.openvino import disable_telemetry
 from segment.errors import ConversionError
 
 LAYERS = ("Conv", "Gemm")
-"""What is quantised."""
+"""Operators that are quantised."""
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")
-"""What may carry int8 from one convolution to the next."""
+"""Operators that can run in int8 between two convolutions."""
 MIN_SCORE, MAX_DETECTIONS = 0.05, 20
-"""What calibration looks for: the masks' ranges come from instances like those that will be shown."""
+"""Options during calibration, so that the ranges of the mask head come from plausible instances."""
 
 
 ONLY_ERRORS = 3
@@ -36,20 +37,20 @@ ONLY_ERRORS = 3
 
 
 def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> onnx.ModelProto:
-    """The int8 form of a converted model.
+    """Quantise a converted model to int8.
 
-    `pictures`: some tens to calibrate on, (H, W, 3) uint8 RGB, at the size at which the network will see them. Raises
-    ConversionError.
+    `pictures`: some tens of pictures for calibration, (H, W, 3) uint8 RGB, at the size of the network's input in
+    serving. Raises ConversionError, MissingPackage.
     """
     disable_telemetry()
     try:
         import nncf
         import onnxruntime
     except ImportError:
-        raise ConversionError("Quantising needs NNCF: pip install -r requirements-convert.txt") from None
+        raise extras.missing("nncf") from None
     inputs = [network_input(pixels) for pixels in pictures]
     if not inputs:
-        raise ConversionError("The calibration folder holds no photos; give some tens like those to segment.")
+        raise ConversionError("The calibration folder contains no photos. Put some tens of typical photos into it.")
     nncf.set_log_level(logging.ERROR)
     onnxruntime.set_default_logger_severity(ONLY_ERRORS)  # NNCF's runs; the runtime warns of what it optimises
     chunks.whole(model)
@@ -72,7 +73,7 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
     """The names of the nodes that are not quantised."""
     made_by = {name: node for node in graph.node for name in node.output}
     carries: set[str] = set()
-    for node in graph.node:  # in order: makers come before users
+    for node in graph.node:  # in topological order
         makers = [made_by[name] for name in node.input if name in made_by]
         if node.op_type in BETWEEN and any(m.op_type == "Conv" or m.name in carries for m in makers):
             carries.add(node.name)
@@ -80,7 +81,7 @@ def kept_in_float(graph: onnx.GraphProto) -> list[str]:
 
 
 def network_input(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """The inputs of a converted network by name, for a picture that it is calibrated on."""
+    """The inputs of a converted network by name, for one picture."""
     return {
         "image": pixels,
         "min_score": np.array(MIN_SCORE, np.float32),
@@ -89,10 +90,10 @@ def network_input(pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
 
 
 def _quantise_crops_early(graph: onnx.GraphProto) -> None:
-    """Quantise each level's crops before they are put together, with the scale of the whole.
+    """Quantise the crops of each level before they are concatenated, with the scale of the concatenation.
 
-    The same values, at a quarter of the memory: the crops of 100 masks are 20 MB in float32, and concatenating them
-    takes as much again. NNCF cannot be asked for it, since calibration may have no crop at all from some level.
+    The values are the same, but use a quarter of the memory: the crops of 100 masks are 20 MB in float32, and so is
+    their concatenation. NNCF cannot do this, because calibration may have no crops from some level.
     """
     made_by = {name: node for node in graph.node for name in node.output}
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -116,10 +117,10 @@ def _quantise_crops_early(graph: onnx.GraphProto) -> None:
 
 
 def _sample_in_int8(graph: onnx.GraphProto) -> None:
-    """Let deformable convolutions sample the int8 map that their offsets are predicted from.
+    """Let deformable convolutions sample the int8 map from which their offsets are predicted.
 
-    Four rows of it are read for each sample: a quarter of the bytes. NNCF quantises the map only for the convolution
-    that predicts the offsets.
+    Each sample reads four rows of the map; in int8, this is a quarter of the bytes. NNCF quantises the map only for the
+    convolution that predicts the offsets.
     """
     quantised = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     back = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
@@ -129,7 +130,7 @@ def _sample_in_int8(graph: onnx.GraphProto) -> None:
 
 
 def _quantiser(node: onnx.NodeProto, users: dict[str, list[onnx.NodeProto]]) -> onnx.NodeProto | None:
-    """The one that quantises what this node makes, if nothing else uses it."""
+    """The node that quantises this node's output, if it is the only one that uses it."""
     following = users.get(node.output[0], [])
     while len(following) == 1 and following[0].op_type == "Reshape":
         following = users.get(following[0].output[0], [])

@@ -1,4 +1,4 @@
-"""RegNetX and RegNetY: bottom-up networks whose widths grow linearly from block to block, in stages of equal blocks.
+"""RegNetX and RegNetY: bottom-up networks with stages of equal blocks whose widths follow a linear function.
 
 Radosavovic et al., "Designing Network Design Spaces", 2020. RegNetY adds squeeze and excitation (Hu et al.,
 "Squeeze-and-Excitation Networks", 2018); detectron2/modeling/backbone/regnet.py (SimpleStem, ResBottleneckBlock).
@@ -43,7 +43,7 @@ def regnet(g: Graph, w: Weights, config: RegNet, x: str, prefix: str) -> dict[in
 def _block(
     g: Graph, w: Weights, config: RegNet, x: str, name: str, into: int, width: int, group_width: int, stride: int
 ) -> str:
-    """1x1, 3x3 and 1x1 convolutions, the channels weighted before the last, around which the input is added again."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, with squeeze and excitation before the last one."""
     norm, inner = config.norm, name + ".f"
     y = convolution(g, w, x, inner + ".a", into, width, norm=norm, norm_name=inner + ".a_bn", relu=True)
     y = convolution(
@@ -70,10 +70,10 @@ def _block(
 
 
 def _excite(g: Graph, w: Weights, x: str, name: str, width: int, squeezed: int) -> str:
-    """x (1, width, H, W) times a gate between 0 and 1 for each channel, which depends on all places.
+    """Multiply each channel of x (1, width, H, W) by a gate between 0 and 1, which depends on all positions.
 
-    The gate is written as products of matrices, which int8 leaves in float: it is a few thousand multiplications, and
-    an error in it changes a whole channel.
+    The gate is computed with matrix products, which stay in float32 in int8 models: it only takes a few thousand
+    multiplications, and an error in it would change a whole channel.
     """
     mean = g.op("ReduceMean", x, axes=[2, 3], keepdims=0)  # (1, width)
     hidden = g.op("Relu", _product(g, w, mean, name + ".0", width, squeezed))
@@ -82,7 +82,7 @@ def _excite(g: Graph, w: Weights, x: str, name: str, width: int, squeezed: int) 
 
 
 def _product(g: Graph, w: Weights, x: str, name: str, into: int, out: int) -> str:
-    """x (1, into) -> (1, out): a 1x1 convolution of the checkpoint."""
+    """x (1, into) -> (1, out): a 1x1 convolution of the checkpoint as a matrix product."""
     weight = w.take(f"{name}.weight", out, into, 1, 1).reshape(out, into)
     product = g.op("MatMul", x, g.constant(weight.T.copy(), name=f"{name}.weight"), name=name)
     return g.op("Add", product, g.constant(w.take(f"{name}.bias", out), name=f"{name}.bias"))

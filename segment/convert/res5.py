@@ -1,7 +1,7 @@
-"""The second stage of "C4" models: res5 of the ResNet, run on each region instead of on the image.
+"""The second stage of "C4" models, where res5 of the ResNet runs on each region instead of on the image.
 
 He et al., "Deep Residual Learning", 2015, appendix A; detectron2/modeling/roi_heads/roi_heads.py (Res5ROIHeads). Boxes
-and masks share its weights. It runs on every proposal, which is most of the network's work.
+and masks share the weights. res5 runs on every proposal, which takes most of the network's time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ STAGE, BLOCKS = 5, 3
 
 
 def box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
-    """boxes (N, 4) -> (N, C), and C: the mean of each region's features."""
+    """boxes (N, 4) -> the mean of each region's features (N, C), and C."""
     part = "box_regions"
     x, channels = features(g, w, config, maps, chunks.begin(g, part, boxes))
     return chunks.end(g, part, g.op("ReduceMean", x, axes=[2, 3], keepdims=0)), channels
 
 
 def features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
-    """boxes (N, 4) -> (N, C, r / 2, r / 2), and C."""
+    """boxes (N, 4) -> the features of each region (N, C, r / 2, r / 2), and C."""
     crops = pooler.crop(g, config.box.pooler, maps, pooler.assign(g, config.box.pooler, boxes))
     resnet = config.bottom_up
     assert isinstance(resnet, ResNet)

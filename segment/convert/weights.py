@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, taken by name and checked against the shape the config gives them.
+"""The tensors of a checkpoint, by name, with checks of their shapes.
 
 Batch norms are folded into the preceding convolution: at test time they are a fixed affine map per channel. If tensors
 are left after the network has been built, the config and the checkpoint belong to different networks.
@@ -16,15 +16,15 @@ from segment.convert.config import BATCH_NORMS
 from segment.errors import ConversionError
 
 BN_EPSILON = 1e-5
-"""Of torch's BatchNorm2d and detectron2's FrozenBatchNorm2d."""
+"""Default of torch's BatchNorm2d and detectron2's FrozenBatchNorm2d."""
 _NOT_NEEDED = re.compile(r"num_batches_tracked$|anchor_generator\.|^pixel_(mean|std)$")
-"""Buffers that a checkpoint may hold and that the config decides."""
+"""Buffers that a checkpoint may contain, whose values come from the config."""
 
 Array = NDArray[np.float32]
 
 
 class Weights:
-    """The tensors of a checkpoint, each taken once, but for those of layers that are used more than once: `shared`."""
+    """The tensors of a checkpoint. Each can be taken once, except those whose names start with `shared`."""
 
     def __init__(self, tensors: Mapping[str, NDArray[np.generic]], shared: str = "") -> None:
         self._tensors, self._shared = dict(tensors), shared
@@ -33,32 +33,32 @@ class Weights:
     def take(self, name: str, *shape: int) -> Array:
         """The tensor `name` as float32 of `shape`. Raises ConversionError."""
         if name not in self._tensors:
-            raise ConversionError(f"The checkpoint has no tensor {name}, which this config needs.")
+            raise ConversionError(f"The checkpoint has no tensor {name}, which the config requires.")
         tensor = self._tensors[name]
         if not (self._shared and name.startswith(self._shared)):
             del self._tensors[name]
         self._taken.add(name)
         if tensor.shape != shape:
             raise ConversionError(
-                f"The checkpoint's tensor {name} has the shape {tensor.shape}; this config needs {shape}."
+                f"The checkpoint's tensor {name} has the shape {tensor.shape}; the config requires {shape}."
             )
         values = np.asarray(tensor, np.float32)
         if not np.isfinite(values).all():
-            raise ConversionError(f"The checkpoint's tensor {name} holds values that are not finite numbers.")
+            raise ConversionError(f"The checkpoint's tensor {name} contains NaN or infinite values.")
         return values
 
     def replace(self, name: str, change: Callable[[Array], Array]) -> None:
-        """Put change(tensor) in the place of the tensor `name`, if it is there."""
+        """Replace the tensor `name` by change(tensor), if it exists."""
         if name in self._tensors:
             self._tensors[name] = change(np.asarray(self._tensors[name], np.float32))
 
     def conv(
         self, name: str, out: int, into: int, kernel: int, norm: str, norm_name: str = ""
     ) -> tuple[Array, Array | None]:
-        """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, its batch norm folded in.
+        """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, with its batch norm folded in.
 
-        A convolution has a bias of its own only where no norm follows. With GN and LN the bias is None: see `affine`.
-        `norm_name`: the checkpoint's name of the norm, `{name}.norm` if empty.
+        In the checkpoint, a convolution has a bias only if it has no norm. With GN and LN the bias is None; see
+        `affine`. `norm_name`: name of the norm in the checkpoint, by default `{name}.norm`.
         """
         weight = self.take(f"{name}.weight", out, into, kernel, kernel)
         if not norm:
@@ -69,7 +69,7 @@ class Weights:
         return (weight * factor[:, None, None, None]).astype(np.float32), shift.astype(np.float32)
 
     def batch_norm(self, norm_name: str, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What a batch norm multiplies each channel with, and what it adds then: (channels,) each."""
+        """The factor and the shift of each channel by a batch norm, (channels,) each."""
         scale, shift = self.affine(norm_name, channels)
         mean = self.take(f"{norm_name}.running_mean", channels).astype(np.float64)
         variance = self.take(f"{norm_name}.running_var", channels).astype(np.float64)
@@ -81,11 +81,11 @@ class Weights:
         return self.take(f"{norm_name}.weight", channels), self.take(f"{norm_name}.bias", channels)
 
     def finish(self) -> None:
-        """Raise ConversionError if a tensor is left that no network of this config has."""
+        """Raise ConversionError if a tensor has not been used."""
         left = sorted(name for name in self._tensors.keys() - self._taken if not _NOT_NEEDED.search(name))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConversionError(
-                f"The checkpoint holds {left[0]}{more}, which this config has no place for: "
-                "they are of different models."
+                f"The checkpoint has tensors that the config does not use: {left[0]}{more}. "
+                "They belong to different models."
             )
