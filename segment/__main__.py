@@ -164,6 +164,9 @@ def _add_backfill(commands_of: Any) -> None:
         default="",
         help="also write one dataset of all photos that have results: coco, parquet, or both",
     )
+    backfill.add_argument(
+        "--dataset-only", action="store_true", help="with -d: write the dataset instead of files for each photo"
+    )
     backfill.set_defaults(run=commands.backfill)
 
 

@@ -178,6 +178,8 @@ def backfill(arguments: argparse.Namespace) -> int:
     datasets = _choices("dataset", arguments.dataset, Dataset)
     if arguments.redrive and datasets:
         raise OptionError("dataset", "A dataset is written by a backfill of a source; leave out --dataset.")
+    if arguments.dataset_only and not datasets:
+        raise OptionError("dataset-only", "--dataset-only needs the formats of the dataset, such as -d coco,parquet.")
     if arguments.redrive and arguments.source:
         raise OptionError("redrive", "--redrive takes the photos from the dead letters; leave out the source.")
     if not arguments.redrive and not arguments.source:
@@ -190,7 +192,8 @@ def backfill(arguments: argparse.Namespace) -> int:
 
         return redrive.run(arguments.redrive, Service(redrive.patient(settings)), os.environ)
     service = Service(filling.patient(settings, datasets))
-    return filling.run(arguments.source, arguments.destination, service, os.environ, datasets=datasets)
+    files = not arguments.dataset_only
+    return filling.run(arguments.source, arguments.destination, service, os.environ, datasets=datasets, files=files)
 
 
 def beam(arguments: argparse.Namespace) -> int:

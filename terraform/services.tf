@@ -196,6 +196,7 @@ resource "google_cloud_run_v2_job" "backfill" {
         args = concat(
           ["-m", "segment", "backfill", "gs://${local.input_bucket}/${var.input_prefix}"],
           length(var.backfill_dataset) > 0 ? ["--dataset", join(",", var.backfill_dataset)] : [],
+          var.backfill_dataset_only ? ["--dataset-only"] : [],
         )
 
         resources {

@@ -533,6 +533,17 @@ variable "backfill_dataset" {
   }
 }
 
+variable "backfill_dataset_only" {
+  description = "Let the backfill job write the dataset instead of files for each photo. A run continues from the parts below _segment/dataset/ in the output bucket; output_retention_days deletes these as well."
+  type        = bool
+  default     = false
+
+  validation {
+    condition     = !var.backfill_dataset_only || length(var.backfill_dataset) > 0
+    error_message = "backfill_dataset_only needs the formats of the dataset in backfill_dataset."
+  }
+}
+
 # Monitoring.
 
 variable "alerts" {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow.parquet
 import pytest
@@ -15,15 +17,18 @@ from devtools.gcs import Cloud, Fault
 from segment.__main__ import main
 from segment.bucket import backfill, dataset, shares
 from segment.bucket.dataset import Place, TaskDataset
+from segment.bucket.parts import Earlier
+from segment.bucket.store import Object
 from segment.bucket.store.folder import Folder
 from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
-from segment.errors import StorageError
+from segment.errors import SettingsError, StorageError
+from segment.output.coco import dump
 from segment.service import Service
 from segment.settings import Settings
 from tests.scenes import RENDER_FACTOR, photo
 
-NAMES = tuple(f"{folder}/{n}.jpg" for folder in ("2025", "2026/ünï code") for n in range(4))
+NAMES = tuple(f"{folder}/{n}.jpg" for folder in ("2025", "2026/ünï code") for n in range(2))
 BOTH: tuple[Dataset, ...] = ("coco", "parquet")
 
 
@@ -83,10 +88,10 @@ def rows(cloud: Cloud) -> list[dict[str, Any]]:
     return without_generation(found)
 
 
-def run(service: Service, task: int = 0, tasks: int = 1, execution: str = "") -> int:
+def run(service: Service, task: int = 0, tasks: int = 1, execution: str = "", files: bool = True) -> int:
     environment = {"CLOUD_RUN_TASK_INDEX": str(task), "CLOUD_RUN_TASK_COUNT": str(tasks)}
     environment["CLOUD_RUN_EXECUTION"] = execution
-    return backfill.run("gs://photos", "gs://results", service, environment, datasets=BOTH)
+    return backfill.run("gs://photos", "gs://results", service, environment, datasets=BOTH, files=files)
 
 
 def check(cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]]) -> None:
@@ -190,6 +195,115 @@ def test_last_task_that_fails_combines_the_parts_when_it_is_started_again(
     check(cloud, truth)
 
 
+class TestDatasetOnly:
+    """Without files per photo, a run continues from the parts of the dataset."""
+
+    @pytest.fixture(autouse=True)
+    def one_photo_per_part(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dataset, "PART_BYTES", 1)
+        monkeypatch.setattr(backfill, "AHEAD", 1)
+
+    def check(self, cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]]) -> None:
+        """The same dataset; beside it, only what a run continues from."""
+        assert cloud.objects("results")["instances.json"].content == truth[0]
+        assert rows(cloud) == truth[1]
+        assert cloud.objects("results")["errors.csv"].content.startswith(b"photo,error\r\nnotes.txt,")
+        others = [name for name in cloud.objects("results") if not name.startswith(("_segment/", "instances.parquet/"))]
+        assert others == ["errors.csv", "instances.json"]
+        assert len(cloud.objects("results", "_segment/dataset/")) == len(NAMES) + 2, "a part per photo, and about.json"
+
+    def photo_reads(self, cloud: Cloud, start: int = 0) -> list[str]:
+        reads = [target for _, target in cloud.requests[start:] if "alt=media" in target and "/b/photos/" in target]
+        return sorted(unquote(target.partition("/o/")[2].partition("?")[0]) for target in reads)
+
+    def test_command(self, cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]]) -> None:
+        assert main(["backfill", "gs://photos", "gs://results", "-d", "coco,parquet", "--dataset-only"]) == 0
+        self.check(cloud, truth)
+
+    def test_killed_tasks_continue_and_segment_no_photo_twice(
+        self, cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
+    ) -> None:
+        for writes in (4, 10):  # the first attempts write one and two parts; each photo has lines and Parquet
+            fault = cloud.faults.add(Fault(403, path="/upload/.*", method="PUT|POST", skip=writes))
+            with pytest.raises(StorageError):
+                run(service, 0, 2, "run-1", files=False)
+            assert fault.hits
+            cloud.faults.clear()
+            assert "instances.json" not in cloud.objects("results")
+        for task in (1, 0):
+            assert run(service, task, 2, "run-2", files=False) == 0, "another execution has the same ranges"
+        self.check(cloud, truth)
+        reads = self.photo_reads(cloud)
+        assert len(reads) <= len(NAMES) + 1 + 2, "again are only those whose part was not written"
+
+    def test_rerun_reads_changed_and_new_photos_only(
+        self, cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
+    ) -> None:
+        cloud.put("photos", NAMES[0], photo(2))
+        cloud.put("photos", "2026/deleted later.jpg", photo(1))
+        missing = cloud.objects("photos")[NAMES[1]].content
+        cloud.delete("photos", NAMES[1])
+        assert run(service, files=False) == 0
+        cloud.put("photos", NAMES[0], photo(0))
+        cloud.put("photos", NAMES[1], missing)
+        cloud.delete("photos", "2026/deleted later.jpg")
+        before = len(cloud.requests)
+        assert run(service, files=False) == 0
+        self.check(cloud, truth)
+        assert self.photo_reads(cloud, before) == sorted(NAMES[:2])
+        before = len(cloud.requests)
+        assert run(service, files=False) == 0
+        self.check(cloud, truth)
+        assert not self.photo_reads(cloud, before)
+
+    def test_photo_that_fails_for_now_is_tried_again(
+        self, cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
+    ) -> None:
+        cloud.faults.add(Fault(403, path=f"photos/o/{NAMES[0]}"))
+        assert run(service, files=False) == 1
+        assert f"{NAMES[0]},".encode() in cloud.objects("results")["errors.csv"].content
+        cloud.faults.clear()
+        before = len(cloud.requests)
+        assert run(service, files=False) == 0
+        self.check(cloud, truth)
+        assert self.photo_reads(cloud, before) == [NAMES[0]]
+
+    def test_folder_to_folder(
+        self, service: Service, truth: tuple[bytes, list[dict[str, Any]]], tmp_path: Path
+    ) -> None:
+        photos, out = tmp_path / "photos", tmp_path / "out"
+        for number, name in enumerate(NAMES):
+            (photos / name).parent.mkdir(parents=True, exist_ok=True)
+            (photos / name).write_bytes(photo(number % 3))
+        for _ in range(2):
+            assert backfill.run(str(photos), str(out), service, {}, datasets=BOTH, files=False) == 0
+            assert (out / "instances.json").read_bytes() == truth[0]
+            assert without_generation(pyarrow.parquet.read_table(out / "instances.parquet").to_pylist()) == truth[1]
+
+    def test_another_number_of_tasks_is_refused(self, tmp_path: Path) -> None:
+        for count, labels in ((2, ["thing"]), (3, ["thing"]), (2, ["dog"])):
+            task = TaskDataset(Place(Folder(tmp_path), "", "gs://photos", "", 0, count, False), BOTH, "model", labels)
+            if (count, labels) == (2, ["thing"]):
+                task.start()
+            else:
+                with pytest.raises(
+                    SettingsError, match=r"was begun with another .*: (2, not 3|\['thing'\], not \['dog'\])"
+                ):
+                    task.start()
+
+    def test_an_attempt_that_was_killed_is_completed_from_those_before(self, tmp_path: Path) -> None:
+        store = Folder(tmp_path)
+        for attempt, numbers in ((0, (0, 1, 2, 3, 5)), (1, (0, 2))):  # the photo 1 was deleted in between
+            for part, number in enumerate(numbers):
+                line = gzip.compress(dump(vars(entry(number))))
+                store.write(f"00000-{attempt:05}-{part:05}.jsonl.gz", line, "", {})
+        earlier = Earlier(store, "00000-")
+        found = [earlier.find(Object(f"{number}.jpg", number)) is not None for number in range(7)]
+        assert found == [True, False, True, True, False, True, False]
+        assert earlier.attempt == 2
+        assert Earlier(store, "00000-").find(Object("0.jpg", 1)) is None, "another generation"
+
+
 def test_photo_that_fails_for_now_is_a_failure(cloud: Cloud, service: Service) -> None:
     cloud.faults.add(Fault(503, path=f"photos/o/{NAMES[0]}"))
     assert run(service) == 1
@@ -220,10 +334,10 @@ def entry(number: int, model: str = "model") -> Entry:
 
 
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "PART_BYTES", 5_000)
-    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 50)
+    monkeypatch.setattr(dataset, "PART_BYTES", 2_000)
+    monkeypatch.setattr(dataset, "ROWS_PER_GROUP", 20)
     peaks = []
-    for count in (600, 1_800):
+    for count in (200, 600):
         tracemalloc.start()
         task = TaskDataset(Place(Folder(tmp_path), "", "gs://photos", "", 0, 1), BOTH, "model", ["thing"])
         for number in range(count):
@@ -239,6 +353,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypa
     [
         (["gs://photos", "gs://results", "-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
         (["--redrive", "projects/a/subscriptions/b", "-d", "coco"], "leave out --dataset"),
+        (["gs://photos", "gs://results", "--dataset-only"], "needs the formats of the dataset"),
     ],
 )
 def test_a_bad_option_is_explained(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,14 +26,14 @@ from segment.beam.worker import Worker
 from segment.bucket import documents
 from segment.bucket.backfill import FAILED
 from segment.bucket.listing import Range, beside_results
-from segment.bucket.objects import Outcome, read_photo, segment_object
+from segment.bucket.objects import segment_object
 from segment.bucket.results import SOURCE_KEY, Results
 from segment.bucket.store import Object, Store, open_store
 from segment.dataset import coco
-from segment.dataset.entry import ERRORS_NAME, Entry, Failure, errors_csv
+from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Entry, Failure, errors_csv
 from segment.dataset.job import Dataset
 from segment.dataset.journal import Journal
-from segment.errors import Busy, ModelError, OptionError, RequestError, StorageError
+from segment.errors import Busy, ModelError, OptionError, StorageError
 from segment.options import Options
 from segment.output.coco import dump
 
@@ -172,20 +172,8 @@ class Segment(beam.DoFn):
         return outcome.kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
 
     def _without_files(self, photo: Photo) -> tuple[str, Found | Failure | None]:
-        service, item = self._service, photo.item
-        try:
-            with ExitStack() as held:
-                data = read_photo(service, self._source, item, held)
-                if data is None:
-                    return "gone", None
-                (file,) = service.segment(data, self._options, ("json",), held).files
-        except OptionError:
-            raise
-        except RequestError as error:
-            return "refused", Failure(item.name, str(error))
-        outcome = Outcome("segmented", document=file.body)
-        found = documents.entry(service, item, outcome, self._destination, self._prefix, None)
-        return "segmented", Found.of(photo.part, found) if isinstance(found, Entry) else found
+        kind, found = documents.segment(self._service, self._source, photo.item, self._options)
+        return kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
 
 
 class Describe(beam.DoFn):
@@ -252,7 +240,7 @@ class Write(beam.DoFn):
                 if "parquet" in self._job.datasets:
                     from segment.dataset import parquet
 
-                    output.keep_only(f"{parquet.FOLDER_NAME}/{parquet.partition(name)}/", set(parquet_files))
+                    output.keep_only(f"{PARQUET_NAME}/{parquet.partition(name)}/", set(parquet_files))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ started again, and runs beside events do no harm. Photos and results are listed 
 photos and one per 1,000 results, and no other call for a photo that is done. Several tasks share a bucket by ranges of
 names (shares.py).
 
-With `datasets`, the photos are also added to one dataset (dataset.py). It contains every photo of the source that has
+With a dataset, the photos are also added to one dataset (dataset.py). It contains every photo of the source that has
 results, whether they were made by this run, an earlier one or an event, so the JSON of a photo that was done before is
-read.
+read. If only the dataset is wanted, no files are written for each photo, and a run continues from the dataset's parts.
 
 A backfill waits for memory as long as it takes. A page of the listing that fails is requested again after a growing
 pause. SIGTERM ends the process at once, which is safe because results are written atomically.
@@ -41,6 +41,7 @@ from segment.bucket.store import Object, Store, open_store, overlap
 from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
 from segment.errors import Busy, ModelError, SettingsError, StorageError
+from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
 
@@ -66,11 +67,13 @@ def run(
     environment: Mapping[str, str],
     workers: int = WORKERS,
     datasets: Sequence[Dataset] = (),
+    files: bool = True,
 ) -> int:
     """Segment every object below `source` that falls to this task, and write results to `destination`.
 
     Both are gs://bucket/prefix or a folder; an empty destination is the output bucket of the settings. `environment`
-    contains the number of this task. `datasets`: formats of the dataset; the service must write JSON for each photo.
+    contains the number of this task. `datasets`: formats of the dataset. `files`: whether files are written for each
+    photo; if so and there is a dataset, the service must write JSON. Without them there must be a dataset.
 
     Returns 0 if all objects are done, including those that cannot be segmented, and 1 if any failed for a reason that
     may pass. Raises SettingsError, ModelError, StorageError.
@@ -89,13 +92,14 @@ def run(
         import pyarrow.parquet  # noqa: F401 - before the memory that is left is computed
     service.load()
     execution = environment.get("CLOUD_RUN_EXECUTION", "")
-    own = shares.agreed(photos, photos_prefix, results, results_prefix, execution, index, count)
-    place = Place(results, results_prefix, photos_address, execution, index, count)
+    division = execution if files else ""  # what is kept of earlier runs is by range
+    own = shares.agreed(photos, photos_prefix, results, results_prefix, division, index, count)
+    place = Place(results, results_prefix, photos_address, execution, index, count, files)
     output = TaskDataset(place, datasets, service.model_name, service.labels) if datasets else None
     if output:
         output.start()
     with _progress() as progress:
-        job = _Job(service, photos, photos_prefix, results, results_prefix, progress, output is not None)
+        job = _Job(service, photos, photos_prefix, results, results_prefix, progress, output, files)
         with _pool(workers) as pool:
             todo = (photo for part, names in enumerate(own) for photo in job.photos(part * count + index, names))
             for photo, kind, found in _in_order(pool, job.segment, todo):
@@ -161,18 +165,19 @@ def _destination(address: str, settings: Settings) -> tuple[Store, str]:
 class _Photo:
     """A photo that is not done, or whose entry in the dataset is wanted. `part`: number of its range of names.
 
-    `existing`: its results, if they are known.
+    `existing`: its results, if they are known. `entry`: what an earlier run without files per photo found in it.
     """
 
     part: int
     item: Object
     existing: Results | None
     done: bool
+    entry: Entry | Failure | None = None
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done with each photo. `entries`: whether there is a dataset."""
+    """What is done with each photo. `output`: the dataset. `files`: whether files are written for each photo."""
 
     service: Service
     source: Store
@@ -180,7 +185,8 @@ class _Job:
     results: Store
     results_prefix: str
     progress: Progress
-    entries: bool
+    output: TaskDataset | None
+    files: bool
 
     def photos(self, part: int, names: Range) -> Iterator[_Photo]:
         """The photos in a range that are not done; if there is a dataset, all photos. Raises StorageError, ModelError.
@@ -189,9 +195,15 @@ class _Job:
         """
         listing = listed(self.source, self.prefix, names)
         new = (item for item in listing if not item.name.endswith("/") and not is_result(item))
+        if self.output and not self.files:
+            earlier = self.output.earlier(part)
+            for item in new:
+                found = earlier.find(item)
+                yield _Photo(part, item, None, found is not None, found)
+            return
         for item, existing in beside_results(new, self.prefix, self.results, self.results_prefix, names):
             done = existing is not None and is_done(self.service, self.results, existing)
-            if done and not self.entries:
+            if done and not self.output:
                 self.progress.count(DONE.kind)
             else:
                 yield _Photo(part, item, existing, done)
@@ -200,11 +212,16 @@ class _Job:
         """Segment a photo unless it is done. Returns it, the kind of outcome, and its entry if there is a dataset."""
         service, item, results, prefix = self.service, photo.item, self.results, self.results_prefix
         try:
+            if photo.entry:
+                return photo, DONE.kind, photo.entry
+            if not self.files:
+                kind, found = documents.segment(service, self.source, item, Options.defaults(service.settings))
+                return photo, kind, found
             if photo.done:
                 outcome = DONE
             else:
                 outcome = segment_object(service, self.source, item, results, prefix, existing=photo.existing)
-            found = documents.entry(service, item, outcome, results, prefix, photo.existing) if self.entries else None
+            found = documents.entry(service, item, outcome, results, prefix, photo.existing) if self.output else None
             return photo, outcome.kind, found
         except (StorageError, Busy, ModelError) as error:
             log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(self.source, item))

@@ -1,12 +1,15 @@
 """The dataset of a backfill: one COCO document, Parquet, or both, of all photos of the source that have results.
 
 A task adds the photos of its share in the order of the listing. They are written in parts of about PART_BYTES, so
-memory does not grow with their number: Parquet files, which are final, and gzipped JSON lines, which are temporary. The
-last task that finishes combines the lines of all tasks into instances.json and errors.csv, and deletes what remains of
-earlier runs.
+memory does not grow with their number: Parquet files, which are final, and gzipped JSON lines (parts.py), which are
+temporary. The last task that finishes combines the lines of all tasks into instances.json and errors.csv, and deletes
+what remains of earlier runs.
 
 The name of a part consists of the number of its range of names (shares.py) and a number within the range. So a task
 that is started again replaces its own parts, a new run replaces those of the run before, and no row appears twice.
+
+Without files per photo, the lines are kept: they are what later runs continue from. So the ranges stay the same, and
+each attempt writes lines of its own (parts.py).
 """
 
 from __future__ import annotations
@@ -14,18 +17,22 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from segment.bucket import parts, shares
+from segment.bucket.parts import Earlier
 from segment.bucket.results import SOURCE_KEY
 from segment.bucket.store import Object, Store
 from segment.dataset import coco
-from segment.dataset.entry import ERRORS_NAME, Entry, Failure, errors_csv
+from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Entry, Failure, errors_csv
 from segment.dataset.job import Dataset
-from segment.errors import StorageError
+from segment.errors import SettingsError
 from segment.output.coco import dump
 
 if TYPE_CHECKING:
@@ -35,14 +42,16 @@ log = logging.getLogger(__name__)
 
 FOLDER = "_segment/dataset/"
 """Where the temporary objects are, below the results."""
-PARQUET_FOLDER = "instances.parquet/"
 PART_BYTES = 4 << 20
 """Size at which a part is written. The last group of rows can exceed it."""
+PART_SECONDS = 300.0
+"""Time after which a smaller part is written if there are no files per photo: a task that is killed loses this."""
 ROWS_PER_GROUP = 2000
+_ABOUT = "about.json"
+"""What the lines that are kept were begun with."""
 MEMORY_BYTES = 32 << 20
 """Memory that a task needs for its dataset: parts of both kinds, a copy while one is uploaded, and finished photos that
 wait for their turn."""
-_READ_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Place:
     """Where a task writes its part of a dataset.
 
     `prefix`: that of the results. `source`: address of the photos. `run`: name of the job's execution. `index`,
-    `count`: number of the task, and of all tasks.
+    `count`: number of the task, and of all tasks. `files`: whether there are files for each photo.
     """
 
     results: Store
@@ -59,6 +68,15 @@ class Place:
     run: str
     index: int
     count: int
+    files: bool = True
+
+    @property
+    def lines(self) -> str:
+        """The prefix of the lines of all tasks."""
+        if self.files:
+            return self.folder
+        digest = hashlib.sha256(self.source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return f"{self.prefix}{FOLDER}kept-{digest}/"
 
     @property
     def folder(self) -> str:
@@ -86,10 +104,7 @@ class Place:
 
     def read(self, item: Object) -> bytes:
         """Read a temporary object. Raises StorageError."""
-        data = self.results.read(item, item.size or _READ_BYTES)
-        if data is None:
-            raise StorageError(f"{self.results.address}/{item.name} was deleted while this run went on. Run it again.")
-        return data
+        return parts.read(self.results, item)
 
 
 class TaskDataset:
@@ -99,16 +114,43 @@ class TaskDataset:
         self._place, self._kinds, self._model, self._labels = place, kinds, model, labels
         self._lines: list[str] = []
         self._parquet: list[str] = []
-        self._range, self._number = 0, 0
-        self._open = _Buffers()
+        self._range, self._number, self._attempts = 0, 0, dict[int, int]()
+        self._open, self._opened = _Buffers(), time.monotonic()
 
     def start(self) -> None:
-        """Take back what an earlier attempt of this task said about itself. Raises StorageError."""
+        """Take back what an earlier attempt of this task said about itself. Raises StorageError, SettingsError."""
         place = self._place
+        if not place.files:
+            self._agree()
         for name, item in place.temporary().items():
             is_own_claim = name == place.claim and place.read(item) == dump(place.index)
             if is_own_claim or name == place.finished(place.index):
                 place.results.delete(item)
+
+    def _agree(self) -> None:
+        """Check that the lines that are kept can be continued. Raises StorageError, SettingsError."""
+        place = self._place
+        name, own = f"{place.lines}{_ABOUT}", {"tasks": place.count, "labels": list(self._labels)}
+        if place.results.write(name, dump(own), "application/json", {SOURCE_KEY: place.source}):
+            return
+        (item,) = place.results.objects(name)
+        kept = json.loads(place.read(item))
+        for what, now, before in (
+            ("number of tasks", own["tasks"], kept["tasks"]),
+            ("model's classes", own["labels"], kept["labels"]),
+        ):
+            if now != before:
+                raise SettingsError(
+                    f"The dataset below {place.results.address}/{place.prefix} was begun with another {what}: "
+                    f"{str(before)[:200]}, not {str(now)[:200]}. Run it like that, or delete {place.lines} and "
+                    f"{place.prefix}{shares.FOLDER} to segment all photos again."
+                )
+
+    def earlier(self, range_number: int) -> Earlier:
+        """What earlier attempts found in a range; call it before photos of the range are added. Raises StorageError."""
+        found = Earlier(self._place.results, f"{self._place.lines}{range_number:05}-")
+        self._attempts[range_number] = found.attempt
+        return found
 
     def add(self, range_number: int, found: Entry | Failure) -> None:
         """Add a photo of a range. Ranges are added one after the other. Raises StorageError."""
@@ -116,13 +158,14 @@ class TaskDataset:
             self._write()
             self._range, self._number = range_number, 0
         if isinstance(found, Failure):
-            self._open.add_line({"name": found.name, "error": found.error})
+            self._open.add_line(vars(found))
         else:
-            if "coco" in self._kinds:
+            if "coco" in self._kinds or not self._place.files:
                 self._open.add_line(vars(found))
             if "parquet" in self._kinds:
                 self._open.add_rows(str(found.document["image"].get("model", self._model)), found)
-        if self._open.size >= PART_BYTES:
+        waited = not self._place.files and time.monotonic() - self._opened > PART_SECONDS
+        if waited or self._open.size >= PART_BYTES:
             self._write()
 
     def finish(self) -> None:
@@ -135,18 +178,19 @@ class TaskDataset:
 
     def _write(self) -> None:
         number = f"{self._range:05}-{self._number:05}"
-        lines, parts = self._open.close()
+        attempt = "" if self._place.files else f"{self._attempts.get(self._range, 0):05}-"
+        lines, parquet_parts = self._open.close()
         if lines:
-            self._lines.append(f"{self._place.folder}{number}.jsonl.gz")
+            self._lines.append(f"{self._place.lines}{self._range:05}-{attempt}{self._number:05}{parts.SUFFIX}")
             self._place.write(self._lines[-1], [lines], "application/gzip")
-        for model, rows in parts.items():
+        for model, rows in parquet_parts.items():
             from segment.dataset import parquet
 
-            name = f"{self._place.prefix}{PARQUET_FOLDER}{parquet.partition(model)}/part-{number}.parquet"
+            name = f"{self._place.prefix}{PARQUET_NAME}/{parquet.partition(model)}/part-{number}.parquet"
             self._parquet.append(name)
             self._place.write(name, [rows], parquet.CONTENT_TYPE)
         self._number += 1
-        self._open = _Buffers()
+        self._open, self._opened = _Buffers(), time.monotonic()
 
     def _is_last(self) -> bool:
         """Whether all tasks have finished, and this one combines their parts."""
@@ -203,7 +247,9 @@ def _combine(place: Place, kinds: Sequence[Dataset], labels: Sequence[str]) -> N
     """Write instances.json and errors.csv from the lines of all tasks, and delete what is no longer needed."""
     existing = place.temporary()
     tasks = [json.loads(place.read(existing[place.finished(index)])) for index in range(place.count)]
-    lines = [existing[name] for name in sorted(name for task in tasks for name in task["lines"])]
+    kept = {} if place.files else {item.name: item for item in place.results.objects(place.lines)}
+    names = sorted(name for task in tasks for name in task["lines"])
+    lines = [{**existing, **kept}[name] for name in names]
 
     def entries() -> Iterator[Entry]:
         return (found for found in _read(place, lines) if isinstance(found, Entry))
@@ -213,18 +259,16 @@ def _combine(place: Place, kinds: Sequence[Dataset], labels: Sequence[str]) -> N
     failures = (found for found in _read(place, lines) if isinstance(found, Failure))
     place.write(place.prefix + ERRORS_NAME, errors_csv(failures), "text/csv")
     if "parquet" in kinds:
-        kept = {name for task in tasks for name in task["parquet"]}
-        for item in place.results.objects(place.prefix + PARQUET_FOLDER):
-            if item.name not in kept:
+        current = {name for task in tasks for name in task["parquet"]}
+        for item in place.results.objects(f"{place.prefix}{PARQUET_NAME}/"):
+            if item.name not in current:
                 place.results.delete(item)
-    for item in place.temporary().values():
+    current = {f"{place.lines}{_ABOUT}", *names}
+    old = [item for name, item in kept.items() if name not in current]
+    for item in (*old, *place.temporary().values()):
         place.results.delete(item)
     log.info("Wrote the dataset below %s/%s.", place.results.address, place.prefix)
 
 
-def _read(place: Place, parts: Sequence[Object]) -> Iterator[Entry | Failure]:
-    for part in parts:
-        with gzip.open(io.BytesIO(place.read(part))) as lines:
-            for line in lines:
-                value = json.loads(line)
-                yield Failure(**value) if "error" in value else Entry(**value)
+def _read(place: Place, lines: Sequence[Object]) -> Iterator[Entry | Failure]:
+    return itertools.chain.from_iterable(parts.photos(place.results, part) for part in lines)

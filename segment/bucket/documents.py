@@ -1,17 +1,23 @@
-"""What a dataset takes from a photo in a bucket: its JSON result, written now or by an earlier run."""
+"""What a dataset takes from a photo in a bucket: its JSON result, written now or by an earlier run, or not at all."""
 
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import ExitStack
 from typing import Any
 
-from segment.bucket.objects import Outcome
+from segment.bucket.objects import Outcome, describe, read_photo
 from segment.bucket.results import Results, folder_of
 from segment.bucket.store import Object, Store
 from segment.dataset.entry import Entry, Failure
+from segment.errors import OptionError, RequestError, TooLarge
 from segment.formats import FORMATS
+from segment.options import Options
 from segment.output.coco import categories
 from segment.service import Service
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
 """Maximum size of a JSON result that is read."""
@@ -40,6 +46,26 @@ def entry(
     if document is None:
         return Failure(item.name, "Its results were deleted while this run went on. Run it again.")
     return _entry(service, item, json.loads(document))
+
+
+def segment(service: Service, source: Store, item: Object, options: Options) -> tuple[str, Entry | Failure | None]:
+    """Segment a photo without writing files. Returns the kind of outcome, and what is in `entry`.
+
+    Raises OptionError, StorageError, Busy or ModelError.
+    """
+    try:
+        with ExitStack() as held:
+            data = read_photo(service, source, item, held)
+            if data is None:
+                return "gone", None
+            (file,) = service.segment(data, options, ("json",), held).files
+    except OptionError:
+        raise
+    except RequestError as error:
+        log.warning("%s: refused: %s", item.name, error, extra=describe(source, item))
+        again = isinstance(error, TooLarge)  # the limits may be higher next time
+        return "refused", Failure(item.name, str(error), None if again else item.generation)
+    return "segmented", _entry(service, item, json.loads(file.body))
 
 
 def _entry(service: Service, item: Object, document: dict[str, Any]) -> Entry | Failure:

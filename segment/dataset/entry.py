@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ERRORS_NAME = "errors.csv"
+PARQUET_NAME = "instances.parquet"
+"""A folder."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Failure:
-    """A photo that could not be segmented, and the reason."""
+    """A photo that could not be segmented, and the reason.
+
+    `generation`: its version if the next attempt would fail as well; None if the photo is to be tried again.
+    """
 
     name: str
     error: str
+    generation: int | None = None
 
 
 def errors_csv(failures: Iterable[Failure]) -> Iterator[bytes]:

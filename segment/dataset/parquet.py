@@ -17,9 +17,8 @@ from urllib.parse import quote
 import pyarrow
 import pyarrow.parquet
 
-from segment.dataset.entry import Entry
+from segment.dataset.entry import PARQUET_NAME, Entry
 
-FOLDER_NAME = "instances.parquet"
 CONTENT_TYPE = "application/vnd.apache.parquet"
 ROWS_PER_GROUP, GROUPS_PER_FILE = 10_000, 100
 SCHEMA = pyarrow.schema(
@@ -51,8 +50,8 @@ def write(entries: Iterable[Entry], model: str, folder: Path) -> Path:
 
     Existing files of the partition are replaced when the new ones are complete. Other partitions are not changed.
     """
-    place = folder / FOLDER_NAME / partition(model)
-    partial = folder / f".{FOLDER_NAME}.partial"
+    place = folder / PARQUET_NAME / partition(model)
+    partial = folder / f".{PARQUET_NAME}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     remaining = iter(entries)

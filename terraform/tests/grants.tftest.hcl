@@ -105,3 +105,15 @@ run "dataset" {
     error_message = "The job writes the dataset."
   }
 }
+
+run "dataset_only" {
+  variables {
+    backfill_dataset      = ["coco"]
+    backfill_dataset_only = true
+  }
+
+  assert {
+    condition     = google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].args == tolist(["-m", "segment", "backfill", "gs://my-project-segment-input/", "--dataset", "coco", "--dataset-only"])
+    error_message = "The job writes only the dataset."
+  }
+}

@@ -637,3 +637,11 @@ run "refuses_another_project_for_a_bucket_made_here" {
   }
   expect_failures = [var.input_project]
 }
+
+run "refuses_only_a_dataset_without_its_formats" {
+  command = plan
+  variables {
+    backfill_dataset_only = true
+  }
+  expect_failures = [var.backfill_dataset_only]
+}
