@@ -292,7 +292,7 @@ def test_bucket_that_cannot_be_listed_is_explained(cloud: Cloud) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nowhere", "out"), "'nowhere' is no folder"),
+        (("nowhere", "out"), "'nowhere' is not a folder"),
         (("gs://", "out"), "does not name a bucket"),
         (("gs://photos", ""), "SEGMENT_OUTPUT_BUCKET"),
     ],

@@ -120,6 +120,20 @@ def test_a_fixed_size_takes_fixed_memory(tmp_path: Path) -> None:
     assert found.bytes_per_pixel == 0
 
 
+def test_a_measurement_that_takes_too_long_is_not_blamed_on_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "TIMEOUT_SECONDS", 0.01)
+    with pytest.raises(ModelError, match=r"Measuring the memory of m\.onnx took more than 0\.01 s\. Try again"):
+        footprint.measure(tmp_path / "m.onnx")
+
+
+def test_a_measurement_that_ends_is_blamed_on_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(ModelError, match="may have too little"):
+        footprint.measure(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("size", [(96, 64), None], ids=["fixed size", "any size"])
 def test_the_service_answers_with_a_foreign_file(tmp_path: Path, size: tuple[int, int] | None) -> None:
     truth = Truth((96, 64), 126, 3)

@@ -103,7 +103,7 @@ def test_a_call_that_fails_is_made_again(cloud: Cloud, server: Server) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--redrive", "dead"], "'dead' is no subscription; write projects/PROJECT/subscriptions/NAME"),
+        (["--redrive", "dead"], "The subscription is 'dead'; it must be projects/PROJECT/subscriptions/NAME"),
         (["--redrive", "projects/p/subscriptions/x"], "404 Resource not found"),
         (["--redrive", "projects/p/subscriptions/dead", "gs://photos"], "leave out the source"),
         ([], "give a source"),

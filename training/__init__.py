@@ -1,1 +1,1 @@
-"""How the demo model was made: the scenes it was trained on, and the training."""
+"""Training of the demo model: the scenes and the training scripts."""

@@ -9,7 +9,7 @@ from PIL import Image
 from training.shapes import scene
 
 SEEDS = (50_004, 50_010, 50_024)
-"""None of them was trained on."""
+"""Seeds of the scenes; none of them is in the training data."""
 FOLDER = Path(__file__).parent.parent / "segment" / "web" / "page"
 
 

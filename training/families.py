@@ -1,7 +1,7 @@
-"""Other families on the demo model's task: what differs from the demo, and their weights.
+"""Models of other families for the demo model's task: their differences from the demo, and their weights.
 
-A file of trained weights holds only what was trained; the rest is the demo's (shapes.pkl). Needs NumPy only; the
-training is in variants.py.
+A file of trained weights only contains the trained tensors; the others are those of the demo (shapes.pkl). This module
+needs NumPy only; the training is in variants.py.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Tensors = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the demo model.
+    """The differences from the demo model.
 
-    `options`: config keys and values. `begun`: prefixes of the tensors that begin with the demo's values. `trained`:
-    prefixes of those that are trained, from the demo's values or from scratch. `renamed`: prefixes of the demo's
-    tensors and what they are called here. `phases`: as train.PHASES, and the iterations over which the learning rate
-    decays. `draw`: the function of shapes.py that draws the scenes.
+    `options`: config keys and values. `begun`: prefixes of the tensors that are initialised with the demo's values.
+    `trained`: prefixes of the tensors that are trained, from the demo's values or from scratch. `renamed`: prefixes of
+    tensors in the demo, and the corresponding prefixes in the variant. `phases`: as train.PHASES, with the number of
+    iterations over which the learning rate decays. `draw`: the function of shapes.py that draws the scenes.
     """
 
     options: tuple[Any, ...]
@@ -92,7 +92,7 @@ VARIANTS = {
 
 
 def from_demo(variant: Variant) -> Tensors:
-    """The demo's tensors that a variant begins with, by their names in the variant."""
+    """The demo's tensors with which a variant is initialised, by their names in the variant."""
 
     def here(name: str) -> str:
         found = ((old, new) for old, new in variant.renamed if name.startswith(old))
@@ -108,7 +108,7 @@ def from_demo(variant: Variant) -> Tensors:
 
 
 def trained(name: str, file: Path | None = None) -> Tensors:
-    """All tensors of a trained variant. `file`: what was trained; by default the one in this folder."""
+    """All tensors of a trained variant. `file`: the trained tensors; by default the file in this folder."""
     variant = VARIANTS[name]
     own: Mapping[str, NDArray[np.generic]] = checkpoint.read(file or FOLDER / f"{name}.pkl")
     return {**from_demo(variant), **own}

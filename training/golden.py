@@ -1,11 +1,11 @@
-"""Golden files: what detectron2 itself answers for narrow networks with random values.
+"""Write golden files: the results of detectron2 for narrow networks with random values.
 
     python -m training.golden FOLDER implicit      writes FOLDER/implicit.yaml, .pkl and .npz
     python -m training.golden FOLDER               all of them
 
-Values come from a seed (benchmarks/checkpoints.py) and are stored as float16; the answers are computed with these very
-values. Images are scenes (shapes.py) and go in at their own size. Masks are stored at the threshold of 0.5, at which
-rendered ones are compared.
+The weights are generated from a seed (benchmarks/checkpoints.py) and stored as float16; the results are computed with
+the rounded weights. The images are scenes (shapes.py), which are not resized. Masks are stored as booleans with the
+threshold 0.5, at which rendered masks are compared.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ FAMILIES: dict[str, tuple[str, int, tuple[Any, ...]]] = {
 
 
 def family(name: str) -> tuple[CfgNode, dict[str, np.ndarray]]:
-    """The config of a family and a checkpoint with random values, floats as float16."""
+    """The config of a family, and a checkpoint with random values whose floats are float16."""
     base, seed, options = FAMILIES[name]
     cfg = get_cfg()
     point_rend.add_pointrend_config(cfg)
@@ -106,7 +106,7 @@ def family(name: str) -> tuple[CfgNode, dict[str, np.ndarray]]:
 
 
 def answers(cfg: CfgNode, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Images and what detectron2 finds in them: image0, boxes0, scores0, classes0, masks0, image1 and so on."""
+    """Images and the results of detectron2: image0, boxes0, scores0, classes0, masks0, image1 and so on."""
     model = build_model(cfg).eval()
     values = {key: torch.from_numpy(np.asarray(value, np.float32)) for key, value in tensors.items()}
     missing, unexpected = model.load_state_dict(values, strict=False)
@@ -127,10 +127,10 @@ def answers(cfg: CfgNode, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def main() -> None:
-    """Write the golden files that the command line names."""
-    parser = argparse.ArgumentParser(description="Write what detectron2 answers for narrow random networks.")
+    """Write the golden files given on the command line."""
+    parser = argparse.ArgumentParser(description="Write the results of detectron2 for narrow random networks.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FAMILIES)}; without any, all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(FAMILIES)}; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The photographs that `--int8` calibrates on by default: `python -m training.photos` writes segment/convert/photos.
+"""Write the default calibration photographs of `--int8`: `python -m training.photos` writes segment/convert/photos.
 
-They come with scikit-image (skimage.data), whose documentation says that they are in the public domain or have no known
-copyright restrictions, and are re-encoded as JPEG. NOTICE repeats the sources. Needs `pip install scikit-image`.
+They come with scikit-image (skimage.data) and are re-encoded as JPEG. According to its documentation, they are in the
+public domain or have no known copyright restrictions. NOTICE lists the sources too. Needs `pip install scikit-image`.
 """
 
 from __future__ import annotations

@@ -5,17 +5,18 @@
     python -m training.variants mask_rcnn OUT
     python -m training.variants scales OUT
 
-They compare families on one task, and therefore share what they can with the demo model:
+They compare families on the same task, and therefore share as many weights as possible with the demo model:
 
 - `pointrend` (Kirillov et al. 2020) keeps the demo's backbone, feature pyramid, proposals and box head as they are, so
   that it finds exactly the same boxes, and trains only the coarse mask head and the point head.
-- `mask_rcnn` trains only the demo's mask head, for as many iterations as `pointrend`. It tells what PointRend adds from
-  what longer training adds.
-- `c4` (He et al. 2017, ResNet-50-C4) starts with the demo's backbone, whose res5 becomes the second stage's, and trains
-  everything but the stem and res2, as detectron2 does from ImageNet's weights. It gets 2,845 iterations, where the demo
-  had 5,000.
-- `scales` is the demo, trained on with shapes of 8 to 800 pixels, many of them cut by the frame (`shapes.view`). The
-  demo has seen no shape above 211 pixels. It tells what a tile's magnification costs from what the demo does not know.
+- `mask_rcnn` trains only the demo's mask head, for as many iterations as `pointrend`. It is the control that separates
+  the effect of PointRend from that of longer training.
+- `c4` (He et al. 2017, ResNet-50-C4) starts with the demo's backbone, whose res5 becomes that of the second stage, and
+  trains everything except the stem and res2, as detectron2 does with ImageNet weights. It is trained for 2,845
+  iterations; the demo was trained for 5,000.
+- `scales` is the demo, trained further with shapes of 8 to 800 pixels, many of which are cut by the frame
+  (`shapes.view`). The demo's training data have no shape above 211 pixels. It separates the effect of a tile's
+  magnification from that of sizes that are not in the training data.
 
 Batch norms keep the demo's statistics. `pointrend` and `mask_rcnn` take half an hour each on one CPU thread; `c4` and
 `scales` were trained with `--device cuda`.
@@ -64,14 +65,14 @@ def build(name: str, device: str) -> torch.nn.Module:
 
 
 def load(model: torch.nn.Module, tensors: families.Tensors) -> None:
-    """Give a model those values; it keeps its own where there are none."""
+    """Load values into a model. Parameters without a value are not changed."""
     values = {key: torch.from_numpy(np.asarray(value, np.float32)) for key, value in tensors.items()}
     unexpected = model.load_state_dict(values, strict=False).unexpected_keys
     assert not unexpected, unexpected
 
 
 def save(model: torch.nn.Module, name: str, out: Path) -> None:
-    """Write what was trained, floats as float16, and the config. Statistics of batch norms are the demo's."""
+    """Write the trained tensors, with floats as float16, and the config. Batch norm statistics are the demo's."""
     tensors = {
         key: value.detach().cpu().numpy()
         for key, value in model.state_dict().items()
@@ -85,14 +86,14 @@ def save(model: torch.nn.Module, name: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Train the variant that the command line names."""
+    """Train the variant given on the command line."""
     parser = argparse.ArgumentParser(description="Train another family on the demo model's scenes.")
     parser.add_argument("name", choices=VARIANTS)
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--resume", nargs=2, metavar=("CHECKPOINT", "PHASE"), help="begin at a phase, counted from 0")
+    parser.add_argument("--resume", nargs=2, metavar=("CHECKPOINT", "PHASE"), help="start at a phase, counted from 0")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

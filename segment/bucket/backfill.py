@@ -1,16 +1,16 @@
-"""Segment the objects that are in a bucket or a folder already, in the same way as bucket events.
+"""Segment the existing objects of a bucket or a folder, in the same way as bucket events.
 
-Nothing is remembered between runs: an object is done if its results exist. So an interrupted run continues when it is
-started again, and runs beside events do no harm. Photos and results are listed in step, which costs one call per 1,000
-photos and one per 1,000 results, and no other call for a photo that is done. Several tasks share a bucket by ranges of
-names (shares.py).
+A run keeps no state: an object is done if its results exist. Therefore an interrupted run continues when it is started
+again, and a run can take place at the same time as events. Photos and results are listed together in the order of their
+names, which costs one call per 1,000 photos and one per 1,000 results, and no other call for a photo that is done.
+Several tasks divide a bucket by ranges of names (shares.py).
 
 With a dataset, the photos are also added to one dataset (dataset.py). It contains every photo of the source that has
-results, whether they were made by this run, an earlier one or an event, so the JSON of a photo that was done before is
-read. If only the dataset is wanted, no files are written for each photo, and a run continues from the dataset's parts.
+results, including those of earlier runs and of events. The JSON of such a photo is read. If only the dataset is
+written, there are no files per photo, and a run continues from the dataset's parts.
 
-A backfill waits for memory as long as it takes. A page of the listing that fails is requested again after a growing
-pause. SIGTERM ends the process at once, which is safe because results are written atomically.
+A backfill waits for memory without a time limit. If listing a page fails, it is retried with increasing delays. SIGTERM
+ends the process immediately, which is safe because results are written atomically.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORKERS = 16
 """Number of objects that are processed at once. Most of them wait for storage or memory. This is enough to keep two
 cores busy if a storage call takes 60 ms (benchmarks/backfill.py)."""
 AHEAD = 4 * WORKERS
-"""Number of objects that are begun before the oldest of them is finished."""
+"""Number of objects that may be started before the oldest of them is finished."""
 LOG_SECONDS = 30.0
 """Interval at which progress is logged if there is no terminal."""
 FAILED = "failed for now"
@@ -69,14 +69,14 @@ def run(
     datasets: Sequence[Dataset] = (),
     files: bool = True,
 ) -> int:
-    """Segment every object below `source` that falls to this task, and write results to `destination`.
+    """Segment every object below `source` that belongs to this task, and write results to `destination`.
 
     Both are gs://bucket/prefix or a folder; an empty destination is the output bucket of the settings. `environment`
     contains the number of this task. `datasets`: formats of the dataset. `files`: whether files are written for each
     photo; if so and there is a dataset, the service must write JSON. Without them there must be a dataset.
 
     Returns 0 if all objects are done, including those that cannot be segmented, and 1 if any failed for a reason that
-    may pass. Raises SettingsError, ModelError, StorageError.
+    may be temporary. Raises SettingsError, ModelError, StorageError.
     """
     settings = service.settings
     index, count = task(environment)
@@ -89,7 +89,7 @@ def run(
             "inside the other. Choose another place for the results."
         )
     if "parquet" in datasets:
-        import pyarrow.parquet  # noqa: F401 - before the memory that is left is computed
+        import pyarrow.parquet  # noqa: F401 - must be imported before the available memory is computed
     service.load()
     execution = environment.get("CLOUD_RUN_EXECUTION", "")
     division = execution if files else ""  # what is kept of earlier runs is by range
@@ -112,18 +112,18 @@ def run(
 
 
 def task(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This task's index and the number of tasks, as Cloud Run tells a job's; (0, 1) elsewhere. Raises SettingsError."""
+    """This task's index and the number of tasks of the Cloud Run job; (0, 1) elsewhere. Raises SettingsError."""
     words = environment.get("CLOUD_RUN_TASK_INDEX", "0"), environment.get("CLOUD_RUN_TASK_COUNT", "1")
     if not all(word.isdecimal() for word in words) or not int(words[0]) < int(words[1]):
         raise SettingsError(
             f"CLOUD_RUN_TASK_INDEX is {words[0]!r} and CLOUD_RUN_TASK_COUNT is {words[1]!r}; "
-            "they must be whole numbers, the first less than the second."
+            "they must be whole numbers, and the first must be less than the second."
         )
     return int(words[0]), int(words[1])
 
 
 def patient(settings: Settings, datasets: Sequence[Dataset] = ()) -> Settings:
-    """The settings of a backfill, which waits for memory as long as it takes and leaves some for datasets."""
+    """The settings of a backfill, which waits for memory without a time limit and leaves some for datasets."""
     changed = replace(settings, wait_seconds=math.inf, queue=max(settings.queue, WORKERS))
     if not datasets:
         return changed
@@ -136,19 +136,19 @@ def patient(settings: Settings, datasets: Sequence[Dataset] = ()) -> Settings:
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this process at once, also if it is process 1, which ignores the signal without a handler."""
+    """Let SIGTERM end this process immediately. Process 1 ignores the signal if there is no handler."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        log.warning("Stopped by SIGTERM. The next run continues with what has no results yet.")
+        log.warning("Stopped by SIGTERM. The next run continues with the photos that have no results.")
         sys.stdout.flush()
-        os._exit(128 + number)  # threads in the middle of a storage call or of the network are not waited for
+        os._exit(128 + number)  # without waiting for threads in a storage call or in the network
 
     signal.signal(signal.SIGTERM, end)
 
 
 def _source(address: str, settings: Settings) -> tuple[Store, str]:
     if not address.startswith("gs://") and not Path(address).is_dir():
-        raise SettingsError(f"{address!r} is no folder; give one, or gs://bucket/prefix.")
+        raise SettingsError(f"The source {address!r} is not a folder; it must be a folder or gs://bucket/prefix.")
     return open_store(address, settings.storage_seconds)
 
 
@@ -157,15 +157,18 @@ def _destination(address: str, settings: Settings) -> tuple[Store, str]:
         store, prefix = open_store(address, settings.storage_seconds)
         return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
     if not settings.output_bucket:
-        raise SettingsError("Say where results go: as the second argument, or by SEGMENT_OUTPUT_BUCKET.")
+        raise SettingsError(
+            "There is no destination for the results: give it as the second argument, or set SEGMENT_OUTPUT_BUCKET."
+        )
     return open_store(f"gs://{settings.output_bucket}/{settings.output_prefix}", settings.storage_seconds)
 
 
 @dataclass(frozen=True)
 class _Photo:
-    """A photo that is not done, or whose entry in the dataset is wanted. `part`: number of its range of names.
+    """A photo that is not done, or that is to be added to the dataset.
 
-    `existing`: its results, if they are known. `entry`: what an earlier run without files per photo found in it.
+    `part`: number of its range of names. `existing`: its results, if they are known. `entry`: its entry from an earlier
+    run without files per photo.
     """
 
     part: int
@@ -177,7 +180,7 @@ class _Photo:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done with each photo. `output`: the dataset. `files`: whether files are written for each photo."""
+    """The processing of each photo. `output`: the dataset. `files`: whether files are written for each photo."""
 
     service: Service
     source: Store
@@ -189,9 +192,9 @@ class _Job:
     files: bool
 
     def photos(self, part: int, names: Range) -> Iterator[_Photo]:
-        """The photos in a range that are not done; if there is a dataset, all photos. Raises StorageError, ModelError.
+        """The photos in a range that are not done; if there is a dataset, all photos.
 
-        Photos that are left out are counted.
+        Omitted photos are counted as done. Raises StorageError, ModelError.
         """
         listing = listed(self.source, self.prefix, names)
         new = (item for item in listing if not item.name.endswith("/") and not is_result(item))
@@ -209,7 +212,7 @@ class _Job:
                 yield _Photo(part, item, existing, done)
 
     def segment(self, photo: _Photo) -> tuple[_Photo, str, Entry | Failure | None]:
-        """Segment a photo unless it is done. Returns it, the kind of outcome, and its entry if there is a dataset."""
+        """Segment a photo unless it is done. Returns the photo, the kind of outcome, and its entry for the dataset."""
         service, item, results, prefix = self.service, photo.item, self.results, self.results_prefix
         try:
             if photo.entry:
@@ -228,7 +231,7 @@ class _Job:
             return photo, FAILED, Failure(item.name, str(error))
         except Exception:
             log.exception("%s: %s: unexpected error", item.name, FAILED, extra=describe(self.source, item))
-            return photo, FAILED, Failure(item.name, "An unexpected error; see the log.")
+            return photo, FAILED, Failure(item.name, "Unexpected error; see the log.")
 
 
 DONE = Outcome("done before")
@@ -236,7 +239,7 @@ DONE = Outcome("done before")
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that begin nothing more after an error."""
+    """A thread pool that starts no further work after an error."""
     with ThreadPoolExecutor(workers) as pool:
         try:
             yield pool
@@ -245,7 +248,7 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results of `work` in the order of the items, of which AHEAD are begun at a time."""
+    """The results of `work` in the order of the items. At most AHEAD items are in progress."""
     begun: deque[Future[Result]] = deque()
     for item in items:
         begun.append(pool.submit(work, item))
@@ -259,7 +262,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: I
 
 
 class Progress:
-    """How many objects came to what: shown on the bar, or else logged now and then."""
+    """The number of objects by outcome, shown on a progress bar or logged every LOG_SECONDS."""
 
     def __init__(self, bar: Any = None) -> None:
         self.counts: Counter[str] = Counter()
@@ -268,7 +271,7 @@ class Progress:
         self._logged = time.monotonic()
 
     def count(self, kind: str) -> None:
-        """One more object is done."""
+        """Count an object that is done."""
         with self._lock:
             self.counts[kind] += 1
             if self._bar is not None:
@@ -281,7 +284,7 @@ class Progress:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, log entries elsewhere; a summary at the end."""
+    """Show a bar on a terminal, or else write log entries; log a summary at the end."""
     if sys.stderr.isatty():
         from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
@@ -296,7 +299,7 @@ def _progress() -> Iterator[Progress]:
 
 @contextmanager
 def _only_warnings(name: str) -> Iterator[None]:
-    """Keep a logger from logging what the bar counts."""
+    """Raise a logger's level to WARNING while a progress bar is shown."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -307,5 +310,5 @@ def _only_warnings(name: str) -> Iterator[None]:
 
 
 def summary(counts: Mapping[str, int]) -> str:
-    """3 segmented, 1 refused"""
+    """The counts as text, such as "3 segmented, 1 refused"."""
     return ", ".join(f"{number} {kind}" for kind, number in counts.items() if number) or "nothing to do"

@@ -1,7 +1,7 @@
-"""A Pub/Sub subscription that is pulled from, over its REST API
+"""A client for a Pub/Sub pull subscription, with the REST API
 (https://cloud.google.com/pubsub/docs/reference/rest/v1/projects.subscriptions).
 
-The client library depends on gRPC, which nothing else here needs.
+Google's client library is not used, because it depends on gRPC, which nothing else needs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from segment.errors import SettingsError, StorageError, StorageRefused
 
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
 SECONDS = 30.0
-"""How long a call may take."""
+"""Time limit of a call."""
 
 
 @dataclass(frozen=True)
 class Letter:
-    """A message that was pulled. `receipt` acknowledges this delivery of it; `message` is as a push has it."""
+    """A pulled message. `receipt`: the id for acknowledging it. `message`: the message in the format of a push."""
 
     id: str
     receipt: str
@@ -41,11 +41,11 @@ class Subscription:
 
     def __init__(self, name: str, emulator: str = "") -> None:
         if not re.fullmatch(r"projects/[^/]+/subscriptions/[^/]+", name):
-            raise SettingsError(f"{name!r} is no subscription; write projects/PROJECT/subscriptions/NAME.")
+            raise SettingsError(f"The subscription is {name!r}; it must be projects/PROJECT/subscriptions/NAME.")
         self.name, self._emulator = name, emulator
 
     def pull(self, most: int) -> list[Letter]:
-        """Up to `most` messages that are there now. Raises StorageError, StorageRefused."""
+        """Pull up to `most` messages without waiting. Raises StorageError, StorageRefused."""
         found = self._call("pull", {"maxMessages": most, "returnImmediately": True})
         return [
             Letter(str(one["message"].get("messageId", "")), str(one["ackId"]), one["message"])
@@ -53,12 +53,12 @@ class Subscription:
         ]
 
     def extend(self, letters: Sequence[Letter], seconds: int) -> None:
-        """Keep these messages from being delivered again for `seconds`. Raises StorageError, StorageRefused."""
+        """Extend the acknowledgement deadline of messages to `seconds`. Raises StorageError, StorageRefused."""
         if letters:
             self._call("modifyAckDeadline", {"ackIds": _receipts(letters), "ackDeadlineSeconds": seconds})
 
     def acknowledge(self, letters: Sequence[Letter]) -> None:
-        """Remove these messages. Raises StorageError, StorageRefused."""
+        """Acknowledge messages, which removes them. Raises StorageError, StorageRefused."""
         if letters:
             self._call("acknowledge", {"ackIds": _receipts(letters)})
 

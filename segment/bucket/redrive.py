@@ -1,7 +1,7 @@
-"""Deliver dead letters again: bucket events that could not be handled in all their deliveries.
+"""Handle dead letters again: bucket events whose deliveries have all failed.
 
-Each is pulled from the subscription that keeps them and handled as the event it is (events.py), which decides what is
-acknowledged. What fails again stays in the subscription.
+Each is pulled from its subscription and handled as a bucket event (events.py). It is acknowledged in the same cases as
+a bucket event. Dead letters that fail again stay in the subscription.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 LETTERS = 16
-"""Dead letters that are handled at once; see backfill.WORKERS."""
+"""Number of dead letters that are handled at once; see backfill.WORKERS."""
 LEASE_SECONDS = 600
-"""How long a letter is kept from being delivered again: Pub/Sub's longest."""
+"""Acknowledgement deadline of a letter; the maximum of Pub/Sub."""
 DELIVERY_SECONDS = 540.0
 """Time limit for one letter, which leaves time to acknowledge it."""
 EMPTY_PULLS, PAUSE_SECONDS = 3, 2.0
-"""Pulls in a row that find nothing before the end: one may find nothing though there are messages."""
+"""Number of consecutive empty pulls after which the run ends. A pull can be empty although there are messages."""
 PAUSES = (1.0, 5.0, 15.0, 30.0)
-"""Seconds to wait after each failed call in a row; then the run ends."""
+"""Delays in seconds after consecutive failed calls. After the last one, the run ends."""
 
 
 def patient(settings: Settings) -> Settings:
-    """The settings with which a dead letter gets the time that its lease allows."""
+    """The settings for handling dead letters, with time limits that use the whole lease."""
     return replace(
         settings,
         wait_seconds=DELIVERY_SECONDS,
@@ -49,10 +49,10 @@ def patient(settings: Settings) -> Settings:
 
 
 def run(name: str, service: Service, environment: Mapping[str, str]) -> int:
-    """Handle the letters in the subscription `name` until none are left but those that failed.
+    """Handle all letters in the subscription `name`, each once.
 
-    PUBSUB_EMULATOR_HOST in the environment names another server, as for Google's client libraries. Returns 0 when all
-    were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
+    PUBSUB_EMULATOR_HOST in `environment` sets another server, as for Google's client libraries. Returns 0 if all
+    letters were acknowledged, 1 if any failed. Raises SettingsError, ModelError, StorageError.
     """
     events.check(service.settings)
     subscription = Subscription(name, environment.get("PUBSUB_EMULATOR_HOST", ""))
@@ -75,9 +75,7 @@ def run(name: str, service: Service, environment: Mapping[str, str]) -> int:
             failed |= {letter.id for letter, ok in zip(new, results, strict=True) if not ok}
     counts = {"handled": handled, "failed": len(failed)}
     level = logging.WARNING if failed else logging.INFO
-    log.log(
-        level, "Dead letters: %d handled, %d failed again and kept.", handled, len(failed), extra={"counts": counts}
-    )
+    log.log(level, "Dead letters: %d handled, %d failed and were kept.", handled, len(failed), extra={"counts": counts})
     return 1 if failed else 0
 
 
@@ -93,13 +91,13 @@ def _handled(service: Service, subscription: Subscription, letter: Letter) -> bo
 
 
 def _patiently(call: Callable[[], Result]) -> Result:
-    """Make a call, again after each of PAUSES if it fails. Raises StorageRefused at once, StorageError."""
+    """Make a call, with retries after PAUSES. Raises StorageError; StorageRefused without a retry."""
     for pause in PAUSES:
         try:
             return call()
         except StorageRefused:
             raise
         except StorageError as error:
-            log.warning("%s To be tried again in %g s.", error, pause)
+            log.warning("%s Retrying in %g s.", error, pause)
             time.sleep(pause)
     return call()

@@ -1,10 +1,10 @@
-"""The results of one photo: which of them exist, and what they were made with.
+"""The results of one photo: which of them exist, and the model and settings with which they were made.
 
 The results of generation G of the photo NAME are NAME/G/overlay.png, NAME/G/detections.json and so on, one file per
 format, or NAME/G/error.json. All results of one photo are made with the same model and settings, even if different
 processes write them at different times:
 
-- The metadata of each file contains what it was made with (`Run`), with the values that `auto` was resolved to.
+- The metadata of each file contains the model and the settings (`Run`), with the values that `auto` was resolved to.
 - If some files exist and others are missing, the missing ones are made with the model and settings of those that exist,
   even if the settings have changed.
 - If that is not possible (the model has changed, the instance is too small, or the metadata is missing, as in a
@@ -52,7 +52,7 @@ def folder_of(prefix: str, photo: Object) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What results were made with: the model's name and digest, and the settings as JSON, with `auto` resolved."""
+    """The origin of results: the model's name and digest, and the settings as JSON, with `auto` resolved."""
 
     model: str
     digest: str
@@ -123,7 +123,7 @@ class Results:
 
     @classmethod
     def of(cls, items: Iterable[Object], folder: str) -> Results:
-        """What the objects in a photo's folder are of its results."""
+        """The results among the objects in a photo's folder."""
         existing = {item.name.removeprefix(folder): item for item in items}
         return cls({name: item for name, item in existing.items() if name in _FILES}, existing.get(ERROR_NAME))
 
@@ -162,7 +162,7 @@ def refused_by(store: Store, error: Object) -> str | None:
 
 
 def limits_of(error: RequestError | StorageRefused, limits: Limits) -> str:
-    """The limits to record in an error.json, as JSON; empty if the photo is never to be tried again."""
-    if isinstance(error, StorageRefused):  # a change of permissions is not visible here, so always try again
+    """The limits to record in an error.json, as JSON; empty if the photo must not be tried again."""
+    if isinstance(error, StorageRefused):  # a change of permissions cannot be detected, so the photo is always retried
         return json.dumps("access")
     return limits.text() if isinstance(error, TooLarge | NameTooLong) else ""

@@ -89,19 +89,22 @@ def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detecti
     command += [f"--threads={threads}", f"--instances={max_detections}"]
     if cache:
         command.append(f"--cache={cache.resolve()}")
-    refusal = ModelError(
-        f"The memory of {path.name} could not be measured; this instance may have too little. "
-        "Set SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL, or give the instance more memory."
-    )
+    settings = "set SEGMENT_FIXED_BYTES and SEGMENT_BYTES_PER_PIXEL"
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise refusal from None
+        raise ModelError(
+            f"Measuring the memory of {path.name} took more than {TIMEOUT_SECONDS} s. Try again when this machine is "
+            f"less busy, or {settings}."
+        ) from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         log.warning("Measuring %s ended with %d: %s", path.name, done.returncode, done.stderr[-1000:])
-        raise refusal from None
+        raise ModelError(
+            f"The memory of {path.name} could not be measured; this instance may have too little. Give the instance "
+            f"more memory, or {settings}."
+        ) from None
     if "error" in answer:
         raise ModelError(answer["error"])
     return Footprint(**answer)
