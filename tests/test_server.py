@@ -231,7 +231,7 @@ def test_the_frameworks_own_servers_answer(options: list[str], photo: bytes) -> 
 
 @contextlib.contextmanager
 def _album(body: bytes) -> Iterator[str]:
-    """A web server with one file; its URL."""
+    """A web server that sends `body` without a Content-Length; the URL."""
     import http.server
 
     class Handler(http.server.BaseHTTPRequestHandler):

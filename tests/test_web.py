@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import http.client
-import http.server
 import io
 import json
-import threading
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +16,7 @@ import requests
 from PIL import Image
 
 from devtools.server import Server, serve
+from tests import mirror
 
 JPEG = {"Content-Type": "image/jpeg"}
 
@@ -40,21 +39,9 @@ def check_problem(response: requests.Response, status: int, *words: str) -> dict
 @pytest.fixture(scope="module")
 def album(photo: bytes) -> Iterator[str]:
     """A web server with one photo; its URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path == "/photo.jpg"
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(photo if found else b"")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{web.server_port}/photo.jpg"
-        web.shutdown()
+    with mirror.run() as web:
+        web.files["/photo.jpg"] = photo
+        yield web.url + "photo.jpg"
 
 
 class TestPhotos:

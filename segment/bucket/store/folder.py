@@ -57,30 +57,14 @@ class Folder:
     def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
         """Write a file atomically; False if it exists already."""
         path = self._inside(name)
-        with self._as_storage_error():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(body)
-                return _link(temporary, path)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
+        with self._as_storage_error(), _temporary(path, [body]) as temporary:
+            return _link(temporary, path)
 
     def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
         """Write a file atomically from `pieces`, and replace an existing one."""
         path = self._inside(name)
-        with self._as_storage_error():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.writelines(pieces)
-                os.replace(temporary, path)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
+        with self._as_storage_error(), _temporary(path, pieces) as temporary:
+            os.replace(temporary, path)
 
     def delete(self, item: Object) -> None:
         """Delete the file, unless it has changed."""
@@ -119,6 +103,20 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield from _walk(path)
         elif path.is_file():
             yield path
+
+
+@contextmanager
+def _temporary(path: Path, pieces: Iterable[bytes]) -> Iterator[str]:
+    """Write `pieces` to a file in the folder of `path`. Yields its name, and finally deletes it if it still exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(pieces)
+        yield name
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 def _link(temporary: str, path: Path) -> bool:
