@@ -1,6 +1,9 @@
 """What the option `detail` costs where it is not needed: average precision and false finds on large and mixed shapes.
 
-    python -m benchmarks.detail_costs      measure (15 minutes), write benchmarks/results/detail_costs.json and .md
+    python -m benchmarks.detail_costs                                 measure the demo model (15 minutes)
+    python -m benchmarks.detail_costs --model FILE --name "trained on ..."     measure another model of these shapes
+
+Both write benchmarks/results/detail_costs.json and .md, in which the rows of other models remain.
 
 The scenes are of 1600 x 1200 pixels: "large" has 5 shapes of 200 to 700 pixels, "mixed" 4 of that size, and 30 of 12 to
 60 pixels which may lie on them, "medium" 25 of 30 to 400 pixels. Beside them "small", the crowds of benchmarks.detail.
@@ -12,6 +15,7 @@ has an IoU below 0.5 with every instance of its class, except those that a bette
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +32,7 @@ from segment import model
 from training.shapes import crowd
 
 RESULTS = Path(__file__).parent / "results"
+DEMO = "demo model"
 LARGE, SMALL = (200.0, 700.0), (12.0, 60.0)
 SCENES: dict[str, tuple[range, Callable[[int], Scene], str]] = {
     "large": (range(940_000, 940_016), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
@@ -54,9 +59,11 @@ GOAL = 0.5
 class Row:
     """One detail on one kind of scene.
 
-    `box`, `mask`: AP in percent, one per threshold. `found`, `false`: how many there are per scene at `min_score` 0.5.
+    `model`: its name in the table. `box`, `mask`: AP in percent, one per threshold. `found`, `false`: how many there
+    are per scene at `min_score` 0.5.
     """
 
+    model: str
     scenes: str
     render_factor: int
     detail: int
@@ -71,9 +78,8 @@ class Row:
         return 1 - self.false / self.found if self.found else 1.0
 
 
-def measure() -> Iterator[Row]:
-    """The rows, kind of scene by kind."""
-    network = model.load()
+def measure(network: model.Model, name: str) -> Iterator[Row]:
+    """The rows of a model, kind of scene by kind."""
     for kind, (seeds, draw, _) in SCENES.items():
         truth, found = Truth(), dict[tuple[int, int], list[Record]]()
         for seed in seeds:
@@ -86,17 +92,17 @@ def measure() -> Iterator[Row]:
                     seen = network.find(photo, size, THRESHOLDS[0], MAX_DETECTIONS, detail)
                     found.setdefault((factor, detail), []).extend(records(seed, seen))
         for (factor, detail), results in found.items():
-            row = _row(truth, results, kind, factor, detail)
+            row = _row(truth, results, name, kind, factor, detail)
             print(row, file=sys.stderr, flush=True)
             yield row
 
 
-def _row(truth: Truth, results: Sequence[Record], kind: str, factor: int, detail: int) -> Row:
+def _row(truth: Truth, results: Sequence[Record], name: str, kind: str, factor: int, detail: int) -> Row:
     chosen = [[one for one in results if float(str(one["score"])) >= lowest] for lowest in THRESHOLDS]
     box, mask = (tuple(_precision(truth, some, which) for some in chosen) for which in ("bbox", "segm"))
     shown = [one for one in results if float(str(one["score"])) >= DEFAULT]
     scenes = len(truth.images)
-    return Row(kind, factor, detail, box, mask, len(shown) / scenes, false_finds(truth, shown) / scenes)
+    return Row(name, kind, factor, detail, box, mask, len(shown) / scenes, false_finds(truth, shown) / scenes)
 
 
 def _precision(truth: Truth, results: list[Record], kind: str) -> float:
@@ -136,36 +142,69 @@ def losses(rows: Sequence[Row]) -> list[float]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown, model by model."""
     lines = [
         "# What detail costs",
         "",
-        "The demo model on scenes of 1600 x 1200 pixels (`training.shapes.crowd`): "
+        "Scenes of 1600 x 1200 pixels (`training.shapes.crowd`): "
         + "; ".join(f"{name}: {len(seeds)} scenes of {what}" for name, (seeds, _, what) in SCENES.items())
         + ". AP is COCO's (IoU 0.50 to 0.95), box / mask, of all instances with at least the given score. Found and "
         "false instances are counted per scene at `min_score` 0.5; an instance is false if its mask has an IoU below "
         "0.5 with every shape of its class, or if that shape was found already. Made by "
         "`python -m benchmarks.detail_costs`.",
-        "",
-        f"On large shapes, detail 2 and 3 are worse than detail 1 by at most {max(losses(rows)):.1f} points of AP.",
-        "",
-        "| scenes | render factor | detail | " + " | ".join(f"AP from {lowest}" for lowest in THRESHOLDS)
-        + " | found | false | precision |",
-        "|---" * (6 + len(THRESHOLDS)) + "|",
-    ]  # fmt: skip
-    for row in rows:
-        average = " | ".join(f"{box:.1f} / {mask:.1f}" for box, mask in zip(row.box, row.mask, strict=True))
-        counts = f"{row.found:.1f} | {row.false:.1f} | {row.precision:.2f}"
-        lines.append(f"| {row.scenes} | {row.render_factor} | {row.detail} | {average} | {counts} |")
+    ]
+    for name in dict.fromkeys(row.model for row in rows):
+        lines += ["", *_section(name, [row for row in rows if row.model == name])]
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    rows = list(measure())
-    document = {"goal_reached": max(losses(rows)) <= GOAL, "rows": [asdict(row) for row in rows]}
+def _section(name: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of one model."""
+    yield f"## {name[:1].upper()}{name[1:]}"
+    yield ""
+    worst = {detail: max(losses([row for row in rows if row.detail in (1, detail)])) for detail in DETAILS[1:]}
+    yield (
+        "On large shapes, AP falls by at most "
+        + " and ".join(f"{loss:.1f} points with detail {detail}" for detail, loss in worst.items())
+        + f" (goal: {GOAL})."
+    )
+    yield ""
+    thresholds = " | ".join(f"AP from {lowest}" for lowest in THRESHOLDS)
+    yield f"| scenes | render factor | detail | {thresholds} | found | false | precision |"
+    yield "|---" * (6 + len(THRESHOLDS)) + "|"
+    for row in rows:
+        average = " | ".join(f"{box:.1f} / {mask:.1f}" for box, mask in zip(row.box, row.mask, strict=True))
+        counts = f"{row.found:.1f} | {row.false:.1f} | {row.precision:.2f}"
+        yield f"| {row.scenes} | {row.render_factor} | {row.detail} | {average} | {counts} |"
+
+
+def read() -> list[Row]:
+    """The rows that were written before."""
+    document = json.loads((RESULTS / "detail_costs.json").read_text())
+    return [Row(**row | {key: tuple(row[key]) for key in ("box", "mask")}) for row in document["rows"]]
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Write the rows as JSON and as Markdown."""
+    names = dict.fromkeys(row.model for row in rows)
+    reached = {name: max(losses([row for row in rows if row.model == name])) <= GOAL for name in names}
+    document = {"goal_reached": reached, "rows": [asdict(row) for row in rows]}
     (RESULTS / "detail_costs.json").write_text(json.dumps(document, indent=1) + "\n")
     (RESULTS / "detail_costs.md").write_text(table(rows))
-    print(table(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the option detail costs on scenes of shapes.")
+    parser.add_argument("--model", metavar="FILE", type=Path, help="a model of these shapes; default: the demo model")
+    parser.add_argument("--name", default=DEMO, help="its name in the table; with --model, what it was trained on")
+    given = parser.parse_args()
+    if (given.model is None) != (given.name == DEMO):
+        parser.error("give --model and --name together")
+    network = model.load(given.model) if given.model else model.load()
+    others = [row for row in read() if row.model != given.name]
+    measured = list(measure(network, given.name))
+    write([*measured, *others] if given.name == DEMO else [*others, *measured])
+    print((RESULTS / "detail_costs.md").read_text())
 
 
 if __name__ == "__main__":
