@@ -13,10 +13,11 @@ from PIL import Image
 
 from segment import convert, modelfile
 from segment.__main__ import main
-from segment.convert import calibration, checkpoint, config
+from segment.convert import calibration, checkpoint, config, pointrend, quantise
 from segment.engine import load
+from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
-from training import shapes
+from training import families, shapes
 from training.photos import SOURCES
 
 DEMO = Path("segment/models/shapes.onnx")
@@ -147,3 +148,30 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _nodes(attribute.g)
+
+
+def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
+    """The masks stay: those of the same instance in fp32 and in int8 agree as those of other families do."""
+    wide = convert.convert(
+        config.read(families.FOLDER / "pointrend.yaml"), families.trained("pointrend"), shapes.CLASSES
+    )
+    narrow = quantise.quantise(wide, [shapes.scene(seed)[0] for seed in range(3_000_000, 3_000_003)])
+    loop = next(node for node in narrow.graph.node if node.op_type == "Loop")
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body").node
+    sampled = {node.output[0] for node in body if node.op_type == "Gather" and node.input[0].endswith(pointrend.TABLE)}
+    assert len(sampled) == 4 * 4, "four corners in each of four steps"
+    assert sampled == {node.input[0] for node in body if node.op_type == "DequantizeLinear"} & sampled
+    assert not any("probe" in each.name for model in (wide, narrow) for each in model.graph.node)
+    engines = []
+    for name, model in (("fp32", wide), ("int8", narrow)):
+        onnx.save(model, tmp_path / name)
+        engines.append(load(tmp_path / name, threads=2, memory=Footprint(0, 0.0)))
+    shared = []
+    for seed in range(4):
+        fine, coarse = (engine(shapes.scene(seed)[0], 0.7, 100) for engine in engines)
+        for box, mask in zip(fine.boxes, fine.masks, strict=True):
+            near = [i for i, other in enumerate(coarse.boxes) if np.abs(other - box).max() < 2]
+            inside = [each.probabilities >= 0.5 for each in (mask, *(coarse.masks[i] for i in near[:1]))]
+            shared += [float((inside[0] & other).sum() / (inside[0] | other).sum()) for other in inside[1:]]
+    assert len(shared) >= 5
+    assert np.median(shared) > 0.95

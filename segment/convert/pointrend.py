@@ -13,9 +13,9 @@ This implementation gives the same results with less work and memory:
 
 - Only the predicted class is rendered. Other classes do not influence which points are uncertain.
 - Sampling is linear, and so is the first layer. It is applied to the feature map once, and its output is sampled.
-- A point's features are a weighted sum of four rows of a table of the map's places. GridSample and, on the maps that a
-  loop is given, RoIAlign take three times as long. A coarse grid of 7 x 7 is sampled by a product with a matrix of
-  bilinear weights.
+- A point's features are a weighted sum of four rows of a table of the map's places, which is int8 in an int8 file
+  (quantise.py). GridSample and, on the maps that a loop is given, RoIAlign take three times as long. A coarse grid of
+  7 x 7 is sampled by a product with a matrix of bilinear weights.
 - Instances are rendered CHUNK at a time, in a loop of fixed shapes (chunks.py), so the memory does not grow with their
   number.
 - The result is bytes, a quarter of the memory.
