@@ -1,32 +1,50 @@
-"""CPU use and memory of a backfill of a bucket whose calls have latency.
+"""CPU use and memory of a backfill of a bucket whose calls have latency, and memory by number of photos.
 
     python -m benchmarks.backfill [PHOTOS]
+    python -m benchmarks.backfill --memory [--most PHOTOS]
 
-Runs `segment backfill` in a process of its own against the storage server of the tests, without latency and with 60 ms
-a call, with the image's memory limit and the demo model. From the first photo that is read to the end, it prints:
+The first runs `segment backfill` in a process of its own against the storage server of the tests, without latency and
+with 60 ms a call, with the image's memory limit and the demo model. From the first photo that is read to the end, it
+prints:
 
 - photos a second, and its ratio to the run without latency: the figure that counts while other processes use the CPUs;
 - the share of all CPUs' time that the backfill used, and the share that was left idle by all processes together, which
   is what a backfill that waits for storage would leave on a busy machine too;
 - the largest resident memory, which includes pages of libraries that the kernel could take back.
+
+The second measures a whole job that writes COCO and Parquet datasets, with and without files for each photo, in a
+process of its own against that server without latency. Photos have 32 x 32 pixels, and an engine finds one instance in
+each without taking time (benchmarks/folder.py). It writes benchmarks/results/backfill-memory.md. With 100,000 photos it
+takes most of an hour.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from PIL import Image
 
+from benchmarks.folder import Stub
 from devtools.gcs import Cloud
 from devtools.server import ROOT
+from segment import service
+from segment.bucket import backfill
+from segment.container import peak
+from segment.model import Model
+from segment.settings import Settings
 from training.shapes import scene
 
+RESULTS = Path(__file__).parent / "results"
 PHOTOS = 64
+NUMBERS = (100, 1_000, 10_000, 100_000)
 LATENCIES = (0.0, 0.06)
 MEMORY = "512Mi"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -87,9 +105,69 @@ def photo(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def main(arguments: list[str]) -> None:
+def memory(most: int) -> list[str]:
+    """The table of memory against the number of photos."""
+    lines = [
+        "| photos | files | largest resident memory, MiB | of it, before the run | s | objects written |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number in (number for number in NUMBERS if number <= most):
+        lines += [_memory_row(number, files) for files in ("for each photo", "none")]
+    return lines
+
+
+def _memory_row(number: int, files: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(buffer, "JPEG")
+    with Cloud() as cloud:
+        for bucket in ("photos", "results"):
+            cloud.create_bucket(bucket)
+        for name in range(number):
+            cloud.put("photos", f"{name:07}.jpg", buffer.getvalue(), "image/jpeg")
+        command = [sys.executable, "-m", "benchmarks.backfill", "--stub", files]
+        environment = os.environ | {"STORAGE_EMULATOR_HOST": cloud.url}
+        start = time.perf_counter()
+        answer = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+        seconds, written = time.perf_counter() - start, len(cloud.objects("results"))
+    largest, before = (int(word) / (1 << 20) for word in answer.split())
+    row = f"| {number:,} | {files} | {largest:.0f} | {before:.0f} | {seconds:.0f} | {written:,} |"
+    print(row, flush=True)
+    return row
+
+
+def run_stub(files: str) -> None:
+    """Run a backfill with the stub; print the peak memory of this process in bytes, and that before the run."""
+    setattr(service, "from_settings", lambda settings: Model("stub", Stub()))  # noqa: B010
+    settings = Settings.from_environment({"SEGMENT_RENDER_FACTOR": "4", "SEGMENT_OUTPUT_FORMATS": "json"})
+    whole = service.Service(backfill.patient(settings, ("coco", "parquet")))
+    whole.load()
+    before, own = peak(), files != "none"
+    if backfill.run("gs://photos", "gs://results", whole, {}, datasets=("coco", "parquet"), files=own):
+        raise RuntimeError("A photo failed.")
+    print(peak(), before)
+
+
+def main() -> None:
     """Measure, and print a table."""
-    photos = [photo(seed) for seed in range(int(arguments[0]) if arguments else PHOTOS)]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.backfill", description="A backfill of a bucket.")
+    parser.add_argument("photos", nargs="?", type=int, default=PHOTOS)
+    parser.add_argument("--memory", action="store_true", help="memory against the number of photos")
+    parser.add_argument("--most", type=int, default=NUMBERS[-1])
+    parser.add_argument("--stub", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.stub:
+        run_stub(given.stub)
+    elif given.memory:
+        head = "# Memory of `segment backfill -d coco,parquet` against the number of photos"
+        made = "Made by `python -m benchmarks.backfill --memory`, which says how."
+        (RESULTS / "backfill-memory.md").write_text("\n".join([head, "", made, "", *memory(given.most), ""]))
+    else:
+        speed(given.photos)
+
+
+def speed(count: int) -> None:
+    """Print photos per second and CPU use by latency."""
+    photos = [photo(seed) for seed in range(count)]
     print(f"{len(photos)} photos of 2 megapixels, {len(os.sched_getaffinity(0))} CPUs, memory limit {MEMORY}")
     rates = []
     for latency in LATENCIES:
@@ -103,4 +181,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,6 +1,7 @@
 """The number of calls and the time that a backfill needs to find that all photos of a bucket have results.
 
     python -m benchmarks.listing [--latency 0.06] [PHOTOS:TASKS:RUN ...]
+    python -m benchmarks.listing --shares
 
 For each bucket of PHOTOS photos with two results each, the names are divided among TASKS tasks, and the first RUN tasks
 are run, one after the other, against the storage server of the tests over HTTP. The server makes the names and the
@@ -9,14 +10,22 @@ server was sent. The sizes of all tasks' shares are exact: the place of any name
 
 Where not all tasks are run, the calls of all are those of the division, plus those of a task by its share's size; the
 largest share's time is that of a task by its share's size.
+
+`--shares` only divides, for folders of about equal size and for folders whose sizes follow Zipf's law: the largest is
+twice as large as the second, three times as large as the third, and so on, in no order of names. It writes
+benchmarks/results/shares.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
+import itertools
 import os
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,16 +33,22 @@ from devtools.gcs import Cloud, Object
 from segment.bucket import backfill, shares
 from segment.bucket.listing import Range
 from segment.bucket.results import Run
+from segment.bucket.store import Object as StoredObject
 from segment.bucket.store import google
 from segment.container import peak
 from segment.service import Service
 from segment.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
-SIZES = ("1000000:1:1", "50000000:100:2")
+SIZES = ("1000000:1:1", "50000000:100:1")
 LATENCY = 0.06
 """Seconds that a call takes at least, as over a network."""
 FILES = ("detections.json", "overlay.png")
+TASKS = (4, 20, 100)
+SHARES_ABOUT = (
+    "The largest share by the mean share, and in brackets the calls that dividing takes. "
+    "Made by `python -m benchmarks.listing --shares`."
+)
 FIRST_GENERATION = 1_700_000_000_000_000
 
 
@@ -82,6 +97,79 @@ def dated(number: int) -> str:
     camera, number = divmod(number, 500_000)
     day, number = divmod(number, 1_500)
     return f"camera-{camera:03}/{2020 + day // 336}/{day % 336 // 28 + 1:02}/{day % 28 + 1:02}/IMG_{number:06}.jpg"
+
+
+def zipf(folders: int, photos: int) -> Layout:
+    """Photos of many users, a few of whom have most of them."""
+    ranks = list(range(1, folders + 1))
+    random.Random(0).shuffle(ranks)
+    total = sum(1 / rank for rank in ranks)
+    starts = [0, *itertools.accumulate(max(1, int(photos / rank / total)) for rank in ranks)]
+
+    def name(number: int) -> str:
+        folder = bisect.bisect_right(starts, number) - 1
+        return f"user-{folder:06}/IMG_{number - starts[folder]:07}.jpg"
+
+    return Layout(name, starts[-1])
+
+
+@dataclass
+class Names:
+    """A store of the photos of a layout, which can only be listed. `pages`: number of pages that were taken."""
+
+    layout: Layout
+    address: str = "gs://photos"
+    pages: int = 0
+
+    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[StoredObject]:
+        """The objects whose names start with `prefix`, from `start` on."""
+        first = self.layout.before(max(prefix, start))
+        for taken, number in enumerate(range(first, self.layout.count)):
+            self.pages += taken % shares.PAGE == 0
+            name = self.layout.name(number)
+            if not name.startswith(prefix):
+                return
+            yield StoredObject(name, FIRST_GENERATION + number)
+
+    def read(self, item: StoredObject, limit: int) -> bytes | None:
+        """Not needed to divide."""
+        raise NotImplementedError
+
+    def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
+        """Not needed to divide."""
+        raise NotImplementedError
+
+    def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
+        """Not needed to divide."""
+        raise NotImplementedError
+
+    def delete(self, item: StoredObject) -> None:
+        """Not needed to divide."""
+        raise NotImplementedError
+
+
+def balance() -> list[str]:
+    """The table of the largest share for layouts and numbers of tasks."""
+    layouts = {
+        "5,000,000 in folders by day": Layout(dated, 5_000_000),
+        "5,000,000 in 1,000 folders by Zipf": zipf(1_000, 5_000_000),
+        "5,000,000 in 20 folders by Zipf": zipf(20, 5_000_000),
+    }
+    lines = [
+        f"| photos | {' | '.join(f'{tasks} tasks' for tasks in TASKS)} | largest folder, of all |",
+        "|---" * (len(TASKS) + 2) + "|",
+    ]
+    for about, layout in layouts.items():
+        cells = []
+        for tasks in TASKS:
+            names = Names(layout)
+            parts = shares.divided(names, "", tasks).ranges
+            largest = max(sum(map(layout.size, own)) for own in parts)
+            cells.append(f"{largest * tasks / layout.count:.2f} ({names.pages})")
+        folders = Counter(layout.name(number).rpartition("/")[0] for number in range(0, layout.count, 100))
+        lines.append(f"| {about} | {' | '.join(cells)} | {max(folders.values()) / folders.total():.1%} |")
+        print(lines[-1], flush=True)
+    return lines
 
 
 @dataclass(frozen=True)
@@ -159,7 +247,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.listing", description="Calls of a finished backfill.")
     parser.add_argument("sizes", nargs="*", default=SIZES, metavar="PHOTOS:TASKS:RUN")
     parser.add_argument("--latency", type=float, default=LATENCY, help="seconds that a call takes at least")
+    parser.add_argument("--shares", action="store_true", help="only divide, and write the largest shares")
     given = parser.parse_args()
+    if given.shares:
+        head = ["# Shares of the tasks of a backfill", "", SHARES_ABOUT, ""]
+        (RESULTS / "shares.md").write_text("\n".join([*head, *balance(), ""]))
+        return
     lines = [
         "# A backfill of a bucket that is finished",
         "",

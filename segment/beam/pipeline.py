@@ -31,7 +31,8 @@ from segment.beam.steps import FAILURES, METRICS, Describe, Divide, Job, List, S
 from segment.beam.worker import Worker
 from segment.bucket.backfill import FAILED, summary
 from segment.bucket.store import Store, overlap
-from segment.errors import OptionError, PipelineError, SettingsError
+from segment.dataset.job import check_datasets
+from segment.errors import PipelineError, SettingsError
 from segment.labels import read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
@@ -159,8 +160,7 @@ def processes(runner: str, options: PipelineOptions) -> int:
 def _check(job: Job, runner: str, settings: Settings) -> None:
     """Check the job. Raises SettingsError, OptionError, StorageError."""
     options = Options.parse(job.options, settings)
-    if "parquet" in job.datasets and options.segmentation != "rle":
-        raise OptionError("segmentation", "Parquet holds masks as run lengths; leave out segmentation=polygons.")
+    check_datasets(job.datasets, options)
     source = job.source.store(settings.storage_seconds)
     destination, prefix = job.destination(settings.storage_seconds)
     for address in (source.address, destination.address):

@@ -33,10 +33,10 @@ PAGE = 1000
 """Names that one call to Cloud Storage lists."""
 RANGES_PER_TASK = 2
 """Number of ranges of a task. They are far from each other, so that an error of the estimate falls on several tasks."""
-CALLS_PER_TASK, LEAST_CALLS = 3, 100
+CALLS_PER_TASK, LEAST_CALLS = 3, 300
 """Maximum number of calls for dividing the names. More of them, or more ranges, do not make the shares more equal: for
 50 million photos in folders by day and 100 tasks, the largest share is 1.6 times the mean, with 6 calls and 4 ranges it
-is 2.3 times (tests/test_shares.py has other layouts)."""
+is 2.3 times. benchmarks/results/shares.md has other layouts."""
 SAMPLES_PER_PAGE = 20
 """Names of a page that are kept as places where ranges may begin."""
 FOLDER = "_segment/shares/"

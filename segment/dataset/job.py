@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from segment.dataset.photos import Photo
+from segment.errors import OptionError
 from segment.formats import FORMATS, OVERLAY_FORMATS, Format
 from segment.model import locate
 from segment.options import Options
@@ -16,6 +18,14 @@ from segment.service import Service
 Dataset = Literal["coco", "parquet"]
 FolderDataset = Literal["coco", "parquet", "label-studio"]
 """The datasets of a folder."""
+
+
+def check_datasets(datasets: Collection[FolderDataset], options: Options) -> None:
+    """Check that datasets can be made of results with these options. Raises OptionError."""
+    if {"parquet", "label-studio"}.intersection(datasets) and options.segmentation != "rle":
+        raise OptionError(
+            "segmentation", "Parquet and Label Studio datasets need run lengths; leave out segmentation=polygons."
+        )
 
 
 @dataclass(frozen=True)

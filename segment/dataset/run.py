@@ -21,10 +21,9 @@ from tqdm import tqdm
 from segment import container
 from segment.dataset import coco, labelstudio, photos
 from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv
-from segment.dataset.job import Job
+from segment.dataset.job import Job, check_datasets
 from segment.dataset.journal import Journal
 from segment.dataset.work import Work
-from segment.errors import OptionError
 from segment.labelling.labelstudio import Control, prediction_version
 from segment.service import Service
 
@@ -40,10 +39,7 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
 
     Raises ModelError, OptionError, StorageError.
     """
-    if {"parquet", "label-studio"}.intersection(job.datasets) and job.options.segmentation != "rle":
-        raise OptionError(
-            "segmentation", "Parquet and Label Studio datasets need run lengths; leave out segmentation=polygons."
-        )
+    check_datasets(job.datasets, job.options)
     if "parquet" in job.datasets:
         import pyarrow  # noqa: F401 - if it is missing, fail now and not after the last photo
     unlisted: list[OSError] = []
