@@ -177,13 +177,13 @@ def backfill(arguments: argparse.Namespace) -> int:
 
     datasets = _choices("dataset", arguments.dataset, Dataset)
     if arguments.redrive and datasets:
-        raise OptionError("dataset", "A dataset is written by a backfill of a source; leave out --dataset.")
+        raise OptionError("dataset", "--redrive writes no dataset; omit --dataset.")
     if arguments.dataset_only and not datasets:
         raise OptionError("dataset-only", "--dataset-only needs the formats of the dataset, such as -d coco,parquet.")
     if arguments.redrive and arguments.source:
-        raise OptionError("redrive", "--redrive takes the photos from the dead letters; leave out the source.")
+        raise OptionError("redrive", "--redrive segments the photos of the dead letters; omit the source.")
     if not arguments.redrive and not arguments.source:
-        raise OptionError("source", "Please give a source: gs://bucket/prefix, a folder, or --redrive SUBSCRIPTION.")
+        raise OptionError("source", "There is no source; give gs://bucket/prefix, a folder, or --redrive SUBSCRIPTION.")
     settings = Settings.from_environment(os.environ)
     log.configure(settings.project)
     filling.end_on_sigterm()
@@ -294,7 +294,7 @@ def _absolute(address: str) -> str:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise OptionError(name, f"{text!r} is no option; write it as OPTION=VALUE, such as render_factor=40.")
+        raise OptionError(name, f"{text!r} is not an option; use OPTION=VALUE, such as render_factor=40.")
     return name, value
 
 

@@ -191,7 +191,7 @@ def test_dataflow_is_given_the_job(cloud: Cloud, photos: Path, capsys: pytest.Ca
     assert run("gs://photos/**", "gs://results/out", *flags, "--project", "A") == 1
     assert "Invalid Project ID (A)" in capsys.readouterr().err
     assert run(photos, "gs://results/out", *flags) == 1
-    assert "Workers of Dataflow see only buckets" in capsys.readouterr().err
+    assert "Dataflow's workers can only access buckets" in capsys.readouterr().err
     done = command("gs://photos/**", "gs://results/out", *flags)
     assert done.returncode == 0, done.stderr
     environment = json.loads(results(cloud)["template.json"])["environment"]
@@ -313,11 +313,11 @@ def test_what_no_worker_can_do_ends_the_run_in_a_sentence(
         (["-d", "voc"], "dataset is 'voc'; it must be"),
         (["-s", "render_factor=1000"], "render_factor is '1000'; it must be"),
         (["-s", "classes=unicorn"], "has no class 'unicorn'"),
-        (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
+        (["-d", "parquet", "-s", "segmentation=polygons"], "omit segmentation=polygons"),
         (["--direct_nun_workers=2"], "Beam has no option --direct_nun_workers"),
         (["--direct_num_workers=two"], "argument --direct_num_workers: invalid int value: 'two'"),
-        (["--input", "nowhere/**"], "'nowhere/**' is no folder"),
-        (["--input", "gs://*/a"], "'gs://*/a' names no bucket"),
+        (["--input", "nowhere/**"], "'nowhere/**' is not a folder"),
+        (["--input", "gs://*/a"], "'gs://*/a' does not name a bucket"),
         (["--input", "gs://none/a", "--output", "out"], "Could not list in gs://none"),
         (["--output", "gs://none"], "Could not list in gs://none"),
         (["--output", "gs://photos/a"], "one is inside the other"),

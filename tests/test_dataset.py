@@ -189,7 +189,7 @@ def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
     [
         (["-j", "0"], "--jobs is '0'; it must be"),
         (["-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
-        (["-d", "parquet", "-s", "segmentation=polygons"], "leave out segmentation=polygons"),
+        (["-d", "parquet", "-s", "segmentation=polygons"], "omit segmentation=polygons"),
         (["-s", "classes=unicorn"], "The model has no class 'unicorn'"),
     ],
 )

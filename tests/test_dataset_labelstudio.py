@@ -145,7 +145,7 @@ def test_labels_are_escaped() -> None:
         (None, ["--label-config", "nowhere.xml"], "--label-config: nowhere.xml cannot be read"),
         ("<View/>", [], "has none of the tags BrushLabels"),
         (TWO_IMAGES, [], "several images per task"),
-        (CONFIG, ["-s", "segmentation=polygons"], "leave out segmentation=polygons"),
+        (CONFIG, ["-s", "segmentation=polygons"], "omit segmentation=polygons"),
     ],
 )
 def test_a_bad_option_is_explained(

@@ -252,7 +252,7 @@ def unknown_network(folder: Path) -> str:
 
 def no_masks(folder: Path) -> str:
     change(folder, MASK_ON=False)
-    return "finds no masks"
+    return "has no masks"
 
 
 def too_few_labels(folder: Path) -> str:

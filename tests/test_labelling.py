@@ -75,7 +75,7 @@ class TestConfig:
             (CONFIG.replace("erson", "onkey").replace("truck", "bus").replace("traffic", "t"), "person, traffic light"),
             (CONFIG.replace("0.2", "2"), "model_score_threshold of outline is '2'; it must be a number from 0 to 1"),
             ('<!DOCTYPE a [<!ENTITY b "c">]><View>&b;</View>', "document type"),
-            ("<View>" + " " * (1 << 20), "at most 1,048,576"),
+            ("<View>" + " " * (1 << 20), "the maximum is 1,048,576"),
         ],
     )
     def test_a_config_without_use_is_refused(self, config: str, words: str) -> None:

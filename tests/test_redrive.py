@@ -105,8 +105,8 @@ def test_a_call_that_fails_is_made_again(cloud: Cloud, server: Server) -> None:
     [
         (["--redrive", "dead"], "The subscription is 'dead'; it must be projects/PROJECT/subscriptions/NAME"),
         (["--redrive", "projects/p/subscriptions/x"], "404 Resource not found"),
-        (["--redrive", "projects/p/subscriptions/dead", "gs://photos"], "leave out the source"),
-        ([], "give a source"),
+        (["--redrive", "projects/p/subscriptions/dead", "gs://photos"], "omit the source"),
+        ([], "There is no source"),
     ],
 )
 def test_a_bad_call_is_explained(

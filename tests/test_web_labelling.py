@@ -230,8 +230,8 @@ class TestLabelStudio:
             ("http://169.254.169.254/", 400, "not have a public address"),
             ("data:image/jpeg;base64,AAAA", 415, ""),
             ("data:image/jpeg;base64,****", 400, "base64"),
-            (None, 400, "no address of a photo in `image`"),
-            ({"url": "x"}, 400, "no address of a photo in `image`"),
+            (None, 400, "`image` in the data of the task must be the address of a photo"),
+            ({"url": "x"}, 400, "`image` in the data of the task must be the address of a photo"),
         ],
     )
     def test_a_photo_that_cannot_be_read(self, tools: Server, image: Any, status: int, words: str) -> None:

@@ -165,7 +165,7 @@ def _check(job: Job, runner: str, settings: Settings) -> None:
     destination, prefix = job.destination(settings.storage_seconds)
     for address in (source.address, destination.address):
         if runner == "DataflowRunner" and not address.startswith("gs://"):
-            raise SettingsError(f"Workers of Dataflow see only buckets; {address} must be gs://bucket/prefix.")
+            raise SettingsError(f"{address} must be gs://bucket/prefix: Dataflow's workers can only access buckets.")
     if overlap(f"{source.address}/{job.source.prefix}", f"{destination.address}/{prefix}"):
         raise SettingsError(
             f"The results at {destination.address}/{prefix} would be read as photos from "

@@ -45,7 +45,7 @@ class Source:
         bucket, _, pattern = text.removeprefix("gs://").partition("/")
         if not bucket or _WILDCARD.search(bucket):
             raise SettingsError(
-                f"{text!r} names no bucket; write gs://bucket, gs://bucket/prefix or gs://bucket/**.jpg."
+                f"{text!r} does not name a bucket; use gs://bucket, gs://bucket/prefix or gs://bucket/**.jpg."
             )
         wildcard = _WILDCARD.search(pattern)
         if not wildcard:
@@ -61,7 +61,9 @@ class Source:
             return cls(str(path.resolve().parent), path.name, re.escape(path.name) + r"\Z")
         folder, slash, pattern = text[: wildcard.start()].rpartition("/") if wildcard else ("", "", "")
         if not wildcard or not Path(folder or slash or ".").is_dir():
-            raise SettingsError(f"{text!r} is no folder; give one, a pattern such as photos/**.jpg, or gs://bucket/**.")
+            raise SettingsError(
+                f"{text!r} is not a folder; use a folder, a pattern such as photos/**.jpg, or gs://bucket/**."
+            )
         pattern += text[wildcard.start() :]
         return cls(str(Path(folder or slash or ".").resolve()), expression=FileSystem.translate_pattern(pattern))
 

@@ -24,7 +24,7 @@ def check_datasets(datasets: Collection[FolderDataset], options: Options) -> Non
     """Check that datasets can be made of results with these options. Raises OptionError."""
     if {"parquet", "label-studio"}.intersection(datasets) and options.segmentation != "rle":
         raise OptionError(
-            "segmentation", "Parquet and Label Studio datasets need run lengths; leave out segmentation=polygons."
+            "segmentation", "Parquet and Label Studio datasets contain masks as RLE; omit segmentation=polygons."
         )
 
 

@@ -56,7 +56,9 @@ def find(
             )
     for file in files:
         if not several and folders and (folders[0] / file.name).exists():
-            raise OptionError("photos", f"{file} and {folders[0] / file.name} would have the same results.")
+            raise OptionError(
+                "photos", f"The results of {file} and {folders[0] / file.name} would have the same names; omit one."
+            )
     stems = Counter(file.stem for file in files)
     for file in files:
         yield _photo(file, Path(), stems[file.stem] == 1)

@@ -59,7 +59,7 @@ class Detectron2:
         config = _config(folder)
         self._model = _model(config)
         if not isinstance(self._model, GeneralizedRCNN) or not getattr(self._model.roi_heads, "mask_on", False):
-            raise ModelError(f"The model in {folder.name} finds no masks: it must be a GeneralizedRCNN with MASK_ON.")
+            raise ModelError(f"The model in {folder.name} has no masks: it must be a GeneralizedRCNN with MASK_ON.")
         _load(self._model, _weights(folder))
         self.labels = labels or _labels(folder, config, self._model.roi_heads.num_classes)
         self.stride = self._model.backbone.size_divisibility or 1
@@ -105,8 +105,8 @@ def _config(folder: Path) -> Any:
         document = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise ModelError(
-            f"{folder.name or 'SEGMENT_MODEL'} is no model for this engine: config.yaml cannot be read "
-            f"({error.strerror}). It wants a folder with config.yaml and {' or '.join(WEIGHTS)}."
+            f"{folder.name or 'SEGMENT_MODEL'} is not a model for this engine: config.yaml cannot be read "
+            f"({error.strerror}). SEGMENT_MODEL must be a folder with config.yaml and {' or '.join(WEIGHTS)}."
         ) from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder.name}/config.yaml is not a YAML file: {error}.") from None
@@ -114,7 +114,7 @@ def _config(folder: Path) -> Any:
         return _yacs_config(path, "POINT_HEAD" in document["MODEL"])
     if isinstance(document, dict) and "model" in document:
         return _lazy_config(path)
-    raise ModelError(f"{folder.name}/config.yaml is no detectron2 config: it has neither MODEL nor model.")
+    raise ModelError(f"{folder.name}/config.yaml is not a detectron2 config: it has neither MODEL nor model.")
 
 
 def _yacs_config(path: Path, point_rend: bool) -> Any:
@@ -128,7 +128,7 @@ def _yacs_config(path: Path, point_rend: bool) -> Any:
             add_pointrend_config(config)
         config.merge_from_file(str(path))
     except ImportError as error:
-        raise ModelError(f"This config is PointRend's, and its project cannot be imported ({error}).") from None
+        raise ModelError(f"The config needs PointRend, which cannot be imported ({error}).") from None
     except (KeyError, ValueError, AssertionError, OSError) as error:
         raise ModelError(f"detectron2 refuses {path.name}: {error}") from None
     config.MODEL.DEVICE = "cpu"
@@ -197,7 +197,7 @@ def _labels(folder: Path, config: Any, classes: int) -> tuple[str, ...]:
     """Class names from the folder, else those of a data set that detectron2 knows, else numbers. Raises ModelError."""
     labels = _labels_beside(folder)
     if labels and len(labels) != classes:
-        raise ModelError(f"There are {len(labels)} labels in {folder.name} and the model has {classes} classes.")
+        raise ModelError(f"There are {len(labels)} labels in {folder.name}, but the model has {classes} classes.")
     if labels:
         return labels
     from detectron2.data import MetadataCatalog

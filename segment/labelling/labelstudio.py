@@ -156,9 +156,9 @@ REGIONS_OF = {tag.lower(): regions for tag, regions in REGIONS.items()}
 
 def _parse(config: str) -> ElementTree.Element:
     if len(config) > MAX_CONFIG:
-        raise RequestError(f"The labelling config has {len(config):,} characters; at most {MAX_CONFIG:,} are taken.")
+        raise RequestError(f"The labelling config has {len(config):,} characters; the maximum is {MAX_CONFIG:,}.")
     if "<!" in config.replace("<!--", ""):  # no entities: a short document can expand to gigabytes
-        raise RequestError("The labelling config has a document type or CDATA; Label Studio needs neither.")
+        raise RequestError("The labelling config has a document type or CDATA, which are not supported. Remove it.")
     try:
         return ElementTree.fromstring(config)
     except ElementTree.ParseError as error:

@@ -49,7 +49,7 @@ class TaskPhotos:
         """
         address = task["data"].get(field)
         if not isinstance(address, str) or not address:
-            raise RequestError(f"The data of the task has no address of a photo in `{field[:100]}`.")
+            raise RequestError(f"`{field[:100]}` in the data of the task must be the address of a photo.")
         if address.startswith("data:"):
             exchange.held.grow(len(address))
             return from_base64(address)
@@ -103,7 +103,7 @@ class TaskPhotos:
             data = store.read(item, limit) if item else None
         except StorageError as error:
             log.warning("%s", error)
-            raise FetchError(f"gs://{bucket}/{name[:200]} cannot be read now.") from None
+            raise FetchError(f"gs://{bucket}/{name[:200]} could not be read; try again later.") from None
         if data is None:
-            raise FetchError(f"There is no gs://{bucket}/{name[:200]}.")
+            raise FetchError(f"gs://{bucket}/{name[:200]} does not exist.")
         return data

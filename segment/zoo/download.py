@@ -23,28 +23,28 @@ from segment.errors import FetchError, ModelError
 from segment.progress import Progress, Report, ignore
 
 ATTEMPTS = 3
-"""Connections in a row that may bring nothing."""
+"""Number of consecutive connections without data after which the download fails."""
 PAUSE_SECONDS = 1.0
-"""Before the second attempt; doubled for each further one."""
+"""Delay before the second attempt; doubled for each further attempt."""
 STALL_SECONDS = 30.0
-"""How long a connection may be silent."""
+"""Timeout of a connection that receives no data."""
 CHUNK = 1 << 18
 
 
 Received = Callable[[int, int | None], None]
-"""Is told how many bytes of a file have been received, and of how many if the server says."""
+"""Callback with the number of received bytes, and the total if the server sends it."""
 
 
 class WrongChecksum(ModelError):
-    """A downloaded file is not the one that was expected."""
+    """A downloaded file does not have the expected checksum."""
 
 
 def download_once(url: str, path: Path, *, digest: str, limit: int, report: Report = ignore) -> None:
-    """Put what `url` answers at `path`, unless the file is there already.
+    """Download `url` to `path`, unless the file exists.
 
-    `digest`: the first hexadecimal digits of its MD5 or SHA-256, as far as they are published; empty is unknown. The
-    SHA-256 of the first download is recorded beside it in NAME.sha256, in the format of `sha256sum`; every later use
-    and download is checked against the record. Raises what `download` raises, and ModelError for a record that is none.
+    `digest`: the published first hexadecimal digits of its MD5 or SHA-256; empty if unknown. The SHA-256 of the first
+    download is recorded beside the file in NAME.sha256, in the format of `sha256sum`. Every later use and download is
+    checked against the record. Raises the errors of `download`, and ModelError if the record is invalid.
     """
     record = path.with_name(path.name + ".sha256")
     expected = recorded(record) or digest
@@ -66,7 +66,7 @@ def download_once(url: str, path: Path, *, digest: str, limit: int, report: Repo
 
 
 def recorded(record: Path) -> str:
-    """The SHA-256 in a file that `sha256sum` would write; empty if there is none."""
+    """The SHA-256 in a file in the format of `sha256sum`; empty if the file does not exist."""
     if not record.exists():
         return ""
     digest = record.read_text(encoding="ascii", errors="replace").partition(" ")[0]
@@ -84,11 +84,11 @@ def download(
     pause: float = PAUSE_SECONDS,
     received: Received = lambda done, total: None,
 ) -> None:
-    """Put what `url` answers at `path`, with a progress bar on a terminal.
+    """Download `url` to `path`, with a progress bar on a terminal.
 
-    `digest`: the first hexadecimal digits of its MD5 or SHA-256. `limit`: the most bytes it may have. Raises FetchError
-    when it cannot be downloaded, WrongChecksum when it is a different file, ModelError when it is larger than `limit`
-    or the folder cannot be written to.
+    `digest`: the first hexadecimal digits of its MD5 or SHA-256. `limit`: maximum size in bytes. Raises FetchError if
+    the download fails, WrongChecksum if the checksum differs, ModelError if the file is larger than `limit` or the
+    folder cannot be written to.
     """
     part = path.with_suffix(path.suffix + ".part")
     try:
@@ -96,7 +96,7 @@ def download(
         part.touch()
     except OSError as error:
         raise ModelError(
-            f"{part.parent} cannot be written to: {error.strerror}. XDG_CACHE_HOME names another."
+            f"Cannot write to the cache folder {part.parent}: {error.strerror}. Set XDG_CACHE_HOME to another folder."
         ) from None
     host, silent = urlsplit(url).netloc, 0
     while True:
@@ -129,7 +129,7 @@ def download(
 
 
 def _receive(url: str, part: Path, name: str, limit: int, received: Received) -> bool:
-    """One connection: append to `part` what is missing of the file; whether that was all."""
+    """Append the missing rest of the file to `part`, with one connection. Returns whether the file is complete."""
     have = _size(part)
     headers = {"User-Agent": "segment", "Accept-Encoding": "identity"}
     if have:
@@ -138,7 +138,7 @@ def _receive(url: str, part: Path, name: str, limit: int, received: Received) ->
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=STALL_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return True  # nothing is missing
+            return True  # the file is complete
         raise
     with response:
         resumed = response.status == http.client.PARTIAL_CONTENT
@@ -156,7 +156,7 @@ def _receive(url: str, part: Path, name: str, limit: int, received: Received) ->
                 received(have, total)
     if have > limit:
         part.unlink()
-        raise ModelError(f"What {urlsplit(url).netloc} sends is larger than {name} can be; it was refused.")
+        raise ModelError(f"{name} from {urlsplit(url).netloc} is larger than the maximum of {limit:,} bytes.")
     return total is None or have == total
 
 
@@ -180,7 +180,7 @@ def _size(part: Path) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What the network says of a failure, without Python's wrapping."""
+    """The reason for a network error, without Python's wrapping."""
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(inner, TimeoutError):
         return "no answer in time"

@@ -51,19 +51,19 @@ class Column:
 
 
 def text(dataset: str = "", sort: str = "") -> str:
-    """The table, of one data set or of all, in the zoo's order or with the best of a column first.
+    """The table as text, for one data set or all, in the zoo's order or sorted by a column with the best row first.
 
-    Raises OptionError for a data set or a column that there is not.
+    Raises OptionError if the data set or the column does not exist.
     """
     rows = list(zoo.entries().values())
     datasets = sorted({row.dataset for row in rows})
     if dataset:
         rows = [row for row in rows if row.dataset == dataset]
         if not rows:
-            raise OptionError("dataset", f"--dataset is {dataset!r}; there is {', '.join(datasets)}.")
+            raise OptionError("dataset", f"--dataset is {dataset!r}; it must be one of {', '.join(datasets)}.")
     if sort:
         if sort not in COLUMNS:
-            raise OptionError("sort", f"--sort is {sort!r}; the columns are {', '.join(COLUMNS)}.")
+            raise OptionError("sort", f"--sort is {sort!r}; it must be one of {', '.join(COLUMNS)}.")
         rows = _sorted(rows, COLUMNS[sort])
     headings = [[column.heading[line] for column in COLUMNS.values()] for line in (0, 1)]
     lines = [*headings, *([column.text(row) for column in COLUMNS.values()] for row in rows)]
