@@ -16,7 +16,7 @@ from PIL import Image
 from segment.mask import Box, Mask
 from segment.output import overlay as module
 from segment.output.colours import PALETTE, by_instance
-from segment.output.overlay import draw, no_finer_than_pixels, without_specks
+from segment.output.overlay import at_pixel_size, draw, without_specks
 from tests.strategies import detections, empty, frames, masks, ring, solid
 
 SIZE = (320, 240)
@@ -154,16 +154,16 @@ def test_a_speck_in_a_pin_hole_and_a_pin_hole_in_a_speck_go_too() -> None:
     assert (cleaned == expected).all()
 
 
-def test_cells_smaller_than_pixels_are_averaged() -> None:
+def test_cells_much_smaller_than_pixels_are_averaged() -> None:
     """PointRend's grid is as fine on an instance of 20 pixels as on one of 2,000."""
     y, x = np.mgrid[:224, :224]
     disc = (np.hypot(x - 111.5, y - 111.5) < 90).astype(np.float32)
     small = Mask(disc, (100, 100, 140, 140), (100, 100, 140, 140))
-    assert no_finer_than_pixels(small).probabilities.shape == (56, 56)
+    assert at_pixel_size(small).probabilities.shape == (56, 56)
     coarse = Mask(disc.reshape(56, 4, 56, 4).mean(axis=(1, 3)), small.place, small.bounds)
     assert np.array_equal(drawn([small], **ONLY_MASKS), drawn([coarse], **ONLY_MASKS))
     large = Mask(disc, (0, 0, 200, 200), (0, 0, 200, 200))
-    assert no_finer_than_pixels(large).probabilities.shape == (224, 224)
+    assert at_pixel_size(large).probabilities.shape == (224, 224)
 
 
 def test_noise_is_drawn_quickly() -> None:

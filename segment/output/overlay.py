@@ -28,6 +28,8 @@ FILL = 0.42
 """Opacity of a mask's inside; its contour is opaque."""
 LINE, OF_INSTANCE = 1 / 550, 1 / 25
 """The width of lines by the root of the photo's area, but on small instances by that of the box's."""
+FINE = math.sqrt(0.5)
+"""The side in pixels below which a cell is nearer to a pixel's size when it is doubled."""
 SPECK = 0.02
 """The part of a mask below which a piece of it, or a hole in it, has no contour."""
 MOST_SPECKS = 32
@@ -76,7 +78,7 @@ def _line(box: Box, size: tuple[int, int]) -> float:
 
 def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> None:
     """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge; both without steps."""
-    mask = no_finer_than_pixels(mask)
+    mask = at_pixel_size(mask)
     outlined = without_specks(mask)
     outlines = outlined.distances(photo.size) if outlined is not mask else iter(())
     for region, distance in mask.distances(photo.size):
@@ -119,15 +121,15 @@ def _within(mask: Mask, region: Region, inside: NDArray[np.float32]) -> NDArray[
     return inside
 
 
-def no_finer_than_pixels(mask: Mask) -> Mask:
-    """The mask with an unpacked grid, whose cells are averaged, 2 x 2 at a time, as long as two fit into a pixel.
+def at_pixel_size(mask: Mask) -> Mask:
+    """The mask with an unpacked grid, averaged over 2 x 2 cells as long as a cell then comes nearer to a pixel's size.
 
     PointRend predicts 224 x 224 cells for the smallest instance too. Detail that no pixel shows takes time to draw, and
     its specks would be removed one by one.
     """
     grid = mask.probabilities
-    width, height = mask.place[2] - mask.place[0], mask.place[3] - mask.place[1]
-    while not (grid.shape[0] % 2 or grid.shape[1] % 2) and 2 * height <= grid.shape[0] and 2 * width <= grid.shape[1]:
+    smallest = (mask.place[3] - mask.place[1]) / FINE, (mask.place[2] - mask.place[0]) / FINE
+    while all(cells % 2 == 0 and cells > low for cells, low in zip(grid.shape, smallest, strict=True)):
         grid = (grid[::2, ::2] + grid[1::2, ::2] + grid[::2, 1::2] + grid[1::2, 1::2]) * np.float32(0.25)
     return replace(mask, grid=grid)
 
