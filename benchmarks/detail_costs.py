@@ -8,6 +8,9 @@ pixels, none of them cut by a tile. The shapes of "large" are up to 390 pixels l
 and longer in tiles, so much of what is lost there is the model's. The second model, `scales` of training.families, is
 the same network trained on shapes of 8 to 800 pixels, many of them cut by the frame.
 
+What is lost on large shapes are false finds in tiles that are complete in one tile and too small for the whole photo to
+judge: a tip of a striped star, a gap between two shapes. In "mixed", true finds look the same.
+
 The scenes are of 1600 x 1200 pixels: "large" has 5 shapes of 200 to 700 pixels, "mixed" 4 of that size, and 30 of 12 to
 60 pixels which may lie on them, "medium" 25 of 30 to 400 pixels. Beside them "small", the crowds of benchmarks.detail.
 
