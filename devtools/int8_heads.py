@@ -129,7 +129,7 @@ _ENDS = ((("image",), (0,)), (("image", 0), (1, 2)))
 def _compiled(core: Any, model: onnx.ModelProto, names: tuple[str, str, str], given: Any, wanted: Any) -> Any:
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    shapes = (("n", 4), ("n", "classes"), ("n", "boxes", 4))
+    shapes: tuple[tuple[str | int, ...], ...] = (("n", 4), ("n", "classes"), ("n", "boxes", 4))
     for name, shape in zip(names, shapes, strict=True):
         whole.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     part = utils.Extractor(whole).extract_model(
