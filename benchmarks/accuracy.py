@@ -70,13 +70,13 @@ def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: i
 
 
 def measure_family(file: Path, name: str, precision: str) -> Accuracy:
-    """Evaluate a model of another family that knows the same shapes, each scene at its own size."""
+    """Evaluate a model of another family that was trained on the same shapes, each scene at its own size."""
     row = _evaluate(file, (scene(seed) for seed in range(SCENES)), None, None)
     return replace(row, name=f"{name} {precision}", precision=precision, fit="family")
 
 
 def measure_crowds(file: Path, proposals: int) -> Accuracy:
-    """Evaluate a model file with that many proposals on scenes of many shapes, sharp enough to see them."""
+    """Evaluate a model file with a number of proposals on scenes with many shapes."""
     scenes = (crowd(seed) for seed in range(FIRST_CROWD, FIRST_CROWD + CROWDS))
     row = _evaluate(file, scenes, "aspect", CROWD_FACTOR)
     return replace(row, name=f"demo model fp32, {proposals:,} proposals", fit="crowd")
@@ -129,7 +129,7 @@ class BoundaryEval(COCOeval):  # type: ignore[misc, unused-ignore]
 
 
 def boundary(packed: Any) -> Any:
-    """COCO's compressed runs of a mask -> those of its boundary."""
+    """The boundary of a mask; both in COCO's compressed RLE."""
     mask = masks.decode(packed).astype(np.int64)
     height, width = mask.shape
     reach = max(1, round(BOUNDARY * float(np.hypot(height, width))))
@@ -140,7 +140,7 @@ def boundary(packed: Any) -> Any:
 
 
 class Truth:
-    """What can be seen in the scenes, in COCO's annotation format."""
+    """The visible shapes in the scenes, in COCO's annotation format."""
 
     def __init__(self) -> None:
         self.images: list[Record] = []
@@ -164,7 +164,7 @@ class Truth:
             )
 
     def evaluate(self, results: list[Record], kind: str) -> dict[str, float]:
-        """COCOeval's averages of results for "bbox", "segm" or "boundary", in percent."""
+        """Average precision by COCOeval for "bbox", "segm" or "boundary", in percent."""
         with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
             coco = COCO()
             categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]

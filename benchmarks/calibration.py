@@ -113,7 +113,7 @@ def signal_to_noise(name: str, model: onnx.ModelProto, folder: Path) -> list[str
 
 
 def scenes(first: int, count: int) -> Pictures:
-    """Drawn scenes, as the network sees them."""
+    """Drawn scenes, at the size of the network's input."""
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         with tempfile.TemporaryDirectory() as name:
@@ -126,7 +126,7 @@ def scenes(first: int, count: int) -> Pictures:
 
 
 def package(wanted: Callable[[str], bool] = lambda photo: True) -> Pictures:
-    """The default calibration, or the part of it that is of these photographs."""
+    """The default calibration, or its views of these photographs."""
     photos = [path for path in calibration.PHOTOS if wanted(path.stem)]
     return lambda: calibration.default(_facts(), photos)
 
@@ -146,7 +146,7 @@ def plain(wanted: Callable[[str], bool] = lambda photo: True) -> Pictures:
 
 
 def _facts() -> ModelMetadata:
-    """What decides the size at which a picture is seen: render factor 25 and a stride of 32 for both models."""
+    """The metadata that determine the size of the network's input: render factor 25 and stride 32 for both models."""
     facts = ModelMetadata.from_metadata(metadata(EMBEDDED))
     assert facts
     return facts
@@ -163,7 +163,7 @@ def _int8(model: onnx.ModelProto, pictures: Pictures, folder: Path) -> Path:
 
 
 def _pyramid(file: Path) -> onnxruntime.InferenceSession:
-    """A network that gives its feature pyramid."""
+    """A network whose outputs are its feature pyramid."""
     model = onnx.load(file)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in PYRAMID)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

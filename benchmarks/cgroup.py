@@ -16,7 +16,7 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 def missing() -> str:
-    """Why there can be no such group here; empty if there can."""
+    """The reason why control groups cannot be used; empty if they can."""
     if os.geteuid() != 0:
         return "needs root: control groups"
     try:
@@ -27,7 +27,7 @@ def missing() -> str:
 
 
 class Group:
-    """A group with a limit in bytes, above which the kernel kills a process of it."""
+    """A group with a limit in bytes. If the group exceeds it, the kernel kills one of its processes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -45,15 +45,15 @@ class Group:
             raise
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """`command`, run as a process of this group."""
+        """The command that runs `command` as a process of this group."""
         return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.path), *command]
 
     def kills(self) -> int:
-        """How many processes the kernel has killed for memory here."""
+        """Number of processes in this group that the kernel has killed for lack of memory."""
         return self._numbers("memory.events" if self.unified else "memory.oom_control")["oom_kill"]
 
     def held(self) -> int:
-        """Bytes that the kernel cannot take back: anonymous and shared memory, each page counted once."""
+        """Bytes that the kernel cannot reclaim: anonymous and shared memory. Each page is counted once."""
         stat = self._numbers("memory.stat")
         return stat["anon" if self.unified else "rss"] + stat["shmem"]
 
@@ -74,7 +74,7 @@ class Group:
 
 @contextlib.contextmanager
 def group(limit: int) -> Iterator[Group]:
-    """A group for as long as the context lasts. Raises OSError where there can be none."""
+    """A group that exists within the context. Raises OSError if it cannot be created."""
     made = Group(limit)
     try:
         yield made

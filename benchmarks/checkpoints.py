@@ -1,11 +1,11 @@
-"""A checkpoint of a zoo model's exact names and shapes, with random values: what memory and speed are measured on.
+"""Checkpoints with the names and shapes of a zoo model and random values, for measuring memory and speed.
 
     python -m benchmarks.checkpoints mask_rcnn_R_50_FPN_3x OUT.pkl [--seed 0]
 
-Speed and memory depend on the shapes and on how much is found, not on what the weights mean, and a file from a seed can
-be made anywhere. The values keep activations at a spread of about 1 through every layer (He et al., "Delving Deep into
-Rectifiers", 2015) and let scores, classes and masks differ from place to place: the weights into each channel sum to
-zero, so that what all places have in common does not drown what they differ in.
+Speed and memory depend on the shapes and on the number of detections, but not on trained weights, and a file can be
+generated from a seed anywhere. The values keep the standard deviation of activations at about 1 in every layer (He et
+al., "Delving Deep into Rectifiers", 2015). The weights of each output channel sum to zero, which removes the part of
+the activations that all positions share, so that scores, classes and masks differ between positions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BACKGROUND = 7.0
 
 
 def checkpoint(config: Config, seed: int = 0) -> dict[str, NDArray[np.generic]]:
-    """Every tensor that detectron2's own state_dict holds for `config`, by name."""
+    """All tensors of detectron2's state_dict for `config`, by name."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[np.generic]] = {}
     for part in (_bottom_up, _pyramid, _proposals, _box_heads, _mask_head):

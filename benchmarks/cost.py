@@ -62,12 +62,12 @@ SHUFFLED_BYTES = 20_000
 
 
 def billed_seconds(cpu_seconds: float) -> float:
-    """The time that one photo is billed for, alone on an instance of 1 vCPU."""
+    """The billed time of one photo that is alone on an instance with 1 vCPU."""
     return math.ceil(round(cpu_seconds / GRAIN, 6)) * GRAIN
 
 
 def request_dollars(photos: int, cpu_seconds: float) -> float:
-    """What Cloud Run charges for that many photos, the free tier not counted."""
+    """The charges of Cloud Run for `photos`, without the free tier."""
     seconds = photos * billed_seconds(cpu_seconds)
     return seconds * (VCPUS * VCPU_SECOND + GIB * GIB_SECOND) + photos * REQUEST
 
@@ -78,13 +78,13 @@ def storage_dollars(photos: int) -> float:
 
 
 def bucket_dollars(photos: int, cpu_seconds: float) -> float:
-    """What photos dropped into a bucket cost: Cloud Run, its waiting for storage included, and Cloud Storage."""
+    """The cost of photos in a bucket: Cloud Run, including the time of storage calls, and Cloud Storage."""
     waiting = (LISTS + READS + WRITES) * CALL_SECONDS
     return request_dollars(photos, cpu_seconds + waiting) + storage_dollars(photos)
 
 
 def job_dollars(photos: int, cpu_seconds: float) -> float:
-    """What the backfill job charges for photos that it reads and writes two results of."""
+    """The cost of photos with the backfill job, with two results per photo."""
     seconds = photos * cpu_seconds
     return seconds * (VCPUS * JOB_VCPU_SECOND + GIB * JOB_GIB_SECOND) + photos * (WRITES * CLASS_A + READS * CLASS_B)
 
@@ -98,14 +98,14 @@ def dataflow_dollars(photos: int, cpu_seconds: float, writes: int = WRITES) -> f
 
 
 def free_photos(cpu_seconds: float) -> int:
-    """How many photos a month the free tier covers."""
+    """Number of photos per month in the free tier."""
     seconds = billed_seconds(cpu_seconds)
     most = min(FREE_VCPU_SECONDS / (seconds * VCPUS), FREE_GIB_SECONDS / (seconds * GIB), FREE_REQUESTS)
     return int(round(most, 6))
 
 
 def measured() -> dict[str, float]:
-    """Name -> CPU seconds of one photo, from the benchmark's results."""
+    """CPU seconds of one photo by name, from the results of the benchmarks."""
 
     def found(value: Any) -> Iterator[tuple[str, float]]:
         if isinstance(value, dict):
@@ -152,7 +152,7 @@ def table() -> str:
 
 
 def million() -> str:
-    """What a million photos cost by the backfill job and on Dataflow, and what the job does in an hour."""
+    """The cost of a million photos with the backfill job and on Dataflow, and the job's photos per hour."""
     photos, vcpus = 1_000_000, WORKERS * WORKER_VCPUS
     lines = [
         "| one photo | CPU seconds | job, files | Dataflow, files and dataset | Dataflow, dataset "
@@ -174,7 +174,7 @@ TABLES = {MARKERS: table, MILLION_MARKERS: million}
 
 
 def write(path: Path) -> None:
-    """Replace what stands between the markers of a Markdown file by the tables."""
+    """Replace the text between the markers of a Markdown file by the tables."""
     text = path.read_text()
     for (begin, end), made in TABLES.items():
         before, found, rest = text.partition(begin)

@@ -30,7 +30,7 @@ SWEEP = (16, 25, 35, 50)
 
 @dataclass(frozen=True)
 class Latency:
-    """Medians in milliseconds; `cpu_seconds` is of one request, all processes, user and kernel."""
+    """Medians in milliseconds. `cpu_seconds`: CPU time of one request, of all processes, in user and kernel mode."""
 
     name: str
     precision: str
@@ -61,7 +61,7 @@ class ColdStart:
 
 
 def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
-    """One row for each kind of network, measured together."""
+    """One row per kind of network, measured together."""
     photo = models.photo(PHOTO)
     walls: dict[str, list[float]] = {precision: [] for precision in models.NETWORKS}
     stages: dict[str, list[dict[str, float]]] = {precision: [] for precision in models.NETWORKS}
@@ -91,7 +91,7 @@ def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
 
 
 def cold_start(precision: str, folder: Path) -> ColdStart:
-    """From nothing to the first answered photo, with the compiled model in the cache; the median of some."""
+    """Time from starting the process to the first response, with the compiled model in the cache. A median."""
     photo = models.photo(PHOTO)
     runs: list[tuple[float, float, float]] = []
     peaks: list[int] = []
@@ -119,7 +119,7 @@ def cold_start(precision: str, folder: Path) -> ColdStart:
 
 
 def _load_seconds(server: Server) -> float:
-    """What the service itself says of loading the model, in its log."""
+    """The time for loading the model, from the log of the service."""
     entries = (json.loads(line) for line in server.log().splitlines() if line.startswith("{"))
     return next(float(entry["seconds"]) for entry in entries if entry["message"].startswith("Loaded the model"))
 
@@ -143,7 +143,7 @@ def _settings(precision: str, folder: Path, cache: str) -> dict[str, str]:
 
 
 def stage_times(answer: requests.Response) -> dict[str, float]:
-    """The milliseconds of each stage that the service reports."""
+    """The milliseconds of each stage, as reported by the service."""
     return {name: float(ms) for name, ms in re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"])}
 
 

@@ -56,7 +56,7 @@ class Memory:
 
 
 def measure(precision: str, render_factor: int, folder: Path) -> Memory:
-    """One row. Without root and control groups there is no limit, and shared pages are counted twice."""
+    """Measure one row. Without root and control groups, there is no limit, and shared pages are counted twice."""
     limit = LIMITS[precision, render_factor]
     photo = models.photo(PHOTO)
     settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}

@@ -47,7 +47,7 @@ LOOK: dict[str, str | int] = {"min_score": "0.01", "max_detections": 20}
 
 
 def demo(precision: str, folder: Path) -> Path:
-    """The demo model's file; `folder` keeps what is made."""
+    """The demo model's file. Files are created in `folder`."""
     if precision == "fp32":
         return EMBEDDED
     return _quantised(EMBEDDED, folder / "demo-int8.onnx", _calibration(folder, None))
@@ -65,14 +65,14 @@ def family(name: str, precision: str, folder: Path) -> Path:
 
 
 def full_size_config(folder: Path) -> Path:
-    """The full-size model's config, as detectron2 reads it over its defaults."""
+    """The full-size model's config, without the values that are detectron2's defaults."""
     path = folder / "r50.yaml"
     path.write_text(yaml.safe_dump(zoo.config(zoo.entry(FULL_SIZE))))
     return path
 
 
 def full_size_checkpoint(folder: Path) -> Path:
-    """The full-size model's weights in the model zoo's format, as detectron2 reads them."""
+    """The full-size model's weights in the format of the model zoo."""
     path = folder / "r50.pkl"
     if not path.exists():
         subprocess.run([sys.executable, "-m", "benchmarks.checkpoints", FULL_SIZE, str(path)], cwd=ROOT, check=True)
@@ -80,7 +80,7 @@ def full_size_checkpoint(folder: Path) -> Path:
 
 
 def full_size(network: str, folder: Path, name: str = FULL_SIZE) -> Path:
-    """A full-size model's file, one of NETWORKS; `name` as in the zoo; `folder` keeps what is made."""
+    """A full-size model's file: one of NETWORKS, with a `name` of the zoo. Files are created in `folder`."""
     stem = "r50" if name == FULL_SIZE else name
     path = folder / f"{stem}-fp32.onnx"
     if not path.exists():
@@ -113,7 +113,7 @@ def demo_with(proposals: int, folder: Path) -> Path:
 
 
 def photo(size: tuple[int, int], seed: int = 0, quality: int = 90) -> bytes:
-    """A JPEG of `size` (width, height): a scene, enlarged."""
+    """A JPEG of an enlarged scene with `size` (width, height)."""
     image = Image.fromarray(scene(seed, (640, 480))[0]).resize(size, Image.Resampling.BICUBIC)
     body = io.BytesIO()
     image.save(body, "JPEG", quality=quality)
@@ -121,7 +121,7 @@ def photo(size: tuple[int, int], seed: int = 0, quality: int = 90) -> bytes:
 
 
 def _calibration(folder: Path, size: tuple[int, int] | None) -> Path:
-    """A folder of scenes, at their own size or enlarged to `size`."""
+    """A folder of scenes at their original size, or enlarged to `size`."""
     photos = folder / ("scenes" if size is None else "photos")
     if not photos.exists():
         photos.mkdir(parents=True)
@@ -140,6 +140,6 @@ def _quantised(model: Path, path: Path, photos: Path, *options: str) -> Path:
 
 
 def _segment(*arguments: str | Path) -> None:
-    """Run a command of the command line; its errors are shown."""
+    """Run a segment command and show its errors."""
     command: Sequence[str | Path] = (sys.executable, "-m", "segment", *arguments)
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

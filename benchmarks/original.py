@@ -26,7 +26,7 @@ MIN_SCORE, INSTANCES = 0.01, 20
 
 @dataclass(frozen=True)
 class Original:
-    """What the original way takes: MiB of resident memory at its peak, seconds per image when warm, from cold."""
+    """The original approach: peak resident memory in MiB, and seconds per image when warm and from a cold start."""
 
     name: str
     peak_rss_mib: float
@@ -38,14 +38,14 @@ class Original:
 
 
 def python() -> str:
-    """A Python that has detectron2; empty if there is none."""
+    """The path of a Python with detectron2; empty if there is none."""
     candidate = os.environ.get("BENCH_DETECTRON2_PYTHON", sys.executable)
     done = subprocess.run([candidate, "-c", "import detectron2"], capture_output=True, check=False, timeout=120)
     return candidate if done.returncode == 0 else ""
 
 
 def measure(config: Path, checkpoint: Path, photo: Path, folder: Path) -> Original:
-    """Run the original way in a new process of the Python that has detectron2."""
+    """Run the original approach in a new process, with the Python that has detectron2."""
     command = [python(), str(Path(__file__)), str(config), str(checkpoint), str(photo), str(folder / "original.jpg")]
     start = time.time()
     done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=550, cwd=folder)
@@ -55,7 +55,7 @@ def measure(config: Path, checkpoint: Path, photo: Path, folder: Path) -> Origin
 
 
 def main(config_file: str, checkpoint: str, photo: str, output: str) -> None:
-    """The post's way, as its users run it: one predictor, one image after the other."""
+    """The approach of the blog post: one predictor, which processes one image after the other."""
     import numpy as np
     from detectron2.config import get_cfg
     from detectron2.data import MetadataCatalog

@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 
 def save(suite: str, rows: Rows, load: float) -> None:
-    """Write a suite's rows and the machine they were measured on."""
+    """Write the rows of a suite and a description of the machine."""
     RESULTS.mkdir(exist_ok=True)
     machine = {
         "processor": processor(),
@@ -35,7 +35,7 @@ def save(suite: str, rows: Rows, load: float) -> None:
 
 
 def write() -> None:
-    """Write README.md and the charts from all the JSON there is."""
+    """Write README.md and the charts from all JSON files."""
     parts = ["# Results", "", "Written by `make bench`; the numbers are in the JSON files beside this one.", ""]
     for suite, section in SECTIONS.items():
         path = RESULTS / f"{suite}.json"
@@ -218,7 +218,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def _chart(name: str, series: dict[str, list[tuple[float, float]]], unit: str) -> str:
-    """Draw lines against the render factor into NAME.svg; the Markdown that shows it."""
+    """Draw a line chart over the render factor into NAME.svg. Returns the Markdown that shows it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -235,6 +235,6 @@ def _chart(name: str, series: dict[str, list[tuple[float, float]]], unit: str) -
 
 
 def processor() -> str:
-    """This machine's processor, as it calls itself."""
+    """The name of this machine's processor."""
     match = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return match[1] if match else platform.processor()

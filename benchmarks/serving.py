@@ -41,23 +41,23 @@ class Usage:
 
 @dataclass(frozen=True)
 class Server:
-    """A service that runs."""
+    """A running service."""
 
     url: str
     process: subprocess.Popen[bytes]
     output: IO[bytes]
 
     def segment(self, photo: bytes, **options: str | int) -> requests.Response:
-        """POST a photo; whatever is answered."""
+        """POST a photo. Returns the response, whatever its status."""
         headers = {"Content-Type": "application/octet-stream"}
         return requests.post(f"{self.url}/segment", data=photo, params=options, headers=headers, timeout=300)
 
     def log(self) -> str:
-        """Standard output and error so far."""
+        """The standard output and error until now."""
         return os.pread(self.output.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def usage(self) -> Usage:
-        """Memory now."""
+        """The current memory use."""
         held = rss = 0
         for pid in self._pids():
             with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ class Server:
         return Usage(held, rss)
 
     def cpu_seconds(self) -> float:
-        """CPU time of all processes so far, in user and kernel mode."""
+        """CPU time of all processes until now, in user and kernel mode."""
         ticks = 0
         for pid in self._pids():
             with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def _pids(self) -> list[int]:
-        """The processes of the service: those of the session that was started for it."""
+        """The processes of the service, which are those in its session."""
         found = []
         for name in os.listdir("/proc"):
             with contextlib.suppress(OSError, ValueError):
@@ -87,7 +87,7 @@ class Server:
 
 
 def environment() -> dict[str, str]:
-    """The variables that the Dockerfile's stage `app` sets."""
+    """The environment variables of the Dockerfile's stage `app`."""
     lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     stage = lines[lines.index("FROM base AS app") + 1 :]
     assigned = next(line for line in stage if line.startswith("ENV "))
@@ -120,7 +120,7 @@ def serving(settings: Mapping[str, str], group: Group | None = None, until: str 
 
 
 def wait(server: Server, path: str) -> None:
-    """Wait until the service answers `path`. Raises RuntimeError if that is no success."""
+    """Wait until the service answers `path`. Raises RuntimeError if the status is not a success."""
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.process.poll() is None:
         with contextlib.suppress(requests.ConnectionError):
@@ -133,7 +133,7 @@ def wait(server: Server, path: str) -> None:
 
 
 def stop(server: Server) -> None:
-    """End the service as Cloud Run does; kill it if it does not end."""
+    """Stop the service as Cloud Run does, and kill it if it does not stop."""
     if server.process.poll() is None:
         server.process.send_signal(signal.SIGTERM)
     try:
@@ -145,7 +145,7 @@ def stop(server: Server) -> None:
 
 @contextlib.contextmanager
 def peak(measure: Callable[[], int]) -> Iterator[list[int]]:
-    """The highest value of `measure`, sampled while the context lasts, as the list's only entry."""
+    """The highest value of `measure` within the context, as the only entry of the list."""
     highest, over = [measure()], threading.Event()
 
     def sample() -> None:

@@ -40,7 +40,7 @@ ROWS = (
 
 
 def write(name: str, square: int | None, path: Path) -> None:
-    """Write a model of the zoo with random values, in fp32, with another square than the zoo's unless it is None."""
+    """Write a model of the zoo with random values in fp32. `square`: another square than the zoo's, unless None."""
     config = configs.parse(zoo.config(zoo.entry(name)))
     if square is not None:
         assert isinstance(config.pyramid, SimplePyramid)
@@ -50,7 +50,7 @@ def write(name: str, square: int | None, path: Path) -> None:
 
 
 def run(path: Path, size: tuple[int, int]) -> str:
-    """Load a model in this process and run it twice: CPU seconds of the second run, MiB loaded, MiB of the runs."""
+    """Load a model in this process and run it twice. Returns CPU seconds of the second run, MiB loaded, MiB of runs."""
     container.configure_malloc()
     before = footprint.anonymous_bytes()
     engine = load(path, threads=2, memory=Footprint(0, 0.0))
