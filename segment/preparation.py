@@ -1,10 +1,10 @@
-"""From the model that a user names to the model file that is served: download, convert, quantise, measure.
+"""Prepare a model file for serving: download, convert, quantise, and measure its memory.
 
-A model is named by the zoo (`segment models`), by a model file, or by a checkpoint with its config, each a file or a
-URL. What is made is kept in the user's cache folder under a name that depends on everything it was made from, so that
-preparing the same model again finds it there, and another checkpoint, config or calibration makes another file.
+A model is given as a name of the zoo (`segment models`), as a model file, or as a checkpoint with its config; files can
+also be URLs. The model file is stored in the user's cache folder. Its name depends on all inputs, so that the same
+model is prepared once, and another checkpoint, config or calibration results in another file.
 
-Offline: serving runs this in a child process (web/startup.py), which gives its memory back when it ends.
+The service runs this in a child process (web/startup.py), so that its memory is released afterwards.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 
 MODEL_FILE, CHECKPOINTS = ".onnx", (".pkl", ".pth", ".pt")
 LARGEST_CHECKPOINT, LARGEST_TEXT = 4 << 30, 1 << 20
-"""Bytes of a checkpoint, and of a config or a file of labels, that are downloaded from a URL."""
+"""Maximum bytes of a downloaded checkpoint, and of a downloaded config or labels file."""
 _CHECKSUM = re.compile(r"[-_]([0-9a-f]{6,64})$")
-"""Ends the name of a published checkpoint: the first digits of its MD5 (detectron2) or SHA-256 (torch.hub)."""
+"""The end of a published checkpoint's name: the first digits of its MD5 (detectron2) or SHA-256 (torch.hub)."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a model file is made from.
+    """The inputs of a model file.
 
-    `model`: a name of the zoo, or the file or URL of a model file or of a checkpoint. `config`, `labels`: files or URLs
-    that belong to a checkpoint; by default `config.yaml` beside it, and `labels.txt` if there is one beside a file.
-    `int8`: quantise, calibrated on the photos in the folder `calibrate`, or else on the package's own. `proposals`: the
-    number of regions that the heads look at, by default the config's, or convert.INT8_PROPOSALS in int8. `mirror`: a
-    URL that has the zoo's files.
+    `model`: a name of the zoo, or the path or URL of a model file or of a checkpoint. `config`, `labels`: paths or URLs
+    of a checkpoint's config and labels; by default `config.yaml` beside it, and for a local checkpoint `labels.txt` if
+    it exists. `int8`: quantise, with the photos in the folder `calibrate` or by default those of the package.
+    `proposals`: number of region proposals, by default that of the config, or convert.INT8_PROPOSALS in int8. `mirror`:
+    URL of a mirror of the zoo.
     """
 
     model: str
@@ -62,9 +62,9 @@ class Preparation:
     mirror: str = ""
 
     def check(self) -> None:
-        """Raise what can be known to fail before anything is downloaded.
+        """Detect errors before anything is downloaded.
 
-        ModelError for an unknown name or a missing file, ConversionError for a calibration that cannot be done,
+        Raises ModelError for an unknown name or a missing file, ConversionError for an invalid calibration, and
         MissingPackage if the model must still be converted and the converter is not installed.
         """
         files = [self.config, self.labels]
@@ -84,7 +84,7 @@ class Preparation:
                 "checkpoint as config.yaml."
             )
         if self.is_model_file and (self.int8 or self.proposals is not None):
-            raise ConversionError(f"{self.model} is a model file; `segment quantise` makes an int8 file of it.")
+            raise ConversionError(f"{self.model} is a model file. Use `segment quantise` to convert it to int8.")
         check_calibration(self.calibrate)
         if not self.ready and not self.is_model_file:
             require("onnx")
@@ -93,7 +93,7 @@ class Preparation:
 
     @property
     def is_model_file(self) -> bool:
-        """Whether `model` is served as it is."""
+        """Whether `model` is a model file, which needs no conversion."""
         return self.model.lower().endswith(MODEL_FILE)
 
     @property
@@ -103,12 +103,12 @@ class Preparation:
 
     @property
     def ready(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether the model file already exists."""
         return self.path.exists()
 
     @cached_property
     def path(self) -> Path:
-        """The model file that is served, made or not."""
+        """The path of the model file, whether or not it exists."""
         if self.is_model_file and not _is_url(self.model):
             return Path(self.model)
         if not self.is_model_file and not self.is_checkpoint and self.calibrate is None and self.proposals is None:
@@ -119,16 +119,13 @@ class Preparation:
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """The name of the model."""
         if self.is_model_file or self.is_checkpoint:
             return PurePosixPath(urlsplit(self.model).path if _is_url(self.model) else self.model).stem
         return zoo.entry(self.model).name
 
     def prepare(self, report: Report = ignore) -> Path:
-        """Make the model file unless it is there; where it is.
-
-        Raises ModelError, FetchError and ConversionError.
-        """
+        """Create the model file unless it exists. Returns its path. Raises ModelError, FetchError, ConversionError."""
         if not self.ready:
             with self._lock(report):
                 if not self.ready:
@@ -136,9 +133,9 @@ class Preparation:
         return self.path
 
     def make(self, output: Path | None = None, report: Report = ignore) -> Path:
-        """Make the model file also if it is there, at `output` or where it is kept. Raises as `prepare`.
+        """Create the model file even if it exists, at `output` or in the cache folder. Raises the errors of `prepare`.
 
-        If another process was making the same file, its result is used.
+        If another process was creating the same file, its result is used.
         """
         with self._lock(report) as waited:
             if output is None and waited and self.ready:
@@ -147,7 +144,7 @@ class Preparation:
         return output or self.path
 
     def _lock(self, report: Report) -> AbstractContextManager[bool]:
-        """Exclude other processes that prepare the same model, in any form: they share the downloaded files."""
+        """Lock the model, so that no other process prepares it, in fp32 or int8. These share the downloaded files."""
         local = (self.is_model_file or self.is_checkpoint) and not _is_url(self.model)
         source = str(Path(self.model).resolve()) if local else self.model if _is_url(self.model) else self.name
         return exclusive(zoo.cache() / "locks", source, report)
@@ -173,7 +170,7 @@ class Preparation:
         write(model, path, self.int8, self.calibrate, self.proposals, report)
 
     def _own(self, report: Report) -> tuple[Path, Config, tuple[str, ...]]:
-        """Weights, config and labels of a checkpoint that is not the zoo's."""
+        """Weights, config and labels of a checkpoint that is not from the zoo."""
         from segment import convert as converter
 
         folder = zoo.cache() / "downloads" / hashlib.sha256(self.model.encode()).hexdigest()[:8]
@@ -183,7 +180,7 @@ class Preparation:
             if _is_url(source):
                 local[role] = folder / role / PurePosixPath(urlsplit(source).path).name
                 download(source, local[role], digest="", limit=LARGEST_TEXT)
-        # Before the checkpoint, which is large: the config may be one that does not convert.
+        # The config is read before the large checkpoint is downloaded, because it may not be supported.
         config = converter.config.read(local["config"], bases=not _is_url(self._config))
         weights = Path(self.model)
         if _is_url(self.model):
@@ -211,7 +208,7 @@ class Preparation:
         return f"{self.model.rpartition('/')[0]}/{name}" if _is_url(self.model) else str(Path(self.model).parent / name)
 
     def _ingredients(self) -> Iterator[str]:
-        """A line for everything that the model file depends on."""
+        """A line for each input of the model file."""
         yield f"proposals={self.proposals}"
         files = [self.model, self._config, self._labels] if self.is_checkpoint else [self.model]
         for file in files:
@@ -225,7 +222,7 @@ class Preparation:
 def write(
     model: onnx.ModelProto, path: Path, int8: bool, calibrate: Path | None, proposals: int | None, report: Report
 ) -> ModelMetadata:
-    """Quantise a converted model if asked, measure the memory that it needs and write it to `path`.
+    """Quantise a converted model if `int8` is set, measure its memory, and write it to `path`.
 
     Raises ConversionError, ModelError.
     """
@@ -239,7 +236,7 @@ def write(
     elif proposals is not None:
         converter.limit(model, proposals)
     report(Progress("measure", "Measuring the memory that the model needs."))
-    unfinished = path.with_name(f"{path.stem}.unfinished{MODEL_FILE}")  # until its memory is known, nobody may serve it
+    unfinished = path.with_name(f"{path.stem}.unfinished{MODEL_FILE}")  # must not be served until its memory is known
     try:
         metadata = converter.finish(model, unfinished)
         unfinished.replace(path)
@@ -249,7 +246,7 @@ def write(
 
 
 def check_calibration(calibrate: Path | None) -> None:
-    """Raise ConversionError for a folder without photos to calibrate on."""
+    """Raise ConversionError if the calibration folder contains no photos."""
     if calibrate and not next(find([calibrate]), None):
         raise ConversionError(f"--calibrate {calibrate}: there are no photos in this folder.")
 

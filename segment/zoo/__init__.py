@@ -27,10 +27,10 @@ FOLDER = Path(__file__).parent
 class Entry:
     """A model of the zoo.
 
-    `url`: its checkpoint. `megabytes`: about how much that is. `box_ap`, `mask_ap`: average precision in percent on the
-    data set's validation images, as detectron2 measured it; None where it says none. `dataset`: whose classes it knows.
-    `config`: its detectron2 config as nested mappings; a key that is absent has detectron2's default. `sha256`: the
-    checkpoint's SHA-256, 64 hexadecimal digits, or "" where nobody has recorded it yet.
+    `megabytes`: approximate size of the checkpoint. `box_ap`, `mask_ap`: average precision in percent on the validation
+    images of the data set, as published by detectron2; None if not published. `dataset`: the data set of its classes.
+    `config`: its detectron2 config as nested mappings; absent keys have detectron2's defaults. `sha256`: the
+    checkpoint's SHA-256, 64 hexadecimal digits; empty if it is not recorded.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """The first six digits of the checkpoint's MD5, which end its file's name (MODEL_ZOO.md)."""
+        """The first six digits of the checkpoint's MD5, from the end of its file name (MODEL_ZOO.md)."""
         return PurePosixPath(self.file).stem.rpartition("_")[2]
 
     @property
@@ -69,7 +69,7 @@ def entries() -> Mapping[str, Entry]:
 
 
 def entry(name: str) -> Entry:
-    """The model called `name`, here or, as the path of its config, in detectron2. Raises ModelError."""
+    """The model with this name, or with this path of its config in detectron2. Raises ModelError."""
     for found in entries().values():
         paths = (found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py", found.base + found.file)
         if name == found.name or name in paths:
@@ -90,17 +90,17 @@ def config(entry: Entry) -> Mapping[str, Any]:
 
 
 INT8 = "-int8"
-"""Ends the name of a model's int8 form."""
+"""Suffix of the names of int8 models."""
 
 
 def model_path(name: str) -> Path:
-    """Where the converted model is kept, or will be; NAME-int8 is its int8 form. Raises ModelError."""
+    """The path of the converted model, whether or not it exists. NAME-int8 is the int8 model. Raises ModelError."""
     suffix = INT8 if name.endswith(INT8) else ""
     return cache() / "models" / f"{entry(name.removesuffix(INT8)).name}{suffix}.onnx"
 
 
 def model_file(name: str) -> Path:
-    """The converted model. Raises ModelError when it has not been fetched."""
+    """The path of the converted model. Raises ModelError if it has not been fetched."""
     path = model_path(name)
     if not path.exists():
         option = " --int8" if name.endswith(INT8) else ""
@@ -112,11 +112,11 @@ def model_file(name: str) -> Path:
 
 
 def fetch(name: str, url: str = "", report: Report = ignore) -> Path:
-    """The checkpoint of a model, downloaded unless it is here already. `url`: a mirror's, instead of the zoo's own.
+    """Download the checkpoint of a model unless it exists, and return its path. `url`: URL of a mirror of the zoo.
 
-    It is checked against the SHA-256 in the table where that is known, else against the first digits of the MD5 in its
-    file's name, and from then on against the SHA-256 of the first download. Raises ModelError for an unknown name and
-    for a file with another checksum, FetchError when the download fails.
+    The first download is checked against the SHA-256 in the table, or if that is unknown, against the first digits of
+    the MD5 in the file name. Later, the file is checked against the SHA-256 of the first download. Raises ModelError
+    for an unknown name or a wrong checksum, FetchError if the download fails.
     """
     found = entry(name)
     path = cache() / "zoo" / f"{found.name}.pkl"
@@ -127,7 +127,7 @@ def fetch(name: str, url: str = "", report: Report = ignore) -> Path:
 
 
 def cache() -> Path:
-    """The folder for what was downloaded and what was made of it: the platform's for caches of this user."""
+    """The folder for downloads and converted models, in the platform's cache folder of this user."""
     return platformdirs.user_cache_path("segment", appauthor=False)
 
 
