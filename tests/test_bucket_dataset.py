@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,30 @@ def test_folder_to_folder(service: Service, truth: tuple[bytes, list[dict[str, A
         assert backfill.run(str(photos), str(out), service, {}, datasets=BOTH) == 0
         assert (out / "instances.json").read_bytes() == truth[0]
         assert without_generation(pyarrow.parquet.read_table(out / "instances.parquet").to_pylist()) == truth[1]
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_name_that_is_not_utf_8(service: Service, tmp_path: Path, files: bool) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name, content in ((b"\xff.jpg", photo(0)), (b"\xfe.jpg", b"no photo"), (b"a.jpg", photo(0))):
+        (photos / os.fsdecode(name)).write_bytes(content)
+    assert backfill.run(str(photos), str(out), service, {}, datasets=BOTH, files=files) == 0
+    images = json.loads((out / "instances.json").read_bytes())["images"]
+    assert [image["file_name"] for image in images] == ["a.jpg", r"\udcff.jpg"]
+    assert rb"\udcfe.jpg," in (out / "errors.csv").read_bytes()
+
+
+def test_part_is_written_after_some_time_only_if_there_are_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "PART_SECONDS", 0)
+    for files, count in ((True, 0), (False, 2)):
+        folder = tmp_path / str(files)
+        task = TaskDataset(Place(Folder(folder), "", "gs://photos", "", 0, 1, files), BOTH, "model", ["thing"])
+        for number in range(2):
+            task.add(0, entry(number))
+        assert len([*folder.rglob("*.jsonl.gz")]) == count
 
 
 def test_tasks_write_one_dataset(

@@ -30,7 +30,7 @@ from segment.bucket.objects import segment_object
 from segment.bucket.results import SOURCE_KEY, Results
 from segment.bucket.store import Object, Store, open_store
 from segment.dataset import coco
-from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Entry, Failure, errors_csv
+from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Entry, Failure, errors_csv, shown
 from segment.dataset.job import Dataset
 from segment.dataset.journal import Journal
 from segment.errors import Busy, ModelError, OptionError, StorageError
@@ -143,10 +143,10 @@ class Segment(beam.DoFn):
             raise  # the next photo would fail as well
         except StorageError as error:
             log.error("%s: %s: %s", item.name, FAILED, error)
-            kind, result = FAILED, Failure(item.name, str(error))
+            kind, result = FAILED, Failure(shown(item.name), str(error))
         except Exception:
             log.exception("%s: %s: unexpected error", item.name, FAILED)
-            kind, result = FAILED, Failure(item.name, "An unexpected error; see the worker's log.")
+            kind, result = FAILED, Failure(shown(item.name), "An unexpected error; see the worker's log.")
         Metrics.counter(METRICS, kind).inc()
         if isinstance(result, Failure):
             yield TaggedOutput(FAILURES, result)

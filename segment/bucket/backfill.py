@@ -38,7 +38,7 @@ from segment.bucket.listing import Range, beside_results, listed
 from segment.bucket.objects import Outcome, describe, is_done, is_result, segment_object
 from segment.bucket.results import Results
 from segment.bucket.store import Object, Store, open_store, overlap
-from segment.dataset.entry import Entry, Failure
+from segment.dataset.entry import Entry, Failure, shown
 from segment.dataset.job import Dataset
 from segment.errors import Busy, ModelError, SettingsError, StorageError
 from segment.options import Options
@@ -228,10 +228,10 @@ class _Job:
             return photo, outcome.kind, found
         except (StorageError, Busy, ModelError) as error:
             log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(self.source, item))
-            return photo, FAILED, Failure(item.name, str(error))
+            return photo, FAILED, Failure(shown(item.name), str(error))
         except Exception:
             log.exception("%s: %s: unexpected error", item.name, FAILED, extra=describe(self.source, item))
-            return photo, FAILED, Failure(item.name, "Unexpected error; see the log.")
+            return photo, FAILED, Failure(shown(item.name), "Unexpected error; see the log.")
 
 
 DONE = Outcome("done before")

@@ -10,7 +10,7 @@ from typing import Any
 from segment.bucket.objects import Outcome, describe, read_photo
 from segment.bucket.results import Results, folder_of
 from segment.bucket.store import Object, Store
-from segment.dataset.entry import Entry, Failure
+from segment.dataset.entry import Entry, Failure, shown
 from segment.errors import OptionError, RequestError, TooLarge
 from segment.formats import FORMATS
 from segment.options import Options
@@ -33,7 +33,7 @@ def entry(
     `existing`: the photo's results in `results`, as far as they are known. Raises StorageError.
     """
     if outcome.kind in FAILED:
-        return Failure(item.name, outcome.reason)
+        return Failure(shown(item.name), outcome.reason)
     if outcome.kind == "gone":
         return None
     document = outcome.document
@@ -41,10 +41,10 @@ def entry(
         existing = existing or Results.find(results, folder_of(prefix, item))
         file = existing.files.get(FORMATS["json"].file_name)
         if file is None and existing.error:
-            return Failure(item.name, _reason(results, existing.error))
+            return Failure(shown(item.name), _reason(results, existing.error))
         document = results.read(file, file.size or MAX_BYTES) if file else None
     if document is None:
-        return Failure(item.name, "Its results were deleted while this run went on. Run it again.")
+        return Failure(shown(item.name), "Its results were deleted while this run went on. Run it again.")
     return _entry(service, item, json.loads(document))
 
 
@@ -64,18 +64,18 @@ def segment(service: Service, source: Store, item: Object, options: Options) -> 
     except RequestError as error:
         log.warning("%s: refused: %s", item.name, error, extra=describe(source, item))
         again = isinstance(error, TooLarge)  # the limits may be higher next time
-        return "refused", Failure(item.name, str(error), None if again else item.generation)
+        return "refused", Failure(shown(item.name), str(error), None if again else item.generation)
     return "segmented", _entry(service, item, json.loads(file.body))
 
 
 def _entry(service: Service, item: Object, document: dict[str, Any]) -> Entry | Failure:
     if document["categories"] != categories(service.labels):
         return Failure(
-            item.name,
+            shown(item.name),
             f"It was segmented before, by the model {document['image'].get('model')}, whose classes are others. "
             "Delete its results, or choose another output, to have it segmented again.",
         )
-    return Entry(item.name, item.generation, {key: document[key] for key in ("image", "annotations")})
+    return Entry(shown(item.name), item.generation, {key: document[key] for key in ("image", "annotations")})
 
 
 def _reason(results: Store, error: Object) -> str:

@@ -33,6 +33,7 @@ from segment.bucket.results import (
     refused_by,
 )
 from segment.bucket.store import Object, Store
+from segment.dataset.entry import shown
 from segment.errors import Busy, Cancelled, RequestError, StorageError, StorageRefused, TooLarge
 from segment.formats import FORMATS, File, Format
 from segment.memory import Reservation
@@ -283,7 +284,7 @@ class _Photo:
         self.destination.write(self.folder + ERROR_NAME, body, "application/problem+json", metadata)
 
     def _metadata(self) -> dict[str, str]:
-        address = f"{self.source.address}/{self.item.name}"
+        address = shown(f"{self.source.address}/{self.item.name}")
         return {SOURCE_KEY: address, "segment-generation": str(self.item.generation)}
 
 

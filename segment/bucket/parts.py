@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 
 from segment.bucket.store import Object, Store
-from segment.dataset.entry import Entry, Failure
+from segment.dataset.entry import Entry, Failure, shown
 from segment.errors import StorageError
 
 SUFFIX = ".jsonl.gz"
@@ -58,10 +58,11 @@ class Earlier:
 
     def find(self, item: Object) -> Entry | Failure | None:
         """What was found in this generation of a photo; None if it has to be segmented. Call it in order of names."""
-        while self._next and self._next.name < item.name:
+        name = shown(item.name)  # one that is escaped can be out of order, and is then segmented again
+        while self._next and self._next.name < name:
             self._next = next(self._photos, None)
         found = self._next
-        return found if found and (found.name, found.generation) == (item.name, item.generation) else None
+        return found if found and (found.name, found.generation) == (name, item.generation) else None
 
     def _all(self) -> Iterator[Entry | Failure]:
         last = ""

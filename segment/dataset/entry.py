@@ -13,9 +13,14 @@ PARQUET_NAME = "instances.parquet"
 """A folder."""
 
 
+def shown(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8, which Python keeps as surrogates, are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A photo that was segmented.
+    """A photo that was segmented. `name`: as from `shown`.
 
     `generation`: the version of the photo, that is the object's generation or the file's modification time in
     nanoseconds. `document`: its JSON result, of which `image` and `annotations` are used (see output/coco.py).
@@ -28,7 +33,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Failure:
-    """A photo that could not be segmented, and the reason.
+    """A photo that could not be segmented, and the reason. `name`: as from `shown`.
 
     `generation`: its version if the next attempt would fail as well; None if the photo is to be tried again.
     """

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from segment.dataset.entry import shown
 from segment.errors import OptionError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
@@ -95,12 +96,9 @@ def _below(
 
 def _photo(file: Path, place: Path, is_only: bool) -> Photo:
     """A photo. Its results keep its extension unless it is the only one of its directory with that stem."""
-    return Photo(file, _text(place / file.name), (place / (file.stem if is_only else file.name)).as_posix())
-
-
-def _text(path: Path) -> str:
-    """The path as valid Unicode; bytes of a name that are not UTF-8 are escaped."""
-    return PurePosixPath(path).as_posix().encode("utf-8", "backslashreplace").decode()
+    return Photo(
+        file, shown((place / file.name).as_posix()), (place / (file.stem if is_only else file.name)).as_posix()
+    )
 
 
 def _inside(file: Path, folder: Path) -> bool:
