@@ -377,7 +377,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypa
     ("arguments", "words"),
     [
         (["gs://photos", "gs://results", "-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
-        (["--redrive", "projects/a/subscriptions/b", "-d", "coco"], "leave out --dataset"),
+        (["--redrive", "projects/a/subscriptions/b", "-d", "coco"], "omit --dataset"),
         (["gs://photos", "gs://results", "--dataset-only"], "needs the formats of the dataset"),
     ],
 )
