@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import itertools
 import os
@@ -105,6 +106,17 @@ def test_too_large_is_not_read(store: Store) -> None:
 
 
 # A bucket
+
+
+def test_a_replacement_that_failed_is_not_completed_later(cloud: Cloud) -> None:
+    """The storage client's writer uploads once more when Python deletes it."""
+    fault = cloud.faults.add(Fault(503, path="/upload/.*", method="PUT"))
+    with pytest.raises(StorageError):
+        Bucket("photos", 1).replace("a", [b"old"], "text/plain", {})
+    assert fault.hits
+    cloud.faults.clear()
+    gc.collect()
+    assert not cloud.objects("photos")
 
 
 def test_every_page_is_listed(cloud: Cloud) -> None:

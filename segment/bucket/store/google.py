@@ -141,9 +141,16 @@ class Bucket:
         with self._as_storage_error("write"):
             blob = client().bucket(self.name).blob(name)
             blob.metadata = dict(metadata)
-            with blob.open("wb", chunk_size=CHUNK_BYTES, content_type=content_type, **self._call) as upload:
-                for piece in pieces:
-                    upload.write(piece)  # an error ends the upload without an object
+            upload = blob.open("wb", chunk_size=CHUNK_BYTES, content_type=content_type, **self._call)
+            try:
+                with upload:
+                    for piece in pieces:
+                        upload.write(piece)  # an error ends the upload without an object
+            except BaseException:
+                if not upload.closed:  # when it is deleted, Python would close it, which uploads again
+                    with suppress(Exception):
+                        upload.terminate()
+                raise
 
     def delete(self, item: Object) -> None:
         """Delete that generation, if it still exists."""
