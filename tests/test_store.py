@@ -108,9 +108,10 @@ def test_too_large_is_not_read(store: Store) -> None:
 # A bucket
 
 
-def test_a_replacement_that_failed_is_not_completed_later(cloud: Cloud) -> None:
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_replacement_that_failed_is_not_completed_later(cloud: Cloud, method: str) -> None:
     """The storage client's writer uploads once more when Python deletes it."""
-    fault = cloud.faults.add(Fault(503, path="/upload/.*", method="PUT"))
+    fault = cloud.faults.add(Fault(503, path="/upload/.*", method=method))
     with pytest.raises(StorageError):
         Bucket("photos", 1).replace("a", [b"old"], "text/plain", {})
     assert fault.hits
