@@ -72,7 +72,7 @@ def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: i
 def measure_family(file: Path, name: str, precision: str) -> Accuracy:
     """Evaluate a model of another family that was trained on the same shapes, each scene at its own size."""
     row = _evaluate(file, (scene(seed) for seed in range(SCENES)), None, None)
-    return replace(row, name=f"{name} {precision}", precision=precision, fit="family")
+    return replace(row, name=f"{name}: {precision}", precision=precision, fit="family")
 
 
 def measure_crowds(file: Path, proposals: int) -> Accuracy:

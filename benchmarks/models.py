@@ -28,10 +28,10 @@ from training.shapes import CLASSES, scene
 FULL_SIZE = "mask_rcnn_R_50_FPN_3x"
 POINTREND = "pointrend_rcnn_R_50_FPN_3x_coco"
 FAMILIES = {
-    "mask_rcnn": "Mask R-CNN, the demo with its mask head trained as long as PointRend's",
+    "mask_rcnn": "Mask R-CNN, mask head trained as long as PointRend's",
     "pointrend": "PointRend",
     "c4": "C4",
-    "scales": "Mask R-CNN, the demo trained on with shapes of all sizes",
+    "scales": "Mask R-CNN, trained for shapes of all sizes",
 }
 """Those of training.families whose trained weights are kept, and how they are called."""
 CALIBRATION_SEED = 3_000_000
