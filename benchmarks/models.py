@@ -57,7 +57,7 @@ def family(name: str, precision: str, folder: Path) -> Path:
     """A model of another family, trained on the demo's scenes; a name in training.families."""
     path = folder / f"{name}.onnx"
     if not path.exists():
-        config = configs.read(ROOT / "training" / f"{name}.yaml")
+        config = configs.read(families.config_file(name))
         convert.finish(convert.convert(config, families.trained(name), CLASSES), path)
     if precision == "fp32":
         return path

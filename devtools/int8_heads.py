@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, utils
 from PIL import Image
 
+from benchmarks import models
 from segment import convert
 from segment.convert import config as configs
 from segment.convert import heads
@@ -29,7 +30,7 @@ from segment.engine import load
 from segment.engine.footprint import Footprint
 from training.shapes import scene
 
-CALIBRATION_SEED, CALIBRATION_SCENES = 3_000_000, 12
+CALIBRATION_SCENES = 12
 SIDE = 352
 """Longer side of the images if the network does not pad to a square."""
 SAME_PROPOSAL, SAME_DETECTION = 0.9, 0.8
@@ -49,7 +50,7 @@ def main() -> None:
     network = configs.read(arguments.config)
     wide, names = _converted(network, arguments.checkpoint)
     side = network.square or SIDE
-    calibration = range(CALIBRATION_SEED, CALIBRATION_SEED + CALIBRATION_SCENES)
+    calibration = range(models.CALIBRATION_SEED, models.CALIBRATION_SEED + CALIBRATION_SCENES)
     narrow = quantise(wide, [_image(seed, side) for seed in calibration])
     images = [_image(seed, side) for seed in range(arguments.scenes)]
     for least in (0.5, 0.05):

@@ -91,7 +91,7 @@ def test_a_trained_pointrend_has_the_demos_boxes_and_finer_masks() -> None:
     shared = tensors.keys() & demo.keys()
     assert len(shared) > 250
     assert all(np.array_equal(tensors[name], demo[name]) for name in shared)
-    model = convert.convert(config.read(families.FOLDER / "pointrend.yaml"), tensors, CLASSES)
+    model = convert.convert(config.read(families.config_file("pointrend")), tensors, CLASSES)
     masks = model.graph.output[3].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in masks][1:] == [224, 224]
 
@@ -117,7 +117,7 @@ def test_a_variant_of_the_demo_converts(name: str) -> None:
     changed = {key for key in demo if not np.array_equal(demo[key], tensors[key])}
     assert changed
     assert all(key.startswith(families.VARIANTS[name].trained) for key in changed)
-    model = convert.convert(config.read(families.FOLDER / f"{name}.yaml"), tensors, CLASSES)
+    model = convert.convert(config.read(families.config_file(name)), tensors, CLASSES)
     assert len(model.graph.output) == 4
 
 
@@ -129,6 +129,6 @@ def test_c4_begins_with_the_demos_backbone() -> None:
 
 
 def test_the_trained_c4_converts() -> None:
-    model = convert.convert(config.read(families.FOLDER / "c4.yaml"), families.trained("c4"), CLASSES)
+    model = convert.convert(config.read(families.config_file("c4")), families.trained("c4"), CLASSES)
     masks = model.graph.output[3].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in masks][1:] == [14, 14]

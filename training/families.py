@@ -107,6 +107,12 @@ def from_demo(variant: Variant) -> Tensors:
     }
 
 
+def config_file(name: str) -> Path:
+    """The config of a variant. That of the demo if they only differ in keys of the training."""
+    own = FOLDER / f"{name}.yaml"
+    return own if own.exists() else FOLDER / "shapes.yaml"
+
+
 def trained(name: str, file: Path | None = None) -> Tensors:
     """All tensors of a trained variant. `file`: the trained tensors; by default the file in this folder."""
     variant = VARIANTS[name]
