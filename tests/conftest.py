@@ -13,7 +13,9 @@ from PIL import Image
 
 from devtools.gcs import Cloud
 from devtools.server import CACHE, Server, serve
+from segment import container
 from segment.bucket.store import google
+from segment.memory import MARGIN_SHARE
 from training.shapes import scene
 
 OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requirements-beam.txt", "test_package.py")
@@ -62,6 +64,11 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
 def photo() -> bytes:
     """A JPEG in which the demo model finds several shapes."""
     return jpeg(scene(50_004, (320, 240))[0])
+
+
+def limit_with(room: int) -> int:
+    """A memory limit in bytes that leaves about `room` to a service in this process, whatever other tests hold."""
+    return int((container.held() + room) / (1 - MARGIN_SHARE))
 
 
 def jpeg(pixels: np.ndarray) -> bytes:

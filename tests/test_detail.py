@@ -17,6 +17,7 @@ from segment.plan import Constraints, plan
 from segment.resize import fitted_size
 from segment.service import Result, Service
 from segment.settings import Settings
+from tests.conftest import limit_with
 from training.shapes import scene
 
 MIB = 1 << 20
@@ -24,7 +25,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    return Service(Settings(memory=1024 * MIB, threads=1))
+    return Service(Settings(memory=limit_with(900 * MIB), threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_classes_are_chosen_from_the_merged(service: Service, photo: bytes) -> N
 
 def test_auto_keeps_to_the_limit_on_pixels(photo: bytes) -> None:
     little, much = (
-        Service(Settings(memory=1024 * MIB, threads=1, detail=None, detail_megapixels=limit)) for limit in (0.0, 1000.0)
+        Service(Settings(memory=limit_with(900 * MIB), threads=1, detail=None, detail_megapixels=limit))
+        for limit in (0.0, 1000.0)
     )
     assert segment(little, photo).detail == 1
     assert segment(much, photo).detail == 4

@@ -24,11 +24,11 @@ from devtools.server import CACHE
 from segment import container
 from segment.errors import Cancelled, CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
 from segment.formats import Format
-from segment.memory import MARGIN_SHARE
 from segment.model import from_settings
 from segment.options import Options
 from segment.service import Result, Service
 from segment.settings import Settings
+from tests.conftest import limit_with
 from tests.test_engine_yolo import Truth
 from training.shapes import CLASSES, scene
 
@@ -39,7 +39,7 @@ ALL: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "ids", "cutouts")
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    return Service(Settings(memory=1024 * MIB))
+    return Service(Settings(memory=limit_with(900 * MIB)))
 
 
 def encoded(size: tuple[int, int], kind: str = "JPEG", **save: Any) -> bytes:
@@ -281,9 +281,7 @@ def test_concurrent_requests_return_the_same_as_single_ones(service: Service, ph
 
 @pytest.fixture(scope="module")
 def tight() -> Service:
-    """Little memory: the limit is set above what the process holds already, which in a test run is not known."""
-    limit = int((container.held() + 165 * MIB) / (1 - MARGIN_SHARE))
-    return Service(Settings(memory=limit, threads=1))
+    return Service(Settings(memory=limit_with(165 * MIB), threads=1))
 
 
 class TestLittleMemory:
@@ -331,7 +329,7 @@ def test_a_model_larger_than_the_memory_is_reported_for_each_request() -> None:
 def test_a_file_of_a_fixed_size_does_not_echo_what_it_ignores(tmp_path: Path, photo: bytes) -> None:
     truth = Truth((96, 64), 96 * 64 // 64 + 96 * 64 // 256 + 96 * 64 // 1024, 3)
     path = str(truth.save(tmp_path / "m.onnx"))
-    fixed = Service(Settings(model=path, memory=1024 * MIB, fixed_bytes=MIB, bytes_per_pixel=100))
+    fixed = Service(Settings(model=path, memory=limit_with(900 * MIB), fixed_bytes=MIB, bytes_per_pixel=100))
     result = segment(fixed, photo, render_factor="40", fit="square")
     assert result.render_factor is None
     about = document(result)["image"]
