@@ -6,14 +6,17 @@ To map detections to another image size, only their coordinates are scaled; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segment.mask import Grid, Mask
+
+Index = int | slice | list[int] | NDArray[Any]
+"""One number, a slice, several numbers, or an (N,) bool array."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __iter__(self) -> Iterator[Self]:
+        """Each instance, as Detections of length one."""
+        return (self[i] for i in range(len(self)))
+
     def at(self, size: tuple[int, int]) -> Self:
         """The same instances in the image scaled to `size` (width, height)."""
         sx, sy = size[0] / self.size[0], size[1] / self.size[1]
@@ -43,15 +50,19 @@ class Detections:
             size=size,
         )
 
-    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Self:
-        """The instances at `indices`, in that order."""
-        index = np.asarray(indices, np.int64)
+    def __getitem__(self, index: Index) -> Self:
+        """The instances at `index`, such as `found[0]`, `found[:10]`, `found[[2, 0]]` or `found[found.scores >= 0.8]`.
+
+        As in detectron2's Instances and supervision's Detections, the result has the same type for a single number.
+        Raises IndexError.
+        """
+        chosen = np.atleast_1d(np.arange(len(self))[index])
         return replace(
             self,
-            boxes=self.boxes[index],
-            scores=self.scores[index],
-            classes=self.classes[index],
-            masks=tuple(self.masks[i] for i in index),
+            boxes=self.boxes[chosen],
+            scores=self.scores[chosen],
+            classes=self.classes[chosen],
+            masks=tuple(self.masks[i] for i in chosen),
         )
 
 

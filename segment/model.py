@@ -20,12 +20,13 @@ from segment import container, image
 from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
-from segment.errors import Cancelled
+from segment.errors import Cancelled, OptionError, UnsupportedImage
 from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
 from segment.results import Results
-from segment.settings import Settings
+from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, Settings
 from segment.tiles import CANDIDATE_SCORE, merge, tiles
+from segment.values import BadValue
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
 """Photo size and render factor of the run at load, which prepares the weights' layout for the most common input."""
@@ -72,8 +73,10 @@ class Model:
         is applied; for a Pillow image, apply `PIL.ImageOps.exif_transpose` first if needed. With `detail` 2 or more,
         detail x detail tiles are run too, which finds smaller objects.
 
-        Raises UnsupportedImage or CorruptImage if a file cannot be decoded, OSError if it cannot be opened.
+        Raises OptionError for an invalid option, UnsupportedImage or CorruptImage if a file cannot be decoded or an
+        array has another shape or type, OSError if a file cannot be opened.
         """
+        _check(render_factor=render_factor, fit=fit, min_score=min_score, max_detections=max_detections, detail=detail)
         rgb = _rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
         return Results.of(self.find(rgb, size, min_score, max_detections, detail), self.labels)
@@ -115,7 +118,7 @@ class Model:
             seen = image.resize(photo, network_size, tile)
             parts.append((tile, self._run(np.asarray(seen), lowest, max_detections)))
         found = merge(whole, parts, network_size)
-        return found.select(np.flatnonzero(found.scores >= min_score)[:max_detections])
+        return found[found.scores >= min_score][:max_detections]
 
     def release(self) -> None:
         """Free the memory that is kept between runs."""
@@ -136,13 +139,37 @@ def _all_files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
 
 
+_VALID = {
+    "render_factor": RENDER_FACTOR,
+    "fit": FIT,
+    "min_score": MIN_SCORE,
+    "max_detections": MAX_DETECTIONS,
+    "detail": DETAIL,
+}
+
+
+def _check(**options: object) -> None:
+    """Raise OptionError if an option is invalid."""
+    for name, value in options.items():
+        try:
+            _VALID[name].parse(str(value))
+        except BadValue as error:
+            raise OptionError(name, f"{name} {error}") from None
+
+
 def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
     if isinstance(photo, (str, Path)):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
         header = image.read_header(photo)
         return image.decode(photo, header, header.size)
-    return Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo.convert("RGB")
+    if isinstance(photo, Image.Image):
+        return photo.convert("RGB")
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+        raise UnsupportedImage(
+            f"The array is {photo.shape} {photo.dtype}; it must be (height, width, 3) uint8, in the order RGB."
+        )
+    return Image.fromarray(photo)
 
 
 def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = "", threads: int | None = None) -> Model:

@@ -13,8 +13,8 @@ from typing import Literal
 from segment import values
 from segment.errors import OptionError
 from segment.formats import Format
-from segment.resize import MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit
-from segment.settings import Settings
+from segment.resize import Fit
+from segment.settings import DETAIL, FIT, MIN_SCORE, RENDER_FACTOR, Settings
 from segment.values import BadValue, Value
 
 Segmentation = Literal["rle", "polygons"]
@@ -75,25 +75,23 @@ class Option:
 
 def describe(settings: Settings) -> dict[str, Option]:
     """All options by name."""
-    factor = values.number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)
-    detail = values.number(int, 1, MAX_DETAIL)
     return {
         "render_factor": Option(
             "Limits the network's input to (16 x render_factor)^2 pixels. auto is the largest that is useful for the "
             "photo's size and fits the instance's memory.",
-            values.auto_or(factor),
+            values.auto_or(RENDER_FACTOR),
         ),
         "fit": Option(
             "Keep the photo's aspect ratio, or stretch the photo to a square of the same number of pixels.",
-            values.choice(Fit),
+            FIT,
         ),
         "detail": Option(
             "Also run the network on detail x detail tiles. This finds smaller objects; it takes more time but hardly "
             "more memory. auto is the largest that is useful for the photo's size and within memory and "
             "SEGMENT_DETAIL_MEGAPIXELS.",
-            values.auto_or(detail),
+            values.auto_or(DETAIL),
         ),
-        "min_score": Option("Minimum score of an instance.", values.number(float, 0, 1)),
+        "min_score": Option("Minimum score of an instance.", MIN_SCORE),
         "max_detections": Option(
             "Maximum number of instances; those with the highest scores are returned.",
             values.number(int, 1, settings.max_detections),

@@ -263,7 +263,7 @@ class Service:
         if not classes:
             return found
         chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
-        return found.select(chosen[: options.max_detections])
+        return found[chosen[: options.max_detections]]
 
     def _write(
         self,

@@ -19,6 +19,13 @@ from segment.values import MIB, BadValue, Value
 
 PREFIX = "SEGMENT_"
 
+RENDER_FACTOR = values.number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)
+FIT = values.choice(Fit)
+DETAIL = values.number(int, 1, MAX_DETAIL)
+MIN_SCORE = values.number(float, 0, 1)
+MAX_DETECTIONS = values.number(int, 1, 1000)
+"""Valid values of the options that have a default in the settings."""
+
 EngineName = Literal["openvino", "detectron2"]
 Labelling = Literal["label-studio", "cvat"]
 
@@ -41,13 +48,11 @@ class Settings:
         "", values.text(), "File with one class name per line; replaces the model's own class names."
     )
     cache: str = _setting("", values.text(), "Folder for compiled models. Empty: the model is compiled at every start.")
-    render_factor: int | None = _setting(
-        25, values.auto_or(values.number(int, MIN_RENDER_FACTOR, MAX_RENDER_FACTOR)), "Default render factor."
-    )
-    fit: Fit = _setting("aspect", values.choice(Fit), "Default fit.")
+    render_factor: int | None = _setting(25, values.auto_or(RENDER_FACTOR), "Default render factor.")
+    fit: Fit = _setting("aspect", FIT, "Default fit.")
     detail: int | None = _setting(
         1,
-        values.auto_or(values.number(int, 1, MAX_DETAIL)),
+        values.auto_or(DETAIL),
         "Default detail: number of tiles per side that are run in addition to the whole photo.",
     )
     detail_megapixels: float = _setting(
@@ -55,8 +60,8 @@ class Settings:
         values.number(float, 0, 1000),
         "Limit for `detail=auto`: megapixels of network input per photo, over all runs.",
     )
-    min_score: float = _setting(0.5, values.number(float, 0, 1), "Default minimum score of an instance.")
-    max_detections: int = _setting(100, values.number(int, 1, 1000), "Maximum number of instances per photo.")
+    min_score: float = _setting(0.5, MIN_SCORE, "Default minimum score of an instance.")
+    max_detections: int = _setting(100, MAX_DETECTIONS, "Maximum number of instances per photo.")
     memory: int | None = _setting(
         None, values.auto_or(values.byte_size()), "Memory limit. `auto`: the limit of the cgroup."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,10 +48,25 @@ def test_at_keeps_the_part_of_the_frame_that_a_mask_covers() -> None:
     assert np.allclose(parts(found().at((400, 300))), parts(found().at((1000, 900))), atol=0.01)
 
 
-def test_select_keeps_the_order_given() -> None:
-    chosen = found().select([2, 0])
+def test_instances_are_selected_in_the_order_given() -> None:
+    chosen = found()[[2, 0]]
     assert len(chosen) == 2
     assert chosen.classes.tolist() == [1, 2]
     assert [mask.place for mask in chosen.masks] == [(0, 0, 40, 30), (1, 2, 11, 22)]
-    assert len(found().select([])) == 0
-    assert found().select([]).boxes.shape == (0, 4)
+    assert len(found()[[]]) == 0
+    assert found()[[]].boxes.shape == (0, 4)
+
+
+def test_instances_are_selected_as_in_other_libraries() -> None:
+    """By number, by slice and by a boolean mask, as in detectron2's Instances and supervision's Detections."""
+    whole = found()
+    assert whole[whole.scores > 0.75].classes.tolist() == [2, 0]
+    assert whole[np.array([False, False, True])].masks == whole.masks[2:]
+    assert whole[whole.scores > 1].boxes.shape == (0, 4)
+    assert whole[:2].classes.tolist() == [2, 0]
+    assert whole[-1].classes.tolist() == [1]
+    assert [one.classes.tolist() for one in whole] == [[2], [0], [1]]
+    with pytest.raises(IndexError):
+        whole[3]
+    with pytest.raises(IndexError):
+        whole[np.array([True, False])]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 import segment
 from segment.engine.footprint import Footprint
-from segment.errors import ModelError
+from segment.errors import ModelError, OptionError, UnsupportedImage
 from segment.model import EMBEDDED, from_settings, locate
 from segment.modelfile import PREFIX, ModelMetadata, metadata
 from segment.settings import Settings
@@ -72,6 +73,45 @@ def test_min_score_and_max_detections(model: segment.Model, photo: Image.Image) 
     assert len(model(photo, min_score=0.05, max_detections=2)) == 2
     assert len(every) >= len(model(photo))
     assert len(model(photo, min_score=1.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("render_factor", 3),
+        ("render_factor", 25.5),
+        ("fit", "stretch"),
+        ("min_score", 1.5),
+        ("min_score", float("nan")),
+        ("max_detections", 0),
+        ("detail", 0),
+        ("detail", 5),
+    ],
+)
+def test_an_invalid_option_is_refused(model: segment.Model, photo: Image.Image, name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"{name} is '{value}'; it must be "):
+        model(photo, **{name: value})
+
+
+def test_numbers_of_numpy_are_valid_options(model: segment.Model, photo: Image.Image) -> None:
+    options: Any = {"render_factor": np.int64(25), "min_score": np.float32(0.5), "max_detections": 1000}
+    assert len(model(photo, **options)) == len(model(photo))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((48, 64, 3), np.float32),
+        np.zeros((48, 64), np.uint8),
+        np.zeros((48, 64, 4), np.uint8),
+        np.zeros((3, 48, 64), np.uint8),
+        np.zeros((0, 64, 3), np.uint8),
+    ],
+    ids=["float", "grey", "alpha", "channels first", "empty"],
+)
+def test_an_array_that_is_not_rgb_is_refused(model: segment.Model, array: Any) -> None:
+    with pytest.raises(UnsupportedImage, match=r"must be \(height, width, 3\) uint8"):
+        model(array)
 
 
 def test_released_memory_is_allocated_again(model: segment.Model, photo: Image.Image) -> None:

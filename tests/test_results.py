@@ -41,14 +41,14 @@ def pixels(found: Detections) -> NDArray[np.bool_]:
 
 def test_the_labels_stay(found: Results) -> None:
     assert found.names == ["car", "person", "bicycle", "car"]
-    assert found.select([1]).names == ["person"]
+    assert found[[1]].names == ["person"]
     assert found.at((10, 10)).labels == LABELS
 
 
 @pytest.mark.parametrize("segmentation", ["rle", "polygons"])
 def test_pycocotools_evaluates_to_coco(found: Results, segmentation: str) -> None:
     """The results, taken as the truth, are found completely by COCO's own evaluation."""
-    found = found.select([0, 1, 2])
+    found = found[[0, 1, 2]]
     truth = COCO()
     truth.dataset = {
         "info": {},
@@ -84,7 +84,7 @@ def test_supervision_has_every_pixel(found: Results, dense: bool) -> None:
 
 def test_supervision_of_nothing(found: Results) -> None:
     pytest.importorskip("supervision", reason="supervision is not installed; see test_package.py")
-    assert len(found.select([]).to_supervision()) == 0
+    assert len(found[[]].to_supervision()) == 0
 
 
 def test_fiftyone_has_every_pixel(found: Results) -> None:

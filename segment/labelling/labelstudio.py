@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from segment import values
 from segment.detections import Detections
 from segment.errors import RequestError
 from segment.output import brush, rle
 from segment.output.coco import dump
 from segment.output.polygons import outlines
+from segment.settings import MIN_SCORE
 from segment.values import BadValue
 
 MAX_CONFIG = 1 << 20
@@ -187,7 +187,7 @@ def _min_score(tag: ElementTree.Element) -> float | None:
     if given is None:
         return None
     try:
-        return float(values.number(float, 0, 1).parse(given))
+        return float(MIN_SCORE.parse(given))
     except BadValue as error:
         raise RequestError(f"model_score_threshold of {tag.get('name')} {error}") from None
 

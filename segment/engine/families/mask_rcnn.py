@@ -66,7 +66,7 @@ class MaskRcnn:
         masks = [pack(steps) for steps in outputs[3]] if self.packed else outputs[3].copy()
         found = from_boxes(boxes, scores, classes, masks, size)
         solid = nonempty(boxes)
-        return found if solid.all() else found.select(np.flatnonzero(solid))
+        return found if solid.all() else found[solid]
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
