@@ -49,14 +49,22 @@ NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
 """Common names of formats, where they differ from Pillow's."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SCAN = b"\xff\xda"
+"""Marker before each scan of a JPEG (start of scan)."""
+_TIFF = {b"II": "<", b"MM": ">"}
+"""First bytes of a TIFF -> byte order, as in `struct`."""
+_TIFF_BYTES = (1, 2, 6, 7)
+"""Types of tags that contain bytes: BYTE, ASCII, SBYTE, UNDEFINED."""
 MAX_SCANS = 100
-"""A progressive JPEG usually has about ten scans. Each takes a pass over the whole image."""
+"""A JPEG with several scans usually has about ten. Each takes a pass over the whole image, however short it is."""
 MAX_TEXT_BYTES = 4 << 20
 """Limit for decompressed text chunks of a PNG; Pillow's default is 64 MiB."""
 MAX_HEADER_READS = 5000
 """Limit for read calls while parsing a header. A photo needs a few hundred; a hostile file can cause millions."""
 MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
 """Limits for the number of all chunks of a PNG, and of chunks other than pixel data."""
+MAX_TIFF_VALUES = 100_000
+"""Limit for the numbers in all tags of a TIFF. Each strip has two, and takes up to 320 bytes in Pillow."""
 STRIP_BYTES = 1 << 18
 """Size of the strips in which an image is converted to RGB."""
 FIXED_BYTES = 6 << 20
@@ -122,8 +130,6 @@ def read_header(data: bytes) -> Header:
         )
     if not width or not height:
         raise CorruptImage(f"This {header.format} is {width} x {height} pixels; an image needs at least one pixel.")
-    if header.progressive and data.count(b"\xff\xda") > MAX_SCANS:  # start of scan
-        raise CorruptImage(f"This progressive JPEG has more than {MAX_SCANS} scans. Save it again as a baseline JPEG.")
     return header
 
 
@@ -162,9 +168,10 @@ def _opened(data: bytes, file: io.BytesIO | None = None) -> Iterator[Image.Image
 
 
 class _Header(io.BytesIO):
-    """A file that limits the work of parsing its header: the number of reads, and of colour profiles in a PNG.
+    """A file that limits the work of parsing its header: reads, colour profiles of a PNG, numbers in tags of a TIFF.
 
-    Pillow reads each segment separately and decompresses every colour profile, from 1 KiB to up to 1 MiB.
+    Pillow reads each segment separately, decompresses every colour profile, from 1 KiB to up to 1 MiB, and makes a
+    Python object of every number.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -172,6 +179,8 @@ class _Header(io.BytesIO):
         self.reads = 0
         if data.startswith(_PNG):
             _check_png(data)
+        elif data[:2] in _TIFF:
+            _check_tiff(data)
 
     def read(self, size: int | None = -1) -> bytes:
         """Read up to `size` bytes. Raises CorruptImage after too many reads."""
@@ -194,6 +203,23 @@ def _check_png(data: bytes) -> None:
         if profiles > 1 or ancillary > MAX_PNG_ANCILLARY:
             break
     raise CorruptImage("This PNG has too many chunks or more than one colour profile. Save the image again.")
+
+
+def _check_tiff(data: bytes) -> None:
+    """Raise CorruptImage for a TIFF whose tags have too many numbers (TIFF 6.0, section 2; BigTIFF: libtiff.org)."""
+    order, big = _TIFF[data[:2]], data[2] == 43
+    start, length, entry = ("8xQ", "Q", "HHQ8x") if big else ("4xL", "H", "HHL4x")
+    (at,) = struct.unpack_from(order + start, data)
+    (entries,) = struct.unpack_from(order + length, data, at)
+    size, first = struct.calcsize(order + entry), at + struct.calcsize(order + length)
+    whole = min(entries, MAX_HEADER_READS, (len(data) - first) // size)
+    directory = struct.iter_unpack(order + entry, data[first : first + whole * size])
+    numbers = sum(count for _, kind, count in directory if kind not in _TIFF_BYTES)
+    if numbers > MAX_TIFF_VALUES:
+        raise CorruptImage(
+            f"The tags of this TIFF have {numbers:,} values, more than {MAX_TIFF_VALUES:,}. Save it again, with fewer "
+            "strips or tiles."
+        )
 
 
 def _formats() -> list[str]:
@@ -291,11 +317,14 @@ def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int
     A JPEG with one scan is decoded row by row and needs none.
     """
     components = len(image.layer)
-    scan = image.fp.tell() if image.fp else 0
     # The header is read up to the end of the first start of scan: marker, length, number of components, ...
-    one_scan = data[:scan].rfind(bytes((0xFF, 0xDA, 0, 6 + 2 * components, components))) >= 0
+    end = image.fp.tell() if image.fp else 0
+    first_scan = data[data.rfind(_SCAN, 0, end) : end]
+    one_scan = first_scan.startswith(_SCAN + bytes((0, 6 + 2 * components, components)))
     if one_scan and not image.info.get("progressive"):
         return 0
+    if data.count(_SCAN) > MAX_SCANS:
+        raise CorruptImage(f"This JPEG has more than {MAX_SCANS} scans. Save it again as a baseline JPEG.")
     across, down = max(h for _, h, _, _ in image.layer), max(v for _, _, v, _ in image.layer)
     columns, rows = (-(-side // (8 * most)) for side, most in zip(image.size, (across, down), strict=True))
     return sum(2 * 64 * columns * h * rows * v for _, h, v, _ in image.layer)

@@ -263,6 +263,14 @@ def test_refuses_bombs_of_text_and_of_scans() -> None:
         image.read_header(data[:scan] + data[scan:-2] * 200 + data[-2:])
 
 
+def test_a_comment_that_looks_like_a_scan_does_not_hide_the_memory_of_several_scans() -> None:
+    honest = _many_scans(3)
+    whole_scan = _SCAN + bytes((0, 12, 3))
+    posing = honest[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(whole_scan)) + whole_scan + honest[2:]
+    target = (100, 100)
+    assert image.read_header(posing).decode_bytes(target) == image.read_header(honest).decode_bytes(target) > 6_000_000
+
+
 def test_says_too_large_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object) -> None:
         raise MemoryError
@@ -418,8 +426,34 @@ def _laborious() -> dict[str, bytes]:
         "texts": png[:ihdr] + text * 70_000 + png[ihdr:],
         "empty segments": jpeg[:2] + b"\xff\xe5\0\2" * 250_000 + jpeg[2:],
         "padding": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
+        "scans of one channel": _many_scans(20_000),
+        "strips": _tiff([(256, 4, 1, 1), (257, 4, 1, 60_000), (278, 4, 1, 1)], {273: [8] * 60_000, 279: [1] * 60_000}),
+        "fractions": _tiff([(256, 4, 1, 1), (257, 4, 1, 1)], {282: [1] * 800_000}, kind=5),
         "comments": gif[:13] + gif[13:].replace(b"\x2c", b"\x21\xfe" + (b"\xff" + b"c" * 255) * 4000 + b"\0\x2c", 1),
     }
+
+
+def _many_scans(count: int) -> bytes:
+    """A JPEG of one megapixel that is not progressive and has a scan without data for one channel after the other."""
+    head = encoded(photo(64, 64), "JPEG", subsampling=0)
+    head = head[: head.index(_SCAN)]
+    frame = head.index(b"\xff\xc0") + 5
+    scans = (_SCAN + struct.pack(">HBBBBBB", 8, 1, 1 + number % 3, 0, 0, 63, 0) for number in range(count))
+    return head[:frame] + struct.pack(">HH", 1000, 1000) + head[frame + 4 :] + b"".join(scans) + b"\xff\xd9"
+
+
+_SCAN = b"\xff\xda"
+
+
+def _tiff(tags: list[tuple[int, int, int, int]], arrays: dict[int, list[int]], kind: int = 4) -> bytes:
+    """A greyscale TIFF with these tags (tag, type, count, value), and of these tags with arrays of numbers."""
+    pixels = bytes(8)
+    tags = [(258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1), (277, 4, 1, 1), *tags]
+    for tag, numbers in arrays.items():
+        tags.append((tag, kind, len(numbers) * 4 // (4 if kind == 4 else 8), 8 + len(pixels)))
+        pixels += struct.pack(f"<{len(numbers)}L", *numbers)
+    directory = b"".join(struct.pack("<HHLL", *tag) for tag in sorted(tags))
+    return b"II*\0" + struct.pack("<L", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + directory + bytes(4)
 
 
 def _encoded(kind: str) -> bytes:
