@@ -38,7 +38,7 @@ PRODUCT_CELLS = 64
 
 
 Grid = NDArray[np.float32] | PackedGrid
-"""What `numpy.asarray` makes (h, w) float32."""
+"""(h, w) float32, or a compressed grid that `numpy.asarray` converts to it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Mask:
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """`grid` as an array; one that is packed is unpacked anew each time."""
+        """`grid` as an array. A compressed grid is decompressed at each access."""
         return np.asarray(self.grid, np.float32)
 
     def scaled(self, sx: float, sy: float) -> Mask:
@@ -93,9 +93,9 @@ class Mask:
             yield strip, self.paste(strip)
 
     def distances(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
-        """The distances of the mask's pixels from its edge (see edge_distance), in such strips.
+        """The distances of the mask's pixels from its edge (see edge_distance), in strips like `strips`.
 
-        They do not depend on where the strips end.
+        Neighbouring rows are used too, so the distances do not depend on how the mask is divided into strips.
         """
         whole, mask = self.region(size), replace(self, grid=self.probabilities)
         for strip in self._rows(size, DISTANCE_PIXELS):
@@ -105,7 +105,7 @@ class Mask:
             yield strip, distance[top - above : bottom - above]
 
     def columns(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
-        """The same in vertical strips from left to right, the order of COCO's column-major run lengths."""
+        """As `strips`, but in vertical strips from left to right, the order of COCO's column-major run lengths."""
         left, top, right, bottom = self.region(size)
         if top == bottom:
             return
@@ -115,7 +115,7 @@ class Mask:
             yield strip, self.paste(strip)
 
     def _rows(self, size: tuple[int, int], pixels: int) -> Iterator[Region]:
-        """Horizontal strips, each of about `pixels` pixels, of the mask's region in an image of `size`."""
+        """Divide the mask's region in an image of `size` into horizontal strips of about `pixels` pixels each."""
         left, top, right, bottom = self.region(size)
         if left == right:
             return
@@ -163,9 +163,9 @@ def _moved(box: Box, dx: float, dy: float) -> Box:
 
 
 def _positions(start: int, stop: int, low: float, high: float, cells: int) -> NDArray[np.float32]:
-    """Where each pixel centre is among a grid's `cells`, which divide [low, high] evenly; 0 is the first one's centre.
+    """The positions of pixel centres in a grid whose `cells` divide [low, high] evenly; 0 is the first cell's centre.
 
-    Those more than one cell beyond the first or the last, where the mask is zero, are moved there.
+    Positions are limited to one cell beyond the first and the last cell, where the mask is zero.
     """
     centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
     at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) - np.float32(0.5)
@@ -174,9 +174,9 @@ def _positions(start: int, stop: int, low: float, high: float, cells: int) -> ND
 
 
 def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray[np.float32]:
-    """grid (n, m) at the row positions `at` (k,): (k, m), linear between rows, falling to zero beyond the outermost.
+    """Interpolate `grid` (n, m) linearly at the row positions `at` (k,): (k, m). Rows outside the grid are zero.
 
-    For few rows a product with a matrix of weights is fastest; for many, most of that matrix would be zero.
+    For few rows, a matrix product with the weights is fastest. For many rows, most of that matrix would be zero.
     """
     if len(grid) <= PRODUCT_CELLS:
         weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(grid), dtype=np.float32)))
@@ -194,6 +194,6 @@ def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray
 
 
 def _outside(start: int, stop: int, low: float, high: float) -> NDArray[np.bool_]:
-    """Which of the pixels start..stop have their centres outside [low, high]: (stop - start,) bool."""
+    """Whether the centre of each pixel from `start` to `stop` - 1 is outside [low, high]: (stop - start,) bool."""
     centres = np.arange(start, stop) + 0.5
     return (centres < low) | (centres > high)

@@ -1,10 +1,10 @@
-"""A mask's grid in some 2 KB, however fine it is.
+"""Compress a mask's grid to 1 to 4 KB.
 
-PointRend answers 224 x 224 probabilities, 200 KB in float32, of which only the edge says anything. A pixel belongs to
-the instance where the bilinear interpolation of four cells reaches one half: a cell whose neighbours are all on the
-side of one half that it is on may have any value there. Such cells become the least or the greatest value, the cells
-along the edge keep four bits, and DEFLATE (RFC 1951) with run lengths makes 1 to 3 KB of the whole. At every size of
-photo the mask has the same pixels, except where its probability is within a sixteenth of one half.
+PointRend predicts 224 x 224 probabilities per instance, which are 200 KB in float32. Only the cells along the edge
+matter: a pixel belongs to the instance if the bilinear interpolation of four cells is at least one half, so the exact
+value of a cell is irrelevant if all its neighbours are on the same side of one half. Such cells are set to 0 or 255,
+cells along the edge are reduced to four bits, and the grid is compressed with DEFLATE (RFC 1951). At any photo size the
+mask has the same pixels, except where the probability is within 1/16 of one half.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 MOST_BYTES = 4096
-"""What a grid may take. One that does not compress so far, such as noise, is halved until it does."""
+"""Maximum size of a compressed grid. A grid that does not compress that much, such as noise, is reduced by half."""
 SMALLEST = 28
-"""Grids up to this side are not halved."""
+"""Grids of at most this many cells per side are not reduced."""
 _DEFLATE = (1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-"""Level, method, window, memory, strategy. A third of the time of zlib's default, for a tenth more bytes."""
+"""Level, method, window bits, memory level, strategy: a third of the time of zlib's defaults, and 10 % more bytes."""
 
 
 @dataclass(frozen=True)
 class PackedGrid:
-    """A compressed grid of probabilities; `numpy.asarray` makes it (h, w) float32 again."""
+    """A compressed grid of probabilities. `numpy.asarray` decompresses it to (h, w) float32. `shape`: (h, w)."""
 
     shape: tuple[int, int]
     data: bytes
 
     @property
     def nbytes(self) -> int:
+        """Compressed size in bytes."""
         return len(self.data)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -42,7 +43,7 @@ class PackedGrid:
 
 
 def pack(steps: NDArray[np.uint8]) -> PackedGrid:
-    """A grid (h, w) of probabilities p given as floor(256 p), so that 128 and more is the mask."""
+    """Compress `steps`, (h, w): probabilities p as floor(256 p), so that cells of the mask are 128 or more."""
     while True:
         height, width = steps.shape
         packer = zlib.compressobj(*_DEFLATE)
@@ -53,23 +54,23 @@ def pack(steps: NDArray[np.uint8]) -> PackedGrid:
 
 
 def _edges(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Four bits, in the middle of each step, of the cells along the edge; all others 0 or 255.
+    """Round the cells along the edge to the centre of one of 16 steps; set all others to 0 or 255.
 
-    Outside of the grid is 0, as where a mask is pasted.
+    Outside the grid, the mask is 0, as in Mask.paste.
     """
     height, width = steps.shape
     solid = np.zeros((height + 2, width + 2), np.uint8)
     np.multiply(steps >> 7, 255, out=solid[1:-1, 1:-1])
     rows = solid[:-2] | solid[1:-1] | solid[2:]
-    some = rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]  # of the 3 x 3 cells around
+    some = rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]  # 255 if any of the 3 x 3 cells around is in the mask
     rows = solid[:-2] & solid[1:-1] & solid[2:]
-    every = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+    every = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]  # 255 if all of them are
     result: NDArray[np.uint8] = (((steps & np.uint8(0xF0)) | np.uint8(8)) & some) | every
     return result
 
 
 def _halved(steps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The means of 2 x 2 cells; a last row or column without a partner counts twice."""
+    """The means of 2 x 2 cells. The last row or column of an odd number is repeated."""
     height, width = steps.shape
     even = np.pad(steps, ((0, height % 2), (0, width % 2)), mode="edge").astype(np.uint16)
     return ((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) // 4).astype(np.uint8)

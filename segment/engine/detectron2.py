@@ -1,13 +1,14 @@
-"""detectron2 itself, in this process: for configs that do not convert (deformable, PointRend, RegNet ...).
+"""Run a model in detectron2 itself, for models that cannot be converted, such as those with custom heads.
 
-A model is a folder as a training run leaves it: `config.yaml`, `model_final.pth` or `.pkl`, and if there is one
-`labels.txt` or `metadata.json` with the names of the classes. Both kinds of config are read: those of yacs, which have
-`MODEL` in them, and lazy ones, which have `model`, as LazyConfig.save writes them.
+A model is a folder as written by a training run: `config.yaml`, `model_final.pth` or `.pkl`, and optionally
+`labels.txt` or `metadata.json` with the class names. The config is either a yacs config, with the key `MODEL`, or a
+LazyConfig as written by LazyConfig.save, with the key `model`.
 
-The image goes into the network as it is: detectron2's DefaultPredictor would enlarge it to 800 pixels first, and undo
-the render factor. PyTorch takes about 400 MB before the first weight, so this engine wants an instance of 2 GiB.
+The image is not resized before the network. detectron2's DefaultPredictor would enlarge its shorter side to 800 pixels,
+which would undo the effect of the render factor. PyTorch needs about 400 MB in addition to the weights, so an instance
+should have 2 GiB.
 
-A config of the lazy kind and a checkpoint can hold code, which detectron2 runs: load only those you trust.
+LazyConfigs and checkpoints can contain code, which detectron2 executes. Only load files that you trust.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ WEIGHTS = ("model_final.pth", "model_final.pkl")
 
 
 class Detectron2:
-    """A folder with a detectron2 model, loaded. See Engine for the interface. Raises ModelError.
+    """A loaded detectron2 model. See Engine for the interface. Raises ModelError.
 
-    `labels`: class names by index, instead of the model's own. `memory`: what it takes; measured if it is not given,
-    which takes some seconds.
+    `folder`: with config.yaml and the weights. `labels`: class names by index; replace the model's own. `memory`:
+    memory of a run; measured by default, which takes some seconds. `overrides`: fields of the Footprint to replace.
     """
 
     def __init__(
@@ -69,22 +70,22 @@ class Detectron2:
         self.footprint = replace(memory or footprint.measure_engine(self), **dict[str, Any](given))
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Any size will do."""
+        """None: an image of any size is accepted."""
         return None
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
-        """PointRend's grids are the largest, 224 x 224."""
+        """The size of PointRend's grids, 224 x 224 float32, which are the largest."""
         return 4 * 224 * 224
 
     def release(self) -> None:
-        """PyTorch keeps nothing between runs on a CPU."""
+        """Do nothing: on a CPU, PyTorch keeps no buffers between runs."""
 
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         height, width = pixels.shape[:2]
         ordered = pixels if self._model.input_format == "RGB" else pixels[:, :, ::-1]
         image = self._torch.from_numpy(np.ascontiguousarray(ordered.transpose(2, 0, 1)))
         with self._lock, self._torch.inference_mode():
-            # Of the class and not of the model: a panoptic model's own would also segment the background.
+            # GeneralizedRCNN's method, because a PanopticFPN's own would also segment the background.
             (found,) = self._infer(
                 self._model, [{"image": image, "height": height, "width": width}], do_postprocess=False
             )
@@ -92,12 +93,12 @@ class Detectron2:
             found = found[found.scores.argsort(descending=True)[:max_detections]]
             boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
             grids = found.pred_masks[:, 0].numpy()
-            container.trim_heap()  # or what one run leaves in the C library's heap would add to the next one's peak
+            container.trim_heap()  # otherwise, memory freed by this run would add to the peak of the next one
         return from_boxes(boxes, scores, classes, grids, (width, height))
 
 
 def _config(folder: Path) -> Any:
-    """The folder's config: a CfgNode, or a DictConfig if it is a lazy one. Raises ModelError."""
+    """The folder's config: a CfgNode, or a DictConfig for a LazyConfig. Raises ModelError."""
     import yaml
 
     path = folder / "config.yaml"
@@ -130,7 +131,7 @@ def _yacs_config(path: Path, point_rend: bool) -> Any:
     except ImportError as error:
         raise ModelError(f"The config needs PointRend, which cannot be imported ({error}).") from None
     except (KeyError, ValueError, AssertionError, OSError) as error:
-        raise ModelError(f"detectron2 refuses {path.name}: {error}") from None
+        raise ModelError(f"detectron2 does not accept {path.name}: {error}") from None
     config.MODEL.DEVICE = "cpu"
     config.MODEL.WEIGHTS = ""
     return config
@@ -141,8 +142,8 @@ def _lazy_config(path: Path) -> Any:
 
     try:
         return LazyConfig.load(str(path))
-    except Exception as error:  # it imports what the config names
-        raise ModelError(f"detectron2 refuses {path.name}: {type(error).__name__}: {error}") from None
+    except Exception as error:  # it imports and calls what the config names
+        raise ModelError(f"detectron2 does not accept {path.name}: {type(error).__name__}: {error}") from None
 
 
 def _model(config: Any) -> Any:
@@ -161,15 +162,15 @@ def _weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise ModelError(f"{folder.name} has no {' or '.join(WEIGHTS)} beside its config.yaml.")
+    raise ModelError(f"{folder.name} has no weights; next to config.yaml, there must be {' or '.join(WEIGHTS)}.")
 
 
 def _load(model: Any, path: Path) -> None:
-    """Load a checkpoint, every tensor of it. Raises ModelError, which names what does not fit."""
+    """Load a checkpoint. Raises ModelError if a tensor is missing, unexpected or has another shape."""
     from detectron2.checkpoint import DetectionCheckpointer
 
     class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
-        """Keeps what detectron2 would only warn of."""
+        """Records the first problem, for which detectron2 would only log a warning."""
 
         problem: str | None = None
 
@@ -181,7 +182,7 @@ def _load(model: Any, path: Path) -> None:
             elif found.missing_keys:
                 self.problem = f"it has no tensor {found.missing_keys[0]}, which the config needs"
             elif found.unexpected_keys:
-                self.problem = f"it holds {found.unexpected_keys[0]}, which the config has no place for"
+                self.problem = f"it has the tensor {found.unexpected_keys[0]}, which the config does not have"
             return found
 
     checkpointer = Checkpointer(model)
@@ -194,7 +195,10 @@ def _load(model: Any, path: Path) -> None:
 
 
 def _labels(folder: Path, config: Any, classes: int) -> tuple[str, ...]:
-    """Class names from the folder, else those of a data set that detectron2 knows, else numbers. Raises ModelError."""
+    """Class names from the folder, or else of the config's data set if detectron2 knows it, or else numbers.
+
+    Raises ModelError.
+    """
     labels = _labels_beside(folder)
     if labels and len(labels) != classes:
         raise ModelError(f"There are {len(labels)} labels in {folder.name}, but the model has {classes} classes.")

@@ -1,4 +1,7 @@
-"""Read scales from a network's graph, and patch it, before OpenVINO compiles it. Most files need neither."""
+"""Read the scales of quantised inputs and outputs from a network's graph, and work around a bug of OpenVINO.
+
+Only some files of other families (YOLO26, int8 exports) need this.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,7 @@ def patch(model: Any) -> None:
 
 
 def _input_scale(port: Any) -> Scale | None:
+    """The scale in Convert, an optional Subtract (zero), and Multiply or Divide (step) after an input."""
     zero = 0.0
     for expected in (("Convert",), ("Subtract", "Multiply", "Divide"), ("Multiply", "Divide")):
         users = list(port.get_target_inputs())
@@ -54,6 +58,7 @@ def _input_scale(port: Any) -> Scale | None:
 
 
 def _output_scale(port: Any) -> Scale | None:
+    """The scale in FakeQuantize and an optional Convert before an output."""
     node = port.get_node().input_value(0).get_node()
     node = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
     if node.get_type_name() != "FakeQuantize":

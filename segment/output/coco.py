@@ -1,7 +1,7 @@
 """Detections as a COCO document (https://cocodataset.org/#format-data), with the score of COCO's results format.
 
 The document is a dataset of one image, which `pycocotools.coco.COCO` loads. The same detections always give the same
-bytes. No metadata of the photo is copied: it may say where the photo was taken.
+bytes. No metadata of the photo is copied, because it may contain private data such as a location.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def coco(
          "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "category_name": "person", "score": 0.98,
                           "bbox": [x, y, width, height], "area": 1234, "iscrowd": 0, "segmentation": ...}, ...]}
 
-    All lengths are in pixels of the frame. `id` is the instance's value in the map of ids. `area` is the number of the
+    All lengths are in pixels of the photo. `id` is the instance's value in the map of ids. `area` is the number of the
     mask's pixels. `segmentation` is compressed RLE or a list of polygons (see rle.py, polygons.py). `category_id` is
-    the index into the model's labels plus one: many readers of COCO take category 0 for the background. `image` is not
-    part of COCO: it says how the photo was segmented. A photo sent over HTTP has no name, so `file_name` is empty.
+    the index into the model's labels plus one, because many readers of COCO use category 0 for the background. `image`
+    is not part of COCO; it contains `about`, which describes how the photo was segmented. A photo sent over HTTP has no
+    name, so `file_name` is empty.
     """
     width, height = detections.size
     document = {
@@ -44,7 +45,7 @@ def coco(
         "categories": categories(labels),
         "annotations": [],
     }
-    # As text one by one: the numbers of a polygon take several times the memory of their digits.
+    # Each annotation is encoded at once: as Python numbers, polygons need several times the memory of their digits.
     annotations = [dump(annotation(detections, i, labels, segmentation)) for i in range(len(detections))]
     return file("json", dump(document).removesuffix(b"]}") + b",".join(annotations) + b"]}")
 

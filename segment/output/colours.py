@@ -1,11 +1,12 @@
-"""Which colour each instance is drawn in.
+"""Choose the colour of each instance of an overlay.
 
-The palette is spread over OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/), a space in which distance is
-near to the difference that people see, as in CIE Lab, but even in the blues. `python -m devtools.palette` computes it.
+The palette's colours are far apart in OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/). In this colour
+space, distances correspond to perceived differences, for blue hues better than in CIE Lab. `python -m devtools.palette`
+computes the palette.
 
-A colour per instance is chosen on the photo, the best score first: the colour that is far from what it is drawn on, and
-far from the colours of the instances beside it. A colour per class has to be the same in every photo; where it is close
-to what it is drawn on, its contour gets a casing (see overlay.py).
+Per instance, in the order of the detections (best score first), the colour is chosen that differs most from the photo
+below the instance and from the colours of neighbouring instances. Per class, the colour is the same in all photos; if
+it is similar to the photo below, its contour gets a casing (see overlay.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from segment.mask import THRESHOLD, Mask
 Colour = tuple[int, int, int]
 """Red, green, blue in 0-255."""
 Lab = NDArray[np.float32]
-"""(..., 3) OKLab: lightness in 0-1, green to red, blue to yellow."""
+"""(..., 3) OKLab: lightness in 0-1, a (green to red), b (blue to yellow)."""
 
 _HEX = """
 55ff33 7700dd ff5500 007711 00ffee 3344dd ff77aa 00aa00 eeee00 0077ee
@@ -31,16 +32,16 @@ dd0022 ffaaee aaaa00 665599 ee0088 aaddff bb7700 aa77ff aa1155 ffddaa
 009999 ff55ee 885511 ffbb00 66bbff aa00aa aa7799 aadd88 dd9977 22cc99
 """
 PALETTE: tuple[Colour, ...] = tuple((int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h in _HEX.split())
-"""Colours of which no two look alike; consecutive ones differ most."""
+"""30 colours that are easy to tell apart; consecutive ones differ most."""
 
 ENOUGH = 0.3
-"""Distance in OKLab between two colours from which more brings nothing. Black to white is 1."""
+"""Distance in OKLab above which colours count as equally different. The distance of black and white is 1."""
 CLEAR = 0.2
-"""Distance from which a colour stands out on another, so that lines need no casing."""
+"""Minimum distance at which a line of one colour is clearly visible on another colour without a casing."""
 BESIDE = 0.25
-"""Instances are beside each other if their boxes, each enlarged by this share of its sides, meet."""
+"""Instances are neighbours if their boxes intersect when each is enlarged on all sides by this share of its size."""
 THUMBNAIL = 256
-"""Pixels of the longer side at which the photo is looked at."""
+"""The photo's colours are sampled at about this many pixels on the longer side."""
 
 _TO_LMS = np.array(
     [
@@ -66,7 +67,7 @@ _LINEAR = np.where(_CHANNEL <= 0.04045, _CHANNEL / 12.92, ((_CHANNEL + 0.055) / 
 
 
 def oklab(colours: ArrayLike) -> Lab:
-    """(..., 3) sRGB in whole numbers 0-255 -> OKLab."""
+    """Convert (..., 3) sRGB, integers in 0-255, to OKLab."""
     linear = _LINEAR[np.asarray(colours)]
     lab: Lab = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
     return lab.astype(np.float32)
@@ -74,14 +75,14 @@ def oklab(colours: ArrayLike) -> Lab:
 
 @dataclass(frozen=True)
 class Paint:
-    """The colour of an instance. `clear`: it stands out on what it is drawn on."""
+    """The colour of an instance. `clear`: whether it is clearly visible on the photo below the instance."""
 
     colour: Colour
     clear: bool
 
 
 def by_class(photo: Image.Image, detections: Detections) -> list[Paint]:
-    """The colour of each instance's class, which is the same in every photo."""
+    """The colour of each instance's class, which is the same in all photos."""
     palette = oklab(PALETTE)
     chosen = [int(label) % len(PALETTE) for label in detections.classes]
     return [
@@ -91,9 +92,9 @@ def by_class(photo: Image.Image, detections: Detections) -> list[Paint]:
 
 
 def by_instance(photo: Image.Image, detections: Detections) -> list[Paint]:
-    """A colour for each instance that stands out on the photo and beside other instances.
+    """For each instance, the colour that differs most from the photo below it and from its neighbours' colours.
 
-    Of the colours that do both equally well, the one that was used least is taken, so that colours repeat late.
+    Of equally different colours, the one that is used least so far is chosen.
     """
     palette = oklab(PALETTE)
     between = np.linalg.norm(palette[:, None] - palette, axis=2)
@@ -113,13 +114,13 @@ def by_instance(photo: Image.Image, detections: Detections) -> list[Paint]:
 
 
 def _distance(colours: Lab, grounds: Lab) -> NDArray[np.float32]:
-    """The distance of each colour (C, 3) from the nearest of `grounds` (G, 3): (C,)."""
+    """The distance of each of `colours` (C, 3) to the most similar of `grounds` (G, 3): (C,)."""
     distance: NDArray[np.float32] = np.linalg.norm(colours[:, None] - grounds, axis=2).min(axis=1)
     return distance
 
 
 def _grounds(photo: Image.Image, detections: Detections) -> list[Lab]:
-    """For each instance the mean colours (2, 3) of what is below its mask and of what is around it."""
+    """The mean colours of the photo below each instance's mask and around it: (2, 3) each, (1, 3) if one is empty."""
     step = max(1, math.ceil(max(photo.size) / THUMBNAIL))
     lab = oklab(np.asarray(photo.reduce(step)))
     size = lab.shape[1], lab.shape[0]
@@ -137,7 +138,7 @@ def _ground(lab: Lab, mask: Mask, size: tuple[int, int]) -> Lab:
 
 
 def _beside(detections: Detections) -> NDArray[np.bool_]:
-    """(N, N): which instances are beside each other."""
+    """Whether each two instances are neighbours: (N, N) bool."""
     x0, y0, x1, y1 = detections.boxes.T
     x, y = BESIDE * (x1 - x0), BESIDE * (y1 - y0)
     left, top, right, bottom = (edge[:, None] for edge in (x0 - x, y0 - y, x1 + x, y1 + y))

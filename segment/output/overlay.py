@@ -1,8 +1,9 @@
-"""Detections drawn on a photo.
+"""Draw detections on a photo: filled masks with contours, boxes, and tags with the class name and score.
 
-Masks first, then boxes, then labels, so that no name is hidden; of instances that overlap, the higher score lies on
-top. Everything is drawn into the photo itself, a mask in strips, so drawing takes a few MiB at any size. Lines and
-letters grow with the photo. Which colour an instance has is decided in colours.py, where its name goes in tags.py.
+All masks are drawn first, then all boxes, then all tags, so that tags are never covered. Where instances overlap, the
+one with the higher score is on top. The photo is changed in place and masks are drawn in strips, so drawing takes a few
+MiB at any photo size. The width of lines and the size of text depend on the photo's size. colours.py chooses the
+colours, tags.py the positions of tags.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from segment.output import tags
 from segment.output.colours import Paint, by_class, by_instance, ink
 
 FILL = 0.42
-"""Opacity of a mask's inside; its contour is opaque."""
+"""Opacity of the fill of a mask; its contour is opaque."""
 LINE, OF_INSTANCE = 1 / 550, 1 / 25
-"""The width of lines by the root of the photo's area, but on small instances by that of the box's."""
+"""Width of lines, relative to the square root of the photo's area and of the instance's area; the smaller is used."""
 FINE = math.sqrt(0.5)
-"""The side in pixels below which a cell is nearer to a pixel's size when it is doubled."""
+"""Side of a grid's cell in pixels below which a cell of twice the side is closer to the size of a pixel."""
 SPECK = 0.02
-"""The part of a mask below which a piece of it, or a hole in it, has no contour."""
+"""Pieces and holes with less than this share of the mask's area have no contour."""
 MOST_SPECKS = 32
-"""A mask with more of them is noise and outlined as it is: removing them would take longer than all other drawing."""
+"""A mask with more such pieces and holes is noise; they are not removed, as this would take longer than the drawing."""
 
 
 def draw(
@@ -48,12 +49,12 @@ def draw(
 ) -> None:
     """Draw `detections` on `photo`, an RGB image of detections.size, in place.
 
-    With colours="class" a class has the same colour in every photo; with "instance" colours are chosen to stand out on
-    the photo and beside each other. `labels` are the model's class names by index.
+    `labels`: the model's class names by index. `masks`, `boxes`, `text`: whether to draw them. `colours`: "instance"
+    chooses colours that contrast with the photo and with neighbouring instances, "class" uses one colour per class.
     """
     if not len(detections):
         return
-    order = np.argsort(detections.scores, kind="stable")  # the best comes last, on top
+    order = np.argsort(detections.scores, kind="stable")  # the highest score is drawn last, on top
     paints = (by_class if colours == "class" else by_instance)(photo, detections)
     lines = [_line(mask.bounds, photo.size) for mask in detections.masks]
     if masks:
@@ -68,7 +69,7 @@ def draw(
 
 
 def _line(box: Box, size: tuple[int, int]) -> float:
-    """The width of an instance's lines in pixels: it follows from the photo's size, on small instances from theirs."""
+    """The width in pixels of the lines of an instance with this box in a photo of `size`."""
     photo, instance = math.sqrt(math.prod(size)), math.sqrt(max(0.0, (box[2] - box[0]) * (box[3] - box[1])))
     return max(1.0, min(LINE * photo, OF_INSTANCE * instance))
 
@@ -77,7 +78,7 @@ def _line(box: Box, size: tuple[int, int]) -> float:
 
 
 def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> None:
-    """Fill the mask and draw its contour, `line` pixels wide on the inside of the edge; both without steps."""
+    """Fill the mask and draw its contour, which is `line` pixels wide and inside the edge; both are antialiased."""
     mask = at_pixel_size(mask)
     outlined = without_specks(mask)
     outlines = outlined.distances(photo.size) if outlined is not mask else iter(())
@@ -88,7 +89,7 @@ def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> Non
             inside = _within(outlined, *next(outlines))
         contour = _band(inside, line)
         if outlined is not mask:
-            contour *= np.clip(inside + np.float32(0.5), 0, 1)  # none around what is not outlined
+            contour *= np.clip(inside + np.float32(0.5), 0, 1)  # no contour around removed pieces
         if not paint.clear:
             casing = _band(inside, 2 * line)
             casing -= contour
@@ -101,7 +102,7 @@ def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> Non
 
 
 def _band(inside: NDArray[np.float32], width: float) -> NDArray[np.float32]:
-    """The opacity of what is up to `width` pixels inside an edge."""
+    """The opacity of a band of `width` pixels along the edge. `inside`: distances from the edge, positive inside."""
     opacity: NDArray[np.float32] = np.clip(np.float32(width + 0.5) - inside, 0, 1)
     return opacity
 
@@ -111,7 +112,10 @@ def _alpha(opacity: NDArray[np.float32]) -> Image.Image:
 
 
 def _within(mask: Mask, region: Region, inside: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The distances `inside` the mask's edge, changed in place: where the bounds cut the mask, they are its edge."""
+    """Limit the distances `inside` of the pixels of `region` by those from the mask's bounds, in place.
+
+    Where the bounds cut the mask, they are its edge.
+    """
     left, top, right, bottom = region
     x0, y0, x1, y1 = mask.bounds
     x = np.arange(left, right, dtype=np.float32) + np.float32(0.5)
@@ -122,10 +126,10 @@ def _within(mask: Mask, region: Region, inside: NDArray[np.float32]) -> NDArray[
 
 
 def at_pixel_size(mask: Mask) -> Mask:
-    """The mask with an unpacked grid, averaged over 2 x 2 cells as long as a cell then comes nearer to a pixel's size.
+    """The mask with its grid decompressed, and reduced by averaging 2 x 2 cells until a cell has about a pixel's size.
 
-    PointRend predicts 224 x 224 cells for the smallest instance too. Detail that no pixel shows takes time to draw, and
-    its specks would be removed one by one.
+    PointRend predicts 224 x 224 cells even for the smallest instances. Detail below the size of a pixel is not visible,
+    but would take time to draw.
     """
     grid = mask.probabilities
     smallest = (mask.place[3] - mask.place[1]) / FINE, (mask.place[2] - mask.place[0]) / FINE
@@ -135,7 +139,7 @@ def at_pixel_size(mask: Mask) -> Mask:
 
 
 def without_specks(mask: Mask) -> Mask:
-    """The mask without its specks and pin holes: what is smaller than SPECK of it becomes like what surrounds it."""
+    """The mask without pieces and holes smaller than SPECK: their cells get the value of the surrounding cells."""
     rows, columns = _cells_within(mask)
     probabilities = mask.probabilities
     grid = np.pad(probabilities[rows, columns], 1)
@@ -153,7 +157,7 @@ def without_specks(mask: Mask) -> Mask:
 
 
 def _cells_within(mask: Mask) -> tuple[slice, slice]:
-    """The rows and columns of the mask's grid that its bounds show."""
+    """The rows and columns of the mask's grid that are within its bounds."""
     height, width = mask.grid.shape
     x0, y0, x1, y1 = mask.place
     sx, sy = width / max(x1 - x0, 1e-6), height / max(y1 - y0, 1e-6)
@@ -168,10 +172,10 @@ def _whole(low: float, high: float, length: int) -> slice:
 
 @dataclass(frozen=True)
 class _Rings:
-    """The closed lines at THRESHOLD in a grid, none of which is longer than a cell from one point to the next.
+    """The R closed lines (rings) at THRESHOLD in a grid. Neighbouring points are at most a cell apart.
 
-    `points` (P, 2): x, y in cells, one ring after the other. `starts` (R + 1,): where each begins in them. `areas` (R,)
-    in cells; that of a hole is negative.
+    `points`: (P, 2) x, y in cells, ring by ring. `starts`: (R + 1,) index of each ring's first point, and P. `areas`:
+    (R,) in cells, negative for holes.
     """
 
     points: NDArray[np.float64]
@@ -180,7 +184,7 @@ class _Rings:
 
     @cached_property
     def windows(self) -> list[tuple[slice, slice]]:
-        """The rows and columns that each ring lies in."""
+        """The rows and columns that contain each ring."""
         low = np.floor(np.minimum.reduceat(self.points, self.starts[:-1])).astype(int)
         high = np.ceil(np.maximum.reduceat(self.points, self.starts[:-1])).astype(int) + 1
         return [
@@ -189,9 +193,10 @@ class _Rings:
         ]
 
     def cells(self, chosen: NDArray[np.intp], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-        """Which cells' centres of a grid of `shape` lie inside the chosen rings, all of which turn the same way.
+        """Whether the centre of each cell of a grid of `shape` is inside one of the rings `chosen`: bool of that shape.
 
-        A segment crosses one row of centres at most. The winding number changes there.
+        All chosen rings must have the same orientation. Each segment of a ring crosses at most one row of centres; the
+        winding number of the centres to the right of it changes by one.
         """
         of_chosen = np.zeros(len(self.areas), bool)
         of_chosen[chosen] = True
@@ -210,7 +215,7 @@ class _Rings:
 
 
 def _rings(grid: NDArray[np.float32]) -> _Rings:
-    """The closed lines at THRESHOLD."""
+    """The closed lines at THRESHOLD in `grid`."""
     generator = contour_generator(z=grid, fill_type=FillType.ChunkCombinedOffset)
     (points,), (starts,) = cast(tuple[list[Any], list[Any]], generator.filled(THRESHOLD, math.inf))
     if points is None:  # a grid without any line
@@ -218,18 +223,18 @@ def _rings(grid: NDArray[np.float32]) -> _Rings:
     starts = starts.astype(np.intp)
     (x, y), areas = points.T, np.zeros(len(points))
     np.subtract(x[:-1] * y[1:], x[1:] * y[:-1], out=areas[:-1])
-    areas[starts[1:] - 1] = 0  # from the end of a ring to the beginning of the next
+    areas[starts[1:] - 1] = 0  # not from a ring's last point to the next ring's first
     return _Rings(points, starts, np.add.reduceat(areas, starts[:-1]) / 2)
 
 
 def _level(part: NDArray[np.float32], inside: NDArray[np.bool_], *, hole: bool) -> None:
-    """Give the cells inside a ring, in place, the value of what surrounds them."""
+    """Set the cells of `part` inside a ring to the value of the surrounding cells, in place."""
     around = part[~inside & ((part >= THRESHOLD) == hole)]
     if len(around):
         part[inside] = around.max() if hole else around.min()
 
 
-# Boxes and names
+# Boxes and tags
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, box: Region, paint: Paint, width: int) -> None:
@@ -239,7 +244,7 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Region, paint: Paint, width: int) -
 
 
 def _pixels(box: Sequence[float], size: tuple[int, int]) -> Region:
-    """The box's outermost pixels inside an image of `size`, both included."""
+    """The pixels of the box inside an image of `size`: left, top, right, bottom, right and bottom inclusive."""
     width, height = size
     x0, y0, x1, y1 = (round(float(value)) for value in box)
     left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
@@ -249,7 +254,7 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> Region:
 def _draw_tags(
     photo: Image.Image, detections: Detections, labels: Sequence[str], paints: Sequence[Paint], lines: Sequence[float]
 ) -> None:
-    """Draw names on filled tags at their boxes."""
+    """Draw the class name and score of each instance on a filled tag."""
     names = [labels[int(index)] for index in detections.classes]
     texts = [(f"{name} {score:.0%}", name) for name, score in zip(names, detections.scores, strict=True)]
     corners = np.array([_pixels(box, photo.size) for box in detections.boxes.tolist()], np.float32)
@@ -278,5 +283,5 @@ def _measure(font: ImageFont.FreeTypeFont, text: str, points: int) -> tuple[int,
 
 
 def _pad(points: int) -> int:
-    """Between a tag's edge and its text."""
+    """Horizontal padding of a tag's text in pixels."""
     return max(1, round(points / 4))

@@ -64,9 +64,8 @@ def cutouts(photo: Image.Image, detections: Detections, labels: Sequence[str]) -
                 continue
             label = _plain(labels[int(detections.classes[index])])
             name = f"{index + 1:0{digits}}_{label}_{detections.scores[index]:.2f}.png"
-            with archive.open(
-                zipfile.ZipInfo(name), "w"
-            ) as entry:  # ZipInfo has a fixed date, so the output is deterministic
+            # A ZipInfo has a fixed date by default, so the output is deterministic.
+            with archive.open(zipfile.ZipInfo(name), "w") as entry:
                 cut.save(entry, "PNG", **_PNG)
     return file("cutouts", buffer.getvalue())
 

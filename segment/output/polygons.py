@@ -1,11 +1,11 @@
-"""Masks as COCO polygons that keep their holes.
+"""Encode masks as COCO polygons, with holes.
 
-COCO's polygon lists have no word for a hole: each list of x, y, x, y, ... is filled and all are united. So a hole is
-cut in from the outside, by a bridge of no width that is walked there and back. Any reader that fills the polygon gets
-the hole: pycocotools, Pillow, an SVG path.
+COCO's polygon lists cannot express holes: each list of x, y, x, y, ... is filled, and the mask is the union. Therefore
+a hole is connected to the outer ring by a bridge of zero width, which is passed in both directions. Any program that
+fills the polygon (pycocotools, Pillow, SVG) leaves the hole empty.
 
-The outline is where the probability is one half (marching squares, contourpy). It is traced on the mask's own scale,
-a few samples per grid cell, never on more samples than there are pixels: the grid has nothing finer to tell.
+The outline is the line at probability one half (marching squares, contourpy). It is traced on a few samples per cell of
+the mask's grid, as the grid contains no finer detail, and never on more samples than pixels.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from segment.mask import THRESHOLD, Box, Mask
 SAMPLES = 4
 """Samples per grid cell and axis."""
 MAX_POINTS = 4000
-"""Points of a mask's polygons together. A mask with more, which is noise, is traced on half as many samples."""
+"""Maximum number of points of all polygons of a mask. A mask with more is noise, and is traced on fewer samples."""
 EDIT_TOLERANCE = 0.005
-"""How far simplifying may move an outline, as a share of the mask's longer side: a disc gets some 25 points."""
+"""Tolerance of simplified outlines, relative to the mask's longer side. A disc gets about 25 points."""
 PAIRS = 1 << 16
-"""Pairs of points that are compared to find where a hole is reached."""
+"""Maximum number of pairs of points that are compared to find the shortest bridge to a hole."""
 
 Ring = NDArray[np.float64]
-"""(P, 2) x, y; not closed: the first point is not repeated."""
+"""(P, 2) x, y of a polygon; the first point is not repeated at the end."""
 
 
 def polygons(mask: Mask, size: tuple[int, int]) -> list[list[float]]:
-    """The mask's polygons in a frame of `size` (width, height): each [x, y, x, y, ...] in pixels, to 2 decimals."""
+    """The mask's polygons in an image of `size` (width, height): each [x, y, x, y, ...] in pixels, with 2 decimals."""
     x0, y0 = max(mask.bounds[0], 0.0), max(mask.bounds[1], 0.0)
     x1, y1 = min(mask.bounds[2], float(size[0])), min(mask.bounds[3], float(size[1]))
     if x0 >= x1 or y0 >= y1:
@@ -47,7 +47,7 @@ def polygons(mask: Mask, size: tuple[int, int]) -> list[list[float]]:
 
 
 def _traced(mask: Mask, frame: Box, columns: int, rows: int) -> list[list[float]] | None:
-    """The polygons of what lies in `frame`, on columns x rows samples; None if they have more than MAX_POINTS."""
+    """The polygons within `frame`, traced on columns x rows samples; None if they have more than MAX_POINTS points."""
     x0, y0, x1, y1 = frame
     cell = np.array([(x1 - x0) / columns, (y1 - y0) / rows])
     field = mask.moved(-x0, -y0).scaled(1 / cell[0], 1 / cell[1]).paste((0, 0, columns, rows))
@@ -57,7 +57,7 @@ def _traced(mask: Mask, frame: Box, columns: int, rows: int) -> list[list[float]
     result = []
     for points, offsets in zip(*outlines, strict=True):
         rings = [points[start : stop - 1] for start, stop in itertools.pairwise(offsets)]
-        ring = (_bridged(rings) - 0.5) * cell + (x0, y0)  # sample i of the padded field lies at i - 1/2
+        ring = (_bridged(rings) - 0.5) * cell + (x0, y0)  # sample i of the padded field is at i - 1/2
         ring = np.clip(ring, (x0, y0), (x1, y1)).round(2)
         ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)]
         if len(ring) >= 3:
@@ -66,12 +66,12 @@ def _traced(mask: Mask, frame: Box, columns: int, rows: int) -> list[list[float]
 
 
 def _samples(length: float, whole: float, cells: int) -> int:
-    """How many samples along `length` pixels of a mask that is `whole` pixels and `cells` grid cells long."""
+    """The number of samples on `length` pixels of a mask whose grid has `cells` cells on `whole` pixels."""
     return max(1, min(math.ceil(length), math.ceil(SAMPLES * cells * length / whole)))
 
 
 def _bridged(rings: list[Ring]) -> Ring:
-    """An outer ring and its holes as one ring: each hole is reached from the nearest point so far, and left again."""
+    """Connect an outer ring with its holes to one ring, by bridges between the closest points."""
     outer, *holes = rings
     for hole in holes:
         step = math.ceil(len(outer) * len(hole) / PAIRS)
@@ -85,10 +85,10 @@ def _bridged(rings: list[Ring]) -> Ring:
 
 
 def simplified(polygon: Sequence[float], tolerance: float) -> list[float]:
-    """The polygon [x, y, x, y, ...] with fewer points, none of its outline moved by more than `tolerance` pixels.
+    """Simplify the polygon [x, y, x, y, ...]: its outline moves by at most `tolerance` pixels.
 
-    Douglas and Peucker's algorithm (Cartographica 10, 1973), on the two halves of the ring between its first point and
-    the point farthest from it.
+    Uses the algorithm of Douglas and Peucker (Cartographica 10, 1973), on the two parts of the ring between its first
+    point and the point farthest from it.
     """
     ring = np.asarray(polygon, np.float64).reshape(-1, 2)
     closed = np.concatenate([ring, ring[:1]])
@@ -108,7 +108,7 @@ def simplified(polygon: Sequence[float], tolerance: float) -> list[float]:
 
 
 def _distances(points: Ring, start: NDArray[np.float64], stop: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far each point is from the line segment between `start` and `stop`."""
+    """The distance of each of `points` (P, 2) from the line segment between `start` and `stop`: (P,)."""
     along = stop - start
     share = np.clip((points - start) @ along / max(float(along @ along), 1e-12), 0, 1)
     result: NDArray[np.float64] = np.linalg.norm(points - start - share[:, None] * along, axis=1)
@@ -116,9 +116,9 @@ def _distances(points: Ring, start: NDArray[np.float64], stop: NDArray[np.float6
 
 
 def outlines(mask: Mask, size: tuple[int, int]) -> list[list[float]]:
-    """The mask's polygons for people to edit: with few points, the largest first.
+    """The mask's polygons with few points, so that people can edit them; the largest first.
 
-    An outline moves by at most EDIT_TOLERANCE of the mask's longer side, or half a pixel if that is more.
+    Outlines move by at most EDIT_TOLERANCE of the mask's longer side, or half a pixel if that is more.
     """
     x0, y0, x1, y1 = mask.bounds
     tolerance = max(0.5, EDIT_TOLERANCE * max(x1 - x0, y1 - y0))
@@ -127,6 +127,6 @@ def outlines(mask: Mask, size: tuple[int, int]) -> list[list[float]]:
 
 
 def _area(polygon: Sequence[float]) -> float:
-    """By the shoelace formula, in square pixels."""
+    """The polygon's area in square pixels (shoelace formula)."""
     x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

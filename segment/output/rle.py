@@ -26,9 +26,8 @@ def runs(mask: Mask, size: tuple[int, int]) -> Runs:
         column, row = np.nonzero(inside[:, 1:] != inside[:, :-1])
         found.append(((left + column) * height + top + row).reshape(-1, 2))
     ends = np.concatenate(found)
-    joined = np.flatnonzero(
-        ends[1:, 0] == ends[:-1, 1]
-    )  # a run continues from the end of a column to the start of the next
+    # A run continues from the end of a column to the start of the next.
+    joined = np.flatnonzero(ends[1:, 0] == ends[:-1, 1])
     starts, stops = np.delete(ends[:, 0], joined + 1), np.delete(ends[:, 1], joined)
     return np.stack([starts, stops], axis=1)
 

@@ -1,11 +1,11 @@
-"""Where the names of instances go.
+"""Place the tags with the names of instances on a photo.
 
-A tag lies at its instance's box, or close to it with a leader line from the one to the other. It covers no other tag,
-and at most a tenth of any instance's core, the middle of its box without the lowest part: this is where the faces of
-people and animals are. In a crowd names are shortened, then left out. Letters are as large as suits the instance,
-within bounds that follow from the photo.
+A tag is next to its instance's box, or near it and connected by a leader line. Tags do not cover each other, nor more
+than a tenth of any instance's core. The core is the middle of a box without its lowest part, where the faces of people
+and animals are. If there is no room, the name is shortened or left out. The size of the text depends on the size of the
+instance, within limits that depend on the size of the photo.
 
-The page draws tags by the same rules (web/page/tags.js).
+The page uses the same rules (web/page/tags.js).
 """
 
 from __future__ import annotations
@@ -20,28 +20,33 @@ from numpy.typing import NDArray
 Rect = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels."""
 Rects = NDArray[np.float32]
-"""(N, 4) of them."""
+"""(N, 4) left, top, right, bottom in pixels."""
 
 COVERED = 0.1
-"""The part of an instance's core that a tag may cover at most."""
+"""Maximum share of an instance's core that a tag may cover."""
 CORE = 0.2, 0.0, 0.8, 0.7
-"""An instance's core in its box: (left, top, right, bottom)."""
+"""(left, top, right, bottom) of the core, relative to the width and height of the box."""
 HIDDEN = 0.15
-"""The part of the photo that tags may hide together: on a thumbnail the best few are named."""
+"""Maximum share of the photo that all tags together may cover. On a small photo, only the best instances have tags."""
 SMALLEST, SMALL, LARGE = 9.0, 1 / 75, 1 / 52
-"""Sizes of letters in pixels: at least; at least and at most, by the root of the photo's area."""
+"""Minimum text size in pixels; minimum and maximum, relative to the square root of the photo's area."""
 OF_INSTANCE = 0.2
-"""The size of letters by the root of the box's area."""
+"""Text size, relative to the square root of the box's area."""
 REACH = 0.8, 1.6
-"""Lengths of leader lines that are tried, by the tag's height."""
+"""Lengths of leader lines that are tried, relative to the tag's height."""
 DIRECTIONS = 16
+"""Number of directions in which they are tried."""
 LEADER = 0.3
-"""A tag that is further from its box than this, by its height, has a leader line."""
+"""A tag whose distance from its box is more than this, relative to the tag's height, has a leader line."""
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A name on the photo. `leader`: the line (x0, y0, x1, y1) from the tag to its instance, if there is one."""
+    """A placed tag.
+
+    `index`: the instance's index. `points`: text size in pixels. `leader`: the line (x0, y0, x1, y1) from the tag to
+    its instance, if there is one.
+    """
 
     index: int
     text: str
@@ -51,13 +56,13 @@ class Tag:
 
 
 Measure = Callable[[str, int], tuple[int, int]]
-"""(text, points) -> the (width, height) of its tag in pixels."""
+"""Returns the (width, height) in pixels of a tag with this text in this size."""
 
 
 def place(boxes: Rects, texts: Sequence[Sequence[str]], size: tuple[int, int], measure: Measure) -> list[Tag]:
-    """Place names on a photo of `size` (width, height) for `boxes` (N, 4), best score first.
+    """Place tags for `boxes` (N, 4), sorted by descending score, on a photo of `size` (width, height).
 
-    `texts`: for each instance what to choose from, the longest first. Without room for any, an instance has no tag.
+    `texts`: alternatives for each instance, the longest first. If there is no room for any, the instance has no tag.
     """
     cores = core(boxes)
     taken: list[Rect] = []
@@ -79,13 +84,13 @@ def place(boxes: Rects, texts: Sequence[Sequence[str]], size: tuple[int, int], m
 
 
 def letters(box: NDArray[np.float32], size: tuple[int, int]) -> int:
-    """The size of an instance's letters in pixels."""
+    """The text size in pixels for an instance with this box in a photo of `size`."""
     photo, instance = math.sqrt(math.prod(size)), math.sqrt(max(0.0, float((box[2] - box[0]) * (box[3] - box[1]))))
     return round(max(SMALLEST, SMALL * photo, min(LARGE * photo, OF_INSTANCE * instance)))
 
 
 def core(boxes: Rects) -> Rects:
-    """The cores (N, 4) of instances in these boxes (N, 4)."""
+    """The cores (N, 4) of instances with `boxes` (N, 4)."""
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     left, top, right, bottom = CORE
     x0, y0 = boxes[:, 0], boxes[:, 1]
@@ -93,7 +98,7 @@ def core(boxes: Rects) -> Rects:
 
 
 def covered(rects: Rects, cores: Rects) -> NDArray[np.float32]:
-    """(C, N): the part of each core (N, 4) that each rectangle (C, 4) covers."""
+    """The share of each core (N, 4) that each rectangle (C, 4) covers: (C, N)."""
     low = np.maximum(rects[:, None, :2], cores[None, :, :2])
     high = np.minimum(rects[:, None, 2:], cores[None, :, 2:])
     sides = np.maximum(high - low, 0)
@@ -105,7 +110,7 @@ def covered(rects: Rects, cores: Rects) -> NDArray[np.float32]:
 def _best(
     box: NDArray[np.float32], tag: tuple[int, int], size: tuple[int, int], cores: Rects, taken: Sequence[Rect]
 ) -> Rect | None:
-    """The best place for a tag of (width, height); None if there is none."""
+    """The best position of a tag of (width, height); None if no position is allowed."""
     width, height = tag
     if width > size[0] or height > size[1]:
         return None
@@ -114,7 +119,7 @@ def _best(
     y = np.clip(at[:, 1], 0, size[1] - height)
     rects: Rects = np.stack([x, y, x + width, y + height], axis=1).round()
     shares = covered(rects, cores)
-    away = np.hypot(*(at - np.stack([x, y], axis=1)).T) / height  # moved so far to lie on the photo
+    away = np.hypot(*(at - np.stack([x, y], axis=1)).T) / height  # how far it was moved to be inside the photo
     cost = penalty + away + shares.sum(axis=1) / COVERED
     allowed = shares.max(axis=1, initial=0) <= COVERED
     if taken:
@@ -126,7 +131,7 @@ def _best(
 
 
 def _candidates(box: NDArray[np.float32], width: int, height: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Upper left corners (C, 2) of places for a tag of this size, and how far each is from the best (C,)."""
+    """Upper left corners (C, 2) of possible positions for a tag of this size, and their penalties (C,)."""
     x0, y0, x1, y1 = (float(value) for value in box)
     across = x0, (x0 + x1 - width) / 2, x1 - width
     down = y0, (y0 + y1 - height) / 2, y1 - height
@@ -144,7 +149,7 @@ def _candidates(box: NDArray[np.float32], width: int, height: int) -> tuple[NDAr
 
 
 def _meets(rects: Rects, others: Rects) -> NDArray[np.bool_]:
-    """(C,): which rectangles (C, 4) share a pixel with one of the others (M, 4)."""
+    """Whether each of `rects` (C, 4) intersects one of `others` (M, 4): (C,) bool."""
     low = np.maximum(rects[:, None, :2], others[:, :2])
     high = np.minimum(rects[:, None, 2:], others[:, 2:])
     meet: NDArray[np.bool_] = np.all(low < high, axis=2)
@@ -152,7 +157,7 @@ def _meets(rects: Rects, others: Rects) -> NDArray[np.bool_]:
 
 
 def _leader(rect: Rect, box: NDArray[np.float32], core: NDArray[np.float32]) -> Rect | None:
-    """The line from a tag to its instance's core, if it does not lie at the box."""
+    """The line from a tag to its instance's core; None if the tag is next to the box."""
     left, top, right, bottom = rect
     gap = max(box[0] - right, left - box[2], box[1] - bottom, top - box[3])
     if gap <= LEADER * (bottom - top):

@@ -1,9 +1,9 @@
-"""This project's own files: Mask R-CNN of the detectron2 family as segment.convert writes it.
+"""Files written by segment.convert: models of the detectron2 family, including all pre- and post-processing.
 
-Inputs: `image` uint8 (H, W, 3) RGB, `min_score` float32, `max_detections` int64. Outputs: `boxes` (N, 4) XYXY, `scores`
-(N,), `classes` (N,), `masks` (N, 28, 28) probabilities, each over its own box. Probabilities p that come as uint8,
-floor(256 p), are packed as they are read (packed.py): PointRend answers (N, 224, 224). All else is inside the file, and
-what it needs is in its metadata (modelfile.ModelMetadata).
+Inputs: `image` (H, W, 3) uint8 RGB, `min_score` float32, `max_detections` int64. Outputs: `boxes` (N, 4) XYXY in pixels
+of the image, `scores` (N,), `classes` (N,), `masks` (N, 28, 28) probabilities, each covering its box. PointRend's
+`masks` are (N, 224, 224) uint8, floor(256 p) for a probability p; these grids are compressed when read (packed.py).
+Labels and memory are in the file's metadata (modelfile.ModelMetadata).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from segment.modelfile import ModelMetadata
 from segment.packed import MOST_BYTES, pack
 from segment.resize import square_size
 
-EXPECTED = "this project's own (segment.convert): image, min_score, max_detections -> boxes, scores, classes, masks"
+EXPECTED = "a file written by segment convert: image, min_score, max_detections -> boxes, scores, classes, masks"
 
 INPUTS = ("image", "min_score", "max_detections")
 OUTPUTS: Mapping[str, tuple[int | None, ...]] = {
@@ -31,12 +31,15 @@ OUTPUTS: Mapping[str, tuple[int | None, ...]] = {
     "classes": (None,),
     "masks": (None, None, None),
 }
-"""In this order, with these shapes; None is any length."""
+"""The outputs in their order, with their shapes; None is any length."""
 
 
 @dataclass(frozen=True)
 class MaskRcnn:
-    """See Family for the interface."""
+    """See Family for the interface.
+
+    `grid`: (height, width) of a mask. `square`: see ModelMetadata. `packed`: whether the file's masks are uint8.
+    """
 
     labels: tuple[str, ...]
     stride: int
@@ -46,7 +49,7 @@ class MaskRcnn:
     unmeasured_bytes_per_pixel: float = 0.0
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The size that fills the square to which the network pads; None if the network takes any size."""
+        """The size that fills the square to which the network pads; None if any size is accepted."""
         return square_size(size, self.square) if self.square else None
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
@@ -70,7 +73,7 @@ class MaskRcnn:
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
-    """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
+    """The family of a file with this signature, or None. `labels` replace the file's own. Raises ModelError."""
     facts = ModelMetadata.from_metadata(signature.metadata)
     ours = tuple(port.name for port in signature.inputs) == INPUTS and len(signature.outputs) == len(OUTPUTS)
     shapes_fit = all(port.fits(*shape) for port, shape in zip(signature.outputs, OUTPUTS.values(), strict=False))

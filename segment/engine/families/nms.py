@@ -35,7 +35,10 @@ def suppress(
 def _rivals(
     boxes: NDArray[np.float32], classes: NDArray[Any], these: NDArray[np.int64], those: NDArray[np.int64], most: float
 ) -> NDArray[np.bool_]:
-    """Which of `these` and `those` indices are of one class and overlap too much, (these, those)."""
+    """Whether each pair of boxes at the indices `these` and `those` has one class and an IoU above `most`.
+
+    (len(these), len(those)) bool.
+    """
     a, b = boxes[these][:, None], boxes[those]
     shared = np.maximum(np.minimum(a[..., 2], b[:, 2]) - np.maximum(a[..., 0], b[:, 0]), 0)
     shared *= np.maximum(np.minimum(a[..., 3], b[:, 3]) - np.maximum(a[..., 1], b[:, 1]), 0)

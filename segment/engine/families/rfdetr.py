@@ -81,7 +81,7 @@ class RfDetr:
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:
-    """What reads a file with this signature, or None. `labels` go before the file's own. Raises ModelError."""
+    """The family of a file with this signature, or None. `labels` replace the file's own. Raises ModelError."""
     image = ImageInput.of(signature.inputs[0]) if len(signature.inputs) == 1 else None
     ports = _ports(signature) if len(signature.outputs) == 3 else None
     if image is None or not image.port.is_real or image.size is None or ports is None:
@@ -90,7 +90,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> RfDetr | None:
     if classes is None:
         return None
     if len(labels) == classes - 1:
-        labels += ("background",)  # trained on one's own data, the last class is none, and never the answer
+        labels += ("background",)  # an additional last class, which is never predicted
     return RfDetr(labels_for(classes, labels), image, image.size, *ports)
 
 
@@ -98,7 +98,7 @@ _Numbered = tuple[int, TensorSpec]
 
 
 def _ports(signature: Signature) -> tuple[_Numbered, _Numbered, _Numbered] | None:
-    """Boxes, logits and masks among the outputs: by their names, else by their shapes."""
+    """The outputs with boxes, logits and masks, by their names or else by their shapes; None if they do not fit."""
     numbered = list(enumerate(signature.outputs))
     named = {port.name: (at, port) for at, port in numbered}
     if {"dets", "labels", "masks"} <= named.keys():
@@ -108,7 +108,7 @@ def _ports(signature: Signature) -> tuple[_Numbered, _Numbered, _Numbered] | Non
         grids = [(at, port) for at, port in numbered if len(port.shape) == 4]
         if len(rows) != 2 or len(grids) != 1:
             return None
-        rows.sort(key=lambda row: row[1].shape[2] != 4)  # four classes: boxes come first, as exported
+        rows.sort(key=lambda row: row[1].shape[2] != 4)  # boxes first; with four classes, in the file's order
         (boxes, logits), (masks,) = rows, grids
     queries = boxes[1].shape[1] if len(boxes[1].shape) == 3 else None
     fit = boxes[1].fits(1, queries, 4) and logits[1].fits(1, queries, None) and masks[1].fits(1, queries, None, None)
@@ -116,7 +116,7 @@ def _ports(signature: Signature) -> tuple[_Numbered, _Numbered, _Numbered] | Non
 
 
 def _mask(logits: NDArray[np.float32], size: tuple[int, int]) -> Mask:
-    """The mask of a query from its logits (h, w) over an image of `size`, cut down to where they are above 0."""
+    """The mask of a query from its logits (h, w), which cover an image of `size`; cropped to the logits above 0."""
     rows, columns = np.flatnonzero((logits > 0).any(axis=1)), np.flatnonzero((logits > 0).any(axis=0))
     if not rows.size:
         return Mask(np.zeros((1, 1), np.float32), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0))
