@@ -52,13 +52,13 @@ def write(name: str, square: int | None, path: Path) -> None:
 def run(path: Path, size: tuple[int, int]) -> str:
     """Load a model in this process and run it twice. Returns CPU seconds of the second run, MiB loaded, MiB of runs."""
     container.configure_malloc()
-    before = footprint.anonymous_bytes()
+    before = container.anonymous()
     engine = load(path, threads=2, memory=Footprint(0, 0.0))
     width, height = size
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     engine.release()
     container.trim_heap()
-    loaded = footprint.anonymous_bytes()
+    loaded = container.anonymous()
     with footprint._sampling() as peak:
         for _ in range(2):
             start = time.process_time()

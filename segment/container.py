@@ -6,6 +6,8 @@ folder below. The smallest limit of the group and its ancestors applies.
 
 Held memory means memory that the kernel cannot reclaim: anonymous pages and shared memory. File-backed pages, such as
 those of a library or of a compiled model's weights, are not counted, because the kernel drops them under pressure.
+It is read from /proc (docs.kernel.org/filesystems/proc.html). gVisor, in which Cloud Run's first generation runs
+containers, provides fewer files and fields there (google/gvisor, pkg/sentry/fsimpl/proc).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 CGROUP = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
 _MALLOC = {-3: 256 << 10, -1: 256 << 10, -8: 2}
 """M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX (malloc.h)."""
 
@@ -43,6 +46,11 @@ def cpus() -> int:
 def held() -> int:
     """Anonymous and shared memory in bytes of this process, and of the parent that it was forked from, if any."""
     return sum(_held_by(pid) for pid in {os.getpid(), os.getppid()} if _command(pid) == _command(os.getpid()))
+
+
+def anonymous() -> int:
+    """Anonymous memory in bytes of this process."""
+    return _anonymous(os.getpid())
 
 
 def peak() -> int:
@@ -80,27 +88,36 @@ def trim_heap() -> None:
 def _command(pid: int) -> bytes:
     """The command line of a process. A forked process has the same one as its parent."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return (PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
         return b""
 
 
 def _held_by(pid: int) -> int:
-    """The proportional share (Pss) of the process's pages: a forked worker shares pages until one side writes."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except OSError:
-        return _status(pid, "RssAnon") + _status(pid, "RssShmem")
-    return sum(int(kib) << 10 for kib in re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", rollup, re.MULTILINE))
+    """The process's proportional share (Pss) of its pages, as a forked worker shares pages until one side writes.
+
+    If the kernel does not provide it (gVisor, Linux before 5.4), shared pages are counted in each process.
+    """
+    share = _field(pid, "smaps_rollup", "Pss_(?:Anon|Shmem)")
+    return share or _anonymous(pid) + _status(pid, "RssShmem")
 
 
-def _status(pid: int, field: str) -> int:
+def _anonymous(pid: int) -> int:
+    """The process's anonymous memory: from its status, or else from its mappings, or else its whole resident memory."""
+    return _status(pid, "RssAnon") or _field(pid, "smaps", "Anonymous") or _status(pid, "VmRSS")
+
+
+def _status(pid: int, name: str) -> int:
+    return _field(pid, "status", name)
+
+
+def _field(pid: int, file: str, name: str) -> int:
+    """The sum in bytes of the fields with this name (a regular expression) in a file in /proc; 0 if there are none."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        text = (PROC / str(pid) / file).read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0
-    match = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
+    return sum(int(kib) << 10 for kib in re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE))
 
 
 def _values(controller: str, v2: tuple[str, ...], v1: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
@@ -118,7 +135,7 @@ def _groups(controller: str, v2: tuple[str, ...], v1: tuple[str, ...]) -> Iterat
     yield CGROUP, v2
     yield CGROUP / controller, v1
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+        for line in (PROC / "self/cgroup").read_text(encoding="ascii").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers:
                 yield CGROUP / path.lstrip("/"), v2

@@ -119,6 +119,40 @@ def test_held_counts_what_was_allocated() -> None:
     assert container.peak() > before
 
 
+class TestHeldOnOtherKernels:
+    """/proc of gVisor (pkg/sentry/fsimpl/proc/task_files.go, pkg/sentry/mm/procfs.go) and of older Linux kernels."""
+
+    STATUS = "Name:\tpython\nVmSize:\t 900000 kB\nVmRSS:\t 300000 kB\nVmData:\t 700000 kB\n"
+    SMAPS = "".join(
+        f"7f00000{i}0000-7f00000{i}8000 rw-p 00000000 00:00 0\n"
+        f"Rss:            {rss:8} kB\nPss:            {rss:8} kB\nAnonymous:      {anonymous:8} kB\n"
+        for i, (rss, anonymous) in enumerate([(200_000, 100_000), (60_000, 0), (40_000, 40_000)])
+    )
+
+    @pytest.fixture
+    def process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The folder of this process in a /proc of our own."""
+        monkeypatch.setattr(container, "PROC", tmp_path)
+        write(tmp_path / str(os.getpid()) / "cmdline", "python")
+        return tmp_path / str(os.getpid())
+
+    def test_gvisor(self, process: Path) -> None:
+        write(process / "status", self.STATUS)
+        write(process / "smaps", self.SMAPS)
+        assert container.held() == container.anonymous() == 140_000 << 10
+
+    def test_gvisor_without_mappings(self, process: Path) -> None:
+        """All resident memory is counted: a service that holds less than it believes is slow, but is not killed."""
+        write(process / "status", self.STATUS)
+        assert container.held() == container.anonymous() == 300_000 << 10
+
+    def test_linux_without_proportional_shares_by_kind(self, process: Path) -> None:
+        write(process / "status", self.STATUS + "RssAnon:\t 120000 kB\nRssFile:\t 170000 kB\nRssShmem:\t 10000 kB\n")
+        write(process / "smaps_rollup", "Rss:  300000 kB\nPss:  250000 kB\n")
+        assert container.held() == 130_000 << 10
+        assert container.anonymous() == 120_000 << 10
+
+
 @pytest.mark.skipif(bool(cgroup.missing()), reason=cgroup.missing())
 def test_a_real_group() -> None:
     """A process of a group sees its limit; one that passes it is killed, and the group says so."""

@@ -208,7 +208,6 @@ def test_a_file_that_describes_itself_oddly_is_refused(name: str, value: str) ->
 SIZES = """
 import numpy as np
 from segment import container, model
-from segment.engine.footprint import anonymous_bytes
 
 container.configure_malloc()
 network = model.load()
@@ -218,7 +217,7 @@ def held_after(sizes):
     for size in sizes:
         network.engine(np.zeros((*size, 3), np.uint8), 1.0, 1)
     network.release()
-    return anonymous_bytes()
+    return container.anonymous()
 
 first = held_after(sizes[::9])
 print((held_after(sizes) - first) >> 20)

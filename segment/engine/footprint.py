@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -136,7 +135,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
     engine.release()
     container.trim_heap()
-    before = anonymous_bytes()
+    before = container.anonymous()
 
     def run(size: tuple[int, int], grain: int, instances: int) -> None:
         width, height = size
@@ -175,12 +174,12 @@ def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
 @contextlib.contextmanager
 def _sampling() -> Iterator[list[int]]:
     """Sample this process's anonymous memory in bytes until the context exits; the list holds the maximum."""
-    samples = [anonymous_bytes()]
+    samples = [container.anonymous()]
     over = threading.Event()
 
     def sample() -> None:
         while not over.is_set():
-            samples[0] = max(samples[0], anonymous_bytes())
+            samples[0] = max(samples[0], container.anonymous())
             time.sleep(SAMPLE_SECONDS)
 
     thread = threading.Thread(target=sample, daemon=True)
@@ -190,13 +189,6 @@ def _sampling() -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
-
-
-def anonymous_bytes() -> int:
-    """Anonymous memory of this process in bytes; its whole resident memory if the kernel does not distinguish them."""
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    fields = dict(re.findall(r"^(RssAnon|VmRSS):\s+(\d+) kB", status, re.MULTILINE))
-    return int(fields.get("RssAnon") or fields["VmRSS"]) << 10
 
 
 def _digest(path: Path) -> str:
