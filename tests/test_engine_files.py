@@ -43,7 +43,7 @@ def test_an_unknown_file_is_refused_with_what_was_expected_and_found(tmp_path: P
     path = unknown(tmp_path / "yolov8n-seg.onnx")
     with pytest.raises(ModelError) as refusal:
         load(path, threads=1, memory=Footprint(0, 0.0))
-    for part in ("YOLO-seg", "RF-DETR-seg", "torchvision", "segment.convert", "pixels float32 1 x 3 x 32 x 32"):
+    for part in ("YOLO-seg", "RF-DETR-seg", "torchvision", "segment convert", "pixels float32 1 x 3 x 32 x 32"):
         assert part in str(refusal.value)
 
 

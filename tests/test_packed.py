@@ -31,7 +31,10 @@ def as_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 @given(st.integers(0, 1000), st.floats(5, 900), st.floats(5, 900), st.floats(-50, 50))
 @settings(max_examples=40, deadline=None)
 def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: float, left: float) -> None:
-    """At any size: all but a few along the edge, where the mask is within a step of one half."""
+    """At any size, except for a few along the edge, where the mask is within a step of one half.
+
+    Of a mask a few pixels high, most pixels are along the edge, so their share of the edge's pixels is limited instead.
+    """
     grid = blob(seed)
     place = (left, 3.0, left + width, 3.0 + height)
     exact, packed = (Mask(each, place, place) for each in (grid, pack(as_steps(grid))))
@@ -39,8 +42,10 @@ def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: floa
     wanted, found = exact.paste(region), packed.paste(region)
     differ = (wanted >= THRESHOLD) != (found >= THRESHOLD)
     assert np.abs(wanted[differ] - THRESHOLD).max(initial=0) < 1 / 16
-    union = ((wanted >= THRESHOLD) | (found >= THRESHOLD)).sum()
-    assert differ.sum() <= max(5, 0.02 * union)
+    inside = np.pad(wanted >= THRESHOLD, 1)
+    surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    edge = (inside[1:-1, 1:-1] & ~surrounded).sum()
+    assert differ.sum() <= max(5, 0.02 * inside.sum(), 0.05 * edge)
 
 
 def test_its_own_cells_are_kept_exactly() -> None:
