@@ -85,7 +85,7 @@ def demo(folder: Path) -> list[str]:
 def full_size() -> onnx.ModelProto:
     """The zoo's Mask R-CNN R50-FPN with random values."""
     entry = zoo.entry(FULL_SIZE)
-    config = configs.parse(zoo.config(entry))
+    config = configs.parse(entry.config)
     return convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random values")
 
 

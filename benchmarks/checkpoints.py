@@ -334,7 +334,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the .pkl to write")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    tensors = checkpoint(configs.parse(zoo.config(zoo.entry(arguments.name))), arguments.seed)
+    tensors = checkpoint(configs.parse(zoo.entry(arguments.name).config), arguments.seed)
     with arguments.out.open("wb") as file:
         pickle.dump({"model": tensors, "__author__": f"random values from seed {arguments.seed}"}, file)
 

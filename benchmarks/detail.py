@@ -16,15 +16,12 @@ back, while the photos are segmented.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +31,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.accuracy import Truth
+from segment import container
+from segment.engine.footprint import highest
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
@@ -95,7 +94,7 @@ def look(folder: Path, factor: int, detail: int) -> dict[str, Any]:
     spent: list[float] = []
     network_size = (0, 0)
     cpu = time.process_time()
-    with _anonymous() as samples:
+    with highest(interval=SAMPLE_SECONDS) as anonymous:
         for photo in photos:
             start = time.perf_counter()
             result = service.segment(photo.read_bytes(), options)
@@ -108,34 +107,10 @@ def look(folder: Path, factor: int, detail: int) -> dict[str, Any]:
         "network_size": network_size,
         "seconds": statistics.median(spent),
         "cpu_seconds_per_photo": (time.process_time() - cpu) / len(photos),
-        "peak_rss": _status("VmHWM"),
-        "peak_anonymous": max(samples),
+        "peak_rss": container.peak(),
+        "peak_anonymous": anonymous[0],
         "results": found,
     }
-
-
-@contextlib.contextmanager
-def _anonymous() -> Iterator[list[int]]:
-    """Bytes of anonymous memory, again and again until the context ends."""
-    samples, done = [_status("RssAnon")], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(SAMPLE_SECONDS):
-            samples.append(_status("RssAnon"))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        done.set()
-        thread.join()
-
-
-def _status(name: str) -> int:
-    """A size of this process in bytes, as the kernel counts it."""
-    match = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
 
 
 # In the process that compares

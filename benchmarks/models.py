@@ -67,7 +67,7 @@ def family(name: str, precision: str, folder: Path) -> Path:
 def full_size_config(folder: Path) -> Path:
     """The full-size model's config, without the values that are detectron2's defaults."""
     path = folder / "r50.yaml"
-    path.write_text(yaml.safe_dump(zoo.config(zoo.entry(FULL_SIZE))))
+    path.write_text(yaml.safe_dump(zoo.entry(FULL_SIZE).config))
     return path
 
 
@@ -85,7 +85,7 @@ def full_size(network: str, folder: Path, name: str = FULL_SIZE) -> Path:
     path = folder / f"{stem}-fp32.onnx"
     if not path.exists():
         entry = zoo.entry(name)
-        config = configs.parse(zoo.config(entry))
+        config = configs.parse(entry.config)
         model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(entry), "random values")
         convert.finish(model, path)
     if network == "fp32":

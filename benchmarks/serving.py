@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,6 +20,7 @@ from typing import IO
 import requests
 
 from benchmarks.cgroup import Group
+from segment.engine.footprint import highest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "segment", "serve")
@@ -143,19 +144,6 @@ def stop(server: Server) -> None:
         server.process.wait()
 
 
-@contextlib.contextmanager
-def peak(measure: Callable[[], int]) -> Iterator[list[int]]:
+def peak(measure: Callable[[], int]) -> AbstractContextManager[list[int]]:
     """The highest value of `measure` within the context, as the only entry of the list."""
-    highest, over = [measure()], threading.Event()
-
-    def sample() -> None:
-        while not over.wait(SAMPLE_SECONDS):
-            highest[0] = max(highest[0], measure())
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield highest
-    finally:
-        over.set()
-        thread.join()
+    return highest(measure, SAMPLE_SECONDS)

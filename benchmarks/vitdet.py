@@ -41,7 +41,7 @@ ROWS = (
 
 def write(name: str, square: int | None, path: Path) -> None:
     """Write a model of the zoo with random values in fp32. `square`: another square than the zoo's, unless None."""
-    config = configs.parse(zoo.config(zoo.entry(name)))
+    config = configs.parse(zoo.entry(name).config)
     if square is not None:
         assert isinstance(config.pyramid, SimplePyramid)
         config = replace(config, pyramid=replace(config.pyramid, square=square))
@@ -59,7 +59,7 @@ def run(path: Path, size: tuple[int, int]) -> str:
     engine.release()
     container.trim_heap()
     loaded = container.anonymous()
-    with footprint._sampling() as peak:
+    with footprint.highest() as peak:
         for _ in range(2):
             start = time.process_time()
             engine(image, 0.01, 20)

@@ -102,7 +102,7 @@ def _model(name: str, precision: str, folder: Path) -> Path:
     if path.exists():
         return path
     if precision == "fp32":
-        config = configs.parse(zoo.config(zoo.entry(name)))
+        config = configs.parse(zoo.entry(name).config)
         model = convert.convert(config, checkpoints.checkpoint(config), zoo.labels(zoo.entry(name)), "random values")
     else:
         photos = [folder / f"{seed}.png" for seed in range(CALIBRATION_PHOTOS)]
@@ -117,7 +117,7 @@ def twins(name: str) -> list[str]:
     """The models of the same shapes: their configs say the same but for means and deviations of pixels."""
 
     def shapes(other: str) -> tuple[Any, ...]:
-        config = vars(configs.parse(zoo.config(zoo.entry(other))))
+        config = vars(configs.parse(zoo.entry(other).config))
         return tuple(value for key, value in config.items() if key not in ("mean", "std"))
 
     return [other for other in zoo.entries() if shapes(other) == shapes(name)]

@@ -105,7 +105,7 @@ def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
         LazyConfig.save(config, str(file))
     else:
         base, changes = FAMILIES[name]
-        config = _config(zoo.config(zoo.entry(base)), {**NARROW, **changes})
+        config = _config(zoo.entry(base).config, {**NARROW, **changes})
         file.write_text(config.dump())
     read = configs.read(file)
     tensors: dict[str, Any] = {

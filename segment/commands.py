@@ -42,10 +42,9 @@ def image(arguments: argparse.Namespace) -> int:
     datasets = _choices("dataset", arguments.dataset, FolderDataset)
     formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
     options = Options.parse(dict(_pair(text) for text in arguments.set), settings)
-    jobs = None if arguments.jobs == "auto" else _jobs(arguments.jobs)
     config = _text("label-config", arguments.label_config) if arguments.label_config else ""
     job = Job(arguments.output, options, formats, datasets, config, arguments.image_root)
-    return run.run(arguments.photos, job, Service(settings), jobs)
+    return run.run(arguments.photos, job, Service(settings), _jobs(arguments.jobs))
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -279,11 +278,12 @@ def _text(name: str, path: Path) -> str:
         raise OptionError(name, f"--{name}: {path} cannot be read: {error}.") from None
 
 
-def _jobs(given: str) -> int:
+def _jobs(given: str) -> int | None:
+    """The number of jobs; None for auto. Raises OptionError."""
     try:
-        return int(values.number(int, 1, 256).parse(given))
+        return values.auto_or(values.number(int, 1, 256)).parse(given)  # type: ignore[no-any-return]
     except BadValue as error:
-        raise OptionError("jobs", f"--jobs {error} or auto") from None
+        raise OptionError("jobs", f"--jobs {error}") from None
 
 
 def _absolute(address: str) -> str:

@@ -6,7 +6,7 @@ To map detections to another image size, only their coordinates are scaled; the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ class Detections:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
-    masks: tuple[Mask, ...]
+    masks: Sequence[Mask]
     size: tuple[int, int]
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import BinaryIO, cast
 
 from segment.errors import ModelError
@@ -68,7 +69,7 @@ class ModelMetadata:
         return cls(**{name: values[name] for name in _CHECKS} | {"labels": tuple(values["labels"])})
 
 
-def _number(kind: type, low: float, high: float) -> Callable[[object], bool]:
+def _number(kind: type | UnionType, low: float, high: float) -> Callable[[object], bool]:
     def fits(value: object) -> bool:
         return isinstance(value, kind) and not isinstance(value, bool) and low <= cast(float, value) <= high
 
@@ -83,7 +84,7 @@ def _is_labels(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
 
 
-_BYTES_CHECK = _number(int | float, 0, 1 << 40), f"a number from 0 to {1 << 40}"  # type: ignore[arg-type]
+_BYTES_CHECK = _number(int | float, 0, 1 << 40), f"a number from 0 to {1 << 40}"
 _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "labels": (_is_labels, "a list of class names"),
     "precision": (_is_text, "a text"),

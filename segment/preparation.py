@@ -164,7 +164,7 @@ class Preparation:
         else:
             entry = zoo.entry(self.model)
             weights = zoo.fetch(entry.name, self.mirror, report)
-            config, labels = converter.config.parse(zoo.config(entry)), zoo.labels(entry)
+            config, labels = converter.config.parse(entry.config), zoo.labels(entry)
         report(Progress("convert", f"Converting {self.name}."))
         model = converter.convert(config, converter.checkpoint.read(weights), labels, self.name)
         write(model, path, self.int8, self.calibrate, self.proposals, report)

@@ -96,7 +96,7 @@ def run() -> Iterator[Mirror]:
 
 def narrow_model() -> tuple[bytes, bytes]:
     """A small Mask R-CNN with Cityscapes' 8 classes: its checkpoint and its config as YAML."""
-    config = zoo.merged(zoo.config(zoo.entry("cityscapes_mask_rcnn_R_50_FPN")), NARROW)
+    config = zoo.merged(zoo.entry("cityscapes_mask_rcnn_R_50_FPN").config, NARROW)
     tensors = checkpoints.checkpoint(configs.parse(config))
     return pickle.dumps({"model": tensors, "__author__": "a test"}), yaml.safe_dump(config).encode()
 
@@ -104,7 +104,7 @@ def narrow_model() -> tuple[bytes, bytes]:
 def zoo_file(name: str) -> dict[str, bytes]:
     """A zoo checkpoint, keyed by its path: the published tensor names, shapes and checksum, with random values."""
     entry = zoo.entry(name)
-    tensors = checkpoints.checkpoint(configs.parse(zoo.config(entry)))
+    tensors = checkpoints.checkpoint(configs.parse(entry.config))
     body = pickle.dumps({"model": tensors, "__author__": "random values"})
     return {"/" + entry.file: with_md5(body, entry.digest)}
 

@@ -187,7 +187,7 @@ def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-j", "0"], "--jobs is '0'; it must be"),
+        (["-j", "0"], "--jobs is '0'; it must be auto or a whole number from 1 to 256."),
         (["-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
         (["-d", "parquet", "-s", "segmentation=polygons"], "omit segmentation=polygons"),
         (["-s", "classes=unicorn"], "The model has no class 'unicorn'"),

@@ -36,7 +36,7 @@ def changed(key: str, value: Any, name: str = "lazy-r50") -> dict[str, Any]:
 
 
 def test_a_lazyconfig_is_read_as_the_yaml_config_of_the_same_model() -> None:
-    assert config.read(GOLDEN / "lazy-r50.yaml") == config.parse(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_1x")))
+    assert config.read(GOLDEN / "lazy-r50.yaml") == config.parse(zoo.entry("mask_rcnn_R_50_FPN_1x").config)
 
 
 @pytest.mark.parametrize(("modulated", "groups"), [(False, 1), (True, 2)])
@@ -44,7 +44,7 @@ def test_deformable_blocks_are_read_as_in_the_yaml_config(modulated: bool, group
     stages = "model.backbone.bottom_up.stages"
     given = changed(f"{stages}.block_class", Name("detectron2.modeling.backbone.resnet.DeformBottleneckBlock"))
     given["model"]["backbone"]["bottom_up"]["stages"] |= {"deform_modulated": modulated, "deform_num_groups": groups}
-    yaml_config = copy.deepcopy(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_1x")))
+    yaml_config = copy.deepcopy(zoo.entry("mask_rcnn_R_50_FPN_1x").config)
     yaml_config["MODEL"]["RESNETS"] |= {
         "DEFORM_ON_PER_STAGE": [True] * 4,
         "DEFORM_MODULATED": modulated,
@@ -139,7 +139,7 @@ def test_as_many_stages_as_the_pyramid_reads_are_needed() -> None:
 def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
     """The zoo's LSJ configs make their heads' norm with a lambda, of which the file keeps the name only."""
     ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")
-    wanted = config.parse(zoo.config(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ")))
+    wanted = config.parse(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ").config)
     assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask_head, norm="BN"))
 
 
@@ -162,7 +162,7 @@ def cascade() -> dict[str, Any]:
 
 
 def test_a_cascade() -> None:
-    assert config.parse(cascade()) == config.parse(zoo.config(zoo.entry("cascade_mask_rcnn_R_50_FPN_1x")))
+    assert config.parse(cascade()) == config.parse(zoo.entry("cascade_mask_rcnn_R_50_FPN_1x").config)
 
 
 def test_a_cascade_whose_stages_differ_is_refused() -> None:

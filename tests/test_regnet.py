@@ -40,16 +40,16 @@ def test_the_stages_are_the_papers(parameters: tuple[float, int, float, int], bl
 
 @pytest.mark.parametrize(("name", "widths"), [("x", (80, 240, 560, 1360)), ("y", (128, 192, 512, 1088))])
 def test_widths_are_multiples_of_the_groups(name: str, widths: tuple[int, ...]) -> None:
-    network = config.parse(zoo.config(zoo.entry(f"mask_rcnn_regnet{name}_4gf_dds_FPN_100ep_LSJ"))).bottom_up
+    network = config.parse(zoo.entry(f"mask_rcnn_regnet{name}_4gf_dds_FPN_100ep_LSJ").config).bottom_up
     assert isinstance(network, RegNet)
     assert network.widths == widths
 
 
 def test_the_zoos_rows_are_what_detectron2_saves() -> None:
     assert config.read(GOLDEN / "lazy-regnety-lsj.yaml") == config.parse(
-        zoo.config(zoo.entry("mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ"))
+        zoo.entry("mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ").config
     )
-    row = config.parse(zoo.config(zoo.entry("mask_rcnn_regnetx_4gf_dds_FPN_400ep_LSJ"))).bottom_up
+    row = config.parse(zoo.entry("mask_rcnn_regnetx_4gf_dds_FPN_400ep_LSJ").config).bottom_up
     assert isinstance(row, RegNet)
     assert config.read(GOLDEN / "lazy-regnetx.yaml").bottom_up == replace(row, norm="FrozenBN")
 

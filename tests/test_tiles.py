@@ -345,7 +345,7 @@ def test_what_one_view_sees_as_two_stays_two() -> None:
         np.concatenate([outer.boxes, inner.boxes]),
         np.concatenate([outer.scores, inner.scores]),
         np.concatenate([outer.classes, inner.classes]),
-        outer.masks + inner.masks,
+        (*outer.masks, *inner.masks),
         SIZE,
     )
     assert len(merge(nothing(), [in_tile(tile, both)])) == 2

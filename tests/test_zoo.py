@@ -58,7 +58,7 @@ def test_each_entry_is_complete() -> None:
         assert entry.name == name
         assert re.fullmatch(r"[0-9a-f]{6}", entry.digest)
         assert 20 < entry.mask_ap < (entry.box_ap or 100) + 1
-        config = configs.parse(zoo.config(entry))
+        config = configs.parse(entry.config)
         labels = zoo.labels(entry)
         assert len(set(labels)) == config.classes
         assert all(label == label.strip() and label for label in labels)
@@ -94,8 +94,8 @@ def test_labels(name: str, count: int, some: Mapping[int, str]) -> None:
 
 
 def test_a_part_of_a_config_does_not_change_another_model() -> None:
-    assert configs.parse(zoo.config(zoo.entry("mask_rcnn_R_101_FPN_400ep_LSJ"))).proposals.conv_dims == (-1, -1)
-    assert configs.parse(zoo.config(zoo.entry("mask_rcnn_R_101_FPN_3x"))).proposals.conv_dims == (-1,)
+    assert configs.parse(zoo.entry("mask_rcnn_R_101_FPN_400ep_LSJ").config).proposals.conv_dims == (-1, -1)
+    assert configs.parse(zoo.entry("mask_rcnn_R_101_FPN_3x").config).proposals.conv_dims == (-1,)
 
 
 def test_detectron2s_config_paths_are_accepted_as_names() -> None:
@@ -183,10 +183,10 @@ def test_the_config_and_the_checkpoint_are_detectron2s(name: str) -> None:
 
     config = get_cfg()
     point_rend.add_pointrend_config(config)
-    config.merge_from_other_cfg(CfgNode(zoo.config(zoo.entry(name))))
+    config.merge_from_other_cfg(CfgNode(zoo.entry(name).config))
     config.MODEL.DEVICE = "cpu"
     theirs = {key: tuple(tensor.shape) for key, tensor in build_model(config).state_dict().items()}
-    ours = checkpoints.checkpoint(configs.parse(zoo.config(zoo.entry(name))))
+    ours = checkpoints.checkpoint(configs.parse(zoo.entry(name).config))
     shapes = {key: tensor.shape for key, tensor in ours.items()}
     assert shapes == {key: shape for key, shape in theirs.items() if key not in ("pixel_mean", "pixel_std")}
     assert round(sum(tensor.nbytes for tensor in ours.values()) / 1e6) == zoo.entry(name).megabytes
@@ -199,7 +199,7 @@ import onnx
 from segment import convert, zoo
 start, entry, folder = time.perf_counter(), zoo.entry(sys.argv[1]), Path(sys.argv[2])
 tensors = convert.checkpoint.read(folder / "checkpoint.pkl")
-model = convert.convert(convert.config.parse(zoo.config(entry)), tensors, zoo.labels(entry))
+model = convert.convert(convert.config.parse(entry.config), tensors, zoo.labels(entry))
 onnx.save(model, folder / "model.onnx")
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(time.perf_counter() - start, int(peak) / 2**20)
@@ -210,7 +210,7 @@ print(time.perf_counter() - start, int(peak) / 2**20)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FULL_SIZE, "mask_rcnn_vitdet_b_100ep"])
 def test_a_full_size_model_converts_and_serves(name: str, tmp_path: Path) -> None:
-    tensors = checkpoints.checkpoint(configs.parse(zoo.config(zoo.entry(name))))
+    tensors = checkpoints.checkpoint(configs.parse(zoo.entry(name).config))
     (tmp_path / "checkpoint.pkl").write_bytes(pickle.dumps({"model": tensors, "__author__": "a test"}))
     del tensors
     command = [sys.executable, "-c", CONVERT, name, str(tmp_path)]
@@ -394,7 +394,7 @@ def test_an_invalid_mirror_is_refused() -> None:
 def narrow(mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a small model in the zoo, whose checkpoint the mirror has."""
     cityscapes = zoo.entry("cityscapes_mask_rcnn_R_50_FPN")
-    config = zoo.merged(zoo.config(cityscapes), NARROW)
+    config = zoo.merged(cityscapes.config, NARROW)
     body = pickle.dumps({"model": checkpoints.checkpoint(configs.parse(config)), "__author__": "a test"})
     file = f"Cityscapes/narrow/1/model_final_{hashlib.md5(body).hexdigest()[:6]}.pkl"
     entry = dataclasses.replace(cityscapes, name="narrow", file=file, config=config)

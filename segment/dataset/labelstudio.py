@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
@@ -81,7 +81,7 @@ def detections(document: dict[str, Any]) -> Detections:
     scores = np.array([one["score"] for one in found], np.float32)
     classes = np.array([one["category_id"] - 1 for one in found], np.int64)
     masks = _Masks([one["segmentation"] for one in found])
-    return Detections(boxes, scores, classes, cast("tuple[Mask, ...]", masks), size)
+    return Detections(boxes, scores, classes, masks, size)
 
 
 class _Masks(Sequence[Mask]):

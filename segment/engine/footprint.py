@@ -19,8 +19,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -46,6 +45,7 @@ MAX_DETECTIONS = 100
 SLACK = 1.05
 """Factor for the measured peaks: runs on other sizes and photos were up to 3 % above the line."""
 SAMPLE_SECONDS = 0.0005
+"""Interval between two samples of the memory."""
 TIMEOUT_SECONDS = 600
 LARGEST = float(1 << 40)
 """Upper bound of valid values in bytes. The comparison also excludes NaN."""
@@ -145,10 +145,10 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     def peak(instances: int, *sizes: tuple[int, int]) -> float:
         engine.release()
         container.trim_heap()
-        with _sampling() as sampled:
+        with highest() as sampled:
             for size, grain in product(sizes, GRAINS):
                 run(size, grain, instances)
-        return (max(sampled) - before) * SLACK
+        return (sampled[0] - before) * SLACK
 
     if fixed_size:
         return Footprint(int(peak(max_detections, fixed_size)), 0.0)
@@ -172,20 +172,18 @@ def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def _sampling() -> Iterator[list[int]]:
-    """Sample this process's anonymous memory in bytes until the context exits; the list holds the maximum."""
-    samples = [container.anonymous()]
-    over = threading.Event()
+def highest(measure: Callable[[], int] = container.anonymous, interval: float = SAMPLE_SECONDS) -> Iterator[list[int]]:
+    """Call `measure` every `interval` seconds until the context exits; yields a list with the highest value so far."""
+    found, over = [measure()], threading.Event()
 
     def sample() -> None:
-        while not over.is_set():
-            samples[0] = max(samples[0], container.anonymous())
-            time.sleep(SAMPLE_SECONDS)
+        while not over.wait(interval):
+            found[0] = max(found[0], measure())
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        yield samples
+        yield found
     finally:
         over.set()
         thread.join()

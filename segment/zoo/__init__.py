@@ -84,11 +84,6 @@ def labels(entry: Entry) -> tuple[str, ...]:
     return read_labels(FOLDER / f"{entry.dataset}.txt")
 
 
-def config(entry: Entry) -> Mapping[str, Any]:
-    """The model's detectron2 config as nested mappings."""
-    return entry.config
-
-
 INT8 = "-int8"
 """Suffix of the names of int8 models."""
 
