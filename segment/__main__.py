@@ -1,14 +1,14 @@
 """The command line: `python -m segment COMMAND`.
 
-image     segment photos and videos into a folder
-convert   a detectron2 config and checkpoint into a model file
-quantise  a converted model file into int8
-info      what a model file is
-models    the models that can be had by name
-fetch     download a model and convert it
-prepare   the same unless that was done
+image     segment photos and videos
+convert   convert a detectron2 config and checkpoint to a model file
+quantise  quantise a converted model file to int8
+info      describe a model file
+models    list the models of the zoo
+fetch     download and convert a model
+prepare   the same, unless it was done before
 serve     serve HTTP requests or bucket events, after preparing the model
-backfill  segment what is in a bucket or folder already
+backfill  segment the photos that are already in a bucket or folder
 beam      the same on a runner of Apache Beam, such as Dataflow
 cvat      print the configuration of CVAT's function for a model
 warm      load the model once, so that its compiled form is in the cache
@@ -27,9 +27,8 @@ from segment import commands
 from segment.errors import SegmentError
 from segment.extras import EXTRAS, missing
 
-CALIBRATE = "calibrate int8 on photos like those to be segmented; default: on photographs that come with this package"
 MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
-
+FILE_OR_NAME = "a model file or a name of the zoo; by default the embedded demo model"
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "PrismRunner")
 
 
@@ -39,7 +38,7 @@ def run() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 is success, 1 a failure that was explained, 2 a wrong command line."""
+    """Run one command. Returns 0 for success, 1 for an error, which is printed; a wrong command line exits with 2."""
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and given.run is not commands.beam:
@@ -66,108 +65,118 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segment", description="Low-memory instance segmentation.")
     commands_of = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_image(commands_of.add_parser("image", help="segment photos and videos"))
+    _add_convert(commands_of.add_parser("convert", help="convert a detectron2 config and checkpoint to a model file"))
+    _add_quantise(commands_of.add_parser("quantise", help="quantise a converted model file to int8"))
+    _add_info(commands_of.add_parser("info", help="describe a model file"))
+    _add_models(commands_of.add_parser("models", help="list the models of the zoo"))
+    _add_fetch(commands_of.add_parser("fetch", help="download and convert a model"))
+    _add_prepare(commands_of.add_parser("prepare", help="download and convert a model, unless it was done before"))
+    _add_serve(commands_of.add_parser("serve", help="serve HTTP requests or bucket events; see PORT, HOST, THREADS"))
+    _add_backfill(commands_of.add_parser("backfill", help="segment the photos that are already in a bucket or folder"))
+    _add_beam(commands_of)
+    _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
+    commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
+    return parser
 
-    image = commands_of.add_parser("image", help="segment photos and videos into a folder")
-    image.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="photo or video files, or folders of them")
-    image.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    image.add_argument(
-        "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "photos", nargs="+", type=Path, metavar="PHOTO", help="photo or video files, or folders of them"
     )
-    image.add_argument(
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    _add_set(parser)
+    parser.add_argument(
         "-f",
         "--format",
         default="",
         help="files per photo: one or more of png, jpeg, webp, json, ids, cutouts; default: png, or none with -d. "
         "Overlays of a video are an MP4",
     )
-    image.add_argument(
+    parser.add_argument(
         "-d", "--dataset", default="", help="one dataset of all photos: one or more of coco, parquet, label-studio"
     )
-    image.add_argument(
-        "--label-config",
-        type=Path,
-        metavar="FILE",
-        help="Label Studio: labelling config; default: a new one",
+    parser.add_argument(
+        "--label-config", type=Path, metavar="FILE", help="Label Studio: labelling config; default: a new one"
     )
-    image.add_argument(
+    parser.add_argument(
         "--image-root",
         default="",
         metavar="ADDRESS",
         help="Label Studio: start of the photos' addresses; default: /data/local-files/?d=",
     )
-    image.add_argument("-j", "--jobs", default="auto", metavar="N", help="photos in work at a time; default: auto")
-    image.set_defaults(run=commands.image)
-
-    convert = commands_of.add_parser("convert", help="a detectron2 config and checkpoint into a model file")
-    convert.add_argument("config", type=Path, metavar="CONFIG", help="detectron2 config, full, YAML")
-    convert.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
-    convert.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
-    convert.add_argument("--labels", type=Path, help="class names: one per line, or detectron2's metadata.json")
-    convert.add_argument("--int8", action="store_true", help="quantise to int8")
-    convert.add_argument("--calibrate", type=Path, metavar="FOLDER", help=CALIBRATE)
-    _add_proposals(convert)
-    convert.set_defaults(run=commands.convert)
-
-    quantise = commands_of.add_parser("quantise", help="a converted model file into int8")
-    quantise.add_argument("model", type=Path, metavar="MODEL", help="a file that `convert` wrote")
-    quantise.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
-    quantise.add_argument("--calibrate", type=Path, metavar="FOLDER", help=CALIBRATE)
-    _add_proposals(quantise)
-    quantise.set_defaults(run=commands.quantise)
-
-    info = commands_of.add_parser("info", help="what a model file is")
-    info.add_argument("model", nargs="?", default="", help="a file or a name; without it the embedded demo")
-    info.set_defaults(run=commands.info)
-
-    models = commands_of.add_parser("models", help="the models that can be had by name")
-    models.add_argument("--dataset", default="", help="only the models of one data set: coco, lvis_v0.5, cityscapes")
-    models.add_argument("--sort", default="", metavar="COLUMN", help="best first: mask-ap, ms-int8, held-int8, ...")
-    models.set_defaults(run=commands.models)
-
-    fetch = commands_of.add_parser("fetch", help="download a model and convert it")
-    prepare = commands_of.add_parser("prepare", help="make a model ready to serve unless that was done")
-    for parser_of, run_command in ((fetch, commands.fetch), (prepare, commands.prepare)):
-        parser_of.add_argument("model", metavar="MODEL", help=MODEL)
-        _add_preparation(parser_of)
-        parser_of.set_defaults(run=run_command)
-    fetch.add_argument("-o", "--output", type=Path, help="the model file to write; by default in the cache folder")
-    prepare.add_argument("--progress", action="store_true", help="write each step to standard output as JSON")
-
-    serve = commands_of.add_parser(
-        "serve", help="serve HTTP requests or bucket events, after preparing the model; see PORT, HOST, THREADS"
-    )
-    serve.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")
-    serve.add_argument("--model", default="", help=f"{MODEL}; by default SEGMENT_MODEL, or the embedded demo")
-    _add_preparation(serve)
-    serve.set_defaults(run=commands.serve)
-
-    _add_backfill(commands_of)
-    _add_beam(commands_of)
-    commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
-    _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
-    return parser
+    parser.add_argument("-j", "--jobs", default="auto", metavar="N", help="photos processed at once; default: auto")
+    parser.set_defaults(run=commands.image)
 
 
-def _add_backfill(commands_of: Any) -> None:
-    backfill = commands_of.add_parser("backfill", help="segment what is in a bucket or folder already")
-    backfill.add_argument("source", nargs="?", default="", help="gs://bucket/prefix, or a folder")
-    backfill.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
-    backfill.add_argument(
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="detectron2 config, YAML")
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
+    parser.add_argument("--labels", type=Path, help="class names: one per line, or detectron2's metadata.json")
+    parser.add_argument("--int8", action="store_true", help="quantise to int8")
+    _add_calibration(parser)
+    parser.set_defaults(run=commands.convert)
+
+
+def _add_quantise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a file that `convert` wrote")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
+    _add_calibration(parser)
+    parser.set_defaults(run=commands.quantise)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="", help=FILE_OR_NAME)
+    parser.set_defaults(run=commands.info)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="", help="only the models of one data set: coco, lvis_v0.5, cityscapes")
+    parser.add_argument("--sort", default="", metavar="COLUMN", help="best first: mask-ap, ms-int8, held-int8, ...")
+    parser.set_defaults(run=commands.models)
+
+
+def _add_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    _add_preparation(parser)
+    parser.add_argument("-o", "--output", type=Path, help="the model file to write; by default in the cache folder")
+    parser.set_defaults(run=commands.fetch)
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    _add_preparation(parser)
+    parser.add_argument("--progress", action="store_true", help="write each step to standard output as JSON")
+    parser.set_defaults(run=commands.prepare)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")
+    parser.add_argument("--model", default="", help=f"{MODEL}; by default SEGMENT_MODEL, or the embedded demo model")
+    _add_preparation(parser)
+    parser.set_defaults(run=commands.serve)
+
+
+def _add_backfill(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", nargs="?", default="", help="gs://bucket/prefix, or a folder")
+    parser.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
+    parser.add_argument(
         "--redrive",
         default="",
         metavar="SUBSCRIPTION",
         help="instead of a source, deliver the dead letters in projects/PROJECT/subscriptions/NAME again",
     )
-    backfill.add_argument(
+    parser.add_argument(
         "-d",
         "--dataset",
         default="",
         help="also write one dataset of all photos that have results: coco, parquet, or both",
     )
-    backfill.add_argument(
+    parser.add_argument(
         "--dataset-only", action="store_true", help="with -d: write the dataset instead of files for each photo"
     )
-    backfill.set_defaults(run=commands.backfill)
+    parser.set_defaults(run=commands.backfill)
 
 
 def _add_beam(commands_of: Any) -> None:
@@ -183,9 +192,7 @@ def _add_beam(commands_of: Any) -> None:
     )
     beam.add_argument("--output", required=True, help="gs://bucket/prefix or folder for the results")
     beam.add_argument("--runner", choices=RUNNERS, default=RUNNERS[0], help=f"default: {RUNNERS[0]}")
-    beam.add_argument(
-        "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
-    )
+    _add_set(beam)
     beam.add_argument(
         "-f", "--format", default="", help="files per photo; default: SEGMENT_OUTPUT_FORMATS, or none with -d"
     )
@@ -194,7 +201,7 @@ def _add_beam(commands_of: Any) -> None:
 
 
 def _add_cvat(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help="a file or a name; without it the embedded demo")
+    parser.add_argument("model", nargs="?", default="", help=FILE_OR_NAME)
     parser.add_argument("--image", default="segment", help="the service's image, with that model; default: segment")
     parser.set_defaults(run=commands.cvat)
 
@@ -209,17 +216,28 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
         help="its class names, a file or URL; default: labels.txt beside it, or numbers",
     )
     parser.add_argument("--int8", action="store_true", help="quantise to int8")
-    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help=CALIBRATE)
-    _add_proposals(parser)
+    _add_calibration(parser)
 
 
-def _add_proposals(parser: argparse.ArgumentParser) -> None:
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="calibrate int8 on photos like those to be segmented; default: on photographs in this package",
+    )
     parser.add_argument(
         "--proposals",
         type=int,
         metavar="N",
-        help="look twice at N regions at most: less memory and time. "
-        "Default: what the config says (1000 in the zoo), in int8 300 of them",
+        help="maximum number of region proposals; fewer take less memory and time. "
+        "Default: that of the config (1000 in the zoo), or at most 300 in int8",
+    )
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
     )
 
 

@@ -1,6 +1,6 @@
-"""What each command of the command line does. Each takes its parsed arguments and returns an exit code.
+"""The commands of the command line. Each takes its parsed arguments and returns an exit code.
 
-Converting needs `onnx`, and so it is imported only by the commands that convert: `serve` and `image` do without.
+The converter needs `onnx`, so it is only imported by the commands that convert; `serve` and `image` do not need it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TARGETS = ("segment_http", "segment_object")
 
 
 def image(arguments: argparse.Namespace) -> int:
-    """Segment photos, videos and folders of them; one that fails is reported at the end and the rest go on."""
+    """Segment photos, videos, and folders of them. Those that fail are reported at the end."""
     from segment.dataset import run
     from segment.dataset.job import FolderDataset, Job
 
@@ -48,7 +48,7 @@ def image(arguments: argparse.Namespace) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """A config and a checkpoint into a model file."""
+    """Convert a config and a checkpoint to a model file."""
     check_calibration(arguments.calibrate)
     from segment import convert as converter
 
@@ -60,7 +60,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def quantise(arguments: argparse.Namespace) -> int:
-    """A converted model file into int8."""
+    """Quantise a converted model file to int8."""
     from segment import convert as converter
 
     return _write(converter.load(arguments.model), arguments, int8=True)
@@ -72,14 +72,14 @@ def _write(model: onnx.ModelProto, arguments: argparse.Namespace, int8: bool) ->
 
 
 def _done(path: Path) -> int:
-    """Say what has been made."""
+    """Print a summary of a model file that was written."""
     if facts := ModelMetadata.from_metadata(metadata(path)):
         print(f"{path}: {len(facts.labels)} classes, {facts.precision}, {_size(path)}")
     return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """What a model file is, and what it can do on this machine."""
+    """Describe a model file, and what this machine can do with it."""
     settings = Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model})
     path = locate(settings)
     facts = ModelMetadata.from_metadata(metadata(path))
@@ -92,7 +92,7 @@ def info(arguments: argparse.Namespace) -> int:
         "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}" + ", ..." * (len(service.labels) > 10),
         "memory of a run": _per_run(service.footprint),
         "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
-        "largest render factor": about["largest_render_factor"] or "none: the file has an input of a fixed size",
+        "largest render factor": about["largest_render_factor"] or "none; the input of the network has a fixed size",
     }
     for name, value in rows.items():
         print(f"{name:22} {value}")
@@ -100,7 +100,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def models(arguments: argparse.Namespace) -> int:
-    """The models that can be had by name."""
+    """List the models of the zoo."""
     from segment.zoo import table
 
     print(table.text(arguments.dataset, arguments.sort))
@@ -115,7 +115,7 @@ def fetch(arguments: argparse.Namespace) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> int:
-    """Make a model ready to serve, unless that was done."""
+    """Prepare a model for serving, unless it is prepared already."""
     report = _Pipe() if arguments.progress else _Terminal()
     try:
         preparation = _preparation(arguments)
@@ -160,7 +160,7 @@ class _Pipe(_Terminal):
 
 
 def cvat(arguments: argparse.Namespace) -> int:
-    """The configuration of CVAT's function for a model, for deploy/cvat/function.yaml."""
+    """Print the configuration of CVAT's function for a model, for deploy/cvat/function.yaml."""
     from segment.labelling import cvat
 
     service = Service(Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model}))
@@ -169,7 +169,7 @@ def cvat(arguments: argparse.Namespace) -> int:
 
 
 def backfill(arguments: argparse.Namespace) -> int:
-    """Segment the photos that are in a bucket or folder already, or those of the events in the dead letters."""
+    """Segment the photos that are already in a bucket or folder, or those of the dead-lettered events."""
     from segment import log
     from segment.bucket import backfill as filling
     from segment.dataset.job import Dataset
@@ -208,7 +208,7 @@ def beam(arguments: argparse.Namespace) -> int:
     datasets = _choices("dataset", arguments.dataset, Dataset)
     formats = _choices("format", arguments.format, Format) or (() if datasets else settings.output_formats)
     if formats and datasets and "json" not in formats:
-        formats = (*formats, "json")  # a photo that is done is taken into the dataset from there
+        formats = (*formats, "json")  # from which the dataset takes photos that are done
     options = dict(_pair(text) for text in arguments.set)
     job = Job(Source.parse(arguments.input), _absolute(arguments.output), options, bool(formats), datasets)
     return pipeline.run(job, formats, arguments.runner, arguments.rest, os.environ)
@@ -247,7 +247,7 @@ def _whole_number(variable: str, default: int, low: int, high: int) -> int:
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
-    """The arguments of `prepare` for the model that `serve` was told of."""
+    """The arguments of `prepare` for the model of `serve`."""
     words = [arguments.model, *(["--int8"] if arguments.int8 else [])]
     for name in ("config", "labels", "calibrate", "proposals"):
         if value := getattr(arguments, name):

@@ -18,7 +18,7 @@ _UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 @functools.cache
 def coco() -> tuple[str, ...]:
-    """The names of COCO's 80 categories, in order."""
+    """The names of COCO's 80 categories, in the order of their numbers."""
     return tuple(_FILE.read_text(encoding="utf-8").splitlines())
 
 

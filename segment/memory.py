@@ -50,9 +50,12 @@ class Reservation:
         """
         return self._budget._try_grow(self, count)
 
-    def grow(self, count: int) -> None:
-        """Reserve `count` more bytes; wait until they are available. Raises TooLarge, Busy."""
-        self._budget._grow(self, count)
+    def grow(self, count: int, seconds: float | None = None) -> None:
+        """Reserve `count` more bytes; wait until they are available, at most `seconds`. Raises TooLarge, Busy.
+
+        `seconds`: by default those of the budget.
+        """
+        self._budget._grow(self, count, self._budget.wait_seconds if seconds is None else seconds)
 
 
 class Budget:
@@ -121,7 +124,7 @@ class Budget:
             try:
                 until = time.monotonic() + self.wait_seconds
                 while self._waiting[0] is not turn or not self._admits(own, network):
-                    self._wait(until)
+                    self._wait(until, self.wait_seconds)
                     if cancelled():
                         raise Cancelled
                 self._add(reservation, own)
@@ -133,11 +136,11 @@ class Budget:
         if reclaim:
             self._run_reclaim(reservation, network)
 
-    def _wait(self, until: float) -> None:
-        """Wait until another request changes the budget. Raises Busy after `until`."""
+    def _wait(self, until: float, seconds: float) -> None:
+        """Wait until another request changes the budget. Raises Busy after `until`, when `seconds` have passed."""
         left = until - time.monotonic()
         if left <= 0:
-            raise Busy(f"Timed out after {self.wait_seconds:g} s waiting for memory. Try again in a moment.", 5)
+            raise Busy(f"Timed out after {seconds:g} s waiting for memory. Try again in a moment.", 5)
         self._changed.wait(min(left, POLL_SECONDS))
 
     def _admits(self, own: int, network: int) -> bool:
@@ -176,11 +179,11 @@ class Budget:
                 raise Busy("No memory is available for the rest of this photo. Try again in a moment.", 5)
             return not reservation.blocked
 
-    def _grow(self, reservation: Reservation, count: int) -> None:
-        until = time.monotonic() + self.wait_seconds
+    def _grow(self, reservation: Reservation, count: int, seconds: float) -> None:
+        until = time.monotonic() + seconds
         with self._changed:
             while not self._try_grow(reservation, count):
-                self._wait(until)
+                self._wait(until, seconds)
 
     def _add(self, reservation: Reservation, count: int) -> None:
         self._holders.add(reservation)

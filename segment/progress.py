@@ -1,6 +1,6 @@
-"""What the preparation of a model is doing.
+"""The progress of the preparation of a model.
 
-One value, which the command line prints, a child process writes as JSON and the page shows.
+The command line prints it, a child process passes it on as JSON (web/startup.py), and the page shows it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Stage = Literal["start", "wait", "download", "convert", "quantise", "measure", "
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a preparation.
+    """The current step of a preparation.
 
-    `text`: a sentence for the user, for `failed` what was wrong. `done`, `total`: bytes of a download; `total` is None
-    where the length of a stage is not known.
+    `text`: a sentence for the user; for `failed`, the reason. `done`, `total`: bytes of a download; `total` is None if
+    it is unknown.
     """
 
     stage: Stage
@@ -28,17 +28,17 @@ class Progress:
     total: int | None = None
 
     def to_json(self) -> str:
-        """The value as one line of JSON."""
+        """As one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Progress:
-        """The value that `to_json` wrote. Raises ValueError or TypeError for anything else."""
+        """Parse a line written by `to_json`. Raises ValueError or TypeError for anything else."""
         return cls(**json.loads(line))
 
 
 Report = Callable[[Progress], None]
-"""Is told of each step."""
+"""A function that is called with each step."""
 
 
 def ignore(_progress: Progress) -> None:

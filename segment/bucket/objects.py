@@ -36,7 +36,6 @@ from segment.bucket.store import Object, Store
 from segment.dataset.entry import shown
 from segment.errors import Busy, Cancelled, RequestError, StorageError, StorageRefused, TooLarge
 from segment.formats import FORMATS, File, Format
-from segment.memory import Reservation
 from segment.options import Options
 from segment.service import Result, Service
 
@@ -44,8 +43,6 @@ log = logging.getLogger(__name__)
 
 MAX_NAME_BYTES = 1024
 """Maximum length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
-POLL_SECONDS = 0.05
-"""Interval at which a photo's file that waits for memory tries to reserve it."""
 ATTEMPTS = 3
 """Number of attempts when another process writes results of a different run at the same time."""
 
@@ -115,20 +112,11 @@ def read_photo(
     limit = service.upload_limit
     reservation = held.enter_context(service.receive())
     reserved = min(limit if item.size is None else item.size, limit)
-    _grow(reservation, reserved, seconds)
+    reservation.grow(reserved, seconds)
     data = source.read(item, limit)
     if data is not None and len(data) > reserved:  # it was stored compressed
-        _grow(reservation, len(data) - reserved, seconds)
+        reservation.grow(len(data) - reserved, seconds)
     return data
-
-
-def _grow(reservation: Reservation, count: int, seconds: float) -> None:
-    """Reserve memory for `count` more bytes of a photo. Raises TooLarge, Busy."""
-    until = time.monotonic() + seconds
-    while not reservation.try_grow(count):
-        if time.monotonic() > until:
-            raise Busy(f"Timed out after {seconds:g} s waiting for memory.", 5)
-        time.sleep(POLL_SECONDS)
 
 
 def _formats(service: Service) -> tuple[Format, ...]:

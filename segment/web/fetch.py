@@ -67,8 +67,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Site:
-    """A server that the operator trusts: its address need not be public, and it is sent `headers`. No other server is,
-    not even one that it redirects to."""
+    """A server that the operator trusts: its address may be private, and `headers` are sent to it.
+
+    This does not apply to other servers to which it redirects.
+    """
 
     address: str
     headers: Mapping[str, str]
@@ -112,9 +114,9 @@ def fetch(
 
 
 def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds: float) -> bytes:
-    """What `site` answers to a POST of `body` as JSON to `path`, at most `limit` bytes; redirects are not followed.
+    """POST `body` as JSON to `path` of `site`. Returns the response's body; redirects are not followed.
 
-    Raises FetchError, TooLarge.
+    Raises FetchError, or TooLarge if the response exceeds `limit` bytes.
     """
     deadline = _Deadline(seconds)
     target = parse(site.address.rstrip("/") + path)
@@ -310,7 +312,7 @@ def _answer(
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
-    """Send a GET request; yields the response before its body is read. Raises FetchError if anything fails."""
+    """Send a GET request, or POST `body`; yields the response before its body is read. Raises FetchError."""
     connection = _Connection(target, addresses, deadline)
     try:
         connection.request("GET" if body is None else "POST", target.path, body, headers)

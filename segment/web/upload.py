@@ -252,16 +252,12 @@ def _count_values(text: bytes) -> int:
 
 def _parse_object(text: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(text, object_pairs_hook=_unique_keys)
+        body = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise RequestError("The request body is not valid JSON.") from None
     if not isinstance(body, dict):
         raise RequestError('The JSON must be an object, such as {"url": "https://example.com/photo.jpg"}.')
     return body
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return _unique(pairs)
 
 
 def _word(name: str, value: object) -> str:

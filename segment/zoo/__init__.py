@@ -1,7 +1,7 @@
-"""Models by name: what detectron2's model zoo offers of the family that converts.
+"""The models of detectron2's model zoo that can be converted, by name.
 
-`models.toml` holds the facts, one text file per data set the names of its classes: detectron2 is not needed. Downloads
-and the models converted from them are kept in the user's cache folder, where the platform wants it.
+`models.toml` describes each model, and a text file per data set contains its class names, so detectron2 is not needed.
+Downloads and converted models are stored in the user's cache folder of the platform.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def entry(name: str) -> Entry:
         if name == found.name or name in paths:
             return found
     raise ModelError(
-        f"There is no model called {name!r}: give a model file (.onnx) or a name that `python -m segment models` lists."
+        f"There is no model called {name!r}. Give a model file (.onnx) or a name that `python -m segment models` lists."
     )
 
 
@@ -100,8 +100,8 @@ def model_file(name: str) -> Path:
     if not path.exists():
         option = " --int8" if name.endswith(INT8) else ""
         raise ModelError(
-            f"The model {name} is not on this machine yet. `python -m segment fetch {name.removesuffix(INT8)}{option}` "
-            "downloads and converts it; `python -m segment serve --model` does this and serves it."
+            f"The model {name} has not been downloaded. `python -m segment fetch {name.removesuffix(INT8)}{option}` "
+            "downloads and converts it; `python -m segment serve --model` also serves it."
         )
     return path
 

@@ -98,26 +98,7 @@ def download(
         raise ModelError(
             f"Cannot write to the cache folder {part.parent}: {error.strerror}. Set XDG_CACHE_HOME to another folder."
         ) from None
-    host, silent = urlsplit(url).netloc, 0
-    while True:
-        before = _size(part)
-        try:
-            if _receive(url, part, path.name, limit, received):
-                break
-            reason = "the connection ended early"
-        except urllib.error.HTTPError as error:
-            reason = f"it answered {error.code} {error.reason}"
-            if error.code < http.client.INTERNAL_SERVER_ERROR:
-                raise FetchError(f"{path.name} could not be downloaded from {host}: {reason} for {url}.") from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = _reason(error)
-        silent = 0 if _size(part) > before else silent + 1
-        if silent == ATTEMPTS:
-            raise FetchError(
-                f"{path.name} could not be downloaded from {host} ({reason}): connect to the network, or set "
-                "SEGMENT_ZOO_URL to a mirror of the zoo, and run the command again, which continues the download."
-            )
-        time.sleep(pause * 2 ** max(silent - 1, 0))
+    _receive_all(url, part, path.name, limit, pause, received)
     if not matches(part, digest):
         actual = sha256(part)
         part.unlink()
@@ -126,6 +107,30 @@ def download(
             f"with {digest}. The download was deleted; fetch it again."
         )
     part.replace(path)
+
+
+def _receive_all(url: str, part: Path, name: str, limit: int, pause: float, received: Received) -> None:
+    """Complete the file `part`, with as many connections as necessary. Raises FetchError, ModelError."""
+    host, silent = urlsplit(url).netloc, 0
+    while True:
+        before = _size(part)
+        try:
+            if _receive(url, part, name, limit, received):
+                return
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            reason = f"it answered {error.code} {error.reason}"
+            if error.code < http.client.INTERNAL_SERVER_ERROR:
+                raise FetchError(f"{name} could not be downloaded from {host}: {reason} for {url}.") from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = _reason(error)
+        silent = 0 if _size(part) > before else silent + 1
+        if silent == ATTEMPTS:
+            raise FetchError(
+                f"{name} could not be downloaded from {host} ({reason}). Check the network connection, or set "
+                "SEGMENT_ZOO_URL to a mirror of the zoo, and run the command again, which continues the download."
+            )
+        time.sleep(pause * 2 ** max(silent - 1, 0))
 
 
 def _receive(url: str, part: Path, name: str, limit: int, received: Received) -> bool:

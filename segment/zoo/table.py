@@ -1,8 +1,7 @@
-"""The models that can be had by name, as a table: how good each is, and what it takes.
+"""The table of the zoo's models: average precision, licence, size, memory and time of each.
 
-`measured.json` holds file sizes, memory and time of full-size models with random values, which `python -m
-benchmarks.zoo` measures and writes: they depend on the shapes of the weights, not on their values. A model that was not
-measured has dashes there.
+`measured.json` contains file sizes, memory and time, which `python -m benchmarks.zoo` measures with random weights, as
+they depend on the shapes of the weights only. Models that were not measured have dashes in these columns.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ MEASURED = zoo.FOLDER / "measured.json"
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model takes in one precision.
+    """The measurements of one model in one precision.
 
-    `file_mb`: its file, in MB. `held_mib`: the most memory that the whole service held, which the kernel cannot take
-    back, in MiB. `ms`: the network's time for a photo; None if the machine was too busy to tell.
+    `file_mb`: size of the model file in MB. `held_mib`: peak memory of the whole service that the kernel cannot
+    reclaim, in MiB. `ms`: time of the network per photo in milliseconds; None if the machine was too busy to tell.
     """
 
     file_mb: float
@@ -35,9 +34,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the two lines of its heading, its value in a row (None if unknown), and how that is written.
+    """A column: the two lines of its heading, the function that returns its value (None if unknown), and its format.
 
-    `high_first`: whether the best value is the highest.
+    `high_first`: whether the highest value is the best.
     """
 
     heading: tuple[str, str]
@@ -46,12 +45,13 @@ class Column:
     high_first: bool = False
 
     def text(self, entry: zoo.Entry) -> str:
+        """The value in the row of `entry`, formatted."""
         value = self.value(entry)
         return "-" if value is None else format(value, self.form)
 
 
 def text(dataset: str = "", sort: str = "") -> str:
-    """The table as text, for one data set or all, in the zoo's order or sorted by a column with the best row first.
+    """The table as text: all models or those of one data set, in the zoo's order or sorted by a column, best first.
 
     Raises OptionError if the data set or the column does not exist.
     """
@@ -85,11 +85,11 @@ def _cell(text: str, width: int, column: Column) -> str:
 def _notes() -> list[str]:
     facts = _document()
     return [
-        "AP: average precision in percent on the data set's validation images, as detectron2 measured it. MB: the "
-        "download, and the",
-        "files it is converted to. MiB held: the most that the service holds while it segments a 12 megapixel photo. "
-        "ms: the network.",
-        f"Measured at render factor {facts['render_factor']} on {facts['machine']}; int8 looks at "
+        "AP: average precision in percent on the data set's validation images, as published by detectron2. MB: size of "
+        "the",
+        "download and of the converted files. MiB held: peak memory of the service with a photo of 12 megapixels. ms: "
+        "time of the network.",
+        f"Measured at render factor {facts['render_factor']} on {facts['machine']}; int8 with "
         f"{facts['int8_proposals']} proposals; - is not measured.",
         f"All are from detectron2's model zoo ({next(iter(zoo.entries().values())).base}).",
     ]
@@ -102,7 +102,7 @@ def _document() -> dict[str, Any]:
 
 
 def measured(entry: zoo.Entry) -> Mapping[str, Measured]:
-    """What the model takes, by precision; without those that were not measured."""
+    """The measurements of a model by precision, without those that were not measured."""
     return {precision: Measured(**row) for precision, row in _document()["models"].get(entry.name, {}).items()}
 
 
@@ -126,4 +126,4 @@ COLUMNS = {
     "licence": Column(("", "LICENCE"), lambda entry: entry.license),
     "fetched": Column(("", "FETCHED"), lambda entry: "yes" if zoo.model_path(entry.name).exists() else ""),
 }
-"""By the name that `--sort` takes."""
+"""The columns by the names that `--sort` accepts."""

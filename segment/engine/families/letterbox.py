@@ -1,5 +1,7 @@
 """Letterbox: scale an image into the centre of a canvas of another aspect ratio and fill the margins with grey.
 
+`LetterboxInput` does this for the input of a network.
+
 Rounding is the same as in Ultralytics' LetterBox (ultralytics/data/augment.py): sides are rounded to the nearest pixel,
 and the smaller half of an odd margin is at the left or top.
 """
@@ -7,12 +9,15 @@ and the smaller half of an odd margin is at the left or top.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segment.engine.signature import ImageInput
 from segment.image import resize
 
 Size = tuple[int, int]
@@ -78,6 +83,26 @@ class Letterbox:
     @property
     def _offsets(self) -> NDArray[np.float32]:
         return np.array(self.offset * 2, np.float32)
+
+
+@dataclass(frozen=True)
+class LetterboxInput:
+    """An input for one image: letterboxed if its size is fixed, otherwise padded to multiples of `stride`."""
+
+    image: ImageInput
+    stride: int
+
+    def size(self, size: Size) -> Size | None:
+        """The size at which an image of `size` is not scaled again; None if any size is accepted."""
+        return Letterbox.fit(size, self.image.size).inner if self.image.size else None
+
+    def letterbox(self, size: Size) -> Letterbox:
+        """The position of an image of `size` (width, height) in the input."""
+        return Letterbox.fit(size, self.image.size) if self.image.size else Letterbox.pad(size, self.stride)
+
+    def feed(self, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray[Any]]:
+        """The input by name for an image (H, W, 3) uint8 RGB."""
+        return self.image.feed(self.letterbox((pixels.shape[1], pixels.shape[0])).paint(pixels))
 
 
 def _centred(inner: Size, canvas: Size) -> Size:

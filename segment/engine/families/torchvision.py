@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segment.detections import Detections, nonempty
-from segment.engine.families.letterbox import Letterbox
+from segment.engine.families.letterbox import Letterbox, LetterboxInput
 from segment.engine.families.logits import Window, as_box
 from segment.engine.signature import ImageInput, Signature
 from segment.labels import coco_by_number
@@ -43,7 +43,7 @@ class Torchvision:
     """See Family for the interface. `boxes`, `classes`, `scores`, `masks`: indices of the outputs."""
 
     labels: tuple[str, ...]
-    image: ImageInput
+    image: LetterboxInput
     boxes: int
     classes: int
     scores: int
@@ -59,15 +59,15 @@ class Torchvision:
         return 4 * MAX_GRID**2
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        return Letterbox.fit(size, self.image.size).inner if self.image.size else None
+        return self.image.size(size)
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
-        return self.image.feed(self._letterbox((pixels.shape[1], pixels.shape[0])).paint(pixels))
+        return self.image.feed(pixels)
 
     def read(
         self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
     ) -> Detections:
-        letterbox = self._letterbox(size)
+        letterbox = self.image.letterbox(size)
         all_scores = outputs[self.scores].astype(np.float32, copy=False)
         best = np.argsort(-all_scores, kind="stable")
         best = best[all_scores[best] > min_score]
@@ -85,9 +85,6 @@ class Torchvision:
             size=size,
         )
 
-    def _letterbox(self, size: tuple[int, int]) -> Letterbox:
-        return Letterbox.fit(size, self.image.size) if self.image.size else Letterbox.pad(size, 1)
-
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> Torchvision | None:
     """The family of a file with this signature, or None. `labels` replace the file's own."""
@@ -103,7 +100,7 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Torchvision | No
         return None
     (boxes,), (classes,), (scores,), (masks,) = found
     pasted = signature.outputs[masks].shape[2:] != (28, 28)
-    return Torchvision(labels or coco_by_number(), image, boxes, classes, scores, masks, pasted)
+    return Torchvision(labels or coco_by_number(), LetterboxInput(image, 1), boxes, classes, scores, masks, pasted)
 
 
 def _box_mask(grid: NDArray[Any], box: NDArray[np.float32], letterbox: Letterbox) -> Mask:

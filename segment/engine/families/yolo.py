@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.detections import Detections, nonempty
-from segment.engine.families.letterbox import Letterbox
+from segment.engine.families.letterbox import Letterbox, LetterboxInput
 from segment.engine.families.logits import Window, as_box, to_grid
 from segment.engine.families.nms import suppress
 from segment.engine.signature import ImageInput, Signature, TensorSpec
@@ -78,35 +78,32 @@ class Yolo:
 
     labels: tuple[str, ...]
     stride: int
-    image: ImageInput
+    image: LetterboxInput
     rows: Rows
     row_port: tuple[int, TensorSpec]
     prototype_port: tuple[int, TensorSpec]
     unmeasured_bytes_per_pixel: float = 0.0
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        return Letterbox.fit(size, self.image.size).inner if self.image.size else None
+        return self.image.size(size)
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
-        canvas = self._letterbox(size).canvas
+        canvas = self.image.letterbox(size).canvas
         height, width = self.prototype_port[1].shape[2:]
         return 4 * (height or -(-canvas[1] // PROTOTYPE_STRIDE)) * (width or -(-canvas[0] // PROTOTYPE_STRIDE))
 
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
-        return self.image.feed(self._letterbox((pixels.shape[1], pixels.shape[0])).paint(pixels))
+        return self.image.feed(pixels)
 
     def read(
         self, outputs: tuple[NDArray[Any], ...], size: tuple[int, int], min_score: float, max_detections: int
     ) -> Detections:
         table, prototypes = (port.to_real(outputs[at][0]) for at, port in (self.row_port, self.prototype_port))
-        letterbox = self._letterbox(size)
+        letterbox = self.image.letterbox(size)
         best = _best(table if self.rows.across else table.T, self.rows, letterbox, min_score, max_detections)
         boxes = letterbox.clip_to_image(best.boxes)
         masks = tuple(_mask(prototypes, *pair, letterbox) for pair in zip(best.coefficients, boxes, strict=True))
         return Detections(boxes, best.scores, best.classes, masks, size)
-
-    def _letterbox(self, size: tuple[int, int]) -> Letterbox:
-        return Letterbox.fit(size, self.image.size) if self.image.size else Letterbox.pad(size, self.stride)
 
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
@@ -128,7 +125,8 @@ def recognise(signature: Signature, labels: tuple[str, ...]) -> Yolo | None:
     if rows is None:
         return None
     labels = labels_for(rows.classes or len(names or labels or coco()), labels, names)
-    return Yolo(labels, _stride(signature.metadata), image, rows, row_port, prototype_port)
+    stride = _stride(signature.metadata)
+    return Yolo(labels, stride, LetterboxInput(image, stride), rows, row_port, prototype_port)
 
 
 def _layout(
