@@ -7,6 +7,7 @@ from functools import cache
 
 from PIL import Image
 
+from devtools.server import CACHE
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
@@ -26,7 +27,7 @@ def photo(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
 @cache
 def service() -> Service:
     """A service in this process, with the embedded model at RENDER_FACTOR."""
-    return Service(Settings.from_environment({"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR)}))
+    return Service(Settings(render_factor=RENDER_FACTOR, cache=str(CACHE)))
 
 
 @cache

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from devtools.gcs import Cloud, Fault
-from devtools.server import ROOT
+from devtools.server import CACHE, ROOT
 from segment.bucket import backfill, listing
 from segment.bucket.store import google
 from segment.errors import SettingsError, StorageError
@@ -49,7 +49,7 @@ def photos(tmp_path: Path) -> Path:
 @cache
 def service() -> Service:
     """The pipeline in this process."""
-    return Service(Settings.from_environment(SETTINGS))
+    return Service(Settings.from_environment(SETTINGS | {"SEGMENT_CACHE": str(CACHE)}))
 
 
 def run(source: object, destination: object = "gs://results", task: int = 0, tasks: int = 1) -> int:

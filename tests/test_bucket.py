@@ -28,7 +28,7 @@ from werkzeug.exceptions import HTTPException
 
 from devtools.events import eventarc, post_event, pubsub, push_message
 from devtools.gcs import Cloud, Fault, Object
-from devtools.server import FRAMEWORK, ROOT, Server, free_port, serve, start
+from devtools.server import CACHE, FRAMEWORK, ROOT, Server, free_port, serve, start
 from segment.bucket import events
 from segment.bucket.events import check, handle, parse, why_ignored
 from segment.bucket.results import ERROR_NAME
@@ -78,7 +78,7 @@ def photo(seed: int, width: int = 96, height: int = 64, format: str = "JPEG") ->
 @cache
 def service() -> Service:
     """The pipeline in this process, with the handler's settings."""
-    return Service(Settings.from_environment(SETTINGS))
+    return Service(Settings.from_environment(SETTINGS | {"SEGMENT_CACHE": str(CACHE)}))
 
 
 @cache

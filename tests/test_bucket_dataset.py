@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from devtools.gcs import Cloud, Fault
+from devtools.server import CACHE
 from segment.__main__ import main
 from segment.bucket import backfill, dataset, shares
 from segment.bucket.dataset import Place, TaskDataset
@@ -57,6 +58,7 @@ def service() -> Service:
         "SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR),
         "SEGMENT_STORAGE_SECONDS": "2",
         "SEGMENT_OUTPUT_FORMATS": "ids",
+        "SEGMENT_CACHE": str(CACHE),
     }
     return Service(backfill.patient(Settings.from_environment(given), BOTH))
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from devtools.gcs import Cloud, Fault
+from devtools.server import CACHE
 from segment import container
 from segment.bucket.objects import segment_object
 from segment.bucket.results import Run
@@ -25,7 +26,12 @@ from segment.service import Service
 from segment.settings import Settings
 from training.shapes import scene
 
-FIRST = {"SEGMENT_RENDER_FACTOR": "6", "SEGMENT_STORAGE_SECONDS": "1", "SEGMENT_MIN_SCORE": "0.4"}
+FIRST = {
+    "SEGMENT_CACHE": str(CACHE),
+    "SEGMENT_RENDER_FACTOR": "6",
+    "SEGMENT_STORAGE_SECONDS": "1",
+    "SEGMENT_MIN_SCORE": "0.4",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

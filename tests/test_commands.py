@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from devtools.server import ROOT
+from devtools.server import CACHE, ROOT
 from segment import extras
 from segment.__main__ import main
 from segment.model import EMBEDDED
@@ -127,7 +127,7 @@ class TestConvert:
         labels = tmp_path / "names.txt"
         labels.write_text("\n".join(CLASSES))
         assert run("convert", training / "shapes.yaml", training / "shapes.pkl", "-o", out, "--labels", labels) == 0
-        new, shipped = load(out), load()
+        new, shipped = load(out), load(cache=CACHE)
         assert new.labels == shipped.labels
         ours, theirs = new(scene(0)[0]), shipped(scene(0)[0])
         assert (ours.boxes == theirs.boxes).all()

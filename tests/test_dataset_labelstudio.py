@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from devtools.server import CACHE
 from segment.__main__ import main
 from segment.dataset import labelstudio
 from segment.dataset.entry import Entry
@@ -78,7 +79,7 @@ def unpacked(packed: bytes, size: tuple[int, int]) -> np.ndarray[Any, Any]:
 
 
 def test_regions_are_those_of_the_ml_backend() -> None:
-    own, found = controls(CONFIG, CLASSES), load()(scene(3)[0])
+    own, found = controls(CONFIG, CLASSES), load(cache=CACHE)(scene(3)[0])
     truth = json.loads(b"".join(prediction(found, own, 0.0, "shapes-1")))
     (task,) = json.loads(b"".join(labelstudio.tasks([entry(found)], own, "gs://photos/", "shapes-1")))
     assert task["data"] == {"photo": "gs://photos/a%20b.jpg"}

@@ -9,6 +9,7 @@ import json
 import pytest
 from PIL import Image
 
+from devtools.server import CACHE
 from segment.engine.footprint import Footprint
 from segment.errors import TooLarge
 from segment.image import read_header
@@ -25,7 +26,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    return Service(Settings(memory=limit_with(900 * MIB), threads=1))
+    return Service(Settings(memory=limit_with(900 * MIB), threads=1, cache=str(CACHE)))
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,12 @@ def test_classes_are_chosen_from_the_merged(service: Service, photo: bytes) -> N
 
 def test_auto_keeps_to_the_limit_on_pixels(photo: bytes) -> None:
     little, much = (
-        Service(Settings(memory=limit_with(900 * MIB), threads=1, detail=None, detail_megapixels=limit))
-        for limit in (0.0, 1000.0)
+        Service(
+            Settings(
+                memory=limit_with(900 * MIB), threads=1, detail=None, detail_megapixels=megapixels, cache=str(CACHE)
+            )
+        )
+        for megapixels in (0.0, 1000.0)
     )
     assert segment(little, photo).detail == 1
     assert segment(much, photo).detail == 4

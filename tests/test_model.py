@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import segment
+from devtools.server import CACHE
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError, OptionError, UnsupportedImage
 from segment.model import EMBEDDED, from_settings, locate
@@ -23,7 +24,7 @@ from training.shapes import CLASSES, scene
 
 @pytest.fixture(scope="module")
 def model() -> segment.Model:
-    return segment.load()
+    return segment.load(cache=CACHE)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +132,10 @@ def test_a_compiled_model_is_kept(tmp_path: Path, photo: Image.Image) -> None:
 def test_labels_can_be_given(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("Kreis\nQuadrat\n\nDreieck\nStern\nRing\n", encoding="utf-8")
-    assert segment.load(labels=names).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
+    assert segment.load(labels=names, cache=CACHE).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
     names.write_text("one\ntwo\n")
     with pytest.raises(ModelError, match="2"):
-        segment.load(labels=names)
+        segment.load(labels=names, cache=CACHE)
     with pytest.raises(ModelError, match="cannot be read"):
         segment.load(labels=tmp_path / "nowhere.txt")
 
@@ -163,18 +164,21 @@ def test_a_missing_file_and_an_unknown_name_are_refused() -> None:
 
 
 def test_settings_can_give_the_memory() -> None:
-    model = from_settings(Settings(bytes_per_pixel=123.0))
+    model = from_settings(Settings(bytes_per_pixel=123.0, cache=str(CACHE)))
     assert model.footprint.bytes_per_pixel == 123.0
     assert model.labels == CLASSES
 
 
 def test_each_figure_of_memory_can_be_given_alone() -> None:
-    own = from_settings(Settings()).footprint
+    def footprint(**given: Any) -> Footprint:
+        return from_settings(Settings(cache=str(CACHE), **given)).footprint
+
+    own = footprint()
     assert own.fixed_bytes > 0
     assert own.bytes_per_instance > 0
-    assert from_settings(Settings(bytes_per_pixel=123.0)).footprint == replace(own, bytes_per_pixel=123.0)
-    assert from_settings(Settings(fixed_bytes=5 << 20)).footprint == replace(own, fixed_bytes=5 << 20)
-    both = from_settings(Settings(fixed_bytes=5 << 20, bytes_per_pixel=123.0)).footprint
+    assert footprint(bytes_per_pixel=123.0) == replace(own, bytes_per_pixel=123.0)
+    assert footprint(fixed_bytes=5 << 20) == replace(own, fixed_bytes=5 << 20)
+    both = footprint(fixed_bytes=5 << 20, bytes_per_pixel=123.0)
     assert both == Footprint(5 << 20, 123.0, own.bytes_per_instance)
 
 

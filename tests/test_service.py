@@ -39,7 +39,7 @@ ALL: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "ids", "cutouts")
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    return Service(Settings(memory=limit_with(900 * MIB)))
+    return Service(Settings(memory=limit_with(900 * MIB), cache=str(CACHE)))
 
 
 def encoded(size: tuple[int, int], kind: str = "JPEG", **save: Any) -> bytes:
@@ -87,7 +87,7 @@ def test_work_is_cancelled_at_the_next_stage_or_tile_when_the_client_disconnects
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
-    service = Service(Settings())
+    service = Service(Settings(cache=str(CACHE)))
     assert not service.ready
     service.load()
     assert service.ready
@@ -124,7 +124,7 @@ def test_concurrent_requests_load_the_model_once(monkeypatch: pytest.MonkeyPatch
         return from_settings(settings)
 
     monkeypatch.setattr("segment.service.from_settings", counted)
-    service, start = Service(Settings()), threading.Barrier(8)
+    service, start = Service(Settings(cache=str(CACHE))), threading.Barrier(8)
 
     def ask(_: int) -> str:
         start.wait()
@@ -281,7 +281,7 @@ def test_concurrent_requests_return_the_same_as_single_ones(service: Service, ph
 
 @pytest.fixture(scope="module")
 def tight() -> Service:
-    return Service(Settings(memory=limit_with(165 * MIB), threads=1))
+    return Service(Settings(memory=limit_with(165 * MIB), threads=1, cache=str(CACHE)))
 
 
 class TestLittleMemory:
@@ -319,7 +319,7 @@ def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_model_larger_than_the_memory_is_reported_for_each_request() -> None:
-    service = Service(Settings(memory=20 * MIB))
+    service = Service(Settings(memory=20 * MIB, cache=str(CACHE)))
     for _ in range(2):
         with pytest.raises(ModelError, match="too little for the smallest render factor"):
             service.load()

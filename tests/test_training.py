@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import segment
+from devtools.server import CACHE
 from segment import convert
 from segment.convert import config
 from training import examples, families
@@ -65,7 +66,7 @@ def test_page_shows_scenes_of_this_generator() -> None:
 
 def test_demo_model_knows_the_shapes() -> None:
     """Of what can be seen well it finds nearly all, and calls it by its name."""
-    model = segment.load()
+    model = segment.load(cache=CACHE)
     assert model.labels == CLASSES
     found = total = 0
     for seed in range(12):
