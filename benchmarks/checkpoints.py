@@ -66,7 +66,7 @@ def _bottom_up(config: Config, rng: np.random.Generator) -> Named:
 
 
 def _resnet(net: ResNet, prefix: str, rng: np.random.Generator, spread: float) -> Named:
-    yield from _conv(rng, prefix + "stem.conv1", net.stem_channels, 3, 7, net.norm, given=spread**2)
+    yield from _conv(rng, prefix + "stem.conv1", net.stem_channels, 3, 7, net.norm, given=spread**2, bias=False)
     into = net.stem_channels
     for stage, blocks in enumerate(net.blocks, start=2):
         yield from _stage(rng, net, f"{prefix}res{stage}", stage, into, blocks)
@@ -136,14 +136,14 @@ def _stage(
     for block in range(blocks):
         name = f"{prefix}.{block}"
         if into != out:
-            yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED)
-        yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED)
+            yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED, bias=False)
+        yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED, bias=False)
         if stage in net.deformable:
             predicted = (3 if net.modulated else 2) * 9 * net.offset_groups
             yield from _conv(rng, name + ".conv2_offset", predicted, width, 3, "", scale=OFFSET)
-        yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm)
+        yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm, bias=False)
         # Each block adds a little, so that the sum of all stays within the spread.
-        yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5)
+        yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5, bias=False)
         into = out
 
 
@@ -262,8 +262,7 @@ def _point_rend(config: Config, head: PointRend, rng: np.random.Generator) -> Na
     for number in range(1, head.fcs + 1):
         yield from _point_layer(rng, f"{point}.fc{number}", head.fc_channels, into, given)
         into, given = head.fc_channels + (more if head.coarse_each_layer else 0), RECTIFIED
-    outputs = 1 if head.agnostic else head.classes
-    yield from _point_layer(rng, point + ".predictor", outputs, into, given, scale=LOGIT["mask"])
+    yield from _point_layer(rng, point + ".predictor", head.outputs, into, given, scale=LOGIT["mask"])
 
 
 def _point_layer(rng: np.random.Generator, name: str, out: int, into: int, given: float, scale: float = 1.0) -> Named:
@@ -282,12 +281,17 @@ def _conv(
     given: float = RECTIFIED,
     scale: float = 1.0,
     norm_name: str = "",
+    bias: bool = True,
 ) -> Named:
-    """A convolution whose input has the variance `given` and whose output has the spread `scale`."""
+    """A convolution whose input has the variance `given` and whose output has the spread `scale`.
+
+    `bias`: whether it has a bias if it has no norm.
+    """
     weight = _values(rng, (out, into, kernel, kernel), into * kernel**2, given)
     if not norm:
         yield name + ".weight", weight * np.float32(scale)
-        yield name + ".bias", np.zeros(out, np.float32)
+        if bias:
+            yield name + ".bias", np.zeros(out, np.float32)
         return
     yield name + ".weight", weight
     norm_name = norm_name or name + ".norm"

@@ -77,6 +77,17 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "mask_rcnn_R_50_C4_3x",
         {RESNETS + "DEFORM_ON_PER_STAGE": [False, True, True, False], RESNETS + "DEFORM_MODULATED": True},
     ),
+    "pointrend-agnostic": (
+        "pointrend_rcnn_R_50_FPN_3x_coco",
+        {
+            RESNETS + "NORM": "",
+            "MODEL.ROI_MASK_HEAD.FC_DIM": 48,
+            "MODEL.POINT_HEAD.NUM_CLASSES": CLASSES,
+            "MODEL.POINT_HEAD.FC_DIM": 32,
+            "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
+            "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": False,
+        },
+    ),
 }
 
 LAZY = ("lazy-stages",)
@@ -127,7 +138,8 @@ def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
         answers[f"image{i}"] = pixels
         for key, values in zip(("boxes", "scores", "classes", "masks"), zip(*found, strict=True), strict=True):
             answers[f"{key}{i}"] = np.stack(values)
-        answers[f"masks{i}"] = answers[f"masks{i}"].astype(np.float16)
+        rendered = isinstance(read.mask, configs.PointRend)  # compared as pixels, as in tests/test_convert.py
+        answers[f"masks{i}"] = answers[f"masks{i}"] >= 0.5 if rendered else answers[f"masks{i}"].astype(np.float16)
     np.savez_compressed(folder / f"{name}.npz", **answers)
     return kept
 
@@ -135,8 +147,10 @@ def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
 def _config(below: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
     """detectron2's defaults, then the zoo model's config, then `changes`, by dotted key."""
     from detectron2.config import CfgNode, get_cfg
+    from detectron2.projects.point_rend import add_pointrend_config
 
     config = get_cfg()
+    add_pointrend_config(config)
     config.merge_from_other_cfg(CfgNode(below))
     config.merge_from_list([part for pair in changes.items() for part in pair])
     config.MODEL.DEVICE = "cpu"

@@ -18,6 +18,7 @@ import onnx
 import pytest
 import yaml
 
+from benchmarks.checkpoints import checkpoint as random_tensors
 from segment import convert, modelfile
 from segment.convert import checkpoint, config
 from segment.engine import load
@@ -42,6 +43,7 @@ FAMILIES = (
     "vitdet-cascade",
     "vitdet-dynamic",
     "pointrend",
+    "pointrend-agnostic",
     "implicit",
 )
 BOX, SCORE, MASK, SHARE = 0.05, 1e-3, 5e-3, 0.95
@@ -90,6 +92,18 @@ def test_a_converted_checkpoint_answers_as_detectron2_does(name: str, tmp_path: 
     shares = agreement(tmp_path / "model.onnx", np.load(GOLDEN / f"{name}.npz"))
     assert len(shares) == 3
     assert min(shares) >= SHARE
+
+
+@pytest.mark.parametrize("seen", ["IMAGE_FEATURE_ENABLED", "POS_ENC_ENABLED"])
+def test_implicit_pointrend_runs_with_either_input_of_its_points(seen: str, tmp_path: Path) -> None:
+    """Without the features of the image, nothing in the loop over the instances depends on their boxes."""
+    document = changed("MODEL.IMPLICIT_POINTREND." + seen, False, "implicit")
+    document["MODEL"]["POINT_HEAD"]["CLS_AGNOSTIC_MASK"] = True
+    facts = config.parse(document)
+    onnx.save(convert.convert(facts, random_tensors(facts)), tmp_path / "model.onnx")
+    found = load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0.0))(shapes.scene(0)[0], 0.0, 5)
+    assert len(found) == 5
+    assert all(np.asarray(mask.grid).shape == (224, 224) for mask in found.masks)
 
 
 def test_the_embedded_demo_answers_as_detectron2_does() -> None:

@@ -72,6 +72,12 @@ def test_noise_is_bounded(shape: tuple[int, int]) -> None:
     assert np.asarray(packed).dtype == np.float32
 
 
+def test_a_grid_as_fine_as_pointrends_keeps_its_cells() -> None:
+    """Random values are the worst case: nothing can be compressed, but no cell changes its side of one half."""
+    steps = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
+    assert np.array_equal(np.asarray(pack(steps)) >= THRESHOLD, steps >= 128)
+
+
 @pytest.mark.parametrize("value", [0, 127, 128, 255])
 def test_what_is_all_or_nothing_stays_so(value: int) -> None:
     packed = pack(np.full((224, 224), value, np.uint8))

@@ -120,6 +120,12 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
         convert.load(tmp_path)
 
 
+def test_a_model_that_finds_nothing_in_the_photos_is_refused() -> None:
+    grey = np.full((64, 64, 3), 114, np.uint8)
+    with pytest.raises(ConversionError, match="found no instance with a score of at least"):
+        quantise.quantise(convert.load(DEMO), [grey])
+
+
 @pytest.mark.parametrize(("name", "side"), [("c4", 14), pytest.param("dc5", 28, marks=pytest.mark.slow)])
 def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Path) -> None:
     """Every convolution is quantised, also those inside loops, and the file says how much memory it needs."""

@@ -48,7 +48,7 @@ def feature_maps(g: Graph, w: Weights, config: Config, image: str) -> dict[int, 
 def _resnet(g: Graph, w: Weights, config: ResNet, x: str, prefix: str) -> dict[int, str]:
     """x (1, 3, H, W) -> stage: map (1, config.channels(stage), H / 2^level, W / 2^level)."""
     name = prefix + "stem.conv1"
-    x = convolution(g, w, x, name, 3, config.stem_channels, kernel=7, stride=2, norm=config.norm, relu=True)
+    x = convolution(g, w, x, name, 3, config.stem_channels, kernel=7, stride=2, norm=config.norm, bias=False, relu=True)
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     features = {}
     into = config.stem_channels
@@ -103,11 +103,11 @@ def _bottleneck(
     stride: int,
     dilation: int,
 ) -> str:
-    """A residual block of 1x1, 3x3 and 1x1 convolutions."""
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, which have no biases."""
     first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
     norm, out = config.norm, config.channels(number)
     width = config.groups * config.width_per_group * 2 ** (number - 2)
-    y = convolution(g, w, x, name + ".conv1", into, width, stride=first, norm=norm, relu=True)
+    y = convolution(g, w, x, name + ".conv1", into, width, stride=first, norm=norm, bias=False, relu=True)
     if number in config.deformable:
         y = deformable.convolution(g, w, config, y, name + ".conv2", width, stride=second, dilation=dilation)
     else:
@@ -123,11 +123,12 @@ def _bottleneck(
             groups=config.groups,
             dilation=dilation,
             norm=norm,
+            bias=False,
             relu=True,
         )
-    y = convolution(g, w, y, name + ".conv3", width, out, norm=norm)
+    y = convolution(g, w, y, name + ".conv3", width, out, norm=norm, bias=False)
     if into != out:
-        x = convolution(g, w, x, name + ".shortcut", into, out, stride=stride, norm=norm)
+        x = convolution(g, w, x, name + ".shortcut", into, out, stride=stride, norm=norm, bias=False)
     return g.op("Relu", g.op("Add", y, x))
 
 

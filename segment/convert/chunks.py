@@ -11,7 +11,7 @@ runtime plans the memory once, and all tensors of a chunk share it.
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence
+from collections.abc import Iterator, MutableSequence
 
 import numpy as np
 import onnx
@@ -54,7 +54,10 @@ def end(g: Graph, name: str, result: str) -> str:
 def in_chunks(model: onnx.ModelProto) -> None:
     """Convert every marked part into a loop over chunks of its rows."""
     graph = model.graph
-    for name in [node.name.removesuffix(_BEGIN) for node in graph.node if node.name.endswith(_BEGIN)]:
+    names = [node.name.removesuffix(_BEGIN) for node in graph.node if node.name.endswith(_BEGIN)]
+    if names:
+        _drop_unused(graph)  # what the result of a part does not need would stay outside of the loop without its input
+    for name in names:
         inner = _inner(graph, name)
         body = [node for node in graph.node if node.name in inner]
         outer = [node for node in graph.node if node.name not in inner]
@@ -88,6 +91,25 @@ def whole(model: onnx.ModelProto) -> None:
             ]
             nodes.update({inner.name: inner for inner in parts})
     _replace(model.graph.node, list(nodes.values()))
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the nodes whose outputs nobody reads."""
+    read = {output.name for output in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if read.intersection(node.output):
+            nodes.append(node)
+            read.update(_reads(node))
+    _replace(graph.node, nodes[::-1])
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The names of the tensors that a node reads, also inside of its body if it is a loop."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _reads(inner)
 
 
 def _inner(graph: onnx.GraphProto, name: str) -> set[str]:

@@ -307,6 +307,11 @@ class PointRend:
         """Side of a finished mask."""
         return self.first_side << self.steps
 
+    @property
+    def outputs(self) -> int:
+        """Number of logits per point: one per class, or one in all if masks are class-agnostic."""
+        return 1 if self.agnostic else self.classes
+
 
 @dataclass(frozen=True)
 class Config:

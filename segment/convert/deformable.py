@@ -45,7 +45,7 @@ def convolution(
     rows = _by_row(g, offsets, size, config.offset_groups, 2)
     padded = g.op("Pad", x, g.ints(0, 0, BEFORE, BEFORE, 0, 0, AFTER, AFTER), name=name + MAP)
     shape = g.op("Concat", g.ints(1), g.op("Mul", size, g.ints(1, KERNEL)), g.ints(width), axis=0)
-    weight, bias = w.conv(name, width, width // config.groups, KERNEL, config.norm)
+    weight, bias = w.conv(name, width, width // config.groups, KERNEL, config.norm, bias=False)
     y = ""
     for row in range(KERNEL):
         samples = _sample(g, padded, rows[row], factors[row], config.offset_groups, stride, dilation, row)

@@ -28,20 +28,22 @@ def convolution(
     dilation: int = 1,
     norm: str = "",
     norm_name: str = "",
+    bias: bool = True,
     relu: bool = False,
 ) -> str:
     """detectron2's Conv2d: convolution, norm and activation. The padding keeps the size at stride 1.
 
-    `norm_name`: name of the norm in the checkpoint, by default `{name}.norm`.
+    `norm_name`: name of the norm in the checkpoint, by default `{name}.norm`. `bias`: whether the convolution has a
+    bias if it has no norm.
     """
-    weight, bias = w.conv(name, out, into // groups, kernel, norm, norm_name)
+    weight, shift = w.conv(name, out, into // groups, kernel, norm, norm_name, bias=bias)
     if norm == "LN":
         weight = centred(weight)
     pad = kernel // 2 * dilation
     x = g.conv(
         x,
         weight,
-        bias,
+        shift,
         name=name,
         pads=[pad] * 4,
         strides=[stride] * 2,

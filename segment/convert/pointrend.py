@@ -337,9 +337,8 @@ class _Standard:
             x = g.conv(surfaces[level].x, kernel, None, name=f"{first}.p{level}")
             self._tables.append(_table(g, replace(surfaces[level], x=x), head.fc_channels, f"{first}.p{level}"))
         self._layers[0] = first, np.ascontiguousarray(pieces[-1]), bias
-        outputs = 1 if head.agnostic else head.classes
-        self._predictor = w.take(f"{name}.predictor.weight", outputs, into, 1)
-        self._bias = w.take(f"{name}.predictor.bias", outputs)[:, None]
+        self._predictor = w.take(f"{name}.predictor.weight", head.outputs, into, 1)
+        self._bias = w.take(f"{name}.predictor.bias", head.outputs)[:, None]
 
     def see(self, region: _Region, label: str, coarse: str) -> None:
         """Which boxes are rendered, of which classes (N,), and what the coarse head says of them (N, width)."""
@@ -399,7 +398,7 @@ class _Implicit:
         parts = g.ops("Split", coarse, g.ints(*lengths), outputs=len(lengths), axis=1)
         weights = [g.reshape(part, -1, *shape) for part, shape in zip(parts, shapes, strict=False)]
         shifts = parts[len(shapes) :]  # (N, out)
-        if not head.agnostic:
+        if head.outputs > 1:
             weights[-1] = g.op("Unsqueeze", pick(g, weights[-1], label), g.ints(1))
             shifts[-1] = g.op("Unsqueeze", pick(g, shifts[-1], label), g.ints(1))
         matrices = [g.op("Transpose", weight, perm=[0, 2, 1]) for weight in weights]  # (N, in, out)
@@ -450,7 +449,7 @@ def parameters(head: PointRend, channels: int) -> int:
 def _shapes(head: PointRend, channels: int) -> list[tuple[int, int]]:
     """(out, in) of each of an instance's own layers."""
     into = (2 * FREQUENCIES if head.positions else 0) + (channels * len(head.levels) if head.image_features else 0)
-    sizes = [into, *[head.fc_channels] * head.fcs, 1 if head.agnostic else head.classes]
+    sizes = [into, *[head.fc_channels] * head.fcs, head.outputs]
     return list(zip(sizes[1:], sizes, strict=False))
 
 

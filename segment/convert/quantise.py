@@ -57,13 +57,20 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     onnxruntime.set_default_logger_severity(ONLY_ERRORS)  # NNCF's runs; the runtime warns of what it optimises
     chunks.whole(model)
     _add_probes(model.graph)
-    quantised: onnx.ModelProto = nncf.quantize(
-        model,
-        nncf.Dataset(inputs),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        subset_size=len(inputs),
-        ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
-    )
+    try:
+        quantised: onnx.ModelProto = nncf.quantize(
+            model,
+            nncf.Dataset(inputs),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(inputs),
+            ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
+        )
+    except nncf.InternalError as error:  # a layer that never had an input
+        raise ConversionError(
+            f"The model cannot be quantised, because parts of it were not used with any of the {len(inputs)} photo(s) "
+            f"for calibration ({error}). Usually it found no instance with a score of at least {MIN_SCORE:g}, or the "
+            "config's higher threshold. Calibrate on photos of objects that the model knows (--calibrate FOLDER)."
+        ) from None
     _tables_in_int8(quantised.graph)
     for each in (model, quantised):
         _remove_probes(each.graph)

@@ -53,16 +53,17 @@ class Weights:
             self._tensors[name] = change(np.asarray(self._tensors[name], np.float32))
 
     def conv(
-        self, name: str, out: int, into: int, kernel: int, norm: str, norm_name: str = ""
+        self, name: str, out: int, into: int, kernel: int, norm: str, norm_name: str = "", *, bias: bool = True
     ) -> tuple[Array, Array | None]:
         """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, with its batch norm folded in.
 
-        In the checkpoint, a convolution has a bias only if it has no norm. With GN and LN the bias is None; see
-        `affine`. `norm_name`: name of the norm in the checkpoint, by default `{name}.norm`.
+        In the checkpoint, a convolution has a bias only if it has no norm, and not even then without `bias`. With GN
+        and LN the bias is None; see `affine`. `norm_name`: name of the norm in the checkpoint, by default
+        `{name}.norm`.
         """
         weight = self.take(f"{name}.weight", out, into, kernel, kernel)
         if not norm:
-            return weight, self.take(f"{name}.bias", out)
+            return weight, self.take(f"{name}.bias", out) if bias else None
         if norm not in BATCH_NORMS:
             return weight, None
         factor, shift = self.batch_norm(norm_name or f"{name}.norm", out)
