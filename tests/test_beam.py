@@ -266,7 +266,7 @@ def test_results_of_another_model_are_not_mixed_in(
     monkeypatch.setenv("SEGMENT_LABELS", str(tmp_path / "labels.txt"))
     assert run("gs://photos/**.jpg", "gs://results", "-f", "json", "-d", "coco") == 0
     found = results(cloud)
-    assert "whose classes are others" in failures(found["errors.csv"])["b.jpg"]
+    assert "which has other classes" in failures(found["errors.csv"])["b.jpg"]
     assert len(json.loads(found["instances.json"])["images"]) == 2
 
 

@@ -325,7 +325,7 @@ class TestDatasetOnly:
                 task.start()
             else:
                 with pytest.raises(
-                    SettingsError, match=r"was begun with another .*: (2, not 3|\['thing'\], not \['dog'\])"
+                    SettingsError, match=r"was started with another .*: (2, not 3|\['thing'\], not \['dog'\])"
                 ):
                     task.start()
 

@@ -157,5 +157,5 @@ def test_damaged_shares_are_explained(tmp_path: Path) -> None:
     shares.agreed(photos, "", results, "", "", 0, 2)
     (item,) = results.objects()
     (results.path / item.name).write_text("[1]")
-    with pytest.raises(StorageError, match=r"does not hold the shares of 2 tasks. Delete it"):
+    with pytest.raises(StorageError, match=r"does not contain the shares of 2 tasks. Delete it"):
         shares.agreed(photos, "", results, "", "", 0, 2)

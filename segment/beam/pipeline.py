@@ -30,7 +30,7 @@ from segment import container
 from segment.beam.steps import FAILURES, METRICS, Describe, Divide, Job, List, Segment, Write, WriteParquet
 from segment.beam.worker import Worker
 from segment.bucket.backfill import FAILED, summary
-from segment.bucket.store import Store, overlap
+from segment.bucket.store import Store, check_apart
 from segment.dataset.job import check_datasets
 from segment.errors import PipelineError, SettingsError
 from segment.labels import read_labels
@@ -166,11 +166,7 @@ def _check(job: Job, runner: str, settings: Settings) -> None:
     for address in (source.address, destination.address):
         if runner == "DataflowRunner" and not address.startswith("gs://"):
             raise SettingsError(f"{address} must be gs://bucket/prefix: Dataflow's workers can only access buckets.")
-    if overlap(f"{source.address}/{job.source.prefix}", f"{destination.address}/{prefix}"):
-        raise SettingsError(
-            f"The results at {destination.address}/{prefix} would be read as photos from "
-            f"{source.address}/{job.source.prefix}: one is inside the other. Choose another place for the results."
-        )
+    check_apart(f"{source.address}/{job.source.prefix}", f"{destination.address}/{prefix}")
     for store, start in ((source, job.source.prefix), (destination, prefix)):
         _reach(store, start)
 

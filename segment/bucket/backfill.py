@@ -37,7 +37,7 @@ from segment.bucket.dataset import Place, TaskDataset
 from segment.bucket.listing import Range, beside_results, listed
 from segment.bucket.objects import Outcome, describe, is_done, is_result, segment_object
 from segment.bucket.results import Results
-from segment.bucket.store import Object, Store, open_store, overlap
+from segment.bucket.store import Object, Store, check_apart, open_store
 from segment.dataset.entry import Entry, Failure, shown
 from segment.dataset.job import Dataset
 from segment.errors import Busy, ModelError, SettingsError, StorageError
@@ -83,16 +83,12 @@ def run(
     photos, photos_prefix = _source(source, settings)
     results, results_prefix = _destination(destination, settings)
     photos_address = f"{photos.address}/{photos_prefix}"
-    if overlap(photos_address, f"{results.address}/{results_prefix}"):
-        raise SettingsError(
-            f"The results at {results.address}/{results_prefix} would be read as photos from {photos_address}: one is "
-            "inside the other. Choose another place for the results."
-        )
+    check_apart(photos_address, f"{results.address}/{results_prefix}")
     if "parquet" in datasets:
         import pyarrow.parquet  # noqa: F401 - must be imported before the available memory is computed
     service.load()
     execution = environment.get("CLOUD_RUN_EXECUTION", "")
-    division = execution if files else ""  # what is kept of earlier runs is by range
+    division = execution if files else ""  # parts of earlier runs are by range, so the ranges must stay the same
     own = shares.agreed(photos, photos_prefix, results, results_prefix, division, index, count)
     place = Place(results, results_prefix, photos_address, execution, index, count, files)
     output = TaskDataset(place, datasets, service.model_name, service.labels) if datasets else None

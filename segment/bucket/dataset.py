@@ -3,13 +3,13 @@
 A task adds the photos of its share in the order of the listing. They are written in parts of about PART_BYTES, so
 memory does not grow with their number: Parquet files, which are final, and gzipped JSON lines (parts.py), which are
 temporary. The last task that finishes combines the lines of all tasks into instances.json and errors.csv, and deletes
-what remains of earlier runs.
+the remains of earlier runs.
 
-The name of a part consists of the number of its range of names (shares.py) and a number within the range. So a task
-that is started again replaces its own parts, a new run replaces those of the run before, and no row appears twice.
+The name of a part consists of the number of its range of names (shares.py) and its number within the range. Therefore a
+restarted task replaces its own parts, a new run replaces those of the previous run, and no row appears twice.
 
-Without files per photo, the lines are kept: they are what later runs continue from. So the ranges stay the same, and
-each attempt writes lines of its own (parts.py).
+Without files per photo, the lines are kept, because later runs continue from them. The ranges then stay the same, and
+each attempt writes its own lines (parts.py).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLDER = "_segment/dataset/"
-"""Where the temporary objects are, below the results."""
+"""The folder of the temporary objects, relative to the results."""
 PART_BYTES = 4 << 20
 """Size at which a part is written. The last group of rows can exceed it."""
 PART_SECONDS = 300.0
-"""Time after which a smaller part is written if there are no files per photo: a task that is killed loses this."""
+"""Time after which a smaller part is written if there are no files per photo. A killed task loses at most this."""
 ROWS_PER_GROUP = 2000
 _ABOUT = "about.json"
-"""What the lines that are kept were begun with."""
+"""The object with the number of tasks and the classes for which lines are kept."""
 MEMORY_BYTES = 32 << 20
 """Memory that a task needs for its dataset: parts of both kinds, a copy while one is uploaded, and finished photos that
 wait for their turn."""
@@ -118,7 +118,7 @@ class TaskDataset:
         self._open, self._opened = _Buffers(), time.monotonic()
 
     def start(self) -> None:
-        """Take back what an earlier attempt of this task said about itself. Raises StorageError, SettingsError."""
+        """Delete the records of an earlier attempt of this task. Raises StorageError, SettingsError."""
         place = self._place
         if not place.files:
             self._agree()
@@ -141,19 +141,22 @@ class TaskDataset:
         ):
             if now != before:
                 raise SettingsError(
-                    f"The dataset below {place.results.address}/{place.prefix} was begun with another {what}: "
-                    f"{str(before)[:200]}, not {str(now)[:200]}. Run it like that, or delete {place.lines} and "
+                    f"The dataset in {place.results.address}/{place.prefix} was started with another {what}: "
+                    f"{str(before)[:200]}, not {str(now)[:200]}. Use the same again, or delete {place.lines} and "
                     f"{place.prefix}{shares.FOLDER} to segment all photos again."
                 )
 
     def earlier(self, range_number: int) -> Earlier:
-        """What earlier attempts found in a range; call it before photos of the range are added. Raises StorageError."""
+        """The photos of earlier attempts in a range. Must be called before photos of the range are added.
+
+        Raises StorageError.
+        """
         found = Earlier(self._place.results, f"{self._place.lines}{range_number:05}-")
         self._attempts[range_number] = found.attempt
         return found
 
     def add(self, range_number: int, found: Entry | Failure) -> None:
-        """Add a photo of a range. Ranges are added one after the other. Raises StorageError."""
+        """Add a photo of a range. Ranges must be added one after the other. Raises StorageError."""
         if range_number != self._range:
             self._write()
             self._range, self._number = range_number, 0
@@ -216,7 +219,7 @@ class _Buffers:
 
     @property
     def size(self) -> int:
-        """Bytes written so far, without those that compression still holds."""
+        """Bytes written so far, without those still in the compressor's buffer."""
         return self._lines.tell() + sum(buffer.tell() for buffer, _ in self._parts.values())
 
     def add_line(self, value: object) -> None:
@@ -226,7 +229,7 @@ class _Buffers:
         self._gzip.write(dump(value) + b"\n")
 
     def add_rows(self, model: str, entry: Entry) -> None:
-        """Add the rows of a photo that this model has segmented."""
+        """Add the rows of a photo that was segmented with this model."""
         from segment.dataset.parquet import Part
 
         if model not in self._parts:

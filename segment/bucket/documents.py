@@ -1,4 +1,4 @@
-"""What a dataset takes from a photo in a bucket: its JSON result, written now or by an earlier run, or not at all."""
+"""The entry of a bucket's photo in a dataset, from its JSON result: made now, or written by an earlier run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def entry(
 ) -> Entry | Failure | None:
     """The photo's entry in a dataset; a Failure if it has none; None if the photo no longer exists.
 
-    `existing`: the photo's results in `results`, as far as they are known. Raises StorageError.
+    `existing`: the photo's results in `results`, if they are known. Raises StorageError.
     """
     if outcome.kind in FAILED:
         return Failure(shown(item.name), outcome.reason)
@@ -44,12 +44,12 @@ def entry(
             return Failure(shown(item.name), _reason(results, existing.error))
         document = results.read(file, file.size or MAX_BYTES) if file else None
     if document is None:
-        return Failure(shown(item.name), "Its results were deleted while this run went on. Run it again.")
+        return Failure(shown(item.name), "Its results were deleted during this run. Run it again.")
     return _entry(service, item, json.loads(document))
 
 
 def segment(service: Service, source: Store, item: Object, options: Options) -> tuple[str, Entry | Failure | None]:
-    """Segment a photo without writing files. Returns the kind of outcome, and what is in `entry`.
+    """Segment a photo without writing files. Returns the kind of outcome, and the entry (see `entry`).
 
     Raises OptionError, StorageError, Busy or ModelError.
     """
@@ -72,8 +72,8 @@ def _entry(service: Service, item: Object, document: dict[str, Any]) -> Entry | 
     if document["categories"] != categories(service.labels):
         return Failure(
             shown(item.name),
-            f"It was segmented before, by the model {document['image'].get('model')}, whose classes are others. "
-            "Delete its results, or choose another output, to have it segmented again.",
+            f"It was segmented before with the model {document['image'].get('model')}, which has other classes. "
+            "Delete its results, or choose another output, to segment it again.",
         )
     return Entry(shown(item.name), item.generation, {key: document[key] for key in ("image", "annotations")})
 

@@ -1,9 +1,9 @@
-"""List photos together with their results, so that a finished photo needs no call of its own.
+"""List photos together with their results, so that no separate call is needed for a finished photo.
 
-Both listings are sorted by name, but not in the same order. The results of generation G of the photo NAME are in
-NAME/G/, and "/" sorts after the characters from "!" to ".": the photo `a` comes before `a.jpg`, but its folder `a/1/`
-after `a.jpg/1/`. Photos are therefore brought into the order of their folders first. Only photos whose names are
-prefixes of each other are held back for this, at most as many as a name has characters. Then both listings are merged.
+Both listings are sorted by name, but their orders differ. The results of generation G of the photo NAME are in NAME/G/,
+and "/" sorts after the characters from "!" to ".": the photo `a` comes before `a.jpg`, but its folder `a/1/` after
+`a.jpg/1/`. Therefore the photos are first sorted by their folders. Only photos whose names are prefixes of each other
+have to be held back for this, at most as many as a name has characters. Then the two listings are merged.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from segment.errors import StorageError, StorageRefused
 log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
-"""Seconds to wait after each failure in a row of a listing, beside the retries of each call; then it ends."""
+"""Delays in seconds after consecutive failures of a listing, in addition to the retries of each call. Then it fails."""
 MOST_SKIPPED = 2000
-"""Results of no photo, two pages of them, after which the listing is started again at the next photo's."""
+"""Number of consecutive results without a photo (two pages), after which the listing restarts at the next photo's."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The names from `start` up to `end`, which is not included; an empty `end` is no end."""
+    """The names in [start, end). If `end` is empty, there is no end."""
 
     start: str = ""
     end: str = ""
 
 
 def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object]:
-    """Every object in the range whose name starts with `prefix`. A listing that fails continues where it failed.
+    """The objects in the range whose names start with `prefix`. A failed listing is resumed where it failed.
 
-    Raises StorageRefused at once, StorageError after PAUSES.
+    Raises StorageRefused immediately, StorageError after PAUSES.
     """
     last, failures = "", 0
     while True:
@@ -53,7 +53,7 @@ def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object
         except StorageError as error:
             if failures == len(PAUSES):
                 raise
-            log.warning("%s To be listed again in %g s.", error, PAUSES[failures])
+            log.warning("%s Listing again in %g s.", error, PAUSES[failures])
             time.sleep(PAUSES[failures])
             failures += 1
 
@@ -61,9 +61,9 @@ def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object
 def beside_results(
     photos: Iterable[Object], prefix: str, results: Store, results_prefix: str, names: Range
 ) -> Iterator[tuple[Object, Results | None]]:
-    """Each photo with its existing results below `results_prefix`, or None if that is not known.
+    """Each photo with its existing results below `results_prefix`, or None if they are not known.
 
-    `photos`: those in the range `names` whose names start with `prefix`, by name. Raises StorageError.
+    `photos`: the photos in the range `names` whose names start with `prefix`, sorted by name. Raises StorageError.
     """
     end = results_prefix + names.end if names.end else ""
     return in_step(
@@ -76,12 +76,12 @@ def in_step(
 ) -> Iterator[tuple[Object, Results | None]]:
     """Each photo with its existing results.
 
-    `photos` are ordered by name. `results(start)` lists the objects from the name `start` on, up to `end`, in order;
-    it is called again to skip many that belong to no photo. `prefix` stands before each photo's name in its results'.
-    A photo whose folder is beyond `end` comes with None: its results have to be looked up.
+    `photos`: sorted by name. `results(start)`: lists the objects in [start, end), sorted by name; it is called again to
+    skip many objects that belong to no photo. `prefix`: precedes each photo's name in the names of its results. A photo
+    whose folder is beyond `end` is returned with None, because its results were not listed.
     """
     found = _Cursor(results)
-    opened: list[_Opened] = []  # each folder is inside the one before it
+    opened: list[_Opened] = []  # each folder is inside the previous one
     folders = _by_folder(photos, prefix)
     for folder, photo in folders:
         if end and folder >= end:
@@ -103,10 +103,10 @@ def in_step(
 
 
 def _by_folder(photos: Iterable[Object], prefix: str) -> Iterator[tuple[str, Object]]:
-    """Each photo with the folder of its results, in the order of the folders."""
+    """Each photo with the folder of its results, sorted by folder."""
     waiting: list[tuple[str, int, Object]] = []
     for number, photo in enumerate(photos):
-        # The folders of this photo and of all that follow are greater than this photo's name.
+        # The folders of this photo and of all following ones sort after this photo's name.
         while waiting and waiting[0][0] <= prefix + photo.name:
             yield waiting[0][0], heapq.heappop(waiting)[2]
         heapq.heappush(waiting, (folder_of(prefix, photo), number, photo))
@@ -116,14 +116,14 @@ def _by_folder(photos: Iterable[Object], prefix: str) -> Iterator[tuple[str, Obj
 
 @dataclass(frozen=True)
 class _Opened:
-    """A photo whose folder the listing of results is in."""
+    """A photo in whose folder the listing of results currently is."""
 
     folder: str
     photo: Object
     items: list[Object] = field(default_factory=list)
 
     def add(self, item: Object) -> None:
-        """Take a result, unless it is in a folder inside of this one."""
+        """Add a result, unless it is in a folder inside this one."""
         if "/" not in item.name[len(self.folder) :]:
             self.items.append(item)
 
@@ -133,13 +133,13 @@ class _Opened:
 
 
 def _closed(opened: list[_Opened], name: str) -> Iterator[tuple[Object, Results]]:
-    """The photos in whose folders a listing that has come to `name` is not any more."""
+    """Remove and return the photos whose folders a listing has left when it reaches `name`."""
     while opened and not name.startswith(opened[-1].folder):
         yield opened.pop().found()
 
 
 class _Cursor:
-    """A place in a listing that can be started anywhere."""
+    """A position in a listing that can be restarted at any name."""
 
     def __init__(self, listing: Callable[[str], Iterator[Object]]) -> None:
         self._listing = listing
@@ -147,7 +147,7 @@ class _Cursor:
         self._next: Object | None = None
 
     def before(self, name: str, opened: list[_Opened]) -> Iterator[Object]:
-        """The items up to `name`, or to the end if it is empty. While nothing is open, many are skipped at once."""
+        """The items before `name`, or all if it is empty. If no folder is open, the listing may skip to `name`."""
         if self._items is None:
             self._start(name)
         skipped = 0

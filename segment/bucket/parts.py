@@ -1,8 +1,8 @@
-"""The parts of a dataset: objects with photos in order, as gzipped lines of JSON.
+"""The parts of a dataset: objects with gzipped lines of JSON, one per photo, sorted by name.
 
 A backfill that writes no files per photo continues from them. An attempt is one run of a task over a range of names. It
-writes all photos of the range again, those that are known and those that it segments, so the newest attempt is complete
-up to its last photo, and the one before it is complete from there up to its own last photo.
+writes all photos of the range again, both known and newly segmented ones. Therefore the newest attempt is complete up
+to its last photo, and the previous attempt is used from there on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read(store: Store, item: Object) -> bytes:
     """The content of a temporary object. Raises StorageError."""
     data = store.read(item, item.size or _READ_BYTES)
     if data is None:
-        raise StorageError(f"{store.address}/{item.name} was deleted while this run went on. Run it again.")
+        raise StorageError(f"{store.address}/{item.name} was deleted during this run. Run it again.")
     return data
 
 
@@ -38,9 +38,9 @@ def photos(store: Store, part: Object) -> Iterator[Entry | Failure]:
 
 
 class Earlier:
-    """What earlier attempts found in a range. `folder`: the start of the names of the range's parts.
+    """The photos of earlier attempts in a range. `folder`: the start of the names of the range's parts.
 
-    Their names continue with ATTEMPT-NUMBER. One part is in memory at a time. Raises StorageError.
+    The names continue with ATTEMPT-NUMBER. One part is in memory at a time. Raises StorageError.
     """
 
     def __init__(self, store: Store, folder: str) -> None:
@@ -57,8 +57,8 @@ class Earlier:
         return max(self._attempts, default=-1) + 1
 
     def find(self, item: Object) -> Entry | Failure | None:
-        """What was found in this generation of a photo; None if it has to be segmented. Call it in order of names."""
-        name = shown(item.name)  # one that is escaped can be out of order, and is then segmented again
+        """The entry of this generation of a photo; None if it has to be segmented. Must be called in order of names."""
+        name = shown(item.name)  # an escaped name can be out of order; then the photo is segmented again
         while self._next and self._next.name < name:
             self._next = next(self._photos, None)
         found = self._next

@@ -1,13 +1,15 @@
-"""Divide the photos of a bucket among tasks, each of which then lists only its own.
+"""Divide the photos of a bucket among tasks, so that each task lists only its own share.
 
-A task's share is some ranges of names. A listing gives names in order, a page at a time and from any name on, but says
-neither how many there are nor where. So the names are looked at as a tree of their characters: one call at a character
-gives the next name from there on, and with it the next branch. Branches that seem to hold most are followed further,
-until each is small beside a share or the calls are used up. How many names a branch holds is estimated from its first
-page: from how far into the branch it reaches, given how many characters were seen at each place of other names.
+A share consists of ranges of names. Cloud Storage lists names in order, a page at a time, starting at any name, but
+does not tell how many names there are. The names are therefore explored as a tree of their characters (a trie): listing
+from a character on returns the next name, and with it the next branch. The branches that seem to contain the most names
+are followed further, until each is small compared with a share, or the maximum number of calls is reached. The number
+of names in a branch is estimated from its first page: from the part of the branch that the page covers, given the
+numbers of different characters at the same positions of other names.
 
-All tasks must use the same ranges, or photos between them would be missed. So the ranges are an object beside the
-results, which is written once: task 0 makes it, the others wait for it. A task that is started again reads it again.
+All tasks must use the same ranges, because photos between different ranges would be missed. The ranges are therefore
+stored in an object next to the results, which is written only once: task 0 creates it, and the other tasks wait for it.
+A task that is restarted reads it again.
 """
 
 from __future__ import annotations
@@ -30,25 +32,25 @@ from segment.errors import StorageError
 log = logging.getLogger(__name__)
 
 PAGE = 1000
-"""Names that one call to Cloud Storage lists."""
+"""Maximum number of names that one call to Cloud Storage returns."""
 RANGES_PER_TASK = 2
-"""Number of ranges of a task. They are far from each other, so that an error of the estimate falls on several tasks."""
+"""Number of ranges of a task. They are far apart, so that an error of an estimate affects several tasks."""
 CALLS_PER_TASK, LEAST_CALLS = 3, 300
 """Maximum number of calls for dividing the names. More of them, or more ranges, do not make the shares more equal: for
 50 million photos in folders by day and 100 tasks, the largest share is 1.6 times the mean, with 6 calls and 4 ranges it
 is 2.3 times. benchmarks/results/shares.md has other layouts."""
 SAMPLES_PER_PAGE = 20
-"""Names of a page that are kept as places where ranges may begin."""
+"""Number of names per page that are kept as possible starts of ranges."""
 FOLDER = "_segment/shares/"
-"""Where the ranges are written, below the results."""
+"""The folder of the object with the ranges, relative to the results."""
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds that another task than the first waits for the ranges before it makes them itself."""
+"""Delays in seconds between the attempts of other tasks to read the ranges. Then they create the ranges themselves."""
 _SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The ranges of each task; together they hold every name."""
+    """The ranges of each task, which together contain all names."""
 
     ranges: tuple[tuple[Range, ...], ...]
 
@@ -68,7 +70,7 @@ class Shares:
 def agreed(
     photos: Store, prefix: str, results: Store, results_prefix: str, run: str, index: int, count: int
 ) -> Sequence[Range]:
-    """The ranges of task `index` of `count`, the same whichever task asks first. `run` names the job's execution.
+    """The ranges of task `index` of `count` tasks, which all tasks agree on. `run`: name of the job's execution.
 
     Raises StorageError.
     """
@@ -93,7 +95,7 @@ def agreed(
 
 
 def _read(store: Store, name: str, count: int) -> Shares | None:
-    """The shares in this object; None if it is not there. Raises StorageError."""
+    """The shares in this object; None if it does not exist. Raises StorageError."""
     item = next((item for item in store.objects(name) if item.name == name), None)
     text = store.read(item, _SMALL) if item else None
     if text is None:
@@ -103,7 +105,7 @@ def _read(store: Store, name: str, count: int) -> Shares | None:
     except ValueError:
         found = Shares(())
     if len(found.ranges) != count:
-        raise StorageError(f"{store.address}/{name} does not hold the shares of {count} tasks. Delete it.")
+        raise StorageError(f"{store.address}/{name} does not contain the shares of {count} tasks. Delete it.")
     return found
 
 
@@ -118,7 +120,7 @@ def divided(photos: Store, prefix: str, count: int) -> Shares:
 
 
 def _cut(places: Sequence[tuple[str, float]], count: int) -> Iterator[str]:
-    """Where each of `count` ranges but the first begins. `places`: names in order, and how many names follow each."""
+    """The starts of `count` ranges except the first. `places`: sorted names, and the number of names up to the next."""
     part = sum(weight for _, weight in places) / count
     passed, due = 0.0, part
     for name, weight in places:
@@ -130,7 +132,7 @@ def _cut(places: Sequence[tuple[str, float]], count: int) -> Iterator[str]:
 
 @dataclass
 class _Branch:
-    """The names that start with `prefix`, which are more than a page. `names`: the first page of them."""
+    """More than one page of names that start with `prefix`. `names`: the first page."""
 
     prefix: str
     names: list[str]
@@ -139,7 +141,7 @@ class _Branch:
 
 @dataclass
 class _Tree:
-    """What is known of the names in a store: branches of unknown size, and names between them."""
+    """The names in a store as far as they are known: branches of unknown size, and names between the branches."""
 
     store: Store
     root: str
@@ -147,12 +149,13 @@ class _Tree:
     branches: list[_Branch] = field(default_factory=list)
     known: list[tuple[str, float]] = field(default_factory=list)
     characters: dict[tuple[int, int], set[str]] = field(default_factory=lambda: defaultdict(set))
-    """The characters that were seen at each place: the number of folders before it, and the place in its folder."""
+    """The characters seen at each place. A place is the number of folders before a character, and its offset in its
+    folder."""
     branching: dict[tuple[int, int], list[int]] = field(default_factory=lambda: defaultdict(list))
-    """How many different characters came next, at each place and for each branch that was followed there."""
+    """For each place, the number of different next characters of each branch that was followed there."""
 
     def grow(self, ranges: int, most_calls: int) -> None:
-        """Follow the largest branches until the largest is small beside a range, or after `most_calls` calls."""
+        """Follow the largest branches, until the largest is small compared with a range, or for `most_calls` calls."""
         names = self._page(self.root, self.root)
         if len(names) < PAGE:
             self._know(names)
@@ -169,11 +172,11 @@ class _Tree:
             self._follow(largest)
 
     def places(self) -> list[tuple[str, float]]:
-        """Names in order, each with an estimate of how many names there are from it to the next."""
+        """Sorted names, each with an estimate of the number of names from it to the next."""
         return sorted(itertools.chain(self.known, *map(self._spread, self.branches)))
 
     def _spread(self, branch: _Branch) -> Iterator[tuple[str, float]]:
-        """Places in a branch, as if names were spread evenly over the characters that were seen there."""
+        """Places in a branch, under the assumption that names are distributed evenly over the characters seen there."""
         prefix, depth, places = branch.prefix, len(_common(branch.names)), _places(branch.names[-1])
         while len(prefix) < depth and len(self.characters[places[len(prefix)]]) == 1:
             prefix = branch.names[0][: len(prefix) + 1]
@@ -183,7 +186,7 @@ class _Tree:
         return ((name, weight) for name in [branch.names[0], *(prefix + one for one in following)])
 
     def _follow(self, branch: _Branch) -> None:
-        """Replace a branch by the branches that it has."""
+        """Replace a branch by its own branches."""
         prefix, places = self._stem(branch), _places(branch.names[-1])  # the first name can be the stem itself
         for place in places[len(branch.prefix) : len(prefix)]:
             self.branching[place].append(1)
@@ -206,7 +209,7 @@ class _Tree:
         self.branching[places[len(prefix)]].append(count)
 
     def _stem(self, branch: _Branch) -> str:
-        """The longest prefix that all names of the branch have; found by bisection."""
+        """The longest common prefix of all names of the branch, by bisection."""
         low, high = len(branch.prefix), len(_common(branch.names))
         while low < high:
             middle = (low + high + 1) // 2
@@ -218,7 +221,7 @@ class _Tree:
         return branch.names[0][:low]
 
     def _know(self, names: Sequence[str]) -> None:
-        """Names between which there are no others."""
+        """Add names that are a complete listing of their range."""
         step = -(-len(names) // SAMPLES_PER_PAGE) or 1
         self.known += [(names[start], len(names[start : start + step])) for start in range(0, len(names), step)]
 
@@ -231,12 +234,12 @@ class _Tree:
         return names
 
     def _branching(self, place: tuple[int, int]) -> float:
-        """How many branches there are at a place, on average of those that were followed there."""
+        """The average number of branches at a place, of those that were followed there."""
         counts = self.branching.get(place) or [len(self.characters[place])]
         return sum(counts) / len(counts)
 
     def _estimate(self, branch: _Branch) -> float:
-        """How many names a branch holds: its first page, and how much of the branch that covers."""
+        """The estimated number of names in a branch: the size of its first page, divided by the share it covers."""
         first, last = branch.names[0], branch.names[-1]
         depth, places = len(_common(branch.names)), _places(last)
         branching = math.prod(self._branching(place) for place in places[len(branch.prefix) : depth])
@@ -246,7 +249,7 @@ class _Tree:
 
 
 def _places(name: str) -> list[tuple[int, int]]:
-    """The place of each character: how many folders are before it, and how many characters of its own."""
+    """The place of each character: the number of folders before it, and its offset in its folder."""
     places, folder, offset = [], 0, 0
     for character in name:
         places.append((folder, offset))
@@ -255,14 +258,14 @@ def _places(name: str) -> list[tuple[int, int]]:
 
 
 def _common(names: Sequence[str]) -> str:
-    """The longest prefix that these names have, which are in order."""
+    """The longest common prefix of these sorted names."""
     first, last = names[0], names[-1]
     length = next((place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
     return first[: min(len(first), len(last)) if length is None else length]
 
 
 def _after(prefix: str) -> str:
-    """The least text that is greater than all that start with `prefix`; empty if there is none."""
+    """The smallest text that is greater than all texts starting with `prefix`; empty if there is none."""
     code = ord(prefix[-1]) + 1
     if code > 0x10FFFF:
         return ""

@@ -80,3 +80,12 @@ def open_store(address: str, seconds: float) -> tuple[Store, str]:
 def overlap(source: str, destination: str) -> bool:
     """Whether results at `destination` could be read as photos from `source`; both are ADDRESS/PREFIX."""
     return source.startswith(destination) or destination.startswith(source)
+
+
+def check_apart(source: str, destination: str) -> None:
+    """Raise SettingsError if results at `destination` could be read as photos from `source` (see overlap)."""
+    if overlap(source, destination):
+        raise SettingsError(
+            f"The results at {destination} would be read as photos from {source}: one is inside the other. Choose "
+            "another place for the results."
+        )
