@@ -19,7 +19,7 @@ Index = int | slice | list[int] | NDArray[Any]
 """One number, a slice, several numbers, or an (N,) bool array."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """N instances in an image, sorted by descending score.
 
@@ -35,6 +35,10 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"<{type(self).__name__}: {len(self)} instances in {width} x {height} pixels>"
 
     def __iter__(self) -> Iterator[Self]:
         """Each instance, as Detections of length one."""

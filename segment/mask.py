@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ Grid = NDArray[np.float32] | PackedGrid
 """(h, w) float32, or a compressed grid that `numpy.asarray` converts to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """The mask of one instance.
 
@@ -50,7 +50,7 @@ class Mask:
     which the mask is zero.
     """
 
-    grid: Grid
+    grid: Grid = field(repr=False)
     place: Box
     bounds: Box
 

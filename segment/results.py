@@ -6,6 +6,7 @@ supervision and FiftyOne are optional: each is imported by the method that needs
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from segment.options import Segmentation
 from segment.output.coco import annotation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Results(Detections):
     """The instances in a photo, sorted by descending score. `labels`: the model's class names by index."""
 
@@ -28,6 +29,11 @@ class Results(Detections):
     def of(cls, detections: Detections, labels: tuple[str, ...]) -> Self:
         """Results from `detections` and the model's labels."""
         return cls(**vars(detections), labels=labels)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
+        width, height = self.size
+        return f"<{type(self).__name__}: {counts or 'no instances'} in {width} x {height} pixels>"
 
     @property
     def names(self) -> list[str]:

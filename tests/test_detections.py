@@ -62,6 +62,7 @@ def test_instances_are_selected_as_in_other_libraries() -> None:
     whole = found()
     assert whole[whole.scores > 0.75].classes.tolist() == [2, 0]
     assert whole[np.array([False, False, True])].masks == whole.masks[2:]
+    assert repr(whole) == "<Detections: 3 instances in 40 x 30 pixels>"
     assert whole[whole.scores > 1].boxes.shape == (0, 4)
     assert whole[:2].classes.tolist() == [2, 0]
     assert whole[-1].classes.tolist() == [1]

@@ -39,6 +39,19 @@ def pixels(found: Detections) -> NDArray[np.bool_]:
     return np.array([mask.paste((0, 0, *SIZE)) >= THRESHOLD for mask in found.masks]).reshape(-1, SIZE[1], SIZE[0])
 
 
+def test_results_are_printed_in_a_line(found: Results) -> None:
+    """Not as arrays of probabilities: a notebook shows the value of a cell's last line."""
+    assert repr(found) == "<Results: 2 car, 1 person, 1 bicycle in 61 x 47 pixels>"
+    assert repr(found[[]]) == "<Results: no instances in 61 x 47 pixels>"
+
+
+def test_results_are_compared_by_identity(found: Results) -> None:
+    """Comparing arrays has no single answer; it raised a ValueError."""
+    assert found == found  # noqa: PLR0124
+    assert found != found[:]
+    assert found.masks[0] in {found.masks[0]}
+
+
 def test_the_labels_stay(found: Results) -> None:
     assert found.names == ["car", "person", "bicycle", "car"]
     assert found[[1]].names == ["person"]
