@@ -32,6 +32,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from segment import sandbox
 from segment.errors import CorruptImage, SegmentError, TooLarge, UnsupportedImage
 
 PLUGINS = (
@@ -53,6 +54,8 @@ _SCAN = b"\xff\xda"
 """Marker before each scan of a JPEG (start of scan)."""
 _TIFF = {b"II": "<", b"MM": ">"}
 """First bytes of a TIFF -> byte order, as in `struct`."""
+_TIFF_PICTURES = (6, 7, 50001)
+"""Compressions of a TIFF whose strips or tiles are files of another format: JPEG (two variants), WebP."""
 _TIFF_BYTES = (1, 2, 6, 7)
 """Types of tags that contain bytes: BYTE, ASCII, SBYTE, UNDEFINED."""
 MAX_SCANS = 100
@@ -78,7 +81,7 @@ class Header:
     `size`: (width, height) in pixels, with the orientation applied. `mode`: Pillow's mode of the stored pixels.
     `orientation`: EXIF orientation, 1-8, that decode() applies. `transparent`: whether pixels may be transparent.
     `progressive`: whether it is a progressive JPEG. `decoder_bytes`: memory in bytes that the decoder needs in addition
-    to its output, independent of the output's size.
+    to its output, independent of the output's size. `sandboxed`: whether it is decoded in a process of its own.
     """
 
     format: str
@@ -88,6 +91,7 @@ class Header:
     transparent: bool
     progressive: bool
     decoder_bytes: int
+    sandboxed: bool = False
 
     def decoded_size(self, target: tuple[int, int]) -> tuple[int, int]:
         """The (width, height) that decode() returns: the smallest available size that is not below `target`."""
@@ -96,6 +100,11 @@ class Header:
 
     def decode_bytes(self, target: tuple[int, int]) -> int:
         """Peak memory of decode() in bytes, including the returned image."""
+        received = 3 * math.prod(self.decoded_size(target))
+        return self.decoder_limit(target) + (sandbox.PROCESS_BYTES + received if self.sandboxed else 0)
+
+    def decoder_limit(self, target: tuple[int, int]) -> int:
+        """Peak memory of the decoder in bytes, with its output upright, in the process in which it runs."""
         pixels = math.prod(self.decoded_size(target))
         copies = 0 if self._as_stored else 4
         return FIXED_BYTES + self.decoder_bytes + pixels * (_stored_bytes(self.mode) + copies)
@@ -127,6 +136,7 @@ def read_header(data: bytes) -> Header:
             transparent=image.has_transparency_data,
             progressive=bool(image.info.get("progressive")),
             decoder_bytes=_decoder_bytes(image, data),
+            sandboxed=_has_inner_size(image),
         )
     if not width or not height:
         raise CorruptImage(f"This {header.format} is {width} x {height} pixels; an image needs at least one pixel.")
@@ -138,6 +148,16 @@ def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
 
     Raises CorruptImage if the file is truncated or does not match its header, TooLarge if memory runs out.
     """
+    if not header.sandboxed:
+        return decode_here(data, header, target)
+    with _refusing(data):
+        size = header.decoded_size(target)
+        pixels = sandbox.decode(data, target, size, header.decoder_limit(target))
+        return Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
+
+
+def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
+    """decode(), but in this process in any case."""
     with _refusing(data), _opened(data) as image:
         if header.format == "JPEG":
             width, height = target
@@ -296,19 +316,29 @@ def _decoder_bytes(image: Image.Image, data: bytes) -> int:
     """Memory in bytes that the decoder of `image` needs in addition to its output.
 
     JPEG, PNG, GIF and BMP are decoded row by row, except JPEGs with several scans. The values were measured for the
-    variant of each format that needs the most memory; tests/test_image.py repeats the measurement.
+    variant of each format that needs the most memory; tests/test_image.py repeats the measurement. In a sandbox, the
+    decoder has its own copies of `data`.
     """
     pixels = math.prod(image.size)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return _coefficient_bytes(image, data)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         rotated_copy = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0
+        if _has_inner_size(image):  # the JPEG's coefficients, or the WebP's canvases
+            return 4 * _tile_bytes(image) + rotated_copy + 2 * len(data)
         return _tile_bytes(image) + rotated_copy
     if image.format == "WEBP":  # two canvases of RGBA, the frame as bytes, the decoder's own plane
         return 14 * pixels + 2 * len(data)
     if image.format in ("AVIF", "HEIF"):  # up to four planes of 16 bits, twice if tiled; the frame as bytes
-        return 16 * pixels + 2 * len(data)
+        return 16 * pixels + 4 * len(data)
     return 0
+
+
+def _has_inner_size(image: Image.Image) -> bool:
+    """Whether the decoder allocates for sizes that are stored with the coded pixels, not for those of the header."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2.get(259, 1) in _TIFF_PICTURES
+    return image.format in ("AVIF", "HEIF")
 
 
 def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from segment import image
+from segment import image, sandbox
 from segment.errors import CorruptImage, ImageError, TooLarge, UnsupportedImage
+from tests import worst
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
@@ -332,24 +333,30 @@ def test_damaged_files_are_decoded_or_refused(sample: int) -> None:
         try:
             header = image.read_header(data)
             if header.decode_bytes((20, 20)) < 64 << 20:  # what the caller does: judge, then decode
-                result = image.decode(data, header, (20, 20))
+                result = image.decode_here(data, header, (20, 20))
                 assert (result.mode, result.size) == ("RGB", header.decoded_size((20, 20)))
         except (ImageError, TooLarge) as error:
             assert str(error).endswith(".")  # noqa: PT017
 
 
 PEAK = """
-import gc, io, re, sys
+import gc, io, re, resource, sys
 from PIL import Image
-from segment import image
+from segment import image, sandbox
+from segment.errors import CorruptImage
 
 def status(name):
     with open("/proc/self/status") as file:
         return int(re.search(name + r":\\s+(\\d+)", file.read())[1]) << 10
 
-small = io.BytesIO()
-Image.new("LA", (8, 8)).save(small, "PNG")
-image.decode(small.getvalue(), image.read_header(small.getvalue()), (8, 8))
+def child():
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+
+for kind in ("PNG", "AVIF"):
+    small = io.BytesIO()
+    Image.new("RGBA", (8, 8)).save(small, kind)
+    image.decode(small.getvalue(), image.read_header(small.getvalue()), (8, 8))
+empty = child()
 data = sys.stdin.buffer.read()
 gc.collect()
 before = status("VmRSS")
@@ -357,8 +364,12 @@ with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 target = int(sys.argv[1]), int(sys.argv[2])
 header = image.read_header(data)
-image.decode(data, header, target)
-print(status("VmHWM") - before, header.decode_bytes(target))
+try:
+    image.decode(data, header, target)
+except CorruptImage:
+    print("refused")
+planned = header.decode_bytes(target) - header.sandboxed * sandbox.PROCESS_BYTES
+print(status("VmHWM") - before + child() - empty, planned)
 """
 LARGE = (2000, 1500)
 
@@ -394,12 +405,42 @@ def _deep() -> Image.Image:
     ),
 )
 def test_decoding_takes_no_more_memory_than_planned(make: Callable[[], bytes], target: tuple[int, int]) -> None:
-    command = [sys.executable, "-c", PEAK, *map(str, target)]
-    root = Path(__file__).resolve().parents[1]
-    ended = subprocess.run(command, input=make(), capture_output=True, check=True, cwd=root, timeout=60)
-    peak, said = map(int, ended.stdout.split())
+    peak, said = map(int, _peak(make(), target))
     assert peak <= said
     assert said <= 3 * peak + image.FIXED_BYTES
+
+
+def _peak(data: bytes, target: tuple[int, int]) -> list[str]:
+    """What PEAK prints: "refused" if the file is, then the peak of memory and the plan, without a sandbox's own."""
+    command = [sys.executable, "-c", PEAK, *map(str, target)]
+    root = Path(__file__).resolve().parents[1]
+    ended = subprocess.run(command, input=data, capture_output=True, check=True, cwd=root, timeout=60, text=False)
+    return ended.stdout.decode().split()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize("kind", ["avif", "tif"])
+def test_a_larger_picture_inside_a_file_is_refused_within_the_planned_memory(kind: str) -> None:
+    refused, peak, said = _peak(worst.inside(kind), (400, 300))
+    assert refused == "refused"
+    assert int(peak) <= int(said) < 16 << 20
+
+
+def test_the_process_of_a_sandbox_takes_no_more_memory_than_planned() -> None:
+    script = "import re, segment.decoder; print(re.search(r'RssAnon:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
+    assert int(ended.stdout) << 10 <= sandbox.PROCESS_BYTES
+
+
+def test_a_sandboxed_decoder_reads_the_same_pixels() -> None:
+    for data in (
+        encoded(photo(300, 200), "AVIF", exif=turned(6)),
+        encoded(photo(300, 200), "TIFF", compression="jpeg", tiffinfo={0x0112: 3}),
+    ):
+        header = image.read_header(data)
+        assert header.sandboxed
+        result, expected = image.decode(data, header, (30, 20)), image.decode_here(data, header, (30, 20))
+        assert (result.size, result.tobytes()) == (expected.size, expected.tobytes())
 
 
 def test_resizes_without_aliasing() -> None:

@@ -16,9 +16,9 @@ from devtools.server import ROOT
 
 LEVELS = (
     ("packed",),
-    ("errors", "mask", "resize", "container", "log", "formats", "values", "progress"),
+    ("errors", "mask", "resize", "container", "log", "formats", "values", "progress", "sandbox"),
     ("settings", "memory", "image", "detections", "labels", "modelfile", "extras"),
-    ("options", "tiles", "engine", "zoo"),
+    ("options", "tiles", "engine", "zoo", "decoder"),
     ("output", "plan", "convert"),
     ("results", "labelling"),
     ("model",),

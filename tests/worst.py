@@ -79,10 +79,27 @@ def _lies() -> Iterator[tuple[str, bytes]]:
         jpeg[at : at + 4] = size
         yield f"lies/{size.hex()}.jpg", bytes(jpeg)
     rows = zlib.compress(bytes(30_000 * (30_000 // 8 + 1)), 9)  # 900 megapixels in 110 kB, all there
+    yield "lies/inside.avif", inside("avif")
+    yield "lies/inside.tif", inside("tif")
     yield "lies/bomb.png", _png(30_000, 30_000, rows)
     text = b"zTXt" + b"comment\0\0" + zlib.compress(bytes(64 << 20), 9)
     yield "lies/text.png", _png(8, 8, zlib.compress(bytes(16)), _chunk(text))
     yield "lies/loop.tif", b"II*\0" + struct.pack("<I", 8) + struct.pack("<HI", 0, 8)
+
+
+def inside(kind: str) -> bytes:
+    """A file of 64 pixels per side (TIFF: 4 rows) whose coded picture is of 64 megapixels."""
+    coded = io.BytesIO()
+    if kind == "avif":
+        Image.new("L", (8000, 8000)).save(coded, "AVIF", speed=10)
+        return coded.getvalue().replace(
+            b"ispe" + struct.pack(">III", 0, 8000, 8000), b"ispe" + struct.pack(">III", 0, 64, 64)
+        )
+    Image.new("L", (8000, 8000)).save(coded, "JPEG", progressive=True)
+    strip = coded.getvalue()
+    tags = [(256, 8000), (257, 4), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 4), (279, len(strip))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def _png(width: int, height: int, rows: bytes = b"", extra: bytes = b"") -> bytes:
