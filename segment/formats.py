@@ -20,19 +20,21 @@ class FormatInfo:
 
     `file_name`: name of the result file. `media_type`: its MIME type. `encoder_bytes`: memory in bytes per pixel that
     drawing and encoding need beside the picture itself, including the encoded result. `shows_photo`: whether the result
-    contains the photo's pixels, so that the photo has to be decoded at the size of the result.
+    contains the photo's pixels, so that the photo has to be decoded at the size of the result. `max_side`: the largest
+    width and height in pixels that the encoder supports.
     """
 
     file_name: str
     media_type: str
     encoder_bytes: float
     shows_photo: bool
+    max_side: int = 2**31 - 1
 
 
 FORMATS: Mapping[Format, FormatInfo] = {
     "png": FormatInfo("overlay.png", "image/png", 4, True),
-    "jpeg": FormatInfo("overlay.jpg", "image/jpeg", 1.5, True),
-    "webp": FormatInfo("overlay.webp", "image/webp", 9, True),
+    "jpeg": FormatInfo("overlay.jpg", "image/jpeg", 1.5, True, 65_500),
+    "webp": FormatInfo("overlay.webp", "image/webp", 9, True, 16_383),
     "json": FormatInfo("detections.json", "application/json", 0, False),
     "ids": FormatInfo("ids.png", "image/png", 4, False),
     "cutouts": FormatInfo("cutouts.zip", "application/zip", 9, True),

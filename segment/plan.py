@@ -178,13 +178,19 @@ def _output_bytes(header: Header, formats: Sequence[Format], picture: Size) -> i
 
 
 def _largest_picture(header: Header, formats: Sequence[Format], found: int, constraints: Constraints) -> Size:
-    picture, scale = header.size, 1.0
+    largest = min(FORMATS[kind].max_side for kind in formats)
+    scale = min(1.0, largest / max(header.size))
+    picture = _scaled(header.size, scale)
     while (needed := found + _output_bytes(header, formats, picture)) > constraints.capacity:
         if not shows_photo(formats) or max(picture) <= SMALLEST:
             raise TooLarge(_photo_too_large(header, needed, constraints))
         scale *= SMALLER
-        picture = max(1, round(header.size[0] * scale)), max(1, round(header.size[1] * scale))
+        picture = _scaled(header.size, scale)
     return picture
+
+
+def _scaled(size: Size, scale: float) -> Size:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _best_factor(header: Header, options: Options, constraints: Constraints) -> int:

@@ -247,6 +247,16 @@ def test_a_file_that_is_not_a_photo_is_refused(service: Service, data: bytes, er
         segment(service, data)
 
 
+@pytest.mark.parametrize(("kind", "longest"), [("webp", 16_383), ("jpeg", 65_500), ("png", 66_000)])
+def test_a_photo_longer_than_a_format_allows_comes_back_smaller(service: Service, kind: Format, longest: int) -> None:
+    body = io.BytesIO()
+    Image.new("L", (2, 66_000), 200).save(body, "PNG")
+    result = service.segment(body.getvalue(), Options.defaults(service.settings), (kind,))
+    assert result.picture_size == (min(2, max(1, round(2 * longest / 66_000))), longest)
+    with Image.open(io.BytesIO(result.files[0].body)) as picture:
+        assert picture.size == result.picture_size
+
+
 def test_a_failure_releases_its_memory(service: Service, photo: bytes) -> None:
     broken = photo[: len(photo) // 2]
     for _ in range(20):
