@@ -22,17 +22,29 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 CGROUP = Path("/sys/fs/cgroup")
+DEFAULT_LIMIT = 8 << 30
+"""Memory limit in bytes where neither a setting nor a cgroup gives one. A machine without limits is usually used for
+other things, too, and a file of some hundred kilobytes can contain a photo of any size."""
 PROC = Path("/proc")
 _MALLOC = {-3: 256 << 10, -1: 256 << 10, -8: 2}
 """M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in bytes, M_ARENA_MAX (malloc.h)."""
 
 
 def memory_limit(setting: int | None = None) -> int:
-    """The memory limit in bytes: the smallest of `setting`, the cgroup's limit and the machine's memory."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The memory limit in bytes: the smallest of `setting`, the cgroup's limit and the machine's memory.
+
+    If there is neither a setting nor a cgroup's limit, it is at most DEFAULT_LIMIT.
+    """
     # No limit is a huge number in cgroup v1, and the word "max" in v2, which _values() skips.
     limits = [value for (value,) in _values("memory", ("memory.max",), ("memory.limit_in_bytes",)) if value < 1 << 60]
-    return min([setting or machine, machine, *limits])
+    if setting:
+        limits.append(setting)
+    return min([machine_memory(), *(limits or [DEFAULT_LIMIT])])
+
+
+def machine_memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpus() -> int:

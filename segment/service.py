@@ -330,7 +330,8 @@ def _load(settings: Settings) -> _Loaded:
     if not replace(constraints, max_detections=1).largest_render_factor():
         raise ModelError(
             f"With the model {model.name} loaded, {room >> 20} MiB of this instance's {limit >> 20} MiB are left, too "
-            "little for the smallest render factor. Give the instance more memory, or use a smaller or int8 model."
+            "little for the smallest render factor. Give the instance more memory (SEGMENT_MEMORY), or use a smaller "
+            "or int8 model."
         )
     if constraints.for_auto.capacity < (constraints.auto_capacity or 0):
         log.warning(

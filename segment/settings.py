@@ -63,7 +63,9 @@ class Settings:
     min_score: float = _setting(0.5, MIN_SCORE, "Default minimum score of an instance.")
     max_detections: int = _setting(100, MAX_DETECTIONS, "Maximum number of instances per photo.")
     memory: int | None = _setting(
-        None, values.auto_or(values.byte_size()), "Memory limit. `auto`: the limit of the cgroup."
+        None,
+        values.auto_or(values.byte_size()),
+        "Memory limit. `auto`: the limit of the cgroup, or without one the machine's memory, but at most 8Gi.",
     )
     fixed_bytes: int | None = _setting(
         None,

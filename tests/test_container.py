@@ -26,9 +26,15 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def machine() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+GIB = 1 << 30
+
+
+@pytest.fixture(params=[(4 * GIB, 4 * GIB), (64 * GIB, 8 * GIB)], ids=["small", "large"])
+def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The limit on a machine without limits: all its memory, but at most 8 GiB."""
+    machine, expected = request.param
+    monkeypatch.setattr(container, "machine_memory", lambda: machine)
+    return int(expected)
 
 
 def write(path: Path, text: str) -> None:
@@ -47,24 +53,33 @@ def in_group(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 class TestMemoryLimit:
-    def test_without_a_control_group_the_machine_is_the_limit(self, tree: Path, machine: int) -> None:
-        assert container.memory_limit() == machine
+    def test_without_a_control_group(self, tree: Path, limit: int) -> None:
+        assert container.memory_limit() == limit
+
+    def test_a_setting_or_a_group_may_allow_more_than_the_default(
+        self, tree: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(container, "machine_memory", lambda: 64 * GIB)
+        assert container.memory_limit(32 * GIB) == 32 * GIB
+        assert container.memory_limit(100 * GIB) == 64 * GIB
+        write(tree / "memory.max", str(16 * GIB))
+        assert container.memory_limit() == 16 * GIB
 
     def test_v2(self, tree: Path) -> None:
         write(tree / "memory.max", str(512 * MIB))
         assert container.memory_limit() == 512 * MIB
 
-    def test_v2_without_a_limit(self, tree: Path, machine: int) -> None:
+    def test_v2_without_a_limit(self, tree: Path, limit: int) -> None:
         write(tree / "memory.max", "max")
-        assert container.memory_limit() == machine
+        assert container.memory_limit() == limit
 
     def test_v1(self, tree: Path) -> None:
         write(tree / "memory" / "memory.limit_in_bytes", str(256 * MIB))
         assert container.memory_limit() == 256 * MIB
 
-    def test_v1_without_a_limit(self, tree: Path, machine: int) -> None:
+    def test_v1_without_a_limit(self, tree: Path, limit: int) -> None:
         write(tree / "memory" / "memory.limit_in_bytes", str(UNLIMITED_V1))
-        assert container.memory_limit() == machine
+        assert container.memory_limit() == limit
 
     def test_the_smallest_limit_of_all_ancestors_applies(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         in_group(monkeypatch, "0::/pod/one")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -326,6 +327,24 @@ def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> No
         answers.add(tuple((result.render_factor, result.detail) for result in chosen))
     assert len(answers) == 1
     assert len({factor for factor, _ in answers.pop()}) > 1
+
+
+def test_a_machine_without_limits_refuses_what_takes_8_gib(monkeypatch: pytest.MonkeyPatch, photo: bytes) -> None:
+    body = io.BytesIO()
+    Image.new("1", (1, 1)).save(body, "PNG")
+    bomb = bytearray(body.getvalue())
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # IHDR
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    used = []
+    for machine in (16 << 30, 64 << 30):
+        monkeypatch.setattr("segment.container._values", lambda *_: iter(()))
+        monkeypatch.setattr("segment.container.machine_memory", lambda machine=machine: machine)
+        unlimited = Service(Settings(render_factor=None, detail=None))
+        with pytest.raises(TooLarge, match="60000 x 60000"):
+            unlimited.segment(bytes(bomb), Options.defaults(unlimited.settings))
+        result = unlimited.segment(photo, Options.defaults(unlimited.settings), ("json",))
+        used.append((result.render_factor, result.detail))
+    assert used[0] == used[1], "auto depends on the limit only"
 
 
 def test_a_model_larger_than_the_memory_is_reported_for_each_request() -> None:

@@ -40,10 +40,10 @@ class Worker:
         """The settings of this process. Raises SettingsError."""
         own = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
         settings = Settings.from_environment({**own, **self.environment})
-        if self.processes > 1:
+        if self.processes > 1:  # on a machine that is used for nothing else
             settings = replace(
                 settings,
-                memory=container.memory_limit(settings.memory) // self.processes,
+                memory=container.memory_limit(settings.memory or container.machine_memory()) // self.processes,
                 threads=settings.threads or max(1, container.cpus() // self.processes),
             )
         if self.formats:
