@@ -68,6 +68,8 @@ MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
 """Limits for the number of all chunks of a PNG, and of chunks other than pixel data."""
 MAX_TIFF_VALUES = 100_000
 """Limit for the numbers in all tags of a TIFF. Each strip has two, and takes up to 320 bytes in Pillow."""
+MAX_RUN_LENGTH_PIXELS = 16_000_000
+"""Limit for a run-length encoded BMP. Pillow decodes it in Python, up to 100 ns per pixel."""
 STRIP_BYTES = 1 << 18
 """Size of the strips in which an image is converted to RGB."""
 FIXED_BYTES = 6 << 20
@@ -125,6 +127,8 @@ class Header:
 def read_header(data: bytes) -> Header:
     """Parse the header of the image file `data`. Raises UnsupportedImage, CorruptImage."""
     with _refusing(data), _opened(data, _Header(data)) as image:
+        if isinstance(image, BmpImagePlugin.BmpImageFile):
+            _check_bmp(image)
         orientation = _orientation(image)
         jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
         width, height = image.size
@@ -208,6 +212,11 @@ class _Header(io.BytesIO):
         if self.reads > MAX_HEADER_READS:
             raise CorruptImage("The header of this image has too many parts. Save the image again.")
         return super().read(size)
+
+
+def _check_bmp(image: BmpImagePlugin.BmpImageFile) -> None:
+    if image.tile and image.tile[0].codec_name == "bmp_rle" and math.prod(image.size) > MAX_RUN_LENGTH_PIXELS:
+        raise CorruptImage("This BMP is run-length encoded and has more than 16 megapixels. Save it as PNG.")
 
 
 def _check_png(data: bytes) -> None:
@@ -362,10 +371,13 @@ def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int
 
 def _tile_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
     """The size of one decompressed tile or strip of a TIFF, as libtiff holds it. A tile may exceed the image."""
-    tags, (width, height) = image.tag_v2, image.size
+    tags = image.tag_v2
+    if tags.get(259, 1) == 1:  # Compression: none. The rows are copied from the file
+        return 0
+    width, height = tags.get(256, max(image.size)), tags.get(257, max(image.size))  # before the orientation is applied
     bits = max(32, max(tags.get(258, (1,))) * tags.get(277, 1))  # BitsPerSample x SamplesPerPixel; YCbCr as RGBA
-    across = tags.get(322, max(width, height))  # TileWidth; the image may lie on its side
-    down = tags.get(323, min(tags.get(278, height), max(width, height)))  # TileLength, RowsPerStrip
+    across = tags.get(322, width)  # TileWidth
+    down = tags.get(323, min(tags.get(278, height), height))  # TileLength, RowsPerStrip
     return int(across * down * bits // 8)
 
 

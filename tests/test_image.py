@@ -398,10 +398,13 @@ def _deep() -> Image.Image:
         (lambda: encoded(_large(), "WEBP", method=0), LARGE),
         (lambda: encoded(_large("RGBA"), "WEBP", lossless=True, method=0, quality=0), LARGE),
         (lambda: encoded(_large(), "TIFF", compression="tiff_lzw", tiffinfo={0x0112: 6, 0x0116: 1500}), (1500, 2000)),
+        (lambda: encoded(_large(), "TIFF"), LARGE),
+        (lambda: encoded(_large().resize((100, 30_000)), "TIFF", compression="tiff_lzw"), (100, 30_000)),
         (lambda: encoded(_large(), "AVIF", speed=10, subsampling="4:4:4"), LARGE),
     ],
     ids=str.split(
-        "jpeg jpeg-small jpeg-turned jpeg-progressive jpeg-cmyk png-rgba png-16 gif webp webp-lossless tiff-turned avif"
+        "jpeg jpeg-small jpeg-turned jpeg-progressive jpeg-cmyk png-rgba png-16 gif webp webp-lossless tiff-turned "
+        "tiff-raw tiff-tall avif"
     ),
 )
 def test_decoding_takes_no_more_memory_than_planned(make: Callable[[], bytes], target: tuple[int, int]) -> None:
@@ -468,6 +471,7 @@ def _laborious() -> dict[str, bytes]:
         "empty segments": jpeg[:2] + b"\xff\xe5\0\2" * 250_000 + jpeg[2:],
         "padding": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
         "scans of one channel": _many_scans(20_000),
+        "lines of one pixel": _run_length_encoded((8000, 8000), b"\1\7\0\0" * 8000),
         "strips": _tiff([(256, 4, 1, 1), (257, 4, 1, 60_000), (278, 4, 1, 1)], {273: [8] * 60_000, 279: [1] * 60_000}),
         "fractions": _tiff([(256, 4, 1, 1), (257, 4, 1, 1)], {282: [1] * 800_000}, kind=5),
         "comments": gif[:13] + gif[13:].replace(b"\x2c", b"\x21\xfe" + (b"\xff" + b"c" * 255) * 4000 + b"\0\x2c", 1),
@@ -481,6 +485,13 @@ def _many_scans(count: int) -> bytes:
     frame = head.index(b"\xff\xc0") + 5
     scans = (_SCAN + struct.pack(">HBBBBBB", 8, 1, 1 + number % 3, 0, 0, 63, 0) for number in range(count))
     return head[:frame] + struct.pack(">HH", 1000, 1000) + head[frame + 4 :] + b"".join(scans) + b"\xff\xd9"
+
+
+def _run_length_encoded(size: tuple[int, int], runs: bytes) -> bytes:
+    """A BMP with 256 colours and these runs (BI_RLE8)."""
+    offset = 54 + 1024
+    head = struct.pack("<2sIIIIiiHHIIIIII", b"BM", offset + len(runs), 0, offset, 40, *size, 1, 8, 1, 0, 0, 0, 256, 0)
+    return head + bytes(1024) + runs
 
 
 _SCAN = b"\xff\xda"
