@@ -8,11 +8,11 @@
 #   ... --build-arg CALIBRATE=photos                                     in int8, calibrated on photos/ in this folder
 #   ... --build-arg SEGMENT_ZOO_URL=https://...                          from a mirror of the zoo
 #   ... --build-arg PARQUET=1                                            with pyarrow, for Parquet datasets of the backfill job
-#   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for what does not convert
+#   docker build -t segment:detectron2 --target detectron2 .             detectron2 itself, for models that cannot be converted
 #   docker build -t segment:beam --target beam .                         workers of an Apache Beam pipeline (Dataflow)
 #
-# What is in it is pinned: the base by its version, packages by constraints.txt, weights by the zoo's checksums. For the same
-# bytes on every build, fix the timestamps too: docker buildx build --build-arg SOURCE_DATE_EPOCH=0 with
+# All contents are pinned: the base by its version, packages by constraints.txt, weights by the zoo's checksums. For an
+# identical image on every build, also fix the timestamps: docker buildx build --build-arg SOURCE_DATE_EPOCH=0 with
 # --output type=image,rewrite-timestamp=true, or buildah build --timestamp 0.
 
 #checkov:skip=CKV_DOCKER_7:the base has a version, it is the default of BASE
@@ -21,7 +21,7 @@ ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
 ARG BEAM=docker.io/apache/beam_python3.11_sdk:2.77.0
 
 
-# Every stage: Python's and pip's manners.
+# All stages: environment variables of Python and pip.
 FROM ${BASE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -32,7 +32,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PATH=/venv/bin:$PATH
 
 
-# What serving imports.
+# The packages that serving needs.
 FROM base AS packages
 ARG PARQUET=""
 WORKDIR /build
@@ -41,9 +41,9 @@ RUN python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install -r requirements.txt ${PARQUET:+-r requirements-parquet.txt} -c constraints.txt
 
 
-# The same without what a CPU never needs: OpenVINO's plugins for other devices and for combining devices, its readers of other
-# frameworks' models, its converter; NumPy's tests. Then everything is compiled to bytecode, because a container that must
-# not write starts with nothing cached: by content, not by time, so that the files are the same in every build.
+# The same without files that are never used: OpenVINO's plugins for other devices, its readers for models of other frameworks
+# and its converter; NumPy's tests. All modules are compiled to bytecode, because a container with a read-only file system cannot
+# cache it. The bytecode is validated by content, not by time, so that the files are the same in every build.
 FROM packages AS serving-packages
 RUN cd /venv/lib/python3*/site-packages && \
     cd openvino/libs && \
@@ -60,7 +60,7 @@ RUN cd /venv/lib/python3*/site-packages && \
     python -m compileall -q --invalidation-mode unchecked-hash .
 
 
-# The model, baked in: an instance downloads nothing when it starts.
+# The model. It is part of the image, so that an instance downloads nothing when it starts.
 FROM packages AS model
 ARG MODEL=""
 ARG INT8=""
@@ -77,12 +77,13 @@ RUN mkdir /model && \
     esac
 
 
-# The code and how it runs.
-#   THREADS=8            requests wait for the memory budget, not for a thread; Terraform sets it by the concurrency
-#   MALLOC_*             glibc keeps few arenas and gives large blocks back at once, or memory that a large photo needed
-#                        would be held for ever
-#   OPENBLAS_NUM_THREADS NumPy multiplies only small matrices here, and a pool of threads costs memory for each
-#   HOME                 libraries that want one find a place that exists
+# The code and its environment.
+#   THREADS=8            more threads than the memory allows requests, so that these wait for memory and not for a thread;
+#                        Terraform sets it according to the concurrency
+#   MALLOC_*             glibc keeps few arenas and returns large blocks immediately; otherwise, memory of a large photo would
+#                        never be returned
+#   OPENBLAS_NUM_THREADS NumPy only multiplies small matrices, and each thread of a pool takes memory
+#   HOME                 a folder that exists, for libraries that need one
 FROM base AS app
 WORKDIR /app
 ENV PORT=8080 \
@@ -103,8 +104,8 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
 CMD ["python", "-m", "segment", "serve"]
 
 
-# For detectron2 configs that do not convert (docker build --target detectron2), with a model mounted or copied in, and 2 GiB.
-# detectron2 has no wheels: it is compiled against the PyTorch that is installed.
+# For detectron2 models that cannot be converted (docker build --target detectron2). Mount the model or copy it into the image;
+# an instance needs 2 GiB. detectron2 has no wheels: it is compiled against the installed PyTorch.
 FROM base AS detectron2-packages
 ARG DETECTRON2=02b5c4e295e990042a714712c21dc79b731e8833
 WORKDIR /build
@@ -152,14 +153,14 @@ ENTRYPOINT ["/opt/apache/beam/boot"]
 CMD []
 
 
-# The default.
+# The default target.
 FROM app AS serving
 ARG MODEL=""
 COPY --from=serving-packages /venv /venv
 COPY --from=model /model ./model
 ENV SEGMENT_MODEL=${MODEL:+/app/model/model.onnx} \
     SEGMENT_CACHE=/app/cache
-# The model as OpenVINO compiles it, so that a start only reads it. It is of the building machine's kind of CPU: on one with other
-# instructions OpenVINO compiles anew, in memory, and a start takes about a second longer.
+# Cache the model as compiled by OpenVINO, so that a start only reads it. It is compiled for the CPU of the build machine: on a
+# CPU with other instructions, OpenVINO compiles it again in memory, and a start takes about a second longer.
 RUN python -m segment warm && chmod -R a+rX cache
 USER 10001

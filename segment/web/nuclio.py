@@ -1,7 +1,7 @@
-"""The same as CVAT's path in labelling.py, as a function of nuclio (https://docs.nuclio.io), which CVAT can call.
+"""A function of nuclio (https://docs.nuclio.io) for CVAT, with the same response as CVAT's path in labelling.py.
 
-nuclio calls `init_context` once in each worker process, then `handler` for each request. deploy/cvat has the function's
-configuration, which installs nuclio's runtime into the image of this service.
+nuclio calls `init_context` once in each worker process, then `handler` for each request. The configuration in
+deploy/cvat installs nuclio's runtime into the image of this service.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def init_context(context: Any, environment: Mapping[str, str]) -> None:
 
 
 def handler(context: Any, event: Any) -> Any:
-    """The shapes in the photo of a request, or a problem document. `event`: nuclio_sdk.Event with the JSON, parsed."""
+    """The shapes in a photo, or a problem document. `event`: nuclio_sdk.Event, whose body is parsed JSON."""
     service: Service = context.user_data.service
     try:
         with ExitStack() as until:

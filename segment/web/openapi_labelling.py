@@ -1,4 +1,4 @@
-"""The interfaces of labelling tools as a part of the OpenAPI document; see labelling.py for what they are."""
+"""The part of the OpenAPI document about the interfaces of labelling tools (labelling.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ANY: Json = {"type": "object"}
 
 
 def paths(tools: Iterable[str], failures: Mapping[str, Json]) -> Json:
-    """The operations of `tools`. `failures`: the problems that an operation on a photo may answer, by status."""
+    """The operations of `tools`. `failures`: problem responses of an operation on a photo, by status."""
     found: Json = {}
     for tool, operations in PATHS.items():
         if tool in tools:
@@ -62,7 +62,7 @@ _SHAPE = _object(
     label=_TEXT,
     type={"const": "mask"},
     points={**_NUMBERS, "description": "The outline of the mask's largest part: x, y, x, y, ..."},
-    mask={**_NUMBERS, "description": "The pixels of a rectangle, row after row, then left, top, right and bottom."},
+    mask={**_NUMBERS, "description": "The pixels of a rectangle, row by row, then its left, top, right and bottom."},
 )
 PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
     "label-studio": {
@@ -97,16 +97,29 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
                 ),
             ),
         ),
-        "/webhook": ("post", _operation("labelStudioWebhook", "Nothing: the model does not learn", _ANY, _ANY)),
+        "/webhook": (
+            "post",
+            _operation(
+                "labelStudioWebhook",
+                "Accepts and ignores annotations, because the model does not learn from them",
+                _ANY,
+                _ANY,
+            ),
+        ),
     },
     "cvat": {
         "/api/functions": (
             "get",
             _operation(
-                "cvatFunctions", "The function, as nuclio lists it", _object(cvat.NAME, **{cvat.NAME: _FUNCTION})
+                "cvatFunctions",
+                "The list of functions, in nuclio's format",
+                _object(cvat.NAME, **{cvat.NAME: _FUNCTION}),
             ),
         ),
-        f"/api/functions/{cvat.NAME}": ("get", _operation("cvatFunction", "The function alone", _FUNCTION)),
+        f"/api/functions/{cvat.NAME}": (
+            "get",
+            _operation("cvatFunction", "The description of the function, in nuclio's format", _FUNCTION),
+        ),
         "/api/function_invocations": (
             "post",
             _operation(
@@ -116,7 +129,7 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
                 _object(
                     "image",
                     image={"type": "string", "contentEncoding": "base64"},
-                    threshold={"type": "number", "minimum": 0, "maximum": 1, "description": "The lowest score."},
+                    threshold={"type": "number", "minimum": 0, "maximum": 1, "description": "The minimum score."},
                 ),
             ),
         ),

@@ -147,8 +147,26 @@ def run(
     )
     failed = threading.Event()
     startup = Startup(service, prepare, failed.set) if prepare else None
-    gateway = Gateway(application, service, threads, uploads, startup, needs_model)
-    config = uvicorn.Config(
+    server = uvicorn.Server(_config(Gateway(application, service, threads, uploads, startup, needs_model)))
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has shut down
+        signal.signal(number, lambda *_: sys.exit(0))
+    if startup is None and service.settings.labelling:
+        threading.Thread(target=_load, args=(service,), daemon=True).start()
+    log.info("Serving on http://localhost:%d (Ctrl-C stops it)", port)
+    if startup is None:
+        server.run([listening])
+        return 0
+    threading.Thread(target=_end_after, args=(failed, server), daemon=True).start()
+    startup.start()
+    try:
+        server.run([listening])
+    finally:
+        startup.stop()
+    return int(failed.is_set())
+
+
+def _config(gateway: Gateway) -> uvicorn.Config:
+    return uvicorn.Config(
         gateway,
         http=Protocol,
         ws="none",
@@ -166,22 +184,6 @@ def run(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has shut down
-        signal.signal(number, lambda *_: sys.exit(0))
-    server = uvicorn.Server(config)
-    if startup is None and service.settings.labelling:
-        threading.Thread(target=_load, args=(service,), daemon=True).start()
-    log.info("Serving on http://localhost:%d (Ctrl-C stops it)", port)
-    if startup is None:
-        server.run([listening])
-        return 0
-    threading.Thread(target=_end_after, args=(failed, server), daemon=True).start()
-    startup.start()
-    try:
-        server.run([listening])
-    finally:
-        startup.stop()
-    return int(failed.is_set())
 
 
 def listen(host: str, port: int) -> socket.socket:

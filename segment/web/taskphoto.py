@@ -1,15 +1,15 @@
-"""The photos of Label Studio's tasks, wherever their addresses point.
+"""Read the photos of Label Studio's tasks.
 
 | address | read |
 |---|---|
-| `https://...` | as any URL; with Label Studio's token if it is on Label Studio |
+| `https://...` | like any URL; with Label Studio's token if it is on Label Studio |
 | `/data/upload/...`, `/data/local-files/?d=...`, any path | from Label Studio, with its token |
-| `gs://bucket/...` | from the bucket, if it is SEGMENT_INPUT_BUCKET; otherwise as the next |
-| `s3://...`, `azure-blob://...` | through a signed URL that Label Studio makes for the task |
+| `gs://bucket/...` | from the bucket, if it is SEGMENT_INPUT_BUCKET; otherwise like `s3://` |
+| `s3://...`, `azure-blob://...` | through a signed URL that Label Studio creates for the task |
 | `data:image/...;base64,...` | from the address itself |
 
-The service's own credentials read only the bucket that the operator names. Otherwise, whoever may call the service
-could have any photo segmented that the service may read. label_studio_sdk resolves the same addresses
+The service's own credentials are only used for the bucket in its settings. Otherwise, anyone who can call the service
+could have any photo segmented that the service can read. label_studio_sdk resolves the same addresses
 (label_studio_sdk/_extensions/label_studio_tools/core/utils/io.py).
 """
 
@@ -43,7 +43,7 @@ class TaskPhotos:
         self._settings = settings
 
     def read(self, exchange: Exchange, task: dict[str, Any], field: str) -> bytes:
-        """The photo that `field` of the task's data names, its memory reserved by `exchange`.
+        """Read the photo at the address in `field` of the task's data, with memory reserved by `exchange`.
 
         Raises RequestError, RefusedURL, FetchError, TooLarge, Busy.
         """
@@ -63,7 +63,7 @@ class TaskPhotos:
             return exchange.fetch(address, self._site if self._is_label_studio(address) else None)
         if self._site is None:
             raise RequestError(
-                f"Label Studio keeps the photo {address[:200]!r} itself. Set SEGMENT_LABEL_STUDIO_URL and "
+                f"The photo {address[:200]!r} is stored in Label Studio. Set SEGMENT_LABEL_STUDIO_URL and "
                 "SEGMENT_LABEL_STUDIO_TOKEN so that this service can fetch it."
             )
         path = address if address.startswith("/") else f"/{address}"
@@ -76,9 +76,9 @@ class TaskPhotos:
 
     @cached_property
     def _site(self) -> Site | None:
-        """Label Studio, if the settings name it. Raises FetchError if it does not accept the token.
+        """Label Studio, if its address is in the settings. Raises FetchError if it does not accept the token.
 
-        A personal access token (a JWT, which has two dots) is exchanged for one that is valid for some minutes.
+        A personal access token (a JWT, which contains two dots) is exchanged for one that is valid for some minutes.
         """
         settings = self._settings
         address, token = settings.label_studio_url, settings.label_studio_token
