@@ -134,6 +134,8 @@ def test_as_many_stages_as_the_pyramid_reads_are_needed() -> None:
     del given["model"]["backbone"]["bottom_up"]["stages"][3]
     with pytest.raises(ConversionError, match="stages lists fewer stages"):
         config.parse(given)
+    with pytest.raises(ConversionError, match=r"bottom_up\.depth, w_0, w_a and w_m give fewer stages"):
+        config.parse(changed("model.backbone.bottom_up.depth", 5, "lazy-regnetx"))
 
 
 def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
@@ -209,6 +211,16 @@ def test_a_cascade_whose_stages_differ_is_refused() -> None:
 def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
         config.parse(changed(key, value))
+
+
+@pytest.mark.parametrize("network", ["MViT", "SwinTransformer"])
+def test_another_backbone_is_refused_by_its_name(network: str) -> None:
+    """Not because of the names of its maps or its padding, which are other than a ResNet's."""
+    given = lazy()
+    given["model"]["backbone"]["bottom_up"] = {"_target_": f"detectron2.modeling.{network}"}
+    given["model"]["backbone"] |= {"in_features": ["scale2", "scale3"], "square_pad": 1024}
+    with pytest.raises(ConversionError, match=rf"model\.backbone\.bottom_up\._target_ is detectron2\.modeling\.{network}"):
+        config.parse(given)
 
 
 def test_a_map_that_the_backbone_does_not_return_is_refused() -> None:

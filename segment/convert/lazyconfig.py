@@ -122,16 +122,18 @@ def _backbone(call: _Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyram
         bottom_up = _vit(call.call("net", "ViT"))
         pyramid = _simple_pyramid(call, bottom_up)
     else:
+        network = call.call("bottom_up", "ResNet", "RegNet")  # first, so that other networks are refused by their name
         pyramid = _pyramid(call)
-        bottom_up = _bottom_up(call.call("bottom_up", "ResNet", "RegNet"), pyramid.levels)
+        bottom_up = _bottom_up(network, pyramid.levels)
     call.finish()
     return bottom_up, pyramid
 
 
 def _bottom_up(call: _Call, levels: tuple[int, ...]) -> ResNet | RegNet:
     network = _regnet(call) if call.target == "RegNet" else _resnet(call)
-    if isinstance(network, ResNet) and levels[-1] > len(network.blocks) + 1:
-        raise ConversionError(f"{call.key('stages')} lists fewer stages than the feature pyramid's in_features.")
+    if levels[-1] > len(network.blocks) + 1:
+        stages = "depth, w_0, w_a and w_m give" if isinstance(network, RegNet) else "stages lists"
+        raise ConversionError(f"{call.key(stages)} fewer stages than the feature pyramid's in_features.")
     if not set(levels) <= set(_network_levels(call, "out_features")):
         raise ConversionError(f"{call.key('out_features')} lacks maps that the feature pyramid's in_features lists.")
     call.finish()
@@ -283,7 +285,7 @@ def _regnet(call: _Call) -> RegNet:
         blocks=blocks,
         group_widths=groups,
         se_ratio=ratio,
-        norm=call.norm("norm", "BN"),
+        norm=call.norm("norm", "BN", NORMS[1:]),  # upstream's blocks call their norm
     )
 
 
