@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segment import zoo
 from segment.convert import backbone, pointrend, res5
 from segment.convert import config as configs
-from segment.convert.config import BATCH_NORMS, Config, PointRend, RegNet, ResNet, ViT
+from segment.convert.architecture import BATCH_NORMS, Config, PointRend, RegNet, ResNet, ViT
 
 Array = NDArray[np.float32]
 

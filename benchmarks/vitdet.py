@@ -23,7 +23,7 @@ from benchmarks import checkpoints
 from benchmarks.serving import ROOT
 from segment import container, convert, zoo
 from segment.convert import config as configs
-from segment.convert.config import SimplePyramid
+from segment.convert.architecture import SimplePyramid
 from segment.engine import footprint, load
 from segment.engine.footprint import Footprint
 from segment.resize import fitted_size, square_size

@@ -26,6 +26,7 @@ from PIL import Image
 from benchmarks import checkpoints
 from segment import zoo
 from segment.convert import config as configs
+from segment.convert.architecture import PointRend
 from training.shapes import scene
 
 SIZES = ((301, 237), (400, 400), (160, 288))
@@ -138,7 +139,7 @@ def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
         answers[f"image{i}"] = pixels
         for key, values in zip(("boxes", "scores", "classes", "masks"), zip(*found, strict=True), strict=True):
             answers[f"{key}{i}"] = np.stack(values)
-        rendered = isinstance(read.mask, configs.PointRend)  # compared as pixels, as in tests/test_convert.py
+        rendered = isinstance(read.mask, PointRend)  # compared as pixels, as in tests/test_convert.py
         answers[f"masks{i}"] = answers[f"masks{i}"] >= 0.5 if rendered else answers[f"masks{i}"].astype(np.float16)
     np.savez_compressed(folder / f"{name}.npz", **answers)
     return kept

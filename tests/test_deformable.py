@@ -13,7 +13,7 @@ from PIL import Image
 
 from segment import convert
 from segment.convert import config, deformable
-from segment.convert.config import ResNet
+from segment.convert.architecture import ResNet
 from segment.convert.graph import FLOAT, Graph, tensor
 from segment.convert.weights import Weights
 from segment.engine import load

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from segment.convert import config, heads
-from segment.convert.config import BoxHead
+from segment.convert.architecture import BoxHead
 from segment.convert.graph import FLOAT, INT64, Graph, tensor
 
 CLASSES = 2

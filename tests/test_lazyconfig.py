@@ -12,7 +12,7 @@ import pytest
 
 from segment import zoo
 from segment.convert import config, document
-from segment.convert.config import Config
+from segment.convert.architecture import Config, ResNet
 from segment.convert.document import Name
 from segment.errors import ConversionError
 
@@ -92,7 +92,7 @@ def test_listed_stages_can_have_what_default_stages_cannot() -> None:
             stage["block_class"] = Name("detectron2.modeling.backbone.resnet.DeformBottleneckBlock")
             stage["deform_modulated"] = True
     wanted = config.read(GOLDEN / "lazy-r50.yaml").bottom_up
-    assert isinstance(wanted, config.ResNet)
+    assert isinstance(wanted, ResNet)
     assert config.parse(given).bottom_up == replace(
         wanted,
         blocks=(2, 2, 2, 2),
@@ -219,7 +219,9 @@ def test_another_backbone_is_refused_by_its_name(network: str) -> None:
     given = lazy()
     given["model"]["backbone"]["bottom_up"] = {"_target_": f"detectron2.modeling.{network}"}
     given["model"]["backbone"] |= {"in_features": ["scale2", "scale3"], "square_pad": 1024}
-    with pytest.raises(ConversionError, match=rf"model\.backbone\.bottom_up\._target_ is detectron2\.modeling\.{network}"):
+    with pytest.raises(
+        ConversionError, match=rf"model\.backbone\.bottom_up\._target_ is detectron2\.modeling\.{network}"
+    ):
         config.parse(given)
 
 

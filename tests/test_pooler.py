@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segment.convert import pooler
-from segment.convert.config import Pooler
+from segment.convert.architecture import Pooler
 from segment.convert.graph import FLOAT, INT64, Graph, tensor
 
 LEVELS, CHANNELS, SIDE = (2, 3, 4, 5), 3, 448

@@ -14,7 +14,7 @@ from PIL import Image
 
 from segment import convert, zoo
 from segment.convert import checkpoint, config, document
-from segment.convert.config import RegNet
+from segment.convert.architecture import RegNet
 from segment.convert.lazyconfig import regnet_stages
 from segment.engine import load
 from segment.engine.footprint import Footprint

@@ -14,7 +14,7 @@ from PIL import Image
 
 from segment import convert, modelfile, zoo
 from segment.convert import checkpoint, config, document
-from segment.convert.config import SimplePyramid, ViT
+from segment.convert.architecture import SimplePyramid, ViT
 from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError

@@ -11,7 +11,7 @@ from onnx import helper
 
 from segment import container
 from segment.convert import checkpoint, config, network
-from segment.convert.config import Config
+from segment.convert.architecture import Config
 from segment.convert.proposals import limit
 from segment.engine import footprint
 from segment.errors import ConversionError

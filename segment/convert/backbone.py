@@ -9,7 +9,7 @@ Tensor names in the checkpoint are detectron2's: `backbone.bottom_up.res4.2.conv
 from __future__ import annotations
 
 from segment.convert import deformable, simple_pyramid, vit
-from segment.convert.config import Config, Pyramid, RegNet, ResNet, SimplePyramid, ViT
+from segment.convert.architecture import Config, Pyramid, RegNet, ResNet, SimplePyramid, ViT
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
 from segment.convert.regnet import regnet

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from segment.convert import layers
-from segment.convert.config import ResNet
+from segment.convert.architecture import ResNet
 from segment.convert.graph import FLOAT, INT32, Graph
 from segment.convert.weights import Weights
 

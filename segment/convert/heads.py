@@ -12,7 +12,7 @@ import numpy as np
 
 from segment.convert import boxes as box
 from segment.convert import chunks, pooler, res5
-from segment.convert.config import BoxHead, Config, MaskHead
+from segment.convert.architecture import BoxHead, Config, MaskHead
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
 from segment.convert.pooler import Rois

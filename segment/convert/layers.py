@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segment.convert.config import BATCH_NORMS
+from segment.convert.architecture import BATCH_NORMS
 from segment.convert.graph import Graph
 from segment.convert.weights import Array, Weights
 

@@ -1,23 +1,21 @@
-"""Read a detectron2 LazyConfig: the calls that would build the model, as `LazyConfig.save` writes them beside a run.
+"""Parse a detectron2 LazyConfig: the calls that would build the model, as `LazyConfig.save` writes them beside a run.
 
 Each mapping with a `_target_` is a call of a class or function with keyword arguments
-(detectron2/config/instantiate.py). Nothing is called here: the arguments are read, with the defaults of detectron2's
-constructors, as the same Config that a YAML config gives. A call that is not converted, and an argument that is not
-known, is refused by its key. Interpolations such as `${..num_classes}` are OmegaConf's: one dot is the mapping that
-holds the value, each further dot its parent.
+(detectron2/config/instantiate.py). Nothing is called here. The arguments are read, with the defaults of detectron2's
+constructors, into the same Config as that of a YAML config. A call or an argument that is not supported is refused by
+its key.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from segment.convert.config import (
+from segment.convert.architecture import (
     BLOCKS,
     HEAD_NORMS,
     NORMS,
@@ -33,53 +31,29 @@ from segment.convert.config import (
     SimplePyramid,
     ViT,
 )
-from segment.convert.document import Name, Partial
+from segment.convert.lazycall import Call, resolved, value_at
 from segment.errors import ConversionError
 
-_INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
-_MOST_INTERPOLATIONS = 20
-"""How many interpolations may lead to a value before they are taken for a circle."""
-_BATCH_NORM_CLASSES = ("BatchNorm2d", "FrozenBatchNorm2d", "SyncBatchNorm", "NaiveSyncBatchNorm")
-_LAMBDA = "<lambda>"
-_TRAINING = (
-    "anchor_boundary_thresh",
-    "anchor_matcher",
-    "batch_size_per_image",
-    "box_reg_loss_type",
-    "fed_loss_num_classes",
-    "freeze_at",
-    "get_fed_loss_cls_weights",
-    "loss_weight",
-    "positive_fraction",
-    "proposal_append_gt",
-    "proposal_matcher",
-    "proposal_matchers",
-    "smooth_l1_beta",
-    "train_on_pred_boxes",
-    "use_fed_loss",
-    "vis_period",
-)
-"""Arguments that only training reads."""
 _BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
-"""Arguments that must agree with others; where they do not, the shapes of the checkpoint's tensors do not either."""
+"""Arguments that others determine. If they contradict, the shapes of the checkpoint's tensors are wrong, too."""
 _TRAINING_OF_VIT = ("drop_path_rate", "rel_pos_zero_init", "use_act_checkpoint")
 _PREDICTOR = "FastRCNNOutputLayers"
 _GROUPS = (1, 2, 4, 8, 16, 32, 64)
 MAX_STAGES = 4
 """Stages of a ResNet, from res2."""
 LAST_LEVEL = 5
-"""The coarsest level of a simple feature pyramid: LastLevelMaxPool pools p5, whatever its name suggests."""
+"""The coarsest level of a simple feature pyramid, because LastLevelMaxPool pools p5."""
 MAX_SQUARE = 4096
-"""Largest square_pad that is read: as many pixels as the largest render factor gives."""
+"""Maximum of square_pad: as many pixels as the largest render factor gives."""
 TORCH_LN_EPSILON = 1e-5
 """The default of torch.nn.LayerNorm."""
 MAX_BLOCKS, MAX_WIDTH = 1000, 100_000
-"""Largest depth and width of a RegNet or a ViT that are read."""
+"""Maximum depth and width of a RegNet or a ViT."""
 
 
 def parse(document: Mapping[str, Any]) -> Config:
     """The facts of a LazyConfig given as nested values. Raises ConversionError, which names the key."""
-    model = _Call(document, ("model",), "GeneralizedRCNN")
+    model = Call(document, ("model",), "GeneralizedRCNN")
     image_format = _image_format(document, model)
     bottom_up, pyramid = _backbone(model.call("backbone", "FPN", "SimpleFeaturePyramid"))
     heads = model.call("roi_heads", "StandardROIHeads", "CascadeROIHeads")
@@ -101,12 +75,12 @@ def parse(document: Mapping[str, Any]) -> Config:
     return config
 
 
-def _image_format(document: Mapping[str, Any], model: _Call) -> str:
-    """The order of an image's channels: what the test data's mapper delivers, which the model itself never checks."""
+def _image_format(document: Mapping[str, Any], model: Call) -> str:
+    """The order of the channels, which the test data's mapper determines and the model does not check."""
     image_format: str = model.one_of("input_format", ("BGR", "RGB"))
     path = ("dataloader", "test", "mapper", "image_format")
-    if _at(document, path) is not None:
-        mapper = _resolved(document, path)
+    if value_at(document, path) is not None:
+        mapper = resolved(document, path)
         if mapper != image_format:
             raise ConversionError(
                 f"dataloader.test.mapper.image_format is {mapper!r} and model.input_format is {image_format!r}; "
@@ -115,7 +89,7 @@ def _image_format(document: Mapping[str, Any], model: _Call) -> str:
     return image_format
 
 
-def _backbone(call: _Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyramid]:
+def _backbone(call: Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyramid]:
     bottom_up: ResNet | RegNet | ViT
     pyramid: Pyramid | SimplePyramid
     if call.target == "SimpleFeaturePyramid":
@@ -129,7 +103,7 @@ def _backbone(call: _Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyram
     return bottom_up, pyramid
 
 
-def _bottom_up(call: _Call, levels: tuple[int, ...]) -> ResNet | RegNet:
+def _bottom_up(call: Call, levels: tuple[int, ...]) -> ResNet | RegNet:
     network = _regnet(call) if call.target == "RegNet" else _resnet(call)
     if levels[-1] > len(network.blocks) + 1:
         stages = "depth, w_0, w_a and w_m give" if isinstance(network, RegNet) else "stages lists"
@@ -140,13 +114,13 @@ def _bottom_up(call: _Call, levels: tuple[int, ...]) -> ResNet | RegNet:
     return network
 
 
-def _network_levels(call: _Call, name: str) -> tuple[int, ...]:
+def _network_levels(call: Call, name: str) -> tuple[int, ...]:
     """Levels of maps by the names of a ResNet, res2 and so on, or of a RegNet, s1 and so on."""
     names = {f"res{level}": level for level in (2, 3, 4, 5)} | {f"s{level - 1}": level for level in (2, 3, 4, 5)}
     return call.levels(name, names)
 
 
-def _resnet(call: _Call) -> ResNet:
+def _resnet(call: Call) -> ResNet:
     stem = call.call("stem", "BasicStem")
     stem.one_of("in_channels", (3,), 3)
     listed = isinstance(call.take("stages"), list)
@@ -156,8 +130,8 @@ def _resnet(call: _Call) -> ResNet:
     return resnet
 
 
-def _default_stages(call: _Call, stem: _Call) -> ResNet:
-    """All four stages by one call of make_default_stages, which fixes their blocks, strides and channels by a depth."""
+def _default_stages(call: Call, stem: Call) -> ResNet:
+    """All four stages by one call of make_default_stages, which derives their blocks and channels from a depth."""
     stages = call.call("stages", "make_default_stages")
     stem.one_of("out_channels", (64,), 64)
     stages.absent("bottleneck_channels")
@@ -179,11 +153,11 @@ def _default_stages(call: _Call, stem: _Call) -> ResNet:
     )
 
 
-def _listed_stages(call: _Call, stem: _Call) -> ResNet:
-    """Each stage by a call of make_stage. Blocks, widths and groups are free; the stages differ as a ResNet's do."""
+def _listed_stages(call: Call, stem: Call) -> ResNet:
+    """Each stage by a call of make_stage, with any blocks, widths and groups; strides and channels as in a ResNet."""
     stages = call.calls("stages", "make_stage")
     if len(stages) > MAX_STAGES:
-        raise ConversionError(f"{call.key('stages')} lists {len(stages)} stages; at most {MAX_STAGES} convert.")
+        raise ConversionError(f"{call.key('stages')} lists {len(stages)} stages; the maximum is {MAX_STAGES}.")
     blocks = [_block(stage, required=True) for stage in stages]
     plain = [replace(block, deformable=False, modulated=False, offset_groups=1) for block in blocks]
     deformable = [block for block in blocks if block.deformable]
@@ -208,7 +182,7 @@ def _listed_stages(call: _Call, stem: _Call) -> ResNet:
         wanted = (2.0 if number else 1.0, *[1.0] * (len(strides) - 1))
         if strides != wanted:
             raise ConversionError(
-                f"{stage.key('stride_per_block')} is {strides}; what converts is a stride of {wanted[0]:g}, then of 1."
+                f"{stage.key('stride_per_block')} is {strides}; supported: a stride of {wanted[0]:g}, then of 1."
             )
         stage.finish()
     return ResNet(
@@ -227,7 +201,7 @@ def _listed_stages(call: _Call, stem: _Call) -> ResNet:
 
 @dataclass(frozen=True)
 class _Block:
-    """What make_default_stages and make_stage tell every block."""
+    """The arguments that make_default_stages and make_stage pass to every block."""
 
     deformable: bool
     modulated: bool
@@ -237,7 +211,7 @@ class _Block:
     stride_in_1x1: bool
 
 
-def _block(stage: _Call, *, required: bool = False) -> _Block:
+def _block(stage: Call, *, required: bool = False) -> _Block:
     blocks = ("BottleneckBlock", "DeformBottleneckBlock")
     deformable = stage.class_of("block_class", blocks, required=required).startswith("Deform")
     stage.one_of("dilation", (1,), 1)
@@ -251,12 +225,12 @@ def _block(stage: _Call, *, required: bool = False) -> _Block:
     )
 
 
-def _stem_norm(stem: _Call, stages: _Call, block: _Block) -> None:
+def _stem_norm(stem: Call, stages: Call, block: _Block) -> None:
     if stem.norm("norm", "BN") != block.norm:
         raise ConversionError(f"{stem.key('norm')} must be the same norm as {stages.key('norm')}.")
 
 
-def _regnet(call: _Call) -> RegNet:
+def _regnet(call: Call) -> RegNet:
     call.class_of("stem_class", ("SimpleStem",), required=True)
     call.class_of("block_class", ("ResBottleneckBlock",), required=True)
     call.one_of("stride", (2,), 2)
@@ -273,7 +247,7 @@ def _regnet(call: _Call) -> RegNet:
     if not (widths[-1] <= MAX_WIDTH and 1 <= len(widths) <= 4):
         raise ConversionError(
             f"{call.key('w_a')}, w_m, w_0 and depth make stages of {widths} channels; at most 4 stages of at most "
-            f"{MAX_WIDTH} channels convert."
+            f"{MAX_WIDTH} channels are supported."
         )
     groups = tuple(min(group_width, width) for width in widths)
     ratio = call.number("se_ratio", 0.0)
@@ -302,7 +276,7 @@ def regnet_stages(slope: float, first: int, factor: float, depth: int) -> tuple[
     return tuple(int(width) for width in widths), tuple(int(count) for count in blocks)
 
 
-def _vit(call: _Call) -> ViT:
+def _vit(call: Call) -> ViT:
     """detectron2/modeling/backbone/vit.py; out_feature is a name that only the pyramid reads."""
     patch, width, heads = call.whole("patch_size", 16), call.whole("embed_dim", 768), call.whole("num_heads", 12)
     if patch & (patch - 1):
@@ -313,7 +287,7 @@ def _vit(call: _Call) -> ViT:
     if depth > MAX_BLOCKS or not 1 <= width * ratio <= MAX_WIDTH:
         raise ConversionError(
             f"{call.key('mlp_ratio')} is {ratio:g}, embed_dim {width} and depth {depth}; layers of 1 to {MAX_WIDTH} "
-            f"channels in at most {MAX_BLOCKS} blocks convert."
+            f"channels in at most {MAX_BLOCKS} blocks are supported."
         )
     trained, pretrained = call.whole("img_size", 1024), call.whole("pretrain_img_size", 224)
     absolute, relative = call.flag("use_abs_pos", default=True), call.flag("use_rel_pos")
@@ -344,14 +318,14 @@ def _vit(call: _Call) -> ViT:
     return network
 
 
-def _simple_pyramid(call: _Call, network: ViT) -> SimplePyramid:
+def _simple_pyramid(call: Call, network: ViT) -> SimplePyramid:
     call.call("top_block", "LastLevelMaxPool").finish()
     call.take("in_feature")
     scales = call.numbers("scale_factors", None)
     levels = tuple(int(math.log2(network.patch / scale)) for scale in scales if scale in (4.0, 2.0, 1.0, 0.5))
     if not levels or len(levels) != len(scales) or levels != tuple(range(levels[-1] - len(levels) + 1, LAST_LEVEL + 1)):
         raise ConversionError(
-            f"{call.key('scale_factors')} is {scales}; what converts is 4, 2, 1 and 0.5 without gaps, down to a stride "
+            f"{call.key('scale_factors')} is {scales}; supported: 4, 2, 1 and 0.5 without gaps, down to a stride "
             f"of {2**LAST_LEVEL} pixels, with a patch_size of {network.patch}."
         )
     norm = call.norm("norm", "LN", HEAD_NORMS)
@@ -365,7 +339,7 @@ def _simple_pyramid(call: _Call, network: ViT) -> SimplePyramid:
     return SimplePyramid(levels, call.whole("out_channels"), norm, square)
 
 
-def _pyramid(call: _Call) -> Pyramid:
+def _pyramid(call: Call) -> Pyramid:
     call.call("top_block", "LastLevelMaxPool").finish()
     call.one_of("square_pad", (0,), 0)
     return Pyramid(
@@ -376,7 +350,7 @@ def _pyramid(call: _Call) -> Pyramid:
     )
 
 
-def _proposals(call: _Call, allowed: tuple[int, ...]) -> Proposals:
+def _proposals(call: Call, allowed: tuple[int, ...]) -> Proposals:
     levels = call.levels("in_features", _pyramid_names(allowed))
     head = call.call("head", "StandardRPNHead")
     anchors = call.call("anchor_generator", "DefaultAnchorGenerator")
@@ -399,7 +373,7 @@ def _proposals(call: _Call, allowed: tuple[int, ...]) -> Proposals:
         min_size=call.number("min_box_size", 0.0),
     )
     if len({len(s) * len(r) for s, r in zip(proposals.anchors.sizes, proposals.anchors.ratios, strict=True)}) > 1:
-        raise ConversionError(f"{anchors.key('sizes')} must give as many anchors on each level.")
+        raise ConversionError(f"{anchors.key('sizes')} must give the same number of anchors on each level.")
     for part in (head, anchors, call):
         part.finish(_BY_SHAPE)
     return proposals
@@ -409,22 +383,22 @@ def _pyramid_names(levels: tuple[int, ...]) -> dict[str, int]:
     return {f"p{level}": level for level in levels}
 
 
-def _at_test_time(call: _Call, name: str) -> int:
-    """The second of a pair, of which the first is for training."""
+def _at_test_time(call: Call, name: str) -> int:
+    """The second value of a pair (training, test)."""
     _, count = call.numbers(name, 2)
     if count < 1 or count != int(count):
         raise ConversionError(f"{call.key(name)} is {count:g} at test time; it must be a whole number of at least 1.")
     return int(count)
 
 
-def _box_weights(call: _Call) -> tuple[float, ...]:
+def _box_weights(call: Call) -> tuple[float, ...]:
     transform = call.call("box2box_transform", "Box2BoxTransform")
     weights = transform.numbers("weights", 4)
     transform.finish()
     return weights
 
 
-def _box_head(heads: _Call, allowed: tuple[int, ...]) -> BoxHead:
+def _box_head(heads: Call, allowed: tuple[int, ...]) -> BoxHead:
     pooler = _pooler(heads, "box", allowed)
     if heads.target == "StandardROIHeads":
         head, predictor = heads.call("box_head", "FastRCNNConvFCHead"), heads.call("box_predictor", _PREDICTOR)
@@ -441,10 +415,10 @@ def _box_head(heads: _Call, allowed: tuple[int, ...]) -> BoxHead:
     return replace(last, box_weights=tuple(stage.box_weights[0] for stage in stages))
 
 
-def _box_stage(head: _Call, predictor: _Call, pooler: Pooler, *, cascade: bool) -> BoxHead:
+def _box_stage(head: Call, predictor: Call, pooler: Pooler, *, cascade: bool) -> BoxHead:
     convs, fcs = head.dims("conv_dims"), head.dims("fc_dims")
     if not fcs:
-        raise ConversionError(f"{head.key('fc_dims')} is empty; a box head with at least one such layer converts.")
+        raise ConversionError(f"{head.key('fc_dims')} is empty; it must contain at least one layer.")
     agnostic = predictor.flag("cls_agnostic_bbox_reg")
     if cascade and not agnostic:
         raise ConversionError(f"{predictor.key('cls_agnostic_bbox_reg')} must be true in a cascade.")
@@ -468,7 +442,7 @@ def _box_stage(head: _Call, predictor: _Call, pooler: Pooler, *, cascade: bool) 
     return stage
 
 
-def _mask_head(heads: _Call, allowed: tuple[int, ...]) -> MaskHead:
+def _mask_head(heads: Call, allowed: tuple[int, ...]) -> MaskHead:
     call = heads.call("mask_head", "MaskRCNNConvUpsampleHead")
     dims = call.dims("conv_dims")
     if not dims:
@@ -485,7 +459,7 @@ def _mask_head(heads: _Call, allowed: tuple[int, ...]) -> MaskHead:
     return mask
 
 
-def _pooler(heads: _Call, part: str, allowed: tuple[int, ...]) -> Pooler:
+def _pooler(heads: Call, part: str, allowed: tuple[int, ...]) -> Pooler:
     levels = heads.levels(f"{part}_in_features", _pyramid_names(allowed))
     call = heads.call(f"{part}_pooler", "ROIPooler")
     call.one_of("pooler_type", ("ROIAlignV2",))
@@ -497,207 +471,3 @@ def _pooler(heads: _Call, part: str, allowed: tuple[int, ...]) -> Pooler:
     pooler = Pooler(levels, call.whole("output_size"), call.whole("sampling_ratio", low=0))
     call.finish()
     return pooler
-
-
-class _Call:
-    """A call, whose arguments are taken one by one; every complaint names the argument's key.
-
-    `targets`: names of the classes or functions that may be called, without their module.
-    """
-
-    def __init__(self, document: Mapping[str, Any], path: tuple[str, ...], *targets: str) -> None:
-        self._document = document
-        self._path = path
-        self._arguments = _at(document, path)
-        if not isinstance(self._arguments, Mapping):
-            raise ConversionError(f"{'.'.join(path)} is missing; it must be a call of {' or '.join(targets)}.")
-        self._taken = {"_target_"}
-        name = str(self._arguments.get("_target_"))
-        self.target = name.rpartition(".")[2]
-        if self.target not in targets or not name.startswith("detectron2."):
-            raise ConversionError(
-                f"{self.key('_target_')} is {name}; what converts is {' or '.join(targets)} of detectron2. "
-                "The detectron2 engine runs everything else."
-            )
-
-    def key(self, name: str) -> str:
-        return ".".join((*self._path, name))
-
-    def take(self, name: str, *default: Any) -> Any:
-        """An argument with interpolations resolved. Raises ConversionError if it is absent and has no default."""
-        self._taken.add(name)
-        if name not in self._arguments:
-            if default:
-                return default[0]
-            raise ConversionError(f"{self.key(name)} is missing.")
-        return _resolved(self._document, (*self._path, name))
-
-    def finish(self, ignored: Iterable[str] = ()) -> None:
-        """Raise ConversionError if an argument is left that changes what the network computes."""
-        for name in self._arguments:
-            if name not in self._taken and name not in _TRAINING and name not in ignored:
-                raise ConversionError(f"{self.key(name)} is given, which does not convert. Known: {self._known()}.")
-
-    def _known(self) -> str:
-        return ", ".join(sorted(self._taken - {"_target_"}))
-
-    def absent(self, *names: str) -> None:
-        for name in names:
-            self.one_of(name, (None,), None)
-
-    def call(self, name: str, *targets: str) -> _Call:
-        self._taken.add(name)
-        return _Call(self._document, (*self._path, name), *targets)
-
-    def calls(self, name: str, *targets: str) -> list[_Call]:
-        given = self.take(name)
-        if not isinstance(given, list) or not given:
-            raise ConversionError(f"{self.key(name)} must be a list of calls of {' or '.join(targets)}.")
-        return [_Call(self._document, (*self._path, name, str(i)), *targets) for i in range(len(given))]
-
-    def one_of(self, name: str, allowed: tuple[Any, ...], *default: Any) -> Any:
-        value = self.take(name, *default)
-        if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
-            raise ConversionError(
-                f"{self.key(name)} is {value!r}; what converts is {' or '.join(repr(a) for a in allowed)}. "
-                "The detectron2 engine runs everything else."
-            )
-        return value
-
-    def flag(self, name: str, default: bool = False) -> bool:
-        return bool(self.one_of(name, (False, True), default))
-
-    def indexes(self, name: str) -> frozenset[int]:
-        """Numbers of blocks, counted from 0."""
-        value = self.take(name, [])
-        if not isinstance(value, list | tuple) or not all(_is_index(v) for v in value):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must list numbers of blocks, from 0.")
-        return frozenset(value)
-
-    def torch_class(self, name: str, wanted: str, *keywords: str) -> dict[str, Any]:
-        """Check that an argument is absent or the class `wanted` of torch.nn; the arguments that a partial binds.
-
-        Only arguments called `keywords` may be bound.
-        """
-        value = self.take(name, None)
-        if isinstance(value, Mapping) and value.get("_partial_") is True:  # the zoo's table, which has no tags
-            rest = {key: bound for key, bound in value.items() if key not in ("_target_", "_partial_")}
-            value = Partial(Name(str(value.get("_target_"))), rest)
-        arguments = value.arguments if isinstance(value, Partial) else {}
-        given = str(value.name if isinstance(value, Partial) else value)
-        if value is not None and not (given.startswith("torch.nn.") and given.rpartition(".")[2] == wanted):
-            raise ConversionError(f"{self.key(name)} is {given}; what converts is torch.nn's {wanted}.")
-        if other := sorted(arguments.keys() - set(keywords)):
-            raise ConversionError(f"{self.key(name)} binds {other[0]}, which does not convert.")
-        return arguments
-
-    def norm(self, name: str, default: str, allowed: Sequence[str] = NORMS) -> str:
-        """A norm by the name that get_norm of detectron2/layers/batch_norm.py knows.
-
-        A function that LazyConfig.save could not save, as the lambdas of the zoo's LSJ configs, is taken for a batch
-        norm: the checkpoint must then hold a running mean and variance.
-        """
-        value = self.take(name, default)
-        if isinstance(value, Name) and value.name.rpartition(".")[2] in (*_BATCH_NORM_CLASSES, _LAMBDA):
-            return "BN"
-        if value is None:
-            return ""
-        if value not in allowed:
-            raise ConversionError(f"{self.key(name)} is {str(value)!r}; what converts is one of {', '.join(allowed)}.")
-        return str(value)
-
-    def whole(self, name: str, *default: int, low: int = 1) -> int:
-        value = self.take(name, *default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a whole number of at least {low}.")
-        return value
-
-    def number(self, name: str, *default: float) -> float:
-        value = self.take(name, *default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a number.")
-        return float(value)
-
-    def numbers(self, name: str, count: int | None = None, *default: Sequence[float]) -> tuple[float, ...]:
-        value = self.take(name, *default)
-        if not isinstance(value, list | tuple) or (count and len(value) != count):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of {count or 'some'} numbers.")
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must hold numbers.")
-        return tuple(float(v) for v in value)
-
-    def dims(self, name: str) -> list[int]:
-        """Widths of layers, which must all be the same."""
-        dims = self.take(name)
-        if not isinstance(dims, list) or len(set(map(str, dims))) > 1 or not all(_is_width(dim) for dim in dims):
-            raise ConversionError(f"{self.key(name)} is {dims!r}; it must be a list of equal widths.")
-        return dims
-
-    def per_level(self, name: str, levels: int) -> tuple[tuple[float, ...], ...]:
-        """Numbers for each level: one list for all of them, or a list for each."""
-        value = self.take(name)
-        rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-        if len(rows) not in (1, levels):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must have one list, or one for each level.")
-        try:
-            return tuple(tuple(float(v) for v in row) for row in rows * (levels if len(rows) == 1 else 1))
-        except (TypeError, ValueError):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must hold numbers.") from None
-
-    def class_of(self, name: str, wanted: tuple[str, ...], *, required: bool = False) -> str:
-        """Which class of detectron2 an argument names, without its module. An absent one is the first, or refused."""
-        value = self.take(name) if required else self.take(name, None)
-        if value is None and not required:
-            return wanted[0]
-        given = str(value).rpartition(".")[2]
-        if given not in wanted or not str(value).startswith("detectron2."):
-            raise ConversionError(f"{self.key(name)} is {value}; what converts is {' or '.join(wanted)} of detectron2.")
-        return given
-
-    def levels(self, name: str, admitted: Mapping[str, int]) -> tuple[int, ...]:
-        """The levels that names of feature maps such as p2, p3 stand for."""
-        names = self.take(name)
-        if not isinstance(names, list) or not all(isinstance(n, str) and n in admitted for n in names) or not names:
-            raise ConversionError(f"{self.key(name)} is {names!r}; it must list some of {', '.join(admitted)}.")
-        levels = tuple(admitted[n] for n in names)
-        if levels != tuple(range(levels[0], levels[0] + len(levels))):
-            raise ConversionError(f"{self.key(name)} is {names!r}; it must be neighbours, the finest first.")
-        return levels
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_width(value: Any) -> bool:
-    return _is_index(value) and value > 0
-
-
-def _at(document: Any, path: tuple[str, ...]) -> Any:
-    """What stands at a path, None if nothing does. An index of a list is a part of the path, too."""
-    for part in path:
-        if isinstance(document, Mapping):
-            document = document.get(part)
-        elif isinstance(document, list) and part.isdecimal() and int(part) < len(document):
-            document = document[int(part)]
-        else:
-            return None
-    return document
-
-
-def _resolved(document: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """The value at a path, following interpolations. Raises ConversionError for one that leads nowhere."""
-    value = _at(document, path)
-    for _ in range(_MOST_INTERPOLATIONS):
-        if not isinstance(value, str) or "${" not in value:
-            return value
-        found = _INTERPOLATION.fullmatch(value)
-        if not found:
-            break
-        dots, rest = found.groups()
-        above = path[: len(path) - len(dots)] if dots else ()
-        path = (*above, *rest.split("."))
-        value = _at(document, path)
-        if value is None:
-            break
-    raise ConversionError(f"{'.'.join(path)}: the interpolation {value!r} leads to no value.")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from segment.convert import backbone, boxes, chunks, heads, pointrend, res5
-from segment.convert.config import Config, PointRend, SimplePyramid
+from segment.convert.architecture import Config, PointRend, SimplePyramid
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph, tensor
 from segment.convert.proposals import proposals
 from segment.convert.weights import Weights

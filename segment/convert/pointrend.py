@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.convert import chunks
-from segment.convert.config import PointRend
+from segment.convert.architecture import PointRend
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph
 from segment.convert.heads import Found, pick
 from segment.convert.layers import convolution

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from segment.convert import boxes as box
-from segment.convert.config import Pooler
+from segment.convert.architecture import Pooler
 from segment.convert.graph import INT64, Graph
 
 CANONICAL_LEVEL, CANONICAL_SIZE = 4, 224

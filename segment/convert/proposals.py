@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from segment.convert import boxes as box
-from segment.convert.config import Config
+from segment.convert.architecture import Config
 from segment.convert.graph import Graph
 from segment.convert.weights import Weights
 from segment.errors import ConversionError

@@ -6,7 +6,7 @@ Radosavovic et al., "Designing Network Design Spaces", 2020. RegNetY adds squeez
 
 from __future__ import annotations
 
-from segment.convert.config import RegNet
+from segment.convert.architecture import RegNet
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
 from segment.convert.weights import Weights

@@ -7,7 +7,7 @@ and masks share the weights. res5 runs on every proposal, which takes most of th
 from __future__ import annotations
 
 from segment.convert import backbone, chunks, pooler
-from segment.convert.config import Config, ResNet
+from segment.convert.architecture import Config, ResNet
 from segment.convert.graph import Graph
 from segment.convert.weights import Weights
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from segment.convert.config import BATCH_NORMS, SimplePyramid, ViT
+from segment.convert.architecture import BATCH_NORMS, SimplePyramid, ViT
 from segment.convert.graph import Graph
 from segment.convert.layers import centred, convolution, gelu, normalised
 from segment.convert.weights import Array, Weights

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.convert.config import ViT
+from segment.convert.architecture import ViT
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution, gelu
 from segment.convert.weights import Weights

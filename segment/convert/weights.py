@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.convert.config import BATCH_NORMS
+from segment.convert.architecture import BATCH_NORMS
 from segment.errors import ConversionError
 
 BN_EPSILON = 1e-5

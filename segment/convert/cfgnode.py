@@ -1,0 +1,405 @@
+"""Parse detectron2's YAML configs (CfgNode), as `cfg.dump()` writes them.
+
+Absent keys have detectron2's defaults (detectron2/config/defaults.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from typing import Any
+
+from segment.convert.architecture import (
+    BLOCKS,
+    HEAD_NORMS,
+    NORMS,
+    Anchors,
+    BoxHead,
+    Config,
+    ConvFCHead,
+    MaskHead,
+    PointRend,
+    Pooler,
+    Proposals,
+    Pyramid,
+    ResNet,
+)
+from segment.errors import ConversionError
+
+_REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    # key: (detectron2's default, the supported values)
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
+    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", ("build_resnet_fpn_backbone", "build_resnet_backbone")),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", ("RPN",)),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead", ("StandardRPNHead",)),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator", ("DefaultAnchorGenerator",)),
+    "MODEL.ROI_HEADS.NAME": (
+        "Res5ROIHeads",
+        ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads", "PointRendROIHeads"),
+    ),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+    "MODEL.MASK_ON": (False, (True,)),
+    "MODEL.KEYPOINT_ON": (False, (False,)),
+    "MODEL.LOAD_PROPOSALS": (False, (False,)),
+    "MODEL.RESNETS.DEPTH": (50, tuple(BLOCKS)),
+    "MODEL.RESNETS.RES5_DILATION": (1, (1, 2)),
+    "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
+    "MODEL.FPN.NORM": ("", NORMS),
+    "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
+    "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
+}
+_REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    # Res5ROIHeads does not read these.
+    "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", HEAD_NORMS),
+}
+_REQUIRED_OF_POINT_REND: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
+    "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
+}
+_REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "MaskRCNNConvUpsampleHead": {
+        "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+    },
+    "PointRendMaskHead": {
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
+        **_REQUIRED_OF_POINT_REND,
+    },
+    "ImplicitPointRendMaskHead": {
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
+        "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("ImplicitPointHead",)),
+    },
+    # The name of PointRendMaskHead in 2020. PointRendROIHeads ignores its POOLER_TYPE.
+    "CoarseMaskHead": {
+        "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("PointRendROIHeads",)),
+        **_REQUIRED_OF_POINT_REND,
+    },
+}
+_MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
+    "Res5ROIHeads": ("MaskRCNNConvUpsampleHead",),
+    "PointRendROIHeads": ("PointRendMaskHead", "CoarseMaskHead"),
+}
+"""ROI heads that support only some mask heads."""
+
+
+def parse(document: Mapping[str, Any]) -> Config:
+    """Parse a YAML config given as nested mappings. Raises ConversionError, which names the key."""
+    keys = _Keys(document)
+    for key, (default, allowed) in _REQUIRED.items():
+        keys.one_of(key, default, allowed)
+    res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
+    if not res5_heads:
+        for key, (default, allowed) in _REQUIRED_OF_STANDARD_HEADS.items():
+            keys.one_of(key, default, allowed)
+    mask_heads = _MASK_HEADS_OF.get(keys.get("MODEL.ROI_HEADS.NAME", ""), tuple(_REQUIRED_OF_MASK_HEADS))
+    keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", mask_heads)
+    resnet = _resnet(keys)
+    pyramid = _pyramid(keys, resnet)
+    if pyramid and res5_heads:
+        raise ConversionError(
+            "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME is build_resnet_fpn_backbone; "
+            "Res5ROIHeads is supported with build_resnet_backbone only."
+        )
+    feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
+    mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
+    std = keys.numbers("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
+    if pyramid:
+        rpn_levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
+        roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
+    else:
+        rpn_levels = roi_levels = (resnet.level(feature),)
+    return Config(
+        format=keys.get("INPUT.FORMAT", "BGR"),
+        mean=mean,
+        std=std,
+        classes=keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80),
+        bottom_up=resnet,
+        pyramid=pyramid,
+        feature=feature,
+        proposals=_proposals(keys, rpn_levels),
+        box=_box_head(keys, roi_levels, res5_heads),
+        mask=_mask_head(keys, roi_levels, pyramid),
+        res5_heads=res5_heads,
+    )
+
+
+def _resnet(keys: _Keys) -> ResNet:
+    stages = max(keys.levels("MODEL.RESNETS.OUT_FEATURES", "res", (2, 3, 4, 5), ["res4"], neighbours=False)) - 1
+    groups, width_per_group = keys.whole("MODEL.RESNETS.NUM_GROUPS", 1), keys.whole("MODEL.RESNETS.WIDTH_PER_GROUP", 64)
+    deformable = _deformable(keys, stages)
+    offset_groups = keys.whole("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1)
+    if deformable and groups * width_per_group % offset_groups:
+        raise ConversionError(
+            f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {offset_groups}; it must divide the {groups * width_per_group} "
+            "channels of res2's 3x3 convolutions."
+        )
+    return ResNet(
+        blocks=BLOCKS[keys.get("MODEL.RESNETS.DEPTH", 50)][:stages],
+        res5_dilation=keys.get("MODEL.RESNETS.RES5_DILATION", 1),
+        norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
+        groups=groups,
+        width_per_group=width_per_group,
+        stem_channels=keys.whole("MODEL.RESNETS.STEM_OUT_CHANNELS", 64),
+        res2_channels=keys.whole("MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+        stride_in_1x1=bool(keys.get("MODEL.RESNETS.STRIDE_IN_1X1", True)),
+        deformable=deformable,
+        modulated=bool(deformable and keys.get("MODEL.RESNETS.DEFORM_MODULATED", False)),
+        offset_groups=offset_groups if deformable else 1,
+    )
+
+
+def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
+    """The stages with deformable convolutions, among those that are built."""
+    key = "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
+    given = keys.get(key, [False] * 4)
+    if not isinstance(given, list | tuple) or len(given) != 4 or not all(isinstance(on, bool) for on in given):
+        raise ConversionError(f"{key} is {given!r}; it must be a list of 4 booleans, for res2 to res5.")
+    if given[3] and keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads":
+        raise ConversionError(f"{key} is {list(given)}; Res5ROIHeads has no deformable res5.")
+    return tuple(stage for stage, on in enumerate(given[:stages], start=2) if on)
+
+
+def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
+    if keys.get("MODEL.BACKBONE.NAME", "build_resnet_backbone") != "build_resnet_fpn_backbone":
+        return None
+    built = tuple(range(2, 2 + len(resnet.blocks)))
+    levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", built)
+    if resnet.res5_dilation != 1:
+        raise ConversionError(
+            f"MODEL.RESNETS.RES5_DILATION is {resnet.res5_dilation}; it must be 1 with build_resnet_fpn_backbone."
+        )
+    return Pyramid(
+        levels=levels,
+        channels=keys.whole("MODEL.FPN.OUT_CHANNELS", 256),
+        norm=keys.get("MODEL.FPN.NORM", ""),
+        average=keys.get("MODEL.FPN.FUSE_TYPE", "sum") == "avg",
+    )
+
+
+def _feature(keys: _Keys, resnet: ResNet, res5_heads: bool) -> int:
+    """The stage that the RPN and the heads read if there is no pyramid."""
+    built = tuple(range(2, 2 + len(resnet.blocks)))
+    proposals = keys.levels("MODEL.RPN.IN_FEATURES", "res", built, ["res4"])
+    heads = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "res", (4,) if res5_heads else built, ["res4"])
+    for key, stages in (("MODEL.RPN.IN_FEATURES", proposals), ("MODEL.ROI_HEADS.IN_FEATURES", heads)):
+        if len(stages) > 1 or stages != heads:
+            raise ConversionError(
+                f"{key} is {['res' + str(stage) for stage in stages]}; without a feature pyramid, MODEL.RPN and "
+                "MODEL.ROI_HEADS must both have the same single stage."
+            )
+    return heads[0]
+
+
+def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
+    sizes = keys.per_level("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]], len(levels))
+    ratios = keys.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]], len(levels))
+    counts = {len(s) * len(r) for s, r in zip(sizes, ratios, strict=True)}
+    if len(counts) > 1:
+        raise ConversionError(
+            f"MODEL.ANCHOR_GENERATOR has {sorted(counts)} anchors per position on different levels; "
+            "the number must be the same on all levels."
+        )
+    return Proposals(
+        levels=levels,
+        conv_dims=tuple(int(d) for d in keys.numbers("MODEL.RPN.CONV_DIMS", [-1])),
+        anchors=Anchors(sizes, ratios, float(keys.get("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0))),
+        box_weights=keys.numbers("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, 4),
+        nms=float(keys.get("MODEL.RPN.NMS_THRESH", 0.7)),
+        before_nms=keys.whole("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000),
+        after_nms=keys.whole("MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
+        min_size=float(keys.get("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0)),
+    )
+
+
+def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead:
+    cascade = keys.get("MODEL.ROI_HEADS.NAME", "") == "CascadeROIHeads"
+    agnostic = bool(keys.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False))
+    if cascade and not agnostic:
+        raise ConversionError(
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is false; it must be true with CascadeROIHeads."
+        )
+    weights: list[Any] = [keys.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0])]
+    if cascade:
+        weights = keys.get(
+            "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
+            [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]],
+        )
+    convs, fcs = 0, 0
+    if not res5_heads:
+        convs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, low=0)
+        fcs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_FC", 0, low=0)
+    if not fcs and not res5_heads:
+        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; it must be at least 1.")
+    return BoxHead(
+        pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
+        convs=convs,
+        conv_channels=keys.whole("MODEL.ROI_BOX_HEAD.CONV_DIM", 256),
+        norm=keys.get("MODEL.ROI_BOX_HEAD.NORM", ""),
+        fcs=fcs,
+        fc_channels=keys.whole("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
+        agnostic=agnostic,
+        sigmoid=bool(keys.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False)),
+        cascade=cascade,
+        box_weights=tuple(tuple(float(v) for v in stage) for stage in weights),
+        min_score=float(keys.get("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05)),
+        nms=float(keys.get("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5)),
+        max_detections=keys.whole("TEST.DETECTIONS_PER_IMAGE", 100),
+    )
+
+
+def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
+    name = keys.get("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
+    res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
+    for key, (default, allowed) in _REQUIRED_OF_MASK_HEADS[name].items():
+        if not (res5_heads and key == "MODEL.ROI_MASK_HEAD.POOLER_TYPE"):  # Res5ROIHeads ignores POOLER_TYPE
+            keys.one_of(key, default, allowed)
+    if name == "MaskRCNNConvUpsampleHead":
+        return MaskHead(
+            pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", levels, 14),
+            convs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, low=0),
+            channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+            norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
+            agnostic=bool(keys.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)),
+        )
+    if not pyramid:
+        raise ConversionError(
+            f"MODEL.ROI_MASK_HEAD.NAME is {name} and there is no feature pyramid; "
+            "it is supported with MODEL.BACKBONE.NAME build_resnet_fpn_backbone only."
+        )
+    return _point_rend(keys, levels, pyramid.channels, implicit=name == "ImplicitPointRendMaskHead")
+
+
+def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit: bool) -> PointRend:
+    """The defaults are those of detectron2's projects/PointRend (point_rend/config.py, add_pointrend_config)."""
+    classes = keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80)
+    if (own := keys.whole("MODEL.POINT_HEAD.NUM_CLASSES", 80)) != classes:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; they must be equal."
+        )
+    coarse = ConvFCHead(
+        levels=keys.levels("MODEL.ROI_MASK_HEAD.IN_FEATURES", "p", levels, ["p2"]),
+        resolution=keys.whole("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, low=2),
+        conv_channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+        fcs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_FC", 2),
+        fc_channels=keys.whole("MODEL.ROI_MASK_HEAD.FC_DIM", 1024),
+    )
+    if coarse.resolution % 2:
+        raise ConversionError(
+            f"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION is {coarse.resolution}; it must be even for PointRend."
+        )
+    if coarse.conv_channels > channels * len(coarse.levels):
+        raise ConversionError(
+            f"MODEL.ROI_MASK_HEAD.CONV_DIM is {coarse.conv_channels}; for PointRend it must be at most the number of "
+            f"input channels, {channels * len(coarse.levels)}."
+        )
+    points = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 28 * 28)
+    steps = asked_steps = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 5, low=0)
+    coarse_side = 0 if implicit else keys.whole("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7)
+    first_side = isqrt(points) if implicit else coarse_side
+    if implicit and first_side**2 != points:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points}; for Implicit PointRend it must be a square number."
+        )
+    while 4 * first_side**2 <= points:  # upstream skips the steps that would predict every point again
+        first_side, steps = 2 * first_side, steps - 1
+    if steps < 0:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}; with SUBDIVISION_NUM_POINTS {points} it must be at "
+            f"least {asked_steps - steps}."
+        )
+    head = PointRend(
+        coarse=coarse,
+        levels=keys.levels("MODEL.POINT_HEAD.IN_FEATURES", "p", levels, ["p2"], neighbours=False),
+        fcs=keys.whole("MODEL.POINT_HEAD.NUM_FC", 3),
+        fc_channels=keys.whole("MODEL.POINT_HEAD.FC_DIM", 256),
+        classes=classes,
+        agnostic=bool(keys.get("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", False)),
+        first_side=first_side,
+        steps=steps,
+        points=points,
+        coarse_side=coarse_side,
+        coarse_each_layer=not implicit and bool(keys.get("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", True)),
+        implicit=implicit,
+        image_features=not implicit or bool(keys.get("MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED", True)),
+        positions=implicit and bool(keys.get("MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED", True)),
+    )
+    if not (head.image_features or head.positions):
+        raise ConversionError(
+            "MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED and POS_ENC_ENABLED are both false; one must be true."
+        )
+    return head
+
+
+def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) -> Pooler:
+    return Pooler(
+        levels=levels,
+        resolution=keys.whole(head + ".POOLER_RESOLUTION", resolution),
+        sampling_ratio=keys.whole(head + ".POOLER_SAMPLING_RATIO", 0, low=0),
+    )
+
+
+class _Keys:
+    """A nested mapping whose values are read by dotted key. Every error names the key."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self.document = document
+
+    def get(self, key: str, default: Any) -> Any:
+        value: Any = self.document
+        for part in key.split("."):
+            if not isinstance(value, Mapping):
+                raise ConversionError(f"{key} cannot be read: its parent is {value!r}, not a mapping.")
+            if part not in value:
+                return default
+            value = value[part]
+        return value
+
+    def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> None:
+        value = self.get(key, default)
+        if value not in allowed:
+            raise ConversionError(
+                f"{key} is {value!r}, which cannot be converted. Supported: {', '.join(repr(a) for a in allowed)}. "
+                "SEGMENT_ENGINE=detectron2 runs all others."
+            )
+
+    def whole(self, key: str, default: int, low: int = 1) -> int:
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ConversionError(f"{key} is {value!r}; it must be a whole number of at least {low}.")
+        return value
+
+    def numbers(self, key: str, default: list[float], count: int | None = None) -> tuple[float, ...]:
+        value = self.get(key, default)
+        if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
+            raise ConversionError(f"{key} is {value!r}; it must be a list of {f'{count} ' if count else ''}numbers.")
+        try:
+            return tuple(float(v) for v in value)
+        except (TypeError, ValueError):
+            raise ConversionError(f"{key} is {value!r}; it must be a list of numbers.") from None
+
+    def per_level(self, key: str, default: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:
+        rows = self.get(key, default)
+        if not isinstance(rows, list | tuple) or len(rows) not in (1, levels):
+            raise ConversionError(f"{key} is {rows!r}; it must contain 1 list, or {levels}, one per level.")
+        rows = list(rows) * (levels if len(rows) == 1 else 1)
+        return tuple(tuple(float(v) for v in row) for row in rows)
+
+    def levels(
+        self, key: str, prefix: str, allowed: tuple[int, ...], default: Sequence[str] = (), *, neighbours: bool = True
+    ) -> tuple[int, ...]:
+        """The levels of the feature maps that `key` lists: (2, 3) for ["res2", "res3"] with the prefix "res".
+
+        `neighbours`: whether they must be consecutive.
+        """
+        names = self.get(key, default)
+        admitted = {f"{prefix}{level}": level for level in allowed}
+        if not isinstance(names, list | tuple) or not names or not all(name in admitted for name in names):
+            raise ConversionError(f"{key} is {names!r}; it must be a list of some of {', '.join(admitted)}.")
+        levels = tuple(admitted[name] for name in names)
+        if levels != (tuple(range(levels[0], levels[0] + len(levels))) if neighbours else tuple(sorted(set(levels)))):
+            raise ConversionError(
+                f"{key} is {list(names)}; it must be a list of {'consecutive' if neighbours else 'distinct'} maps "
+                f"in the order {', '.join(admitted)}."
+            )
+        return levels
