@@ -25,7 +25,8 @@ from segment.labels import read_labels
 from segment.resize import Fit, fitted_size
 from segment.results import Results
 from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, Settings
-from segment.tiles import CANDIDATE_SCORE, merge, tiles
+from segment.tiles import tiles
+from segment.tiles.merge import CANDIDATE_SCORE, merge
 from segment.values import BadValue
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25

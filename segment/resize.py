@@ -20,7 +20,7 @@ BASE = 16
 MIN_RENDER_FACTOR, MAX_RENDER_FACTOR = 4, 256
 """64 x 64 up to 4096 x 4096 pixels."""
 MAX_DETAIL = 4
-"""Maximum number of tiles per side (tiles.py): 16 tiles and the whole photo make 17 runs."""
+"""Maximum number of tiles per side (segment.tiles): 16 tiles and the whole photo make 17 runs."""
 
 
 def pixels(render_factor: int) -> int:

@@ -81,6 +81,7 @@ def test_imports_point_down(path: Path) -> None:
         "engine/families",
         "labelling",
         "output",
+        "tiles",
         "web",
         "zoo",
     ],

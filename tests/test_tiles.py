@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from segment import tiles as merging
 from segment.detections import Detections, from_boxes
 from segment.mask import THRESHOLD, Mask, Region
-from segment.tiles import OVERLAP, VISIBLE, magnification, tiles
+from segment.tiles import OVERLAP, magnification, tiles
+from segment.tiles import merge as merging
+from segment.tiles.merge import VISIBLE
 
 SIZE = (240, 180)
 WHOLE_PHOTO = (0, 0, *SIZE)

@@ -1,10 +1,7 @@
-"""Sliced inference: detections from overlapping tiles of a photo, merged with those from the whole photo.
+"""Merge the detections from overlapping tiles of a photo with those from the whole photo.
 
-The network runs on each tile at the same input size as on the whole photo, one after the other, so the memory is that
-of one run. Tiles show small objects magnified; the whole photo shows large objects complete and in their surroundings.
-Slicing for small objects, and intersection over the smaller area as the measure of duplicates, are from SAHI (Akyon et
-al., arXiv 2202.06934; its `GREEDYNMM` with `IOS` 0.5). SAHI joins whatever overlaps. Here, instances are merged in five
-steps:
+Intersection over the smaller area as the measure of duplicates is from SAHI (Akyon et al., arXiv 2202.06934; its
+`GREEDYNMM` with `IOS` 0.5). SAHI joins whatever overlaps. Here, instances are merged in five steps:
 
 1. Instances of one class from different tiles are joined if their masks agree where both tiles see the photo. If one of
    them shows all of the object, it is used; otherwise the masks are combined.
@@ -47,8 +44,6 @@ from numpy.typing import NDArray
 from segment.detections import Detections
 from segment.mask import THRESHOLD, Box, Mask, Region
 
-OVERLAP = 0.2
-"""Share of a tile's side that it has in common with the next; smaller objects are complete in one of them."""
 AGREE = 0.5
 """Minimum IoU of two masks, where both tiles see the photo, to be joined."""
 SAME = 0.5
@@ -90,32 +85,6 @@ LARGE_IN_WHOLE, IN_TILES, SMALL_IN_WHOLE = range(3)
 """Reliability of an instance's mask, the most reliable first."""
 WHOLE = -1
 """Number of the whole photo among the views; the others are the indices of tiles."""
-
-
-def magnification(detail: int, overlap: float = OVERLAP) -> float:
-    """Ratio of the photo's side to a tile's side."""
-    return detail - (detail - 1) * overlap
-
-
-def views(detail: int) -> int:
-    """Number of runs per photo: one for each tile and one for the whole photo."""
-    return 1 if detail == 1 else detail**2 + 1
-
-
-def tiles(size: tuple[int, int], detail: int, overlap: float = OVERLAP) -> list[Region]:
-    """The `detail` x `detail` tiles of a photo of `size` (width, height), in whole pixels, row by row.
-
-    All tiles have the same size and the photo's aspect ratio. Neighbours have the share `overlap` of their sides in
-    common, or slightly more because of rounding. A photo with too few pixels has fewer tiles.
-    """
-    columns, rows = (_intervals(length, detail, overlap) for length in size)
-    return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
-
-
-def _intervals(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
-    side = min(length, math.ceil(length / magnification(count, overlap)))
-    starts = [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
-    return [(start, start + side) for start in dict.fromkeys(starts)]
 
 
 @dataclass(frozen=True)
