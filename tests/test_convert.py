@@ -25,6 +25,7 @@ from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 from segment.labels import read_labels
+from segment.modelfile import ModelMetadata, metadata
 from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -118,6 +119,16 @@ def test_the_embedded_demo_is_what_its_checkpoint_converts_to() -> None:
     assert [node.op_type for node in fresh.node] == [node.op_type for node in shipped.node]
     assert {t.name: t.raw_data for t in fresh.initializer} == {t.name: t.raw_data for t in shipped.initializer}
     assert Path("segment/models/shapes.onnx").stat().st_size < 15e6
+
+
+def test_the_layers_of_the_mask_head_take_no_memory_per_instance() -> None:
+    """They run on a few instances at a time. Only the crops of all, before and after their concatenation, are kept."""
+    facts = ModelMetadata.from_metadata(metadata(Path("segment/models/shapes.onnx")))
+    settings = config.read(TRAINING / "shapes.yaml")
+    crop = 4 * settings.channels * settings.mask_head.pooler.resolution**2
+    mask = 4 * settings.mask_side**2 * 4
+    assert facts is not None
+    assert 0 < facts.bytes_per_instance < 2 * crop + mask
 
 
 def test_a_file_keeps_its_contract() -> None:

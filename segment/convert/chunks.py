@@ -1,17 +1,18 @@
 """Run parts of a graph on a few rows at a time, as an ONNX Loop.
 
 This limits memory. For example, detectron2's C4 models run res5 on every region: the crops of 1,000 regions take 800
-MB, those of 20 take 16 MB. While the graph is built, `begin` and `end` mark a part of it. `in_chunks` turns the marked
-parts of a finished model into loops, and `whole` turns them back, which quantising needs because NNCF does not enter
-loops.
+MB, and those of 20 take 16 MB. While the graph is built, `begin` and `end` mark a part of it. `in_chunks` turns the
+marked parts of a finished model into loops, and `whole` turns them back, which quantising needs because NNCF does not
+enter loops.
 
-All chunks have the same number of rows (by default CHUNK); the last one is padded with zeros. With fixed shapes, the
+All chunks have the same number of rows; the last one is padded with zeros. With fixed shapes, the
 runtime plans the memory once, and all tensors of a chunk share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableSequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,55 +20,47 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segment.convert.graph import Graph
 
-CHUNK = 20
-"""Rows in a chunk. The crop of one region takes 0.8 MB (1,024 x 14 x 14 float32)."""
-_BEGIN, _END, _LOOP = ".rows", ".result", ".loop"
+_ROWS, _RESULT, _LOOP = ".rows", ".result", ".loop"
 
 
-def part(name: str, width: int, chunk: int = CHUNK) -> str:
-    """The name of a part that runs on `chunk` rows at a time, each of `width` numbers.
+def begin(g: Graph, part: str, chunk: int, *rows: tuple[str, tuple[int, ...]]) -> list[str]:
+    """Mark the beginning of the part called `part`, which runs on `chunk` rows at a time.
 
-    The name contains the sizes because quantisers keep the names of nodes, but not their other metadata.
+    `rows`: the only inputs of the part with one row per result: each a tensor (N, *shape), and the shape of its rows.
+    The names of the marks contain the sizes, because quantisers keep the names of nodes, but not their other metadata.
     """
-    return f"{name}@{chunk}x{width}"
+    return [
+        g.op("Identity", tensor, name=f"{part}{_ROWS}{i}@" + "x".join(map(str, (chunk, *shape))))
+        for i, (tensor, shape) in enumerate(rows)
+    ]
 
 
-def _sizes(name: str) -> tuple[int, int]:
-    """The number of rows that the part runs on at a time, and the width of a row."""
-    chunk, _, width = name.partition("@")[2].partition("x")
-    return int(chunk or CHUNK), int(width or 4)
+def end(g: Graph, part: str, result: str) -> str:
+    """Mark the end of a part: its `result` (N, ...), which is float32, or uint8 if a Cast computes it."""
+    return g.op("Identity", result, name=part + _RESULT)
 
 
-def begin(g: Graph, name: str, rows: str) -> str:
-    """Mark the beginning of the part `name`: its only input with one row per result.
-
-    `rows`: (N, width) float32; the width is in the name (see `part`), or 4, the width of boxes.
-    """
-    return g.op("Identity", rows, name=name + _BEGIN)
-
-
-def end(g: Graph, name: str, result: str) -> str:
-    """Mark the end of the part `name`: its `result` (N, ...), which is float32, or uint8 if a Cast computes it."""
-    return g.op("Identity", result, name=name + _END)
+def _shape(mark: str) -> tuple[int, ...]:
+    """The shape of a chunk of the rows that the mark of this name passes on."""
+    return tuple(int(size) for size in mark.rpartition("@")[2].split("x"))
 
 
 def in_chunks(model: onnx.ModelProto) -> None:
     """Convert every marked part into a loop over chunks of its rows."""
     graph = model.graph
-    names = [node.name.removesuffix(_BEGIN) for node in graph.node if node.name.endswith(_BEGIN)]
-    if names:
+    if any(_is_mark(node) for node in graph.node):
         _drop_unused(graph)  # what the result of a part does not need would stay outside of the loop without its input
-    for name in names:
-        inner = _inner(graph, name)
+    for part in dict.fromkeys(node.name.partition(_ROWS)[0] for node in graph.node if _is_mark(node)):
+        marks = [node for node in graph.node if _is_mark(node) and node.name.startswith(part + _ROWS)]
+        inner = _inner(graph, part, marks)
         body = [node for node in graph.node if node.name in inner]
         outer = [node for node in graph.node if node.name not in inner]
-        boxes = next(node.input[0] for node in outer if node.name == name + _BEGIN)
-        needed = {tensor for node in outer if node.name != name + _END for tensor in node.input}
+        needed = {tensor for node in outer if node.name != part + _RESULT for tensor in node.input}
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
-            if node.name == name + _END:
-                nodes.extend(_loop(graph, name, boxes, node.input[0], body))
-            elif node.name != name + _BEGIN and (node.name not in inner or node.output[0] in needed):
+            if node.name == part + _RESULT:
+                nodes.extend(_loop(graph, part, marks, node.input[0], body))
+            elif node not in marks and (node.name not in inner or node.output[0] in needed):
                 nodes.append(node)
         _replace(graph.node, nodes)
 
@@ -75,22 +68,31 @@ def in_chunks(model: onnx.ModelProto) -> None:
 def whole(model: onnx.ModelProto) -> None:
     """Undo `in_chunks`, so that every part runs once on all its rows."""
     nodes: dict[str, onnx.NodeProto] = {}  # by name, because two parts can have a node for the same weights
-    boxes: dict[str, str] = {}
+    rows: dict[str, str] = {}
     for node in model.graph.node:
-        part, of_loop, what = node.name.partition(_LOOP)
+        part, of_loop, _ = node.name.partition(_LOOP)
         if not of_loop:
             nodes[node.name] = node
-        elif what == "/padded":
-            boxes[part] = node.input[0]
+        elif node.op_type == "Pad":
+            rows[node.output[0]] = node.input[0]
         elif node.op_type == "Loop":
             body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+            chunks = {inner.output[0]: inner for inner in body.node if inner.op_type == "Slice" and _LOOP in inner.name}
+            marks = [inner for inner in body.node if inner.op_type == "Reshape" and _LOOP in inner.name]
             parts = [
-                helper.make_node("Identity", [boxes[part]], [part + _BEGIN], part + _BEGIN),
+                *(
+                    helper.make_node("Identity", [rows[chunks[mark.input[0]].input[0]]], mark.output, mark.output[0])
+                    for mark in marks
+                ),
                 *(inner for inner in body.node if _LOOP not in inner.name),
-                helper.make_node("Identity", [body.output[1].name], [part + _END], part + _END),
+                helper.make_node("Identity", [body.output[1].name], [part + _RESULT], part + _RESULT),
             ]
             nodes.update({inner.name: inner for inner in parts})
     _replace(model.graph.node, list(nodes.values()))
+
+
+def _is_mark(node: onnx.NodeProto) -> bool:
+    return _ROWS in node.name and _LOOP not in node.name and node.op_type == "Identity"
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
@@ -112,9 +114,9 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from _reads(inner)
 
 
-def _inner(graph: onnx.GraphProto, name: str) -> set[str]:
+def _inner(graph: onnx.GraphProto, part: str, marks: list[onnx.NodeProto]) -> set[str]:
     """The names of the nodes between the marks of a part, including those that only compute constants for them."""
-    after, fixed = {name + _BEGIN}, {constant.name for constant in graph.initializer}
+    after, fixed = {mark.output[0] for mark in marks}, {constant.name for constant in graph.initializer}
     between: dict[str, onnx.NodeProto] = {}
     constant: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
@@ -124,7 +126,7 @@ def _inner(graph: onnx.GraphProto, name: str) -> set[str]:
         elif node.input and all(tensor in fixed for tensor in node.input if tensor):
             fixed.update(node.output)
             constant.update(dict.fromkeys(node.output, node))
-    result = next(node for node in graph.node if node.name == name + _END)
+    result = next(node for node in graph.node if node.name == part + _RESULT)
     names, open_ends = set(), list(result.input)
     while open_ends:
         tensor = open_ends.pop()
@@ -136,10 +138,10 @@ def _inner(graph: onnx.GraphProto, name: str) -> set[str]:
 
 
 def _loop(
-    graph: onnx.GraphProto, name: str, boxes: str, result: str, inner: list[onnx.NodeProto]
+    graph: onnx.GraphProto, part: str, marks: list[onnx.NodeProto], result: str, inner: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """The nodes that compute the part's result (N, ...) from `boxes` (N, width), chunk by chunk."""
-    at = name + _LOOP + "/"
+    """The nodes that compute the part's result (N, ...) chunk by chunk from the inputs of its marks."""
+    at = part + _LOOP + "/"
 
     def ints(*values: int) -> str:
         key = f"{at}{values}"
@@ -147,19 +149,21 @@ def _loop(
             graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), key))
         return key
 
-    def node(kind: str, inputs: list[str], output: str) -> onnx.NodeProto:
-        return helper.make_node(kind, inputs, [output], at + output.removeprefix(at))
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(kind, inputs, [output], at + output.removeprefix(at), **attributes)
 
-    (chunk, width), zero, one = _sizes(name), ints(0), ints(1)
-    size = ints(chunk)
-    body = [
-        node("Mul", [at + "number", size], at + "start"),
-        node("Add", [at + "start", size], at + "stop"),
-        node("Slice", [at + "padded", at + "start", at + "stop", zero], at + "chunk"),
-        node("Reshape", [at + "chunk", ints(chunk, width)], name + _BEGIN),
-        *inner,
-        node("Identity", [at + "go"], at + "go_on"),
-    ]
+    shapes = [_shape(mark.name) for mark in marks]
+    size, zero, one = ints(shapes[0][0]), ints(0), ints(1)
+    body = [node("Mul", [at + "number", size], at + "start"), node("Add", [at + "start", size], at + "stop")]
+    padded = []
+    for i, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):
+        pads, rows, chunk = (f"{at}{name}{i}" for name in ("pads", "padded", "chunk"))
+        after = [ints(*[0] * (len(shape) - 1))] if len(shape) > 1 else []
+        padded.append(node("Concat", [ints(*[0] * len(shape)), at + "missing", *after], pads, axis=0))
+        padded.append(node("Pad", [mark.input[0], pads], rows))
+        body.append(node("Slice", [rows, at + "start", at + "stop", zero], chunk))
+        body.append(node("Reshape", [chunk, ints(*shape)], mark.output[0]))
+    body += [*inner, node("Identity", [at + "go"], at + "go_on")]
     number, go, go_on = (
         helper.make_tensor_value_info(at + key, kind, [])
         for key, kind in (("number", TensorProto.INT64), ("go", TensorProto.BOOL), ("go_on", TensorProto.BOOL))
@@ -168,21 +172,20 @@ def _loop(
     computed = helper.make_tensor_value_info(result, TensorProto.UINT8 if made_by_cast else TensorProto.FLOAT, None)
     loop = helper.make_graph(body, at + "body", [number, go], [go_on, computed])
     return [
-        node("Shape", [boxes], at + "shape"),
+        node("Shape", [marks[0].input[0]], at + "shape"),
         node("Slice", [at + "shape", zero, one], at + "count"),
-        node("Add", [at + "count", ints(chunk - 1)], at + "more"),
+        node("Add", [at + "count", ints(shapes[0][0] - 1)], at + "more"),
         node("Div", [at + "more", size], at + "full"),
         node("Max", [at + "full", one], at + "chunks"),  # at least one, which sets the result's shape if N is 0
         node("Mul", [at + "chunks", size], at + "total"),
         node("Sub", [at + "total", at + "count"], at + "missing"),
-        helper.make_node("Concat", [ints(0, 0), at + "missing", zero], [at + "pads"], at + "pads", axis=0),
-        node("Pad", [boxes, at + "pads"], at + "padded"),
+        *padded,
         node("Squeeze", [at + "chunks"], at + "trips"),
-        helper.make_node("Loop", [at + "trips", ""], [at + "results"], name + _LOOP, body=loop),
-        helper.make_node("Shape", [at + "results"], [at + "each"], at + "each", start=2),
-        helper.make_node("Concat", [ints(-1), at + "each"], [at + "joined_shape"], at + "joined_shape", axis=0),
+        helper.make_node("Loop", [at + "trips", ""], [at + "results"], part + _LOOP, body=loop),
+        node("Shape", [at + "results"], at + "each", start=2),
+        node("Concat", [ints(-1), at + "each"], at + "joined_shape", axis=0),
         node("Reshape", [at + "results", at + "joined_shape"], at + "joined"),
-        node("Slice", [at + "joined", zero, at + "count", zero], name + _END),
+        node("Slice", [at + "joined", zero, at + "count", zero], part + _RESULT),
     ]
 
 

@@ -16,14 +16,17 @@ from segment.convert.architecture import BoxHead, Config, MaskHead
 from segment.convert.graph import Graph
 from segment.convert.layers import convolution
 from segment.convert.pooler import Rois
-from segment.convert.weights import Array, Weights
+from segment.convert.weights import Weights
 
+MASK_CHUNK = 4
+"""Instances that the mask head runs on at a time, so that only the crops of all instances are in memory. With 80
+classes, the layers take 0.5 MB per instance in int8, and twice as much in float32. The last chunk is padded."""
 NEVER = -1.0
 """A score below every threshold."""
 MANY_CLASSES = 200
 """Up to this number of classes, the masks of all classes are predicted and one is kept, as in detectron2. It takes one
-int8 convolution, and 0.25 MB per instance with 80 classes. With more classes, such as those of LVIS, each instance is
-multiplied by the weights of its own class in float32."""
+int8 convolution. With more classes, such as those of LVIS, each instance is multiplied by the weights of its own class
+in float32."""
 
 
 @dataclass(frozen=True)
@@ -147,23 +150,27 @@ def select(
 
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances, each for its own class."""
+    part, pool = "mask_regions", config.mask_head.pooler
+    # A loop gets copies of the maps that it crops, in a layout in which RoIAlign takes three times as long. Therefore
+    # the crops are made before the loop, except for networks without a pyramid. Their maps have 1,024 or 2,048
+    # channels, and one crop takes 0.8 or 1.6 MB.
     if config.pyramid:
-        rois = pooler.assign(g, config.mask_head.pooler, found.boxes)
-        x = _mask_features(g, w, config, pooler.crop(g, config.mask_head.pooler, maps, rois), config.channels)
-        label = rois.arranged(g, found.classes)
-        return rois.restored(g, _pick_class(g, w, config, _class_logits(g, w, config, x), label))
-    # Without a pyramid, the maps have 1,024 or 2,048 channels, so that one crop takes 0.8 or 1.6 MB.
-    part = "mask_regions"
-    boxes = chunks.begin(g, part, found.boxes)
+        rois = pooler.assign(g, pool, found.boxes)
+        crops = pooler.crop(g, pool, maps, rois)
+        crop = config.channels, pool.resolution, pool.resolution
+        x, label = chunks.begin(g, part, MASK_CHUNK, (crops, crop), (rois.arranged(g, found.classes), ()))
+        return rois.restored(g, chunks.end(g, part, _masks(g, w, config, x, config.channels, label)))
+    boxes, label = chunks.begin(g, part, res5.CHUNK, (found.boxes, (4,)), (found.classes, ()))
     if config.res5_heads:
         x, into = res5.features(g, w, config, maps, boxes)
     else:
-        x, into = (
-            pooler.crop(g, config.mask_head.pooler, maps, pooler.assign(g, config.mask_head.pooler, boxes)),
-            config.channels,
-        )
-    x = chunks.end(g, part, _class_logits(g, w, config, _mask_features(g, w, config, x, into)))
-    return _pick_class(g, w, config, x, found.classes)
+        x, into = pooler.crop(g, pool, maps, pooler.assign(g, pool, boxes)), config.channels
+    return g.op("Identity", chunks.end(g, part, _masks(g, w, config, x, into, label)))
+
+
+def _masks(g: Graph, w: Weights, config: Config, x: str, into: int, label: str) -> str:
+    """Features x (N, into, r, r) and classes (N,) -> mask probabilities (N, 2r, 2r)."""
+    return _own_class(g, w, config, _mask_features(g, w, config, x, into), label)
 
 
 def _mask_features(g: Graph, w: Weights, config: Config, x: str, into: int) -> str:
@@ -189,40 +196,20 @@ def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
     return g.op("Relu", g.conv(x, kernel, np.tile(bias, 4), name=name))
 
 
-def _has_many_classes(config: Config) -> bool:
-    return not config.mask_head.agnostic and config.classes > MANY_CLASSES
-
-
-def _predictor(w: Weights, config: Config) -> tuple[str, Array, Array]:
-    """Name, weight (outputs, C, 1, 1) and bias (outputs,) of the last layer."""
-    name, outputs = "roi_heads.mask_head.predictor", 1 if config.mask_head.agnostic else config.classes
-    weight = w.take(name + ".weight", outputs, config.mask_head.channels, 1, 1)
-    return name, weight, w.take(name + ".bias", outputs)
-
-
-def _class_logits(g: Graph, w: Weights, config: Config, x: str) -> str:
-    """x (N, 4 * C, r, r) -> logits (N, 4 * outputs, r, r) of all classes; with MANY_CLASSES, x itself."""
-    if _has_many_classes(config):
-        return x
-    name, weight, bias = _predictor(w, config)
-    return g.conv(x, np.tile(weight, (4, 1, 1, 1)), np.tile(bias, 4), name=name, group=4)
-
-
-def _pick_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str:
-    """Mask probabilities (N, 2r, 2r) of each instance's own class, given by label (N,).
-
-    x: output of `_class_logits`; with MANY_CLASSES, the logits of the class are computed here.
-    """
+def _own_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str:
+    """x (N, 4 * C, r, r), label (N,) -> mask probabilities (N, 2r, 2r) of each instance's own class."""
     head, side = config.mask_head, config.mask_side
-    outputs = 1 if head.agnostic else config.classes
-    if _has_many_classes(config):
-        name, weight, bias = _predictor(w, config)
+    name, outputs = "roi_heads.mask_head.predictor", 1 if head.agnostic else config.classes
+    weight = w.take(name + ".weight", outputs, head.channels, 1, 1)
+    bias = w.take(name + ".bias", outputs)
+    if outputs > MANY_CLASSES:
         column = g.gather(g.constant(weight.reshape(outputs, 1, -1, 1), name=name + ".weight"), label)  # (N, 1, C, 1)
         shift = g.gather(g.constant(bias.reshape(outputs, 1, 1, 1), name=name + ".bias"), label)
         places = g.op("Transpose", g.reshape(x, 0, 4, head.channels, side**2), perm=[0, 1, 3, 2])  # (N, 4, r * r, C)
         logits = g.op("Add", g.op("MatMul", places, column), shift)
     else:
-        logits = g.reshape(x, -1, outputs, side, side)  # (N * 4, outputs, r, r)
+        logits = g.conv(x, np.tile(weight, (4, 1, 1, 1)), np.tile(bias, 4), name=name, group=4)
+        logits = g.reshape(logits, -1, outputs, side, side)  # (N * 4, outputs, r, r)
         if outputs > 1:
             four_times = g.op("Expand", g.op("Unsqueeze", label, g.ints(1)), g.ints(1, 4))
             logits = pick(g, logits, g.reshape(four_times, -1))

@@ -76,12 +76,9 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     width = kind.width(head, channels)
     coarse = _conv_fc_head(g, w, head, channels, surfaces, _region(g, found.boxes), width)
     predictor = kind(g, w, head, channels, surfaces)
-    label = g.cast(g.op("Unsqueeze", found.classes, g.ints(1)), FLOAT)
-    part = chunks.part("mask_points", 5 + width, CHUNK)
-    rows = chunks.begin(g, part, g.op("Concat", found.boxes, label, coarse, axis=1))
-    region = _region(g, g.slice(rows, g.ints(0), g.ints(4), axis=1))
-    label = g.cast(g.reshape(g.slice(rows, g.ints(4), g.ints(5), axis=1), -1), INT64)
-    predictor.see(region, label, g.slice(rows, g.ints(5), g.ints(5 + width), axis=1))
+    part = "mask_points"
+    boxes, label, coarse = chunks.begin(g, part, CHUNK, (found.boxes, (4,)), (found.classes, ()), (coarse, (width,)))
+    predictor.see(_region(g, boxes), label, coarse)
     side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)
     for _ in range(head.steps):
         logits, side = _doubled(g, logits, side), 2 * side
