@@ -68,6 +68,9 @@ MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
 """Limits for the number of all chunks of a PNG, and of chunks other than pixel data."""
 MAX_TIFF_VALUES = 100_000
 """Limit for the numbers in all tags of a TIFF. Each strip has two, and takes up to 320 bytes in Pillow."""
+MAX_BOX_BYTES = 64 << 10
+"""Limit for the description of the items of an AVIF or HEIC. A photo in 200 tiles has 12 kB. libavif takes 50 times as
+much memory, and time that grows with the square of the number of items."""
 MAX_RUN_LENGTH_PIXELS = 16_000_000
 """Limit for a run-length encoded BMP. Pillow decodes it in Python, up to 100 ns per pixel."""
 STRIP_BYTES = 1 << 18
@@ -192,10 +195,10 @@ def _opened(data: bytes, file: io.BytesIO | None = None) -> Iterator[Image.Image
 
 
 class _Header(io.BytesIO):
-    """A file that limits the work of parsing its header: reads, colour profiles of a PNG, numbers in tags of a TIFF.
+    """A file that limits the work of parsing its header.
 
-    Pillow reads each segment separately, decompresses every colour profile, from 1 KiB to up to 1 MiB, and makes a
-    Python object of every number.
+    Pillow reads each segment separately, decompresses every colour profile of a PNG, from 1 KiB to up to 1 MiB, and
+    makes a Python object of every number in the tags of a TIFF.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -205,6 +208,8 @@ class _Header(io.BytesIO):
             _check_png(data)
         elif data[:2] in _TIFF:
             _check_tiff(data)
+        elif data[4:8] == b"ftyp":
+            _check_boxes(data)
 
     def read(self, size: int | None = -1) -> bytes:
         """Read up to `size` bytes. Raises CorruptImage after too many reads."""
@@ -212,6 +217,40 @@ class _Header(io.BytesIO):
         if self.reads > MAX_HEADER_READS:
             raise CorruptImage("The header of this image has too many parts. Save the image again.")
         return super().read(size)
+
+
+def _check_boxes(data: bytes) -> None:
+    """Raise CorruptImage for an AVIF or HEIC with too many items or samples (ISO/IEC 14496-12, 4.2 and 8.11)."""
+    described = 0
+    for kind, start, end in _boxes(data, 0, len(data)):
+        if kind in (b"meta", b"moov"):
+            described += end - start
+        if kind == b"meta":  # of which pixels and colour profiles
+            for inner, first, last in _boxes(data, start + 4, end):
+                described -= last - first if inner == b"idat" else _profile_bytes(data, first, last, inner)
+    if described > MAX_BOX_BYTES:
+        raise CorruptImage("The header of this image describes too many parts. Save the image again.")
+
+
+def _profile_bytes(data: bytes, start: int, end: int, kind: bytes) -> int:
+    """Size of the colour profiles (colr) in a box of item properties (iprp, ipco)."""
+    if kind not in (b"iprp", b"ipco"):
+        return end - start if kind == b"colr" else 0
+    return sum(_profile_bytes(data, first, last, inner) for inner, first, last in _boxes(data, start, end))
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of the content of each box in data[start:end]. Raises CorruptImage if there are too many."""
+    for _ in range(MAX_HEADER_READS):
+        if start + 16 > end:
+            return
+        size, kind, large = struct.unpack_from(">I4sQ", data, start)
+        head, size = (16, large) if size == 1 else (8, size or end - start)
+        if size < head:
+            return
+        yield kind, start + head, min(start + size, end)
+        start += size
+    raise CorruptImage("The header of this image has too many parts. Save the image again.")
 
 
 def _check_bmp(image: BmpImagePlugin.BmpImageFile) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from segment import image, sandbox
 from segment.errors import CorruptImage, ImageError, TooLarge, UnsupportedImage
@@ -272,6 +272,12 @@ def test_a_comment_that_looks_like_a_scan_does_not_hide_the_memory_of_several_sc
     assert image.read_header(posing).decode_bytes(target) == image.read_header(honest).decode_bytes(target) > 6_000_000
 
 
+def test_reads_an_avif_with_a_large_colour_profile() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encoded(photo(), "AVIF", icc_profile=profile + bytes(200_000))
+    assert image.read_header(data).size == (60, 40)
+
+
 def test_says_too_large_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object) -> None:
         raise MemoryError
@@ -471,6 +477,7 @@ def _laborious() -> dict[str, bytes]:
         "empty segments": jpeg[:2] + b"\xff\xe5\0\2" * 250_000 + jpeg[2:],
         "padding": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
         "scans of one channel": _many_scans(20_000),
+        "items": _many_items(30_000),
         "lines of one pixel": _run_length_encoded((8000, 8000), b"\1\7\0\0" * 8000),
         "strips": _tiff([(256, 4, 1, 1), (257, 4, 1, 60_000), (278, 4, 1, 1)], {273: [8] * 60_000, 279: [1] * 60_000}),
         "fractions": _tiff([(256, 4, 1, 1), (257, 4, 1, 1)], {282: [1] * 800_000}, kind=5),
@@ -485,6 +492,18 @@ def _many_scans(count: int) -> bytes:
     frame = head.index(b"\xff\xc0") + 5
     scans = (_SCAN + struct.pack(">HBBBBBB", 8, 1, 1 + number % 3, 0, 0, 63, 0) for number in range(count))
     return head[:frame] + struct.pack(">HH", 1000, 1000) + head[frame + 4 :] + b"".join(scans) + b"\xff\xd9"
+
+
+def _many_items(count: int) -> bytes:
+    """An AVIF that says where `count` items are."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
+    items = b"".join(struct.pack(">HHHII", number, 0, 1, 0, 8) for number in range(1, 1 + count))
+    places = box(b"iloc", bytes(4) + b"\x44\0" + struct.pack(">H", count) + items)
+    return box(b"ftyp", b"avif" + bytes(4) + b"avifmif1") + box(b"meta", bytes(4) + handler + places)
 
 
 def _run_length_encoded(size: tuple[int, int], runs: bytes) -> bytes:
