@@ -20,7 +20,7 @@ from segment.labels import read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
 from segment.options import Options
-from segment.preparation import Preparation, check_calibration, write
+from segment.preparation import Preparation, check_calibration, check_output, write
 from segment.progress import Progress
 from segment.service import Service
 from segment.settings import Settings
@@ -50,6 +50,7 @@ def image(arguments: argparse.Namespace) -> int:
 def convert(arguments: argparse.Namespace) -> int:
     """Convert a config and a checkpoint to a model file."""
     check_calibration(arguments.calibrate)
+    check_output(arguments.output)
     from segment import convert as converter
 
     labels = read_labels(arguments.labels) if arguments.labels else ()
@@ -61,9 +62,12 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def quantise(arguments: argparse.Namespace) -> int:
     """Quantise a converted model file to int8."""
+    check_output(arguments.output)
     from segment import convert as converter
 
-    return _write(converter.load(arguments.model), arguments, int8=True)
+    model = converter.load(arguments.model)
+    check_calibration(arguments.calibrate)
+    return _write(model, arguments, int8=True)
 
 
 def _write(model: onnx.ModelProto, arguments: argparse.Namespace, int8: bool) -> int:

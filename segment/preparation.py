@@ -9,7 +9,9 @@ The service runs this in a child process (web/startup.py), so that its memory is
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -150,7 +152,7 @@ class Preparation:
         return exclusive(zoo.cache() / "locks", source, report)
 
     def _make(self, path: Path, report: Report) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_output(path)
         if self.is_model_file:
             if _is_url(self.model):
                 self._download(self.model, path, report)
@@ -243,6 +245,18 @@ def write(
     finally:
         unfinished.unlink(missing_ok=True)
     return metadata
+
+
+def check_output(path: Path) -> None:
+    """Create the folder of a model file to be written. Raises ModelError if the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ModelError(f"The model file {path} cannot be written: {error.strerror}. Choose another output.") from None
 
 
 def check_calibration(calibrate: Path | None) -> None:

@@ -147,6 +147,23 @@ class TestConvert:
         assert run("convert", files["config"], files["weights"], "-o", tmp_path / "demo.onnx") == 1
         assert "nowhere.file" in capsys.readouterr().err
 
+    def test_the_folder_of_the_output_is_created(self, tmp_path: Path) -> None:
+        """It was missing after the conversion, which takes minutes with a large model."""
+        files = ROOT / "training" / "shapes.yaml", ROOT / "training" / "shapes.pkl"
+        assert run("convert", *files, "-o", tmp_path / "new" / "folder" / "demo.onnx") == 0
+        assert (tmp_path / "new" / "folder" / "demo.onnx").exists()
+
+    def test_an_output_that_cannot_be_written_is_refused_first(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").write_text("not a folder")
+        for output, reason in ((tmp_path, "Is a directory"), (tmp_path / "file" / "demo.onnx", "exists")):
+            for command in (("convert", "missing.yaml", "missing.pkl"), ("quantise", "missing.onnx")):
+                assert run(*command, "-o", output) == 1
+                shown = capsys.readouterr().err
+                assert f"The model file {output} cannot be written: " in shown
+                assert reason in shown
+
     def test_quantising_something_else_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "other.onnx").write_bytes(b"no model")
         arguments = (tmp_path / "other.onnx", "-o", tmp_path / "int8.onnx", "--calibrate", tmp_path)

@@ -54,12 +54,18 @@ def names(dataset: COCO) -> list[str]:
     return [image["file_name"] for image in dataset.loadImgs(dataset.getImgIds())]
 
 
+def test_an_output_that_is_a_file_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("a file")
+    assert run(photos, "-o", tmp_path / "out") == 1
+    assert f"The output folder {tmp_path / 'out'} cannot be created: File exists." in capsys.readouterr().err
+
+
 def test_one_coco_dataset_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run(photos, "-o", out, "-d", "coco", "-f", "json") == 1
     errors = capsys.readouterr().err
     assert "broken.jpg: This JPEG is truncated" in errors
-    assert "1 photos could not be segmented" in errors
+    assert "1 photo could not be segmented; see " in errors
     assert (out / "errors.csv").read_text().splitlines()[0] == "photo,error"
     dataset = load(out)
     assert names(dataset) == ["IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png"]
@@ -131,14 +137,14 @@ def test_a_run_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     first = (tmp_path / "out" / "instances.json").read_bytes()
     capsys.readouterr()
     assert run(*arguments) == 0
-    assert "2 photos were done before" in capsys.readouterr().out
+    assert "2 photos done before" in capsys.readouterr().out
     assert (tmp_path / "out" / "instances.json").read_bytes() == first
 
     (tmp_path / "out" / "b.ids.png").unlink()
     assert run(*arguments) == 0
     shown = capsys.readouterr().out
     assert "b.png: " in shown
-    assert "1 photos were done before" in shown
+    assert "1 photo done before" in shown
     assert run(*arguments, "-s", "min_score=0.9") == 0
     assert "done before" not in capsys.readouterr().out, "other options give other results"
 

@@ -24,6 +24,7 @@ from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv
 from segment.dataset.job import Job, check_datasets
 from segment.dataset.journal import Journal
 from segment.dataset.work import Work
+from segment.errors import StorageError
 from segment.labelling.labelstudio import Control, prediction_version
 from segment.service import Service
 
@@ -47,7 +48,10 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
     first = list(itertools.islice(found, 1))  # conflicting paths are refused before anything is written
     service.load()
     controls = _controls(job, service) if "label-studio" in job.datasets else ()
-    job.output.mkdir(parents=True, exist_ok=True)
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise StorageError(f"The output folder {job.output} cannot be created: {refused.strerror}.") from None
     with Journal(job.output) as journal:
         count = jobs or container.cpus() + 1
         with ThreadPoolExecutor(count) as pool, tqdm(unit="photo", disable=not sys.stderr.isatty()) as bar:
@@ -62,7 +66,7 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
                 work.add(photo)
             work.finish()
         if work.skipped:
-            print(f"{work.skipped} photos were done before")
+            print(f"{_photos(work.skipped)} done before")
         for error in unlisted:
             journal.failed(str(error.filename), error.strerror or str(error))
         if "coco" in job.datasets:
@@ -111,5 +115,9 @@ def _report(journal: Journal, path: Path) -> int:
 
     with path.open("wb") as file:
         file.writelines(errors_csv(printed(itertools.chain(first, failures))))
-    print(f"{count} photos could not be segmented; all are listed in {path}", file=sys.stderr)
+    print(f"{_photos(count)} could not be segmented; see {path}", file=sys.stderr)
     return count
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo{'' if count == 1 else 's'}"
