@@ -37,7 +37,7 @@ MIN_SCORE, MAX_DETECTIONS = 0.05, 100
 BOUNDARY = 0.02
 """Width of a mask's boundary, in diagonals of the image."""
 DETECTRON2 = {"box": 61.2, "mask": 61.8}
-"""What detectron2 itself reaches with the same weights on the same scenes at native size."""
+"""The results of detectron2 itself with the same weights, on the same scenes at their own size."""
 FACTORS = (8, 12, 16, 20, 25, 32)
 FIRST_CROWD, CROWDS, CROWD_FACTOR = 900_000, 12, 100
 """Scenes of 1600 x 1200 pixels with 80 shapes, and a render factor at which all of them can be seen."""

@@ -54,11 +54,11 @@ JOB_TASKS = 4
 # Dataflow, batch, us-central1: https://cloud.google.com/dataflow/pricing
 DATAFLOW_VCPU_HOUR, DATAFLOW_GB_HOUR, DATAFLOW_DISK_GB_HOUR, SHUFFLE_GB = 0.056, 0.003557, 0.000054, 0.011
 WORKERS, WORKER_VCPUS, WORKER_GB, WORKER_DISK_GB = 50, 2, 8, 50
-"""What docs/beam.md asks for: e2-standard-2 machines."""
+"""The workers in docs/beam.md: e2-standard-2 machines."""
 IDLE_SECONDS = 300
-"""An assumption, not a measurement: what each worker is paid for beside its photos, to start and for the last step."""
+"""Billed time of each worker in addition to its photos, for the start and the last step. Assumed, not measured."""
 SHUFFLED_BYTES = 20_000
-"""An assumption: what is shuffled per photo, its name and its JSON, each written and read."""
+"""Bytes that are shuffled per photo: its name and its JSON, each written and read. Assumed, not measured."""
 
 
 def billed_seconds(cpu_seconds: float) -> float:
@@ -73,7 +73,7 @@ def request_dollars(photos: int, cpu_seconds: float) -> float:
 
 
 def storage_dollars(photos: int) -> float:
-    """What Cloud Storage charges for the calls of photos dropped into a bucket, the user's own upload among them."""
+    """The charges of Cloud Storage for the calls of photos in a bucket, including the upload by the user."""
     return photos * ((UPLOADS_BY_USER + LISTS + WRITES) * CLASS_A + READS * CLASS_B)
 
 
@@ -90,7 +90,7 @@ def job_dollars(photos: int, cpu_seconds: float) -> float:
 
 
 def dataflow_dollars(photos: int, cpu_seconds: float, writes: int = WRITES) -> float:
-    """What a Dataflow job charges for photos that it reads, `writes` results of each and a dataset of all."""
+    """The cost of a Dataflow job that reads `photos`, and writes `writes` results of each and a dataset of all."""
     hours = (photos * cpu_seconds / WORKER_VCPUS + WORKERS * IDLE_SECONDS) / 3600
     worker = WORKER_VCPUS * DATAFLOW_VCPU_HOUR + WORKER_GB * DATAFLOW_GB_HOUR + WORKER_DISK_GB * DATAFLOW_DISK_GB_HOUR
     shuffled = photos * SHUFFLED_BYTES / 1e9 * SHUFFLE_GB

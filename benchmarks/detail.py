@@ -144,7 +144,7 @@ def measure(folder: Path) -> Iterator[Row]:
 
 
 def _figures(folder: Path, factor: int, detail: int) -> dict[str, Any]:
-    """What `look` answers in fresh processes; of sizes and times the median."""
+    """The result of `look` in new processes, with the median of sizes and times."""
     answers = [_in_process(folder, factor, detail) for _ in range(PROCESSES)]
     measured = ("seconds", "cpu_seconds_per_photo", "peak_rss", "peak_anonymous")
     return answers[0] | {key: statistics.median(answer[key] for answer in answers) for key in measured}

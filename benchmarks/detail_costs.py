@@ -122,7 +122,7 @@ def _precision(truth: Truth, results: list[Record], kind: str) -> float:
 
 
 def false_finds(truth: Truth, results: Sequence[Record]) -> int:
-    """How many of the results are of nothing, or of something that a better one has found."""
+    """The number of results that match no instance, or an instance that a result with a higher score matches."""
     false = 0
     for image in truth.images:
         there: list[Any] = [one for one in truth.annotations if one["image_id"] == image["id"]]
@@ -143,7 +143,7 @@ def _iou(a: Any, b: Any) -> float:
 
 
 def losses(rows: Sequence[Row]) -> list[float]:
-    """How much box and mask AP are worse than at detail 1 on large shapes, at each threshold."""
+    """By how much box and mask AP are below those at detail 1 on large shapes, at each threshold."""
     large = {(row.render_factor, row.detail): row for row in rows if row.scenes == "large"}
     return [
         before - after

@@ -156,11 +156,11 @@ class Stub:
         return None
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
-        """That of 28 x 28 probabilities."""
+        """The size of 28 x 28 probabilities."""
         return 28 * 28 * 4
 
     def release(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no memory is kept."""
 
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         """One instance in the middle."""

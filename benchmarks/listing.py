@@ -73,7 +73,7 @@ class Layout:
                     yield _object("results", folder + file, FIRST_GENERATION + number, MADE)
 
     def before(self, name: str) -> int:
-        """How many photos' names are less."""
+        """The number of photos whose names sort before `name`."""
         low, high = 0, self.count
         while low < high:
             middle = (low + high) // 2
@@ -81,7 +81,7 @@ class Layout:
         return low
 
     def size(self, part: Range) -> int:
-        """How many photos are in a range."""
+        """The number of photos in a range."""
         return (self.before(part.end) if part.end else self.count) - self.before(part.start)
 
 

@@ -33,7 +33,7 @@ FAMILIES = {
     "c4": "C4",
     "scales": "Mask R-CNN, trained for shapes of all sizes",
 }
-"""Those of training.families whose trained weights are kept, and how they are called."""
+"""The models of training.families with trained weights, and their names in tables."""
 CALIBRATION_SEED = 3_000_000
 """Calibration sees scenes from this seed on: neither trained on nor evaluated."""
 CALIBRATION_PHOTOS = 64

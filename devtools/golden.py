@@ -49,7 +49,7 @@ NARROW = {
     "TEST.DETECTIONS_PER_IMAGE": FOUND,
     "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
 }
-"""What all have beyond their zoo model's config."""
+"""The changes of all families to the config of their zoo model."""
 WIDE_ENOUGH_FOR_GN = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 32}
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     # name: (model of the zoo, what is changed)
@@ -226,7 +226,7 @@ Found = tuple[Any, Any, Any, Any]
 
 
 def _run(channels: str, model: Any, pixels: Any) -> list[Found]:
-    """What is found in float32 (H, W, 3) RGB pixels, best first. `channels`: the order that the model expects."""
+    """The detections in float32 (H, W, 3) RGB pixels, best first. `channels`: the order that the model expects."""
     import torch
 
     if channels == "BGR":

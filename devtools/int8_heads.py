@@ -82,7 +82,7 @@ def _image(seed: int, side: int) -> Pixels:
 
 
 def _detections(wide: onnx.ModelProto, narrow: onnx.ModelProto, images: list[Pixels], least: float) -> tuple[int, int]:
-    """How many detections fp32 has, and how many of them int8 has too, with at least 0.6 times the least score."""
+    """The number of detections in fp32, and of those that int8 finds too, with a score of at least 0.6 `least`."""
     found = kept = 0
     with tempfile.TemporaryDirectory() as folder:
         engines = []

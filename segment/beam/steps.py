@@ -48,7 +48,7 @@ METRICS = "segment"
 
 @dataclass(frozen=True)
 class Job:
-    """What is written for the photos of `source`, and where.
+    """The photos to segment, and the results to write.
 
     `output`: a folder or gs://bucket/prefix/. `options`: unparsed. `files`: whether files are written for each photo.
     """

@@ -20,7 +20,7 @@ THREADS = 1000
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker process needs to load its service.
+    """The parameters from which a worker process loads its service.
 
     `environment`: the settings of the process that started the pipeline. Others are taken from the worker's own
     environment, for example the model and the cache in its image. `formats`: formats of the files per photo.

@@ -69,6 +69,8 @@ def load(path: Path) -> onnx.ModelProto:
     """Load a model file written by `finish`. Raises ConversionError."""
     try:
         model = onnx.load(path)
+    except OSError as error:
+        raise ConversionError(f"The model {path.name} cannot be read: {error.strerror}.") from None
     except Exception as error:  # protobuf's errors have no common base class
         raise ConversionError(f"{path.name} cannot be read as an ONNX file: {error}") from None
     _facts(model)

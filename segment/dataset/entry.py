@@ -1,4 +1,4 @@
-"""What a dataset contains about one photo: what was found in it, or why it could not be segmented."""
+"""The entry of one photo in a dataset: its detections, or the reason why it could not be segmented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes for each photo, and where."""
+"""The results of a run: files for each photo, and datasets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_datasets(datasets: Collection[FolderDataset], options: Options) -> Non
 
 @dataclass(frozen=True)
 class Job:
-    """What a run writes: files in `formats` for each photo, and `datasets`, below `output`.
+    """The results that a run writes to `output`: files in `formats` for each photo, and `datasets`.
 
     `label_config`: Label Studio's labelling config; empty for one with all labels. `image_root`: start of the photos'
     addresses in Label Studio.
