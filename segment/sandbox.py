@@ -4,14 +4,16 @@ Most decoders allocate for the size in the file's header, which is known before 
 the coded pictures in the file, which can be larger: an AVIF of a few kilobytes and 64 x 64 pixels can contain a picture
 of 16384 x 16384. Such files are decoded here, and the decoder fails where it allocates more than planned.
 
-The limit is RLIMIT_DATA (man7.org/linux/man-pages/man2/getrlimit.2.html). The parent writes the file to the child's
-standard input and reads the pixels from its standard output.
+The limit is RLIMIT_DATA (man7.org/linux/man-pages/man2/getrlimit.2.html), or RLIMIT_AS where the kernel does not apply
+RLIMIT_DATA to mmap(). gVisor does not (pkg/sentry/mm/syscalls.go), in which Cloud Run's first generation runs
+containers. The parent writes the file to the child's standard input and reads the pixels from its standard output.
 """
 
 from __future__ import annotations
 
 import ctypes
 import io
+import mmap
 import re
 import resource
 import subprocess
@@ -25,6 +27,8 @@ CPU_SECONDS = 60
 """Limit of the child's CPU time. 12 megapixels take about a second."""
 STACK_BYTES = 1 << 20
 """Stack of each thread of a decoder. It counts as a whole, used or not."""
+LIMITS = ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize"))
+"""Limits of memory, and the fields of /proc/self/status to which they apply. The first that takes effect is used."""
 ROOT = Path(__file__).parent.parent
 _CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from segment.decoder import main; sys.exit(main(*sys.argv[2:]))"
 _ATTRIBUTE_BYTES = 64
@@ -67,14 +71,29 @@ def decode(data: bytes, target: tuple[int, int], size: tuple[int, int], limit: i
 def confine(limit: int) -> None:
     """Limit this process to allocate `limit` bytes in addition to what it has, and to CPU_SECONDS."""
     _limit_stacks()
-    with suppress(OSError, ValueError):
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        match = re.search(r"^VmData:\s+(\d+) kB", status, re.MULTILINE)
-        if match:
-            most = (int(match[1]) << 10) + limit
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    _limit_memory(limit)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_memory(limit: int) -> None:
+    with suppress(OSError, ValueError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        sizes = {field: int(kib) << 10 for field, kib in re.findall(r"^(\w+):\s+(\d+) kB", status, re.MULTILINE)}
+        for kind, field in LIMITS:
+            if field in sizes:
+                resource.setrlimit(kind, (sizes[field] + limit, sizes[field] + limit))
+                if not _can_allocate(limit + mmap.PAGESIZE):
+                    return
+
+
+def _can_allocate(count: int) -> bool:
+    """Whether the kernel grants `count` bytes of memory. They are not used, so they take none."""
+    try:
+        mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _limit_stacks() -> None:

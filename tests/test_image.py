@@ -452,6 +452,35 @@ def test_a_sandboxed_decoder_reads_the_same_pixels() -> None:
         assert (result.size, result.tobytes()) == (expected.size, expected.tobytes())
 
 
+@pytest.mark.parametrize("limits", [sandbox.LIMITS, sandbox.LIMITS[1:]], ids=["linux", "gvisor"])
+def test_a_sandbox_limits_memory_with_what_the_kernel_applies(limits: tuple[tuple[int, str], ...]) -> None:
+    script = f"""
+from segment import sandbox
+sandbox.LIMITS = {limits}
+sandbox.confine(20 << 20)
+bytearray(18 << 20)
+try:
+    bytearray(22 << 20)
+except MemoryError:
+    print("refused")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60, text=True)
+    assert ended.stdout == "refused\n"
+
+
+def test_an_address_space_of_the_planned_size_suffices_to_decode() -> None:
+    """Where only RLIMIT_AS takes effect, libraries that are loaded while decoding and stacks of threads count, too."""
+    data = encoded(photo(300, 200), "AVIF")
+    limit = image.read_header(data).decoder_limit((300, 200))
+    script = f"""
+from segment import decoder, sandbox
+sandbox.LIMITS = sandbox.LIMITS[1:]
+decoder.main("{limit}", "300", "200")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True, timeout=60)
+    assert len(ended.stdout) == 300 * 200 * 3
+
+
 def test_resizes_without_aliasing() -> None:
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (256, 128))).convert("RGB")
     small = image.resize(stripes, (16, 16))
