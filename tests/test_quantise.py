@@ -181,3 +181,26 @@ def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
             shared += [float((inside[0] & other).sum() / (inside[0] | other).sum()) for other in inside[1:]]
     assert len(shared) >= 5
     assert np.median(shared) > 0.95
+
+
+@pytest.mark.slow
+def test_a_large_layer_is_quantised_without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the scale of its input is from NNCF. The fp32 model is not changed."""
+    tensors = checkpoint.read(GOLDEN / "implicit.pkl")
+    name = f"{pointrend.HEAD}.parameter_head.prediction"
+    weight, bias = (tensors[f"{name}.{kind}"].astype(np.float32) for kind in ("weight", "bias"))
+    monkeypatch.setattr(quantise, "LARGE_LAYER", 4 * weight.size - 1)
+    model = convert.convert(config.read(GOLDEN / "implicit.yaml"), tensors)
+    before = model.SerializeToString()
+    narrow = quantise.quantise(model, [np.load(GOLDEN / "implicit.npz")["image0"]])
+    assert model.SerializeToString() == before
+    constants = {constant.name: numpy_helper.to_array(constant) for constant in narrow.graph.initializer}
+    made_by = {output: node for node in narrow.graph.node for output in node.output}
+    layer = next(node for node in narrow.graph.node if node.name == name)
+    assert made_by[layer.input[0]].op_type == made_by[layer.input[1]].op_type == "DequantizeLinear"
+    steps, scale, _ = (constants[each] for each in made_by[layer.input[1]].input)
+    assert steps.dtype == np.int8
+    columns = pointrend.parameters(config.read(GOLDEN / "implicit.yaml").mask, 32)  # type: ignore[arg-type]
+    assert steps.shape == (columns, weight.shape[1])
+    assert np.abs(np.sort((steps * scale[:, None]).ravel()) - np.sort(weight.ravel())).max() < scale.max()
+    assert np.array_equal(np.sort(constants[layer.input[2]]), np.sort(bias))

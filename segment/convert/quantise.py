@@ -11,7 +11,8 @@ with coordinates and scores stays in float32.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,13 @@ LAYERS = ("Conv", "Gemm")
 """Operators that are quantised."""
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")
 """Operators that can run in int8 between two convolutions."""
+LARGE_LAYER = 512 << 20
+"""Bytes of float32 weights above which a layer is quantised here instead of by NNCF, which needs about nine times the
+memory of the model. Only the layer of Implicit PointRend that predicts weights is as large (1.1 GB)."""
+ROWS = 4096
+"""Outputs of a large layer that are quantised at a time."""
+_STAND_IN = ".stand_in"
+"""Suffix of the names of what takes the place of a large layer's outputs."""
 _PROBE = ".probe"
 """Suffix of the names of convolutions that only exist so that NNCF quantises their input."""
 MIN_SCORE, MAX_DETECTIONS = 0.05, 20
@@ -57,6 +65,7 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     onnxruntime.set_default_logger_severity(ONLY_ERRORS)  # NNCF's runs; the runtime warns of what it optimises
     chunks.whole(model)
     _add_probes(model.graph)
+    large = _without_large_layers(model.graph)
     try:
         quantised: onnx.ModelProto = nncf.quantize(
             model,
@@ -71,6 +80,9 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
             f"for calibration ({error}). Usually it found no instance with a score of at least {MIN_SCORE:g}, or the "
             "config's higher threshold. Calibrate on photos of objects that the model knows (--calibrate FOLDER)."
         ) from None
+    finally:
+        _restore_large_layers(model.graph, large)
+    _restore_large_layers(quantised.graph, large)
     _tables_in_int8(quantised.graph)
     _quantise_crops_early(quantised.graph)
     for each in (model, quantised):
@@ -79,6 +91,58 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     _sample_in_int8(quantised.graph)
     onnx.checker.check_model(quantised)
     return quantised
+
+
+def _without_large_layers(graph: onnx.GraphProto) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Reduce large layers to their first output, repeated; NNCF still determines the scale of their inputs.
+
+    What reads these outputs must not be quantised. Returns weight (out, in) and bias (out,) by the layer's name.
+    """
+    constants = {constant.name: constant for constant in graph.initializer}
+    large = {}
+    for i, node in reversed(list(enumerate(graph.node))):
+        if node.op_type == "Gemm" and 4 * math.prod(constants[node.input[1]].dims) > LARGE_LAYER:
+            weight, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+            large[node.name] = weight, bias
+            for name, values in zip(node.input[1:], (weight, bias), strict=True):
+                constants[name].CopyFrom(numpy_helper.from_array(values[:1], name))
+            wide, narrow = node.output[0], node.output[0] + _STAND_IN
+            node.output[0] = narrow
+            shape = numpy_helper.from_array(np.array([1, len(weight)], np.int64), narrow + ".shape")
+            graph.initializer.append(shape)
+            graph.node.insert(i + 1, helper.make_node("Expand", [narrow, shape.name], [wide], narrow))
+    return large
+
+
+def _restore_large_layers(
+    graph: onnx.GraphProto, large: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+) -> None:
+    """Undo `_without_large_layers`. In a quantised graph, the weights become int8 with a scale per output."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    constants = {constant.name: constant for constant in graph.initializer}
+    layers = [node for node in graph.node if node.name in large]
+    for node in layers:
+        weight, bias = large[node.name]
+        node.output[0] = node.output[0].removesuffix(_STAND_IN)
+        graph.node.remove(made_by[node.output[0]])
+        graph.initializer.remove(constants[node.output[0] + _STAND_IN + ".shape"])
+        constants[node.input[2]].CopyFrom(numpy_helper.from_array(bias, node.input[2]))
+        if node.input[1] in constants:
+            constants[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
+        else:
+            quantised: tuple[NDArray[Any], ...] = _symmetric(weight)
+            for name, array in zip(made_by[node.input[1]].input, quantised, strict=True):
+                constants[name].CopyFrom(numpy_helper.from_array(array, name))
+
+
+def _symmetric(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
+    """Weight (out, in) as int8, with a scale and a zero point (out,) for each output."""
+    scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / np.float32(127)
+    steps = np.empty(weight.shape, np.int8)
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        steps[rows] = np.rint(weight[rows] / scale[rows, None])
+    return steps, scale, np.zeros(len(weight), np.int8)
 
 
 def kept_in_float(graph: onnx.GraphProto) -> list[str]:
