@@ -166,6 +166,10 @@ def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.I
         return image.decode(photo, header, header.size)
     if isinstance(photo, Image.Image):
         return photo.convert("RGB")
+    if not isinstance(photo, np.ndarray):
+        raise UnsupportedImage(
+            f"A photo must be a file name, bytes, a Pillow image or a NumPy array, not {type(photo).__name__}."
+        )
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
         raise UnsupportedImage(
             f"The array is {photo.shape} {photo.dtype}; it must be (height, width, 3) uint8, in the order RGB."

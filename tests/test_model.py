@@ -115,6 +115,12 @@ def test_an_array_that_is_not_rgb_is_refused(model: segment.Model, array: Any) -
         model(array)
 
 
+def test_something_else_is_refused(model: segment.Model) -> None:
+    other: Any = [[0, 0, 0]]
+    with pytest.raises(UnsupportedImage, match="not list"):
+        model(other)
+
+
 def test_released_memory_is_allocated_again(model: segment.Model, photo: Image.Image) -> None:
     before = model(photo)
     model.release()
