@@ -21,6 +21,7 @@ read, in the middle of its body, or after it was carried out but before the resp
 from __future__ import annotations
 
 import base64
+import bisect
 import hashlib
 import heapq
 import itertools
@@ -295,6 +296,7 @@ class Cloud:
         self.requests: list[tuple[str, str]] = []
         self._on_finalize = on_finalize
         self._buckets: dict[str, dict[str, Object]] = {}
+        self._names: dict[str, list[str]] = {}  # of each bucket, in order; made when they are needed
         self._virtual: dict[str, Callable[[str], Iterator[Object]]] = {}
         self._uploads: dict[str, _Upload] = {}
         self._generation = time.time_ns() // 1000
@@ -346,6 +348,7 @@ class Cloud:
         with self._lock:
             found = self._find(bucket, name, {})
             del self._buckets[bucket][name]
+            self._names.pop(bucket, None)
             self.writes.append(Write(bucket, name, found.generation, ""))
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, Object]:
@@ -435,8 +438,13 @@ class Cloud:
     def _from(self, bucket: str, prefix: str, start: str) -> Iterator[Object]:
         """The objects whose name starts with `prefix`, by name, from the name `start` on."""
         with self._lock:
-            self._in(bucket)
-            there = [found for name, found in self.objects(bucket, prefix).items() if name >= start]
+            objects = self._in(bucket)
+            if bucket not in self._names:
+                self._names[bucket] = sorted(objects)
+            names = self._names[bucket]
+        first = bisect.bisect_left(names, max(prefix, start))
+        below = itertools.takewhile(lambda name: name.startswith(prefix), itertools.islice(names, first, None))
+        there = (found for found in map(objects.get, below) if found)  # others may be deleted meanwhile
         made = self._virtual[bucket](max(prefix, start)) if bucket in self._virtual else iter(())
         made = itertools.takewhile(lambda found: found.name.startswith(prefix), made)
         return heapq.merge(there, made, key=lambda found: found.name)
@@ -516,6 +524,7 @@ class Cloud:
                 if about.get(key, actual) != actual:
                     raise Refused(400, f"Provided {key} {about[key]!r} doesn't match calculated {key} {actual!r}.")
             self._buckets[bucket][name] = written
+            self._names.pop(bucket, None)
             self.writes.append(Write(bucket, name, written.generation, hashlib.sha256(content).hexdigest()))
         if self._on_finalize:
             self._on_finalize(written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +97,26 @@ def test_shares_are_about_equal(name: Callable[[int], str], count: int, tasks: i
     assert names.pages <= 1.2 * max(shares.LEAST_CALLS, tasks * shares.CALLS_PER_TASK)
 
 
+def zipf(folders: int, photos: int) -> list[str]:
+    """Names in folders, the largest of which is twice as large as the second, three times as the third and so on."""
+    ranks = list(range(1, folders + 1))
+    random.Random(0).shuffle(ranks)
+    largest = photos / sum(1 / rank for rank in ranks)
+    return [f"{folder:05}/IMG_{n:06}.jpg" for folder, rank in enumerate(ranks) for n in range(int(largest / rank) or 1)]
+
+
+@pytest.mark.parametrize(("tasks", "most"), [(4, 1.4), (20, 1.6)])
+def test_folders_of_different_sizes(tasks: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few of 1,000 folders have most of the photos. Pages of 100 names, so that 500,000 are as many as 5 million."""
+    monkeypatch.setattr(shares, "PAGE", 100)
+    ordered = zipf(1_000, 500_000)
+    names = Names(ordered.__getitem__, len(ordered))
+    found = sizes(names, shares.divided(names, "", tasks))
+    assert sum(found) == len(ordered)
+    assert max(found) < most * len(ordered) / tasks
+    assert names.pages < 1.5 * 1_000, "about a call per folder"
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.sets(st.text(st.sampled_from("a1/.é\U0010ffff\ud7ff"), min_size=1, max_size=9), max_size=80), st.integers(1, 9)
@@ -112,6 +133,18 @@ def test_every_name_falls_to_one_task(names: set[str], tasks: int) -> None:
     assert [start for start, _ in ranges] == ["", *(end for _, end in ranges[:-1])]
     assert ranges[-1][1] == ""
     assert all(start < end for start, end in itertools.pairwise(start for start, _ in ranges))
+
+
+def test_files_beside_folders_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "PAGE", 100)
+    ordered = sorted(
+        [*zipf(200, 50_000), *(f"{n:05}.jpg" for n in range(200)), *(f"{n:05}" for n in range(200, 9_000))]
+    )
+    names = Names(ordered.__getitem__, len(ordered))
+    found = sizes(names, shares.divided(names, "", 8))
+    assert sum(found) == len(ordered)
+    assert max(found) < 2 * len(ordered) / 8
+    assert names.pages < 1_000
 
 
 def test_a_name_that_all_others_start_with() -> None:

@@ -7,6 +7,10 @@ are followed further, until each is small compared with a share, or the maximum 
 of names in a branch is estimated from its first page: from the part of the branch that the page covers, given the
 numbers of different characters at the same positions of other names.
 
+This assumes that branches are alike. If a sample shows that folders are not, as with the photos of many users, a page
+of each folder is listed, and further pages where the folder would continue if it had 8 times as many photos, 64 times
+and so on. This takes about one call per folder; with fewer, a large folder cannot be distinguished from a small one.
+
 All tasks must use the same ranges, because photos between different ranges would be missed. The ranges are therefore
 stored in an object next to the results, which is written only once: task 0 creates it, and the other tasks wait for it.
 A task that is restarted reads it again.
@@ -39,13 +43,20 @@ CALLS_PER_TASK, LEAST_CALLS = 3, 300
 """Maximum number of calls for dividing the names. More of them, or more ranges, do not make the shares more equal: for
 50 million photos in folders by day and 100 tasks, the largest share is 1.6 times the mean, with 6 calls and 4 ranges it
 is 2.3 times. benchmarks/results/shares.md has other layouts."""
+FOLDERS_SAMPLED = 40
+"""Number of folders that are compared to find out whether folders are alike."""
+FOLDER_CALLS = 2000
+"""Maximum number of calls for bounding the sizes of folders that are not alike."""
+FOLDER_STEP = 8
+"""Ratio of the sizes at which a folder is probed."""
 SAMPLES_PER_PAGE = 20
 """Number of names per page that are kept as possible starts of ranges."""
 FOLDER = "_segment/shares/"
 """The folder of the object with the ranges, relative to the results."""
-PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0, 60.0)
 """Delays in seconds between the attempts of other tasks to read the ranges. Then they create the ranges themselves."""
 _SMALL = 1 << 20
+_DIGITS = frozenset("0123456789")
 
 
 @dataclass(frozen=True)
@@ -132,11 +143,16 @@ def _cut(places: Sequence[tuple[str, float]], count: int) -> Iterator[str]:
 
 @dataclass
 class _Branch:
-    """More than one page of names that start with `prefix`. `names`: the first page."""
+    """More than one page of names that start with `prefix`. `names`: the first page.
+
+    `least`, `most`: bounds of their number if it was probed, otherwise 0.
+    """
 
     prefix: str
     names: list[str]
     estimate: float = 0.0
+    least: int = 0
+    most: int = 0
 
 
 @dataclass
@@ -155,12 +171,28 @@ class _Tree:
     """For each place, the number of different next characters of each branch that was followed there."""
 
     def grow(self, ranges: int, most_calls: int) -> None:
-        """Follow the largest branches, until the largest is small compared with a range, or for `most_calls` calls."""
+        """Look at the names until the largest branch is small compared with one of `ranges` ranges.
+
+        Following branches takes about `most_calls` calls at most, and FOLDER_CALLS and as many again if folders differ.
+        """
         names = self._page(self.root, self.root)
         if len(names) < PAGE:
             self._know(names)
         else:
             self.branches.append(_Branch(self.root, names))
+        self._follow_largest(ranges, most_calls)
+        several = [branch for branch in self.branches if "/" in branch.names[-1][len(branch.prefix) :]]
+        if not self._differ(several):
+            return
+        end = self.calls + FOLDER_CALLS
+        for branch in several:
+            if self.calls < end:
+                self.branches.remove(branch)
+                self._divide_by_folder(branch, end)
+        self._follow_largest(ranges, self.calls + most_calls)
+
+    def _follow_largest(self, ranges: int, most_calls: int) -> None:
+        """Follow the largest branches until each is small compared with a range, or until `most_calls` calls."""
         while self.branches and self.calls < most_calls:
             for branch in self.branches:
                 branch.estimate = self._estimate(branch)
@@ -170,6 +202,49 @@ class _Tree:
                 break
             self.branches.remove(largest)
             self._follow(largest)
+
+    def _differ(self, branches: Sequence[_Branch]) -> bool:
+        """Whether folders differ much in size, from a sample of branches that contain several."""
+        step = len(branches) // FOLDERS_SAMPLED or 1
+        return len({self._folder(branch.prefix, branch.names)[0].most for branch in branches[::step]}) > 1
+
+    def _divide_by_folder(self, branch: _Branch, most_calls: int) -> None:
+        """Replace a branch by its folders, with bounds of their sizes. What remains after `most_calls` is a branch."""
+        names, is_last_page = branch.names, False
+        while names:
+            if self.calls >= most_calls:
+                self.branches.append(_Branch(branch.prefix, names))
+                return
+            last = names[-1]
+            folder, names = self._folder(branch.prefix, names)
+            if folder.most:
+                self.branches.append(folder)
+                is_last_page = len(names) < PAGE
+                continue
+            self._know(folder.names)
+            next_folder = _folder_of(names[0]) if names else ""
+            breaks_off = len(next_folder) >= max(len(branch.prefix), 1) and last.startswith(next_folder)
+            if not is_last_page and (breaks_off or not names):
+                names = self._page(branch.prefix, names[0] if names else last + "\0")
+                is_last_page = len(names) < PAGE
+
+    def _folder(self, prefix: str, names: list[str]) -> tuple[_Branch, list[str]]:
+        """The folder of the first of `names`, and the names after it. `names`: from a page of names with `prefix`.
+
+        If the folder fills the page, bounds of its size are found, and the names after it are another page.
+        """
+        place = _folder_of(names[0])
+        if not place or len(place) < len(prefix):  # a file beside the folders
+            return _Branch(names[0], names[:1]), names[1:]
+        own = [name for name in names if name.startswith(place)]
+        found = _Branch(place, own)
+        if len(own) < PAGE:
+            return found, names[len(own) :]
+        found.most = PAGE
+        while names and names[0].startswith(place):
+            found.least, found.most = found.most, found.most * FOLDER_STEP
+            names = self._page(prefix, _ahead(own, found.most // PAGE) or _after(place) or place + chr(0x10FFFF))
+        return found, names
 
     def places(self) -> list[tuple[str, float]]:
         """Sorted names, each with an estimate of the number of names from it to the next."""
@@ -225,9 +300,10 @@ class _Tree:
         step = -(-len(names) // SAMPLES_PER_PAGE) or 1
         self.known += [(names[start], len(names[start : start + step])) for start in range(0, len(names), step)]
 
-    def _page(self, prefix: str, start: str, limit: int = PAGE) -> list[str]:
+    def _page(self, prefix: str, start: str, limit: int = 0) -> list[str]:
+        """The first names with this prefix from `start` on: at most `limit`, or a page."""
         self.calls += 1
-        names = [item.name for item in itertools.islice(self.store.objects(prefix, start), limit)]
+        names = [item.name for item in itertools.islice(self.store.objects(prefix, start), limit or PAGE)]
         for name in names[:: max(1, len(names) // SAMPLES_PER_PAGE)]:
             for place, character in zip(_places(name), name, strict=False):
                 self.characters[place].add(character)
@@ -240,6 +316,8 @@ class _Tree:
 
     def _estimate(self, branch: _Branch) -> float:
         """The estimated number of names in a branch: the size of its first page, divided by the share it covers."""
+        if branch.most:
+            return math.sqrt(branch.least * branch.most)
         first, last = branch.names[0], branch.names[-1]
         depth, places = len(_common(branch.names)), _places(last)
         branching = math.prod(self._branching(place) for place in places[len(branch.prefix) : depth])
@@ -270,3 +348,25 @@ def _after(prefix: str) -> str:
     if code > 0x10FFFF:
         return ""
     return prefix[:-1] + chr(0xE000 if 0xD800 <= code <= 0xDFFF else code)
+
+
+def _folder_of(name: str) -> str:
+    """The folder that a name is in, with the "/" at its end."""
+    return name[: name.rfind("/") + 1]
+
+
+def _ahead(names: Sequence[str], pages: int) -> str:
+    """The name at which a folder would continue after `pages` pages, if its files were numbered as in this page.
+
+    Empty if they are not numbered, or if the number has more digits than there are.
+    """
+    first, last = names[0], names[-1]
+    start = end = len(_common(names))
+    while start and first[start - 1] in _DIGITS:
+        start -= 1
+    while end < min(len(first), len(last)) and first[end] in _DIGITS and last[end] in _DIGITS:
+        end += 1
+    if start == end or first[:start] != last[:start]:
+        return ""
+    number = int(first[start:end]) + (int(last[start:end]) - int(first[start:end])) * pages
+    return f"{first[:start]}{number:0{end - start}}" if len(str(number)) <= end - start else ""
