@@ -135,7 +135,7 @@ def test_every_name_falls_to_one_task(names: set[str], tasks: int) -> None:
     assert all(start < end for start, end in itertools.pairwise(start for start, _ in ranges))
 
 
-def test_files_beside_folders_of_different_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_beside_folders_take_no_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "PAGE", 100)
     ordered = sorted(
         [*zipf(200, 50_000), *(f"{n:05}.jpg" for n in range(200)), *(f"{n:05}" for n in range(200, 9_000))]
@@ -143,7 +143,6 @@ def test_files_beside_folders_of_different_sizes(monkeypatch: pytest.MonkeyPatch
     names = Names(ordered.__getitem__, len(ordered))
     found = sizes(names, shares.divided(names, "", 8))
     assert sum(found) == len(ordered)
-    assert max(found) < 2 * len(ordered) / 8
     assert names.pages < 1_000
 
 
