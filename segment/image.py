@@ -52,6 +52,8 @@ NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SCAN = b"\xff\xda"
 """Marker before each scan of a JPEG (start of scan)."""
+_RAW_EXIF = "Raw profile type exif"
+"""Text of a PNG with EXIF data as hexadecimal digits, as ImageMagick wrote it before PNG had a chunk for them."""
 _TIFF = {b"II": "<", b"MM": ">"}
 """First bytes of a TIFF -> byte order, as in `struct`."""
 _TIFF_PICTURES = (6, 7, 50001)
@@ -68,6 +70,8 @@ MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
 """Limits for the number of all chunks of a PNG, and of chunks other than pixel data."""
 MAX_TIFF_VALUES = 100_000
 """Limit for the numbers in all tags of a TIFF. Each strip has two, and takes up to 320 bytes in Pillow."""
+MAX_RAW_EXIF = 1 << 18
+"""Limit for EXIF data in the text of a PNG, in characters. EXIF data of a JPEG have at most 64 kB."""
 MAX_BOX_BYTES = 64 << 10
 """Limit for the description of the items of an AVIF or HEIC. A photo in 200 tiles has 12 kB. libavif takes 50 times as
 much memory, and time that grows with the square of the number of items."""
@@ -348,6 +352,10 @@ def _orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow applies the orientation of a TIFF itself
     with contextlib.suppress(Exception):
+        if exif := image.info.get("exif"):
+            _check_tiff(exif.removeprefix(b"Exif\0\0"))
+        if len(image.info.get(_RAW_EXIF, "")) > MAX_RAW_EXIF:
+            return 1
         # Not image.getexif(): for a PNG it would decode the image to find EXIF data after it.
         value = Image.Image.getexif(image).get(0x0112)
         if isinstance(value, int) and 1 <= value <= 8:

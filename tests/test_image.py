@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from segment import image, sandbox
 from segment.errors import CorruptImage, ImageError, TooLarge, UnsupportedImage
@@ -523,6 +523,18 @@ def _many_scans(count: int) -> bytes:
     return head[:frame] + struct.pack(">HH", 1000, 1000) + head[frame + 4 :] + b"".join(scans) + b"\xff\xd9"
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "text of a PNG"])
+def test_an_orientation_of_many_numbers_is_ignored(kind: str) -> None:
+    exif = _tiff([], {0x0112: [1] * 1_500_000}, kind=5)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\n\n\n" + exif[:1_000_000].hex())
+    data = _encoded("PNG", pnginfo=text) if kind.startswith("text") else _encoded(kind, exif=exif)
+    start = time.process_time()
+    header = image.read_header(data)
+    assert time.process_time() - start < 0.3
+    assert (header.size, header.orientation) == ((8, 8), 1)
+
+
 def _many_items(count: int) -> bytes:
     """An AVIF that says where `count` items are."""
 
@@ -556,9 +568,9 @@ def _tiff(tags: list[tuple[int, int, int, int]], arrays: dict[int, list[int]], k
     return b"II*\0" + struct.pack("<L", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + directory + bytes(4)
 
 
-def _encoded(kind: str) -> bytes:
+def _encoded(kind: str, **save: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (8, 8)).save(buffer, kind)
+    Image.new("L", (8, 8)).save(buffer, kind, **save)
     return buffer.getvalue()
 
 
