@@ -77,6 +77,8 @@ MAX_BOX_BYTES = 64 << 10
 much memory, and time that grows with the square of the number of items."""
 MAX_RUN_LENGTH_PIXELS = 16_000_000
 """Limit for a run-length encoded BMP. Pillow decodes it in Python, up to 100 ns per pixel."""
+METADATA_COPIES = 3
+"""Copies in memory of what is read with the header: colour profiles, EXIF data; a WebP, AVIF or HEIC as a whole."""
 STRIP_BYTES = 1 << 18
 """Size of the strips in which an image is converted to RGB."""
 FIXED_BYTES = 6 << 20
@@ -133,7 +135,7 @@ class Header:
 
 def read_header(data: bytes) -> Header:
     """Parse the header of the image file `data`. Raises UnsupportedImage, CorruptImage."""
-    with _refusing(data), _opened(data, _Header(data)) as image:
+    with _refusing(data), _opened(data, file := _Header(data)) as image:
         if isinstance(image, BmpImagePlugin.BmpImageFile):
             _check_bmp(image)
         orientation = _orientation(image)
@@ -146,7 +148,7 @@ def read_header(data: bytes) -> Header:
             orientation=orientation,
             transparent=image.has_transparency_data,
             progressive=bool(image.info.get("progressive")),
-            decoder_bytes=_decoder_bytes(image, data),
+            decoder_bytes=_decoder_bytes(image, data) + METADATA_COPIES * file.bytes_read,
             sandboxed=_has_inner_size(image),
         )
     if not width or not height:
@@ -207,7 +209,7 @@ class _Header(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.reads = 0
+        self.reads = self.bytes_read = 0
         if data.startswith(_PNG):
             _check_png(data)
         elif data[:2] in _TIFF:
@@ -220,7 +222,9 @@ class _Header(io.BytesIO):
         self.reads += 1
         if self.reads > MAX_HEADER_READS:
             raise CorruptImage("The header of this image has too many parts. Save the image again.")
-        return super().read(size)
+        found = super().read(size)
+        self.bytes_read += len(found)
+        return found
 
 
 def _check_boxes(data: bytes) -> None:
@@ -373,7 +377,7 @@ def _decoder_bytes(image: Image.Image, data: bytes) -> int:
 
     JPEG, PNG, GIF and BMP are decoded row by row, except JPEGs with several scans. The values were measured for the
     variant of each format that needs the most memory; tests/test_image.py repeats the measurement. In a sandbox, the
-    decoder has its own copies of `data`.
+    decoder has its own copy of `data`. What Pillow reads with the header is counted by the caller.
     """
     pixels = math.prod(image.size)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -381,12 +385,12 @@ def _decoder_bytes(image: Image.Image, data: bytes) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         rotated_copy = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0
         if _has_inner_size(image):  # the JPEG's coefficients, or the WebP's canvases
-            return 4 * _tile_bytes(image) + rotated_copy + 2 * len(data)
+            return 4 * _tile_bytes(image) + rotated_copy + len(data)
         return _tile_bytes(image) + rotated_copy
     if image.format == "WEBP":  # two canvases of RGBA, the frame as bytes, the decoder's own plane
-        return 14 * pixels + 2 * len(data)
+        return 14 * pixels
     if image.format in ("AVIF", "HEIF"):  # up to four planes of 16 bits, twice if tiled; the frame as bytes
-        return 16 * pixels + 4 * len(data)
+        return 16 * pixels + len(data)
     return 0
 
 

@@ -99,6 +99,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._loaded: _Loaded | None = None
         self._failure = ""
 
@@ -180,7 +181,7 @@ class Service:
         formats = tuple(formats or (options.format,))
         loaded = self._load()
         classes = class_indices(options.classes, loaded.model.labels)
-        header = image.read_header(data)
+        header = self._read_header(data)
         planned = plan(header, options, formats, loaded.constraints)
         watch = _Stopwatch(cancelled)
         with watch.waiting(loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled)):
@@ -226,7 +227,7 @@ class Service:
         """
         loaded = self._load()
         classes = class_indices(options.classes, loaded.model.labels)
-        header = image.read_header(data)
+        header = self._read_header(data)
         planned = plan(header, options, ("json",), loaded.constraints)
         with loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled):
             photo = image.decode(data, header, planned.detect_size)
@@ -239,6 +240,11 @@ class Service:
                 pieces.append(piece)
             until.enter_context(loaded.budget.hold(sum(map(len, pieces))))
         return pieces
+
+    def _read_header(self, data: bytes) -> image.Header:
+        """Read one header at a time, because the metadata take memory before the plan can reserve any."""
+        with self._reading:
+            return image.read_header(data)
 
     def _load(self) -> _Loaded:
         if self._loaded is None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from devtools.server import CACHE
-from segment import container
+from segment import container, image
 from segment.errors import Cancelled, CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
 from segment.formats import Format
 from segment.model import from_settings
@@ -327,6 +328,25 @@ def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> No
         answers.add(tuple((result.render_factor, result.detail) for result in chosen))
     assert len(answers) == 1
     assert len({factor for factor, _ in answers.pop()}) > 1
+
+
+def test_headers_are_read_one_at_a_time(service: Service, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = image.read_header
+    reading: list[None] = []
+    most: list[int] = []
+
+    def slow(data: bytes) -> image.Header:
+        reading.append(None)
+        most.append(len(reading))
+        time.sleep(0.02)
+        reading.pop()
+        return real(data)
+
+    monkeypatch.setattr("segment.image.read_header", slow)
+    with ThreadPoolExecutor(4) as crowd:
+        list(crowd.map(lambda _: service.segment(photo, Options.defaults(service.settings), ("json",)), range(8)))
+    assert len(most) == 8
+    assert max(most) == 1
 
 
 def test_a_machine_without_limits_refuses_what_takes_8_gib(monkeypatch: pytest.MonkeyPatch, photo: bytes) -> None:
