@@ -21,7 +21,7 @@
     └── Cancelled                   the client has closed the connection
 
 Each message is a complete sentence for the user: what was wrong, which value, and what would work. Messages contain no
-internal details such as server paths or stack traces. `segment/web/app.py` maps the errors to HTTP status codes,
+internal details such as server paths or stack traces. `segment/web/problems.py` maps the errors to HTTP status codes,
 `segment/bucket/events.py` maps them to acknowledgements of bucket events.
 """
 

@@ -26,6 +26,7 @@ from segment import options
 from segment.settings import Settings
 from segment.web import app as web
 from segment.web import openapi
+from segment.web.problems import PROBLEMS
 
 SCHEMATHESIS = Path(__file__).parent / "schemathesis.toml"
 
@@ -58,10 +59,10 @@ def test_docs_show_every_option_operation_and_problem(server: Server) -> None:
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     for name in options.describe(Settings()):
         assert f'id="option-{name}"' in page.text
-    for _, title in web.PROBLEMS.values():
+    for _, title in PROBLEMS.values():
         assert f'id="{title.lower().replace(" ", "-")}"' in page.text
     problems = re.findall(r'<tr id="[^"]*"><td>\d+</td><td>(.*?)</td><td>(.*?)</td>', page.text)
-    assert {title for title, _ in problems} >= {title for _, title in web.PROBLEMS.values()}
+    assert {title for title, _ in problems} >= {title for _, title in PROBLEMS.values()}
     for title, about in problems:
         assert re.fullmatch(r"[A-Z][^`]{10,120}\.", about), title
         assert "in this package" not in about

@@ -12,7 +12,7 @@
 
 Labelling tools have paths of their own, see labelling.py.
 
-Errors are problem documents (RFC 9457). `PROBLEMS` maps the errors of this package to HTTP status codes.
+Errors are problem documents (problems.py).
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ from werkzeug.exceptions import (
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
-    UnsupportedMediaType,
 )
 
-from segment import errors
-from segment.errors import Busy, OptionError, SegmentError
+from segment.errors import SegmentError
 from segment.formats import FORMATS, Format
 from segment.options import Options
 from segment.output.colours import PALETTE
 from segment.progress import Progress
 from segment.service import Result, Service
 from segment.settings import Settings
-from segment.web import labelling, openapi
+from segment.web import labelling, openapi, problems
 from segment.web.exchange import Exchange, Handler, handler
 from segment.web.upload import read
 
@@ -58,27 +56,6 @@ ACCEPTABLE: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "cutouts")
 MEDIA_TYPES: Mapping[str, Format] = {FORMATS[name].media_type: name for name in ACCEPTABLE}
 """Media types that an Accept header may request, and the format of each; the first wins a tie. The map of instance ids
 is image/png like the overlay, so it can only be requested with `format`."""
-
-PROBLEMS: dict[type[SegmentError], tuple[int, str]] = {
-    errors.OptionError: (400, "Bad option"),
-    errors.UnsupportedImage: (415, "Unsupported image"),
-    errors.CorruptImage: (422, "Corrupt image"),
-    errors.TooLarge: (413, "Too large"),
-    errors.RefusedURL: (400, "Refused URL"),
-    errors.FetchError: (502, "URL not fetched"),
-    errors.RequestError: (400, "Bad request"),
-    errors.Busy: (503, "Busy"),
-    errors.Starting: (503, "Starting"),
-    errors.Cancelled: (499, "Cancelled"),
-    errors.ModelError: (503, "Model unavailable"),
-    errors.SegmentError: (500, "Failed"),
-}
-"""Error class -> status and title. A class that is not listed has those of its nearest ancestor."""
-HTTP_PROBLEMS: dict[type[HTTPException], str] = {
-    NotAcceptable: "None of the formats in the Accept header is available.",
-    UnsupportedMediaType: "The Content-Type of the request is not supported.",
-}
-"""Werkzeug's errors that /segment responds with -> description."""
 
 PROGRESS = "segment.progress"
 """Key of the WSGI environment, set by segment/web/gateway.py: the Progress of a model that is prepared while the server
@@ -133,12 +110,12 @@ def _respond(service: Service, request: Request, answer: Callable[[], Response])
     try:
         response = answer()
     except SegmentError as error:
-        response = problem_of(error)
+        response = problems.problem_of(error)
     except HTTPException as error:
-        response = _http_problem(error)
+        response = problems.http_problem(error)
     except Exception:
         log.exception("Unexpected error")
-        response = _problem(500, "Failed", "An unexpected error occurred. It has been logged.")
+        response = problems.problem(500, "Failed", "An unexpected error occurred. It has been logged.")
     response.headers.update({k: v for k, v in SECURITY_HEADERS.items() if k not in response.headers})
     _allow_origin(request, response, service.settings)
     _log(request, response, time.perf_counter() - start)
@@ -250,27 +227,13 @@ def _model(service: Service, request: Request) -> Response:
 
 
 def _openapi(service: Service, request: Request) -> Response:
-    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _problems())
+    document = openapi.document(service.settings, tuple(MEDIA_TYPES), problems.problems())
     return _cacheable(json.dumps(document).encode(), "application/json", request)
 
 
 def _docs(service: Service, request: Request) -> Response:
-    document = openapi.document(service.settings, tuple(MEDIA_TYPES), _problems())
-    return _cacheable(openapi.page(document, _problems()).encode(), "text/html; charset=utf-8", request)
-
-
-def _problems() -> list[tuple[int, str, str]]:
-    """(status, title, description) of every problem document."""
-    own = [(status, title, _first_line(kind)) for kind, (status, title) in PROBLEMS.items()]
-    https = [(error.code or 500, error().name, about) for error, about in HTTP_PROBLEMS.items()]
-    return own + https
-
-
-def _first_line(kind: type[SegmentError]) -> str:
-    """The description of a problem for users: the first line of the exception's docstring."""
-    if kind is SegmentError:
-        return "The service could not process the request; its log has the reason."
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    document = openapi.document(service.settings, tuple(MEDIA_TYPES), problems.problems())
+    return _cacheable(openapi.page(document, problems.problems()).encode(), "text/html; charset=utf-8", request)
 
 
 def _asset(name: str, content_type: str) -> Handler:
@@ -295,33 +258,7 @@ def _cacheable(body: bytes, content_type: str, request: Request) -> Response:
     return response
 
 
-# Problem documents, and headers of all responses
-
-
-def problem_of(error: SegmentError) -> Response:
-    """The problem document of an error, as PROBLEMS says."""
-    status, title = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
-    if status >= 500 and not isinstance(error, (Busy, errors.FetchError)):
-        log.error("%s: %s", title, error)
-    extra = {"option": error.name} if isinstance(error, OptionError) else {}
-    response = _problem(status, title, str(error), **extra)
-    if isinstance(error, Busy):
-        response.headers["Retry-After"] = str(error.retry_after)
-    return response
-
-
-def _http_problem(error: HTTPException) -> Response:
-    status = error.code or 500
-    detail = error.description or ""
-    response = _problem(status, error.name, detail)
-    response.headers.extend({k: v for k, v in error.get_headers() if k.lower() != "content-type"})
-    return response
-
-
-def _problem(status: int, title: str, detail: str, **extra: str) -> Response:
-    document = {"type": f"/docs#{openapi.anchor(title)}", "title": title, "status": status, "detail": detail, **extra}
-    headers = {"Cache-Control": "no-store"}
-    return Response(json.dumps(document), status, headers, content_type="application/problem+json")
+# Headers of all responses
 
 
 def _allow_origin(request: Request, response: Response, settings: Settings) -> None:

@@ -17,7 +17,7 @@ from segment.labelling import cvat
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
-from segment.web.app import problem_of
+from segment.web.problems import problem_of
 from segment.web.upload import from_base64
 
 
