@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -177,19 +178,29 @@ def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.I
     return Image.fromarray(photo)
 
 
-def load(model: str | Path = "", labels: str | Path = "", cache: str | Path = "", threads: int | None = None) -> Model:
+def load(
+    model: str | Path = "",
+    labels: str | Path | Sequence[str] = "",
+    cache: str | Path = "",
+    threads: int | None = None,
+) -> Model:
     """Load a model: a file, a name from `segment models`, or by default the embedded demo model.
 
-    `labels`: file with one class name per line; replaces the model's own names. `cache`: folder for compiled models;
-    later loads are faster and take less memory. `threads`: by default the number of CPUs. Raises ModelError.
+    `labels`: class names by index, or a file with one per line; they replace the model's own. `cache`: folder for
+    compiled models; later loads are faster and take less memory. `threads`: by default the number of CPUs. Raises
+    ModelError.
     """
-    return from_settings(Settings(model=str(model), labels=str(labels), cache=str(cache), threads=threads))
+    settings = Settings(model=str(model), cache=str(cache), threads=threads)
+    if isinstance(labels, (str, Path)):
+        return from_settings(replace(settings, labels=str(labels)))
+    return from_settings(settings, tuple(labels))
 
 
-def from_settings(settings: Settings) -> Model:
-    """Load the model that the settings name. Raises ModelError."""
+def from_settings(settings: Settings, labels: tuple[str, ...] = ()) -> Model:
+    """Load the model that the settings name. `labels`: class names, instead of a file. Raises ModelError."""
     threads = settings.threads or container.cpus()
-    labels = read_labels(Path(settings.labels)) if settings.labels else ()
+    if settings.labels:
+        labels = read_labels(Path(settings.labels))
     labels_files = [Path(settings.labels)] if settings.labels else []
     memory = {"fixed_bytes": settings.fixed_bytes, "bytes_per_pixel": settings.bytes_per_pixel}
     overrides = {name: value for name, value in memory.items() if value is not None}

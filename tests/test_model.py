@@ -139,6 +139,9 @@ def test_labels_can_be_given(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("Kreis\nQuadrat\n\nDreieck\nStern\nRing\n", encoding="utf-8")
     assert segment.load(labels=names, cache=CACHE).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
+    assert segment.load(labels=["a", "b", "c", "d", "e"]).labels == ("a", "b", "c", "d", "e")
+    with pytest.raises(ModelError, match="There are 2 labels for the 5 classes"):
+        segment.load(labels=["a", "b"])
     names.write_text("one\ntwo\n")
     with pytest.raises(ModelError, match="2"):
         segment.load(labels=names, cache=CACHE)
