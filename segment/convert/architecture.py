@@ -1,6 +1,6 @@
-"""The networks that can be converted: frozen values that determine the graph, from whichever kind of config.
+"""The parts of the networks that can be converted, as values that determine the graph.
 
-Names and defaults are those of detectron2; see the two readers, cfgnode.py and lazyconfig.py.
+They are read from YAML configs (cfgnode.py) and LazyConfigs (lazyconfig.py).
 """
 
 from __future__ import annotations

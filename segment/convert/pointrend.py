@@ -44,19 +44,19 @@ _EARLIER_NAMES = (
     ("roi_heads.mask_coarse_head.", f"{HEAD}.coarse_head."),
     (f"{HEAD}.coarse_head.coarse_mask_fc", f"{HEAD}.coarse_head.fc"),
 )
-"""Prefixes that checkpoints of 2020 have, and those of today (roi_heads.py, _load_from_state_dict)."""
+"""Prefixes of tensor names in checkpoints of 2020, and the current ones (roi_heads.py, _load_from_state_dict)."""
 CHUNK = 4
 """Instances that are rendered at a time. The loop holds about 5 MiB for each (R50, 80 classes). With 2 at a time an
-int8 file takes 3 to 4 % longer, as each operator of the loop ends with a wait for all threads. The last chunk is
+int8 file takes 3 to 4 % longer, because all threads wait for each other after each operator. The last chunk is
 padded."""
 TABLE = ".table"
-"""What the name of a table's node ends with."""
+"""Suffix of the names of the nodes of tables."""
 FREQUENCIES = 128
 """Number of frequencies of the positional encoding of Implicit PointRend."""
 
 
 def renamed(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-    """The tensors of a checkpoint of any age by today's names."""
+    """The tensors of a checkpoint, with earlier names replaced by the current ones."""
 
     def today(name: str) -> str:
         found = ((old, new) for old, new in _EARLIER_NAMES if name.startswith(old))
@@ -152,9 +152,9 @@ def _surface(g: Graph, x: str, level: int) -> _Surface:
 
 
 def _fading(g: Graph, surface: _Surface, axis: int, at: str) -> str:
-    """How far places `at` along an axis, in pixels, are from where the map fades to zero, at most 1.
+    """The weights of positions `at` along an axis, in pixels: they decrease from 1 to 0 at the edges of the map.
 
-    RoIAlign repeats the map's edge where grid_sample goes on to zero, half a cell further out.
+    RoIAlign repeats the edge of the map, whereas grid_sample interpolates between the edge and zero.
     """
     cell = g.op("Sub", g.op("Mul", at, g.scalar(1 / surface.stride)), g.scalar(0.5))
     nearest = g.minimum(g.op("Add", cell, g.scalar(1)), g.op("Sub", surface.size[axis], cell))
@@ -162,7 +162,7 @@ def _fading(g: Graph, surface: _Surface, axis: int, at: str) -> str:
 
 
 def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
-    """Boxes (M, 4) in pixels -> (M, C, side, side), one sample in the middle of each bin; the map's edge repeated."""
+    """Boxes (M, 4) in pixels -> (M, C, side, side): one sample per bin, at its centre. The map's edge is repeated."""
     return g.op(
         "RoiAlign",
         surface.x,
@@ -178,10 +178,10 @@ def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
 
 
 def _images(g: Graph, boxes: str) -> str:
-    """The image that each of boxes (M, 4) is in, (M,) int64: there is one.
+    """The image index of each of boxes (M, 4), which is 0: (M,) int64.
 
-    Zeros computed from the boxes. ConstantOfShape would need the value of M, and the runtime lets tensors of unknown
-    size share memory only between operators whose output's size depends on shapes alone.
+    The zeros are computed from the boxes, because ConstantOfShape would need the value of M. The runtime reuses the
+    memory of tensors of unknown size only between operators whose output size does not depend on values.
     """
     return g.cast(g.op("Less", g.column(boxes, 0), g.scalar(-3e38)), INT64)
 
@@ -197,7 +197,7 @@ class _Table:
 
 
 def _table(g: Graph, surface: _Surface, channels: int, name: str) -> _Table:
-    """The table of a map. Its node is called `name` and TABLE, so that quantising finds it (quantise.py)."""
+    """The table of a map. The name of its node is `name` + TABLE, by which quantise.py finds it."""
     # The runtime transposes three dimensions in a third of the time of four.
     columns = g.op("Transpose", g.reshape(surface.x, 1, channels, -1), perm=[0, 2, 1])
     rows = g.op("Reshape", columns, g.ints(-1, channels), name=name + TABLE)
@@ -206,7 +206,7 @@ def _table(g: Graph, surface: _Surface, channels: int, name: str) -> _Table:
 
 
 def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
-    """The features (N * P, channels) of points: the four rows around each, weighted."""
+    """The features (N * P, channels) of points: a weighted sum of the four rows around each point."""
     columns, rows = (_around(g, table, axis, region, points) for axis in (0, 1))
     total = ""
     for row, row_weight in rows:
@@ -221,7 +221,7 @@ def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
 def _around(g: Graph, table: _Table, axis: int, region: _Region, points: _Points) -> list[tuple[str, str]]:
     """The two cells around each point along an axis, and their weights: before it and after it, each (N * P, 1).
 
-    Cells outside the map are moved into it; their weights are zero.
+    Cells outside the map are clipped to it, with weight zero.
     """
     at = g.op("Add", region.low[axis], g.op("Mul", points.at[axis], region.size[axis]))  # (N, P) in pixels
     at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), -1, 1)
@@ -246,7 +246,7 @@ def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
 
 
 def _grid_weights(g: Graph, side: int, points: _Points) -> str:
-    """(N, P, side * side): how much each cell of a grid over the whole box counts at each point."""
+    """(N, P, side * side): the weight of each cell of a grid over the whole box at each point."""
     cells = np.arange(side, dtype=np.float32)
     if points.fixed:
         across, down = (
@@ -263,9 +263,9 @@ def _grid_weights(g: Graph, side: int, points: _Points) -> str:
 
 
 def _doubled(g: Graph, logits: str, side: int) -> str:
-    """logits (N, side * side) -> (N, 4 * side * side): bilinear, the edges repeated.
+    """logits (N, side * side) -> (N, 4 * side * side): bilinear interpolation; the edges are repeated.
 
-    Two products with the matrix of weights take a quarter of the time of Resize.
+    Two products with a matrix of weights take a quarter of the time of Resize.
     """
     at = np.maximum((np.arange(2 * side) + 0.5) / 2 - 0.5, 0)
     low = np.floor(at).astype(int)
@@ -288,7 +288,7 @@ def _conv_fc_head(
     region: _Region,
     width: int,
 ) -> str:
-    """What each box as a whole says: (N, width). Coarse logits have the classes last, in the checkpoint first."""
+    """The coarse head's outputs for each box: (N, width). Classes are the last axis (in the checkpoint, the first)."""
     head, name = whole.coarse, f"{HEAD}.{'parameter_head' if whole.implicit else 'coarse_head'}"
     columns = 1 if whole.implicit else whole.classes
     rows = width // columns
@@ -311,11 +311,11 @@ def _conv_fc_head(
 
 
 class _Standard:
-    """PointRend's point head: the same layers for every instance, which also see the coarse head's logits."""
+    """PointRend's point head: the same layers for every instance; their inputs contain the coarse head's logits."""
 
     @staticmethod
     def width(head: PointRend, channels: int) -> int:
-        """How many numbers the coarse head gives for a box."""
+        """Number of outputs of the coarse head per box."""
         return int(head.coarse_side**2 * head.classes)
 
     def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
@@ -338,7 +338,7 @@ class _Standard:
         self._bias = w.take(f"{name}.predictor.bias", head.outputs)[:, None]
 
     def see(self, region: _Region, label: str, coarse: str) -> None:
-        """Which boxes are rendered, of which classes (N,), and what the coarse head says of them (N, width)."""
+        """Set the boxes to render, their classes (N,), and the coarse head's outputs for them (N, width)."""
         g, head, name = self._g, self._head, f"{HEAD}.point_head.predictor"
         self._region = region
         self._coarse = g.reshape(coarse, -1, head.coarse_side**2, head.classes)  # (N, cells, K)
@@ -369,11 +369,11 @@ class _Standard:
 
 
 class _Implicit:
-    """Implicit PointRend's point head: each instance has its own layers, whose weights a head on its box predicts."""
+    """Implicit PointRend's point head: each instance has its own layers, whose weights are predicted from its box."""
 
     @staticmethod
     def width(head: PointRend, channels: int) -> int:
-        """How many parameters an instance's layers have."""
+        """Number of parameters of an instance's layers."""
         return parameters(head, channels)
 
     def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
@@ -388,7 +388,7 @@ class _Implicit:
             self._frequencies = w.take(f"{HEAD}.point_head.positional_encoding_gaussian_matrix", 2, FREQUENCIES)
 
     def see(self, region: _Region, label: str, coarse: str) -> None:
-        """Which boxes are rendered, of which classes (N,), and their parameters (N, width)."""
+        """Set the boxes to render, their classes (N,), and their parameters (N, width)."""
         g, head, self._region = self._g, self._head, region
         shapes = _shapes(head, self._channels)
         lengths = [out * into for out, into in shapes] + [out for out, _ in shapes]
@@ -424,7 +424,7 @@ class _Implicit:
         return g.reshape(x, -1, points.count)
 
     def _position(self, points: _Points) -> str:
-        """(N, P, 2 * FREQUENCIES): sines and cosines of points' places; N is 1 where they are the same in each box."""
+        """(N, P, 2 * FREQUENCIES): sines and cosines of positions. N is 1 if they are the same in every box."""
         g, matrix = self._g, 2 * math.pi * self._frequencies
         if points.fixed:
             x, y = (2 * at[..., None] - 1 for at in points.fixed)
@@ -439,7 +439,7 @@ class _Implicit:
 
 
 def parameters(head: PointRend, channels: int) -> int:
-    """How many parameters of an instance's own layers Implicit PointRend predicts."""
+    """Number of parameters that Implicit PointRend predicts for the layers of an instance."""
     return sum(out * (into + 1) for out, into in _shapes(head, channels))
 
 

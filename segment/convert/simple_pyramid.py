@@ -1,4 +1,4 @@
-"""ViTDet's simple feature pyramid: every level is made from the one map of a plain vision transformer.
+"""ViTDet's simple feature pyramid, which computes every level from the single map of a plain vision transformer.
 
 Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", 2022; detectron2/modeling/backbone/
 vit.py (SimpleFeaturePyramid). Tensor names in the checkpoint are detectron2's: `backbone.simfp_2.0.weight`.
@@ -15,7 +15,7 @@ from segment.convert.weights import Array, Weights
 
 
 def feature_maps(g: Graph, w: Weights, config: SimplePyramid, network: ViT, x: str) -> dict[int, str]:
-    """x (1, width, h, w) -> level: (1, channels, H / 2^level, W / 2^level), and one coarser level on top."""
+    """x (1, width, h, w) -> level: (1, channels, H / 2^level, W / 2^level), including one coarser level."""
     maps = {level: _level(g, w, config, network, x, level) for level in config.levels}
     top = config.levels[-1]
     maps[top + 1] = g.op("MaxPool", maps[top], kernel_shape=[1, 1], strides=[2, 2])
@@ -23,7 +23,7 @@ def feature_maps(g: Graph, w: Weights, config: SimplePyramid, network: ViT, x: s
 
 
 def _level(g: Graph, w: Weights, config: SimplePyramid, network: ViT, x: str, level: int) -> str:
-    """x (1, width, h, w), four or two times as large, as it is, or half as large -> (1, channels, ...)."""
+    """x (1, width, h, w) -> (1, channels, k * h, k * w), where k is 4, 2, 1 or 0.5."""
     name, width, out = f"backbone.simfp_{level}", network.width, config.channels
     times = network.patch / 2**level
     if times == 4:
@@ -44,7 +44,7 @@ def _level(g: Graph, w: Weights, config: SimplePyramid, network: ViT, x: str, le
 
 
 def _doubled(g: Graph, w: Weights, x: str, name: str, into: int, out: int, norm: str, norm_name: str) -> str:
-    """A transposed convolution of 2 x 2 with a stride of 2, and its norm: (1, into, h, w) -> (1, out, 2h, 2w)."""
+    """A 2x2 transposed convolution with stride 2, and its norm: (1, into, h, w) -> (1, out, 2h, 2w)."""
     weight, bias = _places(w, name, into, out)
     if norm in BATCH_NORMS:
         factor, shift = w.batch_norm(norm_name, out)
@@ -60,7 +60,7 @@ def _doubled_and_projected(
 ) -> str:
     """A transposed convolution as in `_doubled`, a 1x1 convolution and its norm: (1, into, h, w) -> (1, out, 2h, 2w).
 
-    There is no activation between the two, so they are multiplied into one.
+    There is no activation between them, so their weights are multiplied.
     """
     out, norm = config.channels, config.norm
     weight, bias = _places(w, name, into, between)
@@ -74,13 +74,13 @@ def _doubled_and_projected(
 
 
 def _places(w: Weights, name: str, into: int, out: int) -> tuple[Array, Array]:
-    """Weight (4, out, into) and bias (out,) of a transposed convolution: a matrix for each of the four places."""
+    """Weight (4, out, into) and bias (out,) of a transposed convolution, one matrix for each of the four positions."""
     weight = w.take(f"{name}.weight", into, out, 2, 2)
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(4, out, into), w.take(f"{name}.bias", out)
 
 
 def _four_places(g: Graph, x: str, weight: Array, bias: Array, name: str) -> str:
-    """x (1, into, h, w) -> (1, out, 2h, 2w): each place becomes four, row by row; weight (4, out, into)."""
+    """x (1, into, h, w) -> (1, out, 2h, 2w): each position becomes four, row by row. `weight`: (4, out, into)."""
     _, out, into = weight.shape
     x = g.conv(x, weight.reshape(4 * out, into, 1, 1), np.tile(bias, 4), name=name)
     return g.op("DepthToSpace", x, blocksize=2, mode="DCR")

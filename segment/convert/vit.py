@@ -1,13 +1,13 @@
-"""The plain vision transformer of ViTDet: pixels -> one map of tokens.
+"""ViTDet's plain vision transformer, which computes one feature map with a token per patch of pixels.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; Li et al., "Exploring Plain Vision Transformer Backbones for
 Object Detection", 2022; decomposed relative positions: Li et al., "MViTv2", 2022, section 4.1. detectron2/modeling/
 backbone/vit.py (ViT) and utils.py. Tensor names in the checkpoint are detectron2's: `backbone.net.blocks.0.norm1.bias`.
 
-Most blocks attend within windows. The global ones compare all tokens with all: with 64 x 64 tokens that is 67 MB of
-logits for each head. Where the size of the map is known, the heads are computed one after the other, and the runtime
-lets them share memory. Where it is not, QUERIES tokens are computed after the other, so that memory grows with the
-number of tokens and not with its square.
+Most blocks attend within windows. In the global blocks, all tokens attend to all tokens: with 64 x 64 tokens, the
+logits of each head take 67 MB. If the size of the map is known, the heads are computed one after the other, and the
+runtime reuses their memory. Otherwise, QUERIES tokens are computed at a time, so that the memory is proportional to the
+number of tokens and not to its square.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from segment.convert.weights import Weights
 
 Doubles = NDArray[np.float64]
 CUBIC = -0.75
-"""The parameter of torch's bicubic interpolation."""
+"""Parameter of torch's bicubic interpolation."""
 QUERIES = 128
-"""How many tokens look at all others at once where the size of the map is not known."""
+"""Number of tokens whose global attention is computed at a time if the size of the map is not known."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """The size of a map of tokens: `rows` and `columns`, int64 (1,) each.
 
-    `side`: both, where every image is padded to the same square; 0 where they depend on the image.
+    `side`: rows and columns if every image is padded to the same square; 0 if they depend on the image.
     """
 
     rows: str
@@ -49,7 +49,7 @@ class Grid:
 
 
 def feature_map(g: Graph, w: Weights, config: ViT, image: str, prefix: str, square: int) -> str:
-    """image (1, 3, H, W) -> (1, width, H / patch, W / patch). `square`: H and W, 0 if they are not known."""
+    """image (1, 3, H, W) -> (1, width, H / patch, W / patch). `square`: H and W; 0 if they are not known."""
     name, side = prefix + "patch_embed.proj", config.patch
     x = g.conv(image, *w.conv(name, config.width, 3, side, ""), name=name, strides=[side] * 2)
     grid = Grid.square(g, square // side) if square else Grid(g.dim(x, 2), g.dim(x, 3))
@@ -102,7 +102,7 @@ def _interpolation(into: int, out: int, *, cubic: bool) -> Doubles:
 
 
 def _block(g: Graph, w: Weights, config: ViT, x: str, name: str, number: int, grid: Grid) -> str:
-    """x (tokens, width): attention, then two fully connected layers; each is added to what goes into it."""
+    """x (tokens, width) -> the same: attention, then two fully connected layers, each with a residual connection."""
     width = config.width
     y = _layer_norm(g, w, config, x, name + ".norm1")
     if config.window and number in config.window_blocks:
@@ -119,7 +119,7 @@ def _block(g: Graph, w: Weights, config: ViT, x: str, name: str, number: int, gr
 
 
 def _bottleneck(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
-    """x (tokens, width): 1x1, 3x3 and 1x1 convolutions with layer norms, around which the input is added again."""
+    """x (tokens, width) -> the same: 1x1, 3x3 and 1x1 convolutions with layer norms, with a residual connection."""
     y, into = _as_map(g, config, x, grid), config.width
     for number, kernel, out in ((1, 1, into // 2), (2, 3, into // 2), (3, 1, into)):
         norm_name = f"{name}.norm{number}"
@@ -133,9 +133,9 @@ def _bottleneck(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid
 
 @dataclass(frozen=True)
 class Heads:
-    """What attention is computed from, for `batch` maps of n tokens and h heads each.
+    """The inputs of attention, for `batch` maps of n tokens and h heads each.
 
-    `queries`, `keys`, `values` (batch * h, n, d), the queries divided by sqrt(d); `down` (batch * h, n, rows, 1) and
+    `queries`, `keys`, `values`: (batch * h, n, d), the queries divided by sqrt(d). `down` (batch * h, n, rows, 1) and
     `across` (batch * h, n, 1, columns): what is added to the logits for the distance in rows and in columns, empty
     without relative positions.
     """
@@ -148,7 +148,7 @@ class Heads:
 
 
 def _window_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
-    """x (tokens, width) -> the same. The map is cut into windows; those at the right and lower edge end with zeros."""
+    """x (tokens, width) -> the same, by windows. Windows at the right and lower edge are padded with zeros."""
     side, width = config.window, config.width
     window = Grid.square(g, side)
     down, across = (_missing(g, n, side) for n in (grid.rows, grid.columns))
@@ -167,7 +167,7 @@ def _window_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid
 
 
 def _global_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid) -> str:
-    """x (tokens, width) -> the same; every token looks at all."""
+    """x (tokens, width) -> the same; every token attends to all."""
     heads = _heads(g, w, config, x, name, g.ints(1), grid, config.relative_positions)
     x = _attend_by_head(g, config, heads, grid) if grid.side else _attend_by_query(g, config, heads, grid)
     x = g.reshape(g.op("Transpose", x, perm=[1, 0, 2]), -1, config.width)
@@ -175,7 +175,7 @@ def _global_attention(g: Graph, w: Weights, config: ViT, x: str, name: str, grid
 
 
 def _heads(g: Graph, w: Weights, config: ViT, x: str, name: str, batch: str, grid: Grid, table_side: int) -> Heads:
-    """x (batch * tokens, width), maps of the size of `grid` -> what their attention is computed from."""
+    """The inputs of attention of x (batch * tokens, width), which are maps of the size of `grid`."""
     width, count = config.width, config.heads
     each = width // count
     x = _linear(g, w, x, name + ".qkv", width, 3 * width, bias=config.qkv_bias)
@@ -204,7 +204,7 @@ def _heads(g: Graph, w: Weights, config: ViT, x: str, name: str, batch: str, gri
 def _distances(g: Graph, w: Weights, name: str, length: str, known: int, side: int, each: int) -> str:
     """The table of relative positions (2 * side - 1, d), resized to `length` tokens: (length, d, length).
 
-    Entry [i, :, j] is what a query at i is multiplied with for a key at j. `known`: the length, 0 if it is not known.
+    Entry [i, :, j] is multiplied with a query at i for a key at j. `known`: the length, 0 if it is not known.
     """
     table = w.take(name, 2 * side - 1, each)
     if known:
@@ -243,7 +243,7 @@ def _attend_by_head(g: Graph, config: ViT, heads: Heads, grid: Grid) -> str:
 
 
 def _attend_by_query(g: Graph, config: ViT, heads: Heads, grid: Grid) -> str:
-    """As `_attend` for (heads, n, d), QUERIES queries after the other."""
+    """As `_attend` for (heads, n, d), QUERIES queries at a time."""
     count, each = grid.count(g), config.width // config.heads
     missing = _missing(g, count, QUERIES)
 
@@ -267,7 +267,7 @@ def _attend_by_query(g: Graph, config: ViT, heads: Heads, grid: Grid) -> str:
 
 
 def _missing(g: Graph, length: str, step: int) -> str:
-    """How much `length` lacks to a multiple of `step`."""
+    """The difference between `length` and the next multiple of `step`."""
     return g.op("Mod", g.op("Sub", g.ints(step), g.op("Mod", length, g.ints(step))), g.ints(step))
 
 
@@ -281,7 +281,7 @@ def _as_map(g: Graph, config: ViT, x: str, grid: Grid) -> str:
 
 
 def _layer_norm(g: Graph, w: Weights, config: ViT, x: str, name: str) -> str:
-    """Over the width of x (tokens, width)."""
+    """Layer norm over the width of x (tokens, width)."""
     scale, shift = w.affine(name, config.width)
     weight, bias = g.constant(scale, name=name + ".weight"), g.constant(shift, name=name + ".bias")
     return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=config.epsilon)
