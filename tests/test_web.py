@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import http.client
 import io
 import json
@@ -171,6 +172,12 @@ class TestRefusals:
         check_problem(post(server, data=b"%PDF-1.7\xff", headers=JPEG), 415)
         check_problem(post(server, data=b"text", headers={"Content-Type": "text/plain"}), 415, "text/plain")
         check_problem(post(server, data=photo[: len(photo) // 2], headers=JPEG), 422)
+
+    def test_a_compressed_body(self, server: Server, photo: bytes) -> None:
+        for kind in ("image/jpeg", "application/json"):
+            headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+            response = post(server, data=gzip.compress(photo), headers=headers)
+            check_problem(response, 415, "gzip", "Send it without compression.")
 
     def test_a_url_that_fails(self, server: Server, album: str) -> None:
         check_problem(post(server, json={"url": album + ".gone"}), 502, "404")

@@ -25,6 +25,9 @@ from segment.errors import OptionError, RequestError, TooLarge
 _UNSPECIFIC = {"application/octet-stream", "application/x-www-form-urlencoded"}
 """Content types that clients send with any body, the second for `curl --data-binary @photo.jpg` and for forms."""
 
+_COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
+"""Content codings (RFC 9110, 8.4.1) that are not decoded: photos are already compressed."""
+
 Pairs = list[tuple[str, str]]
 
 CHUNK = 1 << 16
@@ -110,6 +113,8 @@ class _Body(io.RawIOBase):
         self.announced = request.content_length
         self.limit = limit
         self.taken = 0
+        if (coding := request.headers.get("Content-Encoding", "").strip().lower()) in _COMPRESSIONS:
+            raise UnsupportedMediaType(f"The body has the Content-Encoding {coding}. Send it without compression.")
         if self.announced is not None and self.announced > limit:
             raise self.too_large()
 
