@@ -60,6 +60,41 @@ def test_an_output_that_is_a_file_is_refused(photos: Path, tmp_path: Path, capsy
     assert f"The output folder {tmp_path / 'out'} cannot be created: File exists." in capsys.readouterr().err
 
 
+def test_a_dataset_that_cannot_be_written(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "broken.jpg").unlink()
+    out = tmp_path / "out"
+    (out / "instances.json").mkdir(parents=True)
+    assert run(photos, "-o", out, "-d", "coco") == 1
+    assert "cannot be written: Is a directory. The same command continues." in capsys.readouterr().err
+    assert not list(out.glob("*.partial"))
+    (out / "instances.json").rmdir()
+    assert run(photos, "-o", out, "-d", "coco") == 0
+    assert "3 photos" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="setrlimit is POSIX")
+def test_a_full_disk_is_explained(photos: Path, tmp_path: Path) -> None:
+    """The largest size of a file stands in for the size of the disk."""
+    out = tmp_path / "out"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({16 << 10}, {16 << 10}))"
+    command = f"{limited}; import sys; from segment.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", command, "image", str(photos), "-o", str(out), "-d", "coco", "-f", "png"]
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "IMG_0001.jpg: File too large" in done.stderr
+    assert not list(out.rglob("*.png")), "a picture that is cut off does not stay"
+
+
+def test_a_full_journal_is_explained(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal._database.execute("PRAGMA max_page_count = 4")
+        with pytest.raises(
+            StorageError, match=r"\.sqlite cannot be written: database or disk is full\. The same command"
+        ):
+            journal.done("a.jpg", "key", 1, b"1" * 100_000)
+
+
 def test_one_coco_dataset_of_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run(photos, "-o", out, "-d", "coco", "-f", "json") == 1

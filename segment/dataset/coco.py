@@ -22,9 +22,12 @@ def write(entries: Callable[[], Iterable[Entry]], labels: Sequence[str], folder:
     """
     path = folder / FILE_NAME
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.writelines(document(entries, labels))
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.writelines(document(entries, labels))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

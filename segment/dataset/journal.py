@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -50,22 +50,20 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._database.commit()
-        self._database.close()
+        with closing(self._database), self._as_storage_error():
+            self._database.commit()
 
     def resume(self, name: str, key: str) -> bool:
         """Whether an earlier run finished the photo with this `key`; if so, add it to this run."""
-        done = self._database.execute(
-            "UPDATE photos SET run = ? WHERE name = ? AND key = ? AND error IS NULL", (self._run, name, key)
-        )
-        return done.rowcount > 0
+        query = "UPDATE photos SET run = ? WHERE name = ? AND key = ? AND error IS NULL"
+        with self._as_storage_error():
+            return self._database.execute(query, (self._run, name, key)).rowcount > 0
 
     def resume_inside(self, name: str, key: str) -> None:
         """Add the recorded parts of `name`, whose names are NAME/..., to this run."""
-        self._database.execute(
-            "UPDATE photos SET run = ? WHERE name > ? AND name < ? AND key = ?",
-            (self._run, f"{name}/", f"{name}0", key),
-        )
+        query = "UPDATE photos SET run = ? WHERE name > ? AND name < ? AND key = ?"
+        with self._as_storage_error():
+            self._database.execute(query, (self._run, f"{name}/", f"{name}0", key))
 
     def done(self, name: str, key: str, generation: int, document: bytes | None) -> None:
         """Record a photo that was segmented. `document`: its JSON, if a dataset is wanted."""
@@ -89,6 +87,15 @@ class Journal:
             yield from (Failure(name, error) for name, error in rows)
 
     def _write(self, name: str, key: str, generation: int | None, document: bytes | None, error: str | None) -> None:
-        with self._database:
-            row = (name, key, generation, self._run, document, error)
+        row = (name, key, generation, self._run, document, error)
+        with self._as_storage_error(), self._database:
             self._database.execute("REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _as_storage_error(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StorageError(
+                f"{self._path} cannot be written: {error}. The same command continues with the photos that are left."
+            ) from None

@@ -69,15 +69,26 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
             print(f"{_photos(work.skipped)} done before")
         for error in unlisted:
             journal.failed(str(error.filename), error.strerror or str(error))
-        if "coco" in job.datasets:
-            print(coco.write(journal.entries, service.labels, job.output))
-        if "parquet" in job.datasets:
-            from segment.dataset import parquet
+        try:
+            _write_datasets(job, service, journal, controls)
+            return 1 if _report(journal, job.output / ERRORS_NAME) else 0
+        except OSError as refused:
+            raise StorageError(
+                f"{refused.filename or job.output} cannot be written: {refused.strerror or refused}. The same command "
+                "continues."
+            ) from None
 
-            print(parquet.write(journal.entries(), service.model_name, job.output))
-        if "label-studio" in job.datasets:
-            _write_tasks(job, service, journal, controls)
-        return 1 if _report(journal, job.output / ERRORS_NAME) else 0
+
+def _write_datasets(job: Job, service: Service, journal: Journal, controls: Sequence[Control]) -> None:
+    """Write the datasets and print their paths. Raises OSError."""
+    if "coco" in job.datasets:
+        print(coco.write(journal.entries, service.labels, job.output))
+    if "parquet" in job.datasets:
+        from segment.dataset import parquet
+
+        print(parquet.write(journal.entries(), service.model_name, job.output))
+    if "label-studio" in job.datasets:
+        _write_tasks(job, service, journal, controls)
 
 
 def _controls(job: Job, service: Service) -> Sequence[Control]:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +40,16 @@ class Done:
     milliseconds: float
     document: bytes | None
     overlay: bytes | None
+
+
+def _write(path: Path, body: bytes) -> None:
+    """Write a file; leave none if the disk is full. Raises OSError."""
+    try:
+        path.write_bytes(body)
+    except OSError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 class Work:
@@ -118,7 +128,7 @@ class Work:
         bodies = {kind: file.body for kind, file in zip(formats, result.files, strict=True)}
         for kind, path in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bodies[kind])
+            _write(path, bodies[kind])
         document = bodies["json"] if self._job.datasets else None
         overlay = bodies["jpeg"] if "jpeg" in bodies and "jpeg" not in files else None
         return Done(result.instances, sum(result.timings.values()), document, overlay)
