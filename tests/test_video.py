@@ -184,13 +184,15 @@ def test_broken_videos_are_rows(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     (photos / "text.mp4").write_text("no video")
+    (photos / "empty.mp4").touch()
     cut = write(photos / "cut.mkv", frames=20)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     Image.fromarray(scene(1, SIZE)[0]).save(photos / "z.jpg")
     assert run(photos, "-o", out, "-d", "coco") == 1
-    (cut_name, cut_error), text = errors(out)
+    (cut_name, cut_error), empty, text = errors(out)
     assert cut_name.startswith("cut.mkv/0000")
     assert "cut off" in cut_error
+    assert empty[1] == text[1]
     assert text == ["text.mp4", "This file is not a video in a supported format, or it is truncated."]
     assert names(out)[-1] == "z.jpg"
     assert len(names(out)) > 3

@@ -7,6 +7,7 @@ frames at 1.5 bytes per pixel, independent of the length of the video (benchmark
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -86,7 +87,11 @@ def frames(path: Path) -> Iterator[Frame | CorruptImage]:
 def _opened(file: Any) -> Iterator[Any]:
     try:
         container = av.open(file)
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, OSError) as error:
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # EINVAL: a seek before the start of an empty file
+            raise
         raise UnsupportedImage("This file is not a video in a supported format, or it is truncated.") from None
     with container:
         if not container.streams.video:
