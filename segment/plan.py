@@ -138,7 +138,7 @@ def plan(header: Header, options: Options, formats: Sequence[Format], constraint
     detect_size = _detect_size(header, network, detail)
     detect, run = _detect_bytes(header, network, detail, constraints), constraints.network_bytes(network)
     if detect + run > constraints.capacity:
-        raise TooLarge(_detection_too_large(header, options.fit, factor, detail, detect, constraints))
+        raise TooLarge(_detection_too_large(header, options, factor, detail, detect, constraints))
     found = constraints.found_bytes(network)
     if "json" in formats and options.segmentation == "polygons":
         found += constraints.max_detections * OUTLINE_BYTES
@@ -223,13 +223,31 @@ def _best_detail(header: Header, network: Size, constraints: Constraints) -> int
     return 1
 
 
-def _detection_too_large(header: Header, fit: Fit, factor: int, detail: int, own: int, constraints: Constraints) -> str:
-    largest = _largest_factor(header, fit, detail, factor, constraints)
+def _most_detections(header: Header, network: Size, constraints: Constraints) -> int:
+    """The largest max_detections with which detection fits; 0 if there is none."""
+    for most in range(constraints.max_detections - 1, 0, -1):
+        fewer = replace(constraints, max_detections=most)
+        if _detect_bytes(header, network, 1, fewer) + fewer.network_bytes(network) <= constraints.capacity:
+            return most
+    return 0
+
+
+def _detection_too_large(
+    header: Header, options: Options, factor: int, detail: int, own: int, constraints: Constraints
+) -> str:
+    largest = _largest_factor(header, options.fit, detail, factor, constraints)
     at_detail, or_less = (f" at detail {detail}", ", or reduce detail") if detail > 1 else ("", "")
     if largest:
         return (
             f"Render factor {factor}{at_detail} needs more memory than this instance has. "
             f"The largest render factor for this photo is {largest}{or_less}."
+        )
+    network = constraints.network_size(header.size, factor, options.fit)
+    narrows = constraints.narrowed(replace(options, max_detections=1)).max_detections == 1
+    if narrows and (fewer := _most_detections(header, network, constraints)):
+        return (
+            f"{constraints.max_detections} detections at render factor {factor} need more memory than this instance "
+            f"has. Set max_detections to {fewer} or less, or give the instance more memory."
         )
     return _photo_too_large(header, own + constraints.network_bytes((0, 0)), constraints)
 

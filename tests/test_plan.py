@@ -168,3 +168,17 @@ def test_masks_and_outlines_are_in_the_plan() -> None:
     assert outlined.output_bytes - sizes[1].output_bytes == 100 * OUTLINE_BYTES
     with pytest.raises(TooLarge):
         plan(photo, many, ("json",), replace(constraints(96), mask_bytes=large.mask_bytes))
+
+
+def test_the_number_of_detections_that_fits_is_named() -> None:
+    run = Footprint(fixed_bytes=30 * MIB, bytes_per_pixel=100, bytes_per_instance=MIB)
+    tight = Constraints(90 * MIB, run, fitted_size)
+    with pytest.raises(TooLarge, match=r"Set max_detections to (\d+) or less") as refused:
+        plan(jpeg(640, 480), options(render_factor=16), ("json",), tight)
+    named = int(str(refused.value).split("max_detections to ")[1].split()[0])
+    assert 20 < named < 60
+    assert plan(jpeg(640, 480), options(render_factor=16, max_detections=named), ("json",), tight)
+    with pytest.raises(TooLarge):
+        plan(jpeg(640, 480), options(render_factor=16, max_detections=named + 1), ("json",), tight)
+    with pytest.raises(TooLarge, match="Give the instance more memory"):
+        plan(jpeg(640, 480), options(render_factor=16, classes=("star",)), ("json",), tight)
