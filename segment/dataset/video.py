@@ -83,14 +83,17 @@ def frames(path: Path) -> Iterator[Frame | CorruptImage]:
             yield CorruptImage(f"The video is cut off: it ends after {float(end):.1f} of {float(whole):.1f} seconds.")
 
 
+def _is_no_video(error: Exception) -> bool:
+    """Whether the content of a file is the reason. In an empty file, seeking fails with EINVAL."""
+    return isinstance(error, av.error.FFmpegError) or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+
+
 @contextmanager
 def _opened(file: Any) -> Iterator[Any]:
     try:
         container = av.open(file)
     except (av.error.FFmpegError, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # EINVAL: a seek before the start of an empty file
+        if not _is_no_video(error):
             raise
         raise UnsupportedImage("This file is not a video in a supported format, or it is truncated.") from None
     with container:
