@@ -42,6 +42,9 @@ CONNECTIONS = 32
 """Size of the connection pool; as many threads can make calls at once."""
 CHUNK_BYTES = 8 << 20
 """Larger results are uploaded in chunks of this size, each of which is copied."""
+REPLACE_CHUNK_BYTES = 2 << 20
+"""Size of the chunks of an object that is written from pieces. Two of them are in memory. With 8 MiB, the
+upload of the dataset of 30,000 photos raised a backfill's memory by 15 MiB."""
 LISTED = "items(name,generation,size,crc32c,metadata),nextPageToken"
 """The fields that are requested when listing objects."""
 
@@ -137,11 +140,11 @@ class Bucket:
         return True
 
     def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
-        """Write an object in a resumable upload, CHUNK_BYTES at a time, and replace an existing one."""
+        """Write an object in a resumable upload, REPLACE_CHUNK_BYTES at a time, and replace an existing one."""
         with self._as_storage_error("write"):
             blob = client().bucket(self.name).blob(name)
             blob.metadata = dict(metadata)
-            upload = blob.open("wb", chunk_size=CHUNK_BYTES, content_type=content_type, **self._call)
+            upload = blob.open("wb", chunk_size=REPLACE_CHUNK_BYTES, content_type=content_type, **self._call)
             try:
                 with upload:
                     for piece in pieces:
