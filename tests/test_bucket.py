@@ -267,7 +267,7 @@ def test_many_at_once_keep_to_the_memory_limit(cloud: Cloud) -> None:
     noise = random.Random(1).randbytes(1500 * 2000 * 3)
     buffer = io.BytesIO()
     Image.frombytes("RGB", (1500, 2000), noise).save(buffer, "JPEG", quality=95)
-    items = [cloud.put("photos", f"heavy/{n}.jpg", buffer.getvalue()) for n in range(16)]
+    items = [cloud.put("photos", f"heavy/{n}.jpg", buffer.getvalue()) for n in range(10)]
     with (
         serve("segment_object", STORAGE_EMULATOR_HOST=cloud.url, **settings) as handler,
         ThreadPoolExecutor(8) as eight,

@@ -18,7 +18,6 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import requests
-import schemathesis
 from PIL import Image
 
 from devtools.server import Server, serve
@@ -126,6 +125,8 @@ def test_the_samples_look_like_real_answers(server: Server, photo: bytes) -> Non
 
 
 def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
+    import schemathesis  # not above: it takes a second to import in each of the test processes
+
     schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
     for form in ("rle", "polygons"):
         query = f"/segment?format=json&segmentation={form}"

@@ -290,7 +290,7 @@ def warmed(model: Path, folder: Path) -> dict[str, str]:
 
 def test_demo_model_in_a_small_container(tmp_path: Path) -> None:
     with cgroup.group(256 * MIB) as group, serving.serving(warmed(EMBEDDED, tmp_path), group) as server:
-        soak(server, group, 48, (4000, 3000))
+        soak(server, group, 36, (4000, 3000), first=14)
 
 
 @pytest.mark.slow
