@@ -84,7 +84,7 @@ clean:
 # pip is the last file that venv creates: an environment that could not be finished is created again.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than Python 3.11. Name another with PYTHON=, such as PYTHON=python3.12."; exit 1; }
+	  { echo "$(PYTHON) is not Python 3.11 or later. Name another with PYTHON=, such as PYTHON=python3.12."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/serving: requirements.txt | $(BIN)/pip

@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with 1,000 proposals in int8, made by the command line from scenes that no test looks at."""
     folder = tmp_path_factory.mktemp("calibration")
-    for seed in range(3_000_000, 3_000_010):
+    for seed in range(3_000_000, 3_000_020):
         Image.fromarray(shapes.scene(seed)[0]).save(folder / f"{seed}.png")
     model = convert.load(DEMO)
     constant = next(constant for constant in model.graph.initializer if constant.name == "max_proposals")
