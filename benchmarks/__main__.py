@@ -56,10 +56,10 @@ def rendering_rows(folder: Path) -> Iterator[Row]:
 
 
 def memory_rows(folder: Path) -> Iterator[Row]:
-    """Every precision and render factor."""
-    for precision, factor in memory.LIMITS:
+    """Every precision and render factor, with as many instances as by default, and some with few."""
+    for precision, factor, instances in memory.LIMITS:
         models.full_size(precision, folder)
-        yield memory.measure, (precision, factor, folder)
+        yield memory.measure, (precision, factor, instances, folder)
 
 
 def latency_rows(folder: Path) -> Iterator[Row]:

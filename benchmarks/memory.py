@@ -17,23 +17,26 @@ from benchmarks import cgroup, models, serving
 MIB = 1 << 20
 PHOTO = (4000, 3000)
 REQUESTS = 3
+INSTANCES = 100
+"""The service's default of max_detections."""
+FEW_INSTANCES = 20
 LIMITS = {
-    ("int8", 16): 256,
-    ("int8", 25): 256,
-    ("int8", 35): 320,
-    ("int8", 50): 384,
-    (models.THOROUGH, 16): 288,
-    (models.THOROUGH, 25): 288,
-    (models.THOROUGH, 35): 320,
-    (models.THOROUGH, 50): 384,
-    ("fp32", 16): 480,
-    ("fp32", 25): 480,
-    ("fp32", 35): 544,
-    ("fp32", 50): 640,
+    ("int8", 16, INSTANCES): 256,
+    ("int8", 25, FEW_INSTANCES): 256,
+    ("int8", 25, INSTANCES): 272,
+    ("int8", 35, INSTANCES): 304,
+    ("int8", 50, INSTANCES): 352,
+    (models.THOROUGH, 16, INSTANCES): 272,
+    (models.THOROUGH, 25, INSTANCES): 288,
+    (models.THOROUGH, 35, INSTANCES): 320,
+    (models.THOROUGH, 50, INSTANCES): 384,
+    ("fp32", 16, INSTANCES): 496,
+    ("fp32", 25, FEW_INSTANCES): 480,
+    ("fp32", 25, INSTANCES): 528,
+    ("fp32", 35, INSTANCES): 560,
+    ("fp32", 50, INSTANCES): 656,
 }
-"""(network, render factor) -> the limit in MiB. A plan has to hold 100 instances, so it asks for more than it uses."""
-TARGETS = {("int8", 25): 256, ("fp32", 25): 480, ("int8", 50): 384}
-"""The peak in MiB that was promised."""
+"""(network, render factor, max_detections) -> the smallest limit in MiB, in steps of 16, in which a plan fits."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Memory:
     held_mib: float
     rss_mib: float
     kills: int
-    target_mib: int | None
+    max_detections: int
 
 
-def measure(precision: str, render_factor: int, folder: Path) -> Memory:
+def measure(precision: str, render_factor: int, max_detections: int, folder: Path) -> Memory:
     """Measure one row. Without root and control groups, there is no limit, and shared pages are counted twice."""
-    limit = LIMITS[precision, render_factor]
+    limit = LIMITS[precision, render_factor, max_detections]
     photo = models.photo(PHOTO)
     settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}
     loaded, held, rss = 0, [0], [0]
@@ -72,11 +75,12 @@ def measure(precision: str, render_factor: int, folder: Path) -> Memory:
             held_now = group.held if group else lambda: server.usage().held
             loaded = held_now()
             with serving.peak(held_now) as held, serving.peak(lambda: server.usage().rss) as rss:
-                asked = {"format": "jpeg", "render_factor": render_factor, **models.LOOK}
+                look = models.LOOK | {"max_detections": max_detections}
+                asked = {"format": "jpeg", "render_factor": render_factor, **look}
                 responses = [server.segment(photo, **asked) for _ in range(REQUESTS)]
             answers = [response.status_code for response in responses]
         return Memory(
-            name=f"{precision}, render factor {render_factor}",
+            name=f"{precision}, render factor {render_factor}, {max_detections} instances",
             precision=precision,
             render_factor=render_factor,
             limit_mib=limit,
@@ -86,5 +90,5 @@ def measure(precision: str, render_factor: int, folder: Path) -> Memory:
             held_mib=round(held[0] / MIB, 1),
             rss_mib=round(rss[0] / MIB, 1),
             kills=group.kills() if group else 0,
-            target_mib=TARGETS.get((precision, render_factor)),
+            max_detections=max_detections,
         )

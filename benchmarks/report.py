@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, cgroup, models
+from benchmarks import accuracy, cgroup, memory, models
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("openvino", "numpy", "pillow", "functions-framework")
@@ -121,22 +121,27 @@ def _rendering(rows: Rows) -> list[str]:
 
 def _memory(rows: Rows) -> list[str]:
     limited = "inside a memory control group of the limit" if not cgroup.missing() else "without a control group"
-    head = ("", "limit", "idle", "peak held", "promised", "peak RSS", "killed", "overlay")
+    head = ("", "limit", "idle", "peak held", "peak RSS", "killed", "overlay")
     table = [
         (
-            *(row["name"], f"{row['limit_mib']} MiB", row["loaded_mib"], row["held_mib"], row["target_mib"] or ""),
+            *(row["name"], f"{row['limit_mib']} MiB", row["loaded_mib"], row["held_mib"]),
             *(row["rss_mib"], row["kills"], row["picture"] if set(row["statuses"]) == {200} else row["statuses"]),
         )
         for row in rows
     ]
     series = {
-        precision: [(r["render_factor"], r["held_mib"]) for r in rows if r["precision"] == precision and r["held_mib"]]
+        precision: [
+            (r["render_factor"], r["held_mib"])
+            for r in rows
+            if r["precision"] == precision and r["held_mib"] and r["max_detections"] == memory.INSTANCES
+        ]
         for precision in models.NETWORKS
     }
     return [
         "## Memory of the whole service",
         "",
-        f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay of 20 instances out; {limited}. "
+        f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay out; {limited}, which is the "
+        "smallest, in steps of 16 MiB, in which such a request is accepted. "
         "Held is anonymous and shared memory, which the kernel cannot take back. The weights are laid out for render "
         "factor 25 when the model is loaded; small images want some of them otherwise, and both are kept.",
         "",

@@ -148,8 +148,8 @@ def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("matplotlib", reason="charts need requirements-bench.txt")
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     rows = [
-        memory.Memory(f"{p}, {f}", p, f, 512, [200] * 3, "4000x3000", 100.0, 100.0 + f, 300.0, 0, None).__dict__
-        for p, f in memory.LIMITS
+        memory.Memory(f"{p}, {f}, {n}", p, f, 512, [200] * 3, "4000x3000", 100.0, 100.0 + f, 300.0, 0, n).__dict__
+        for p, f, n in memory.LIMITS
     ]
     report.save("memory", rows, 0.5)
     times = [
@@ -165,7 +165,7 @@ def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.Monk
     report.save("rendering", beside, 0.5)
     report.write()
     text = (tmp_path / "README.md").read_text()
-    assert "| int8, 25 | 512 MiB | 100.0 | 125.0 |" in text
+    assert "| int8, 25, 100 | 512 MiB | 100.0 | 125.0 |" in text
     assert "times as fast as the fp32 network: int8 3.0." in text
     assert "| PointRend fp32 | 300.0 | 280.0 | 0.6 | 350.0 | 1.2 / 1.25 / 1.3 / 1.1 |" in text
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")

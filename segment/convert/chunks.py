@@ -68,27 +68,27 @@ def in_chunks(model: onnx.ModelProto) -> None:
 def whole(model: onnx.ModelProto) -> None:
     """Undo `in_chunks`, so that every part runs once on all its rows."""
     nodes: dict[str, onnx.NodeProto] = {}  # by name, because two parts can have a node for the same weights
-    rows: dict[str, str] = {}
     for node in model.graph.node:
         part, of_loop, _ = node.name.partition(_LOOP)
         if not of_loop:
             nodes[node.name] = node
-        elif node.op_type == "Pad":
-            rows[node.output[0]] = node.input[0]
         elif node.op_type == "Loop":
             body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
-            chunks = {inner.output[0]: inner for inner in body.node if inner.op_type == "Slice" and _LOOP in inner.name}
-            marks = [inner for inner in body.node if inner.op_type == "Reshape" and _LOOP in inner.name]
+            own = {inner.output[0]: inner for inner in body.node if _LOOP in inner.name}
+            marks = [inner for inner in own.values() if inner.op_type == "Reshape"]
             parts = [
-                *(
-                    helper.make_node("Identity", [rows[chunks[mark.input[0]].input[0]]], mark.output, mark.output[0])
-                    for mark in marks
-                ),
+                *(helper.make_node("Identity", [_rows(own, mark)], mark.output, mark.output[0]) for mark in marks),
                 *(inner for inner in body.node if _LOOP not in inner.name),
                 helper.make_node("Identity", [body.output[1].name], [part + _RESULT], part + _RESULT),
             ]
             nodes.update({inner.name: inner for inner in parts})
     _replace(model.graph.node, list(nodes.values()))
+
+
+def _rows(own: dict[str, onnx.NodeProto], mark: onnx.NodeProto) -> str:
+    """The tensor of all rows from which a loop's `own` nodes make the chunk for the part."""
+    rows: str = own[own[mark.input[0]].input[0]].input[0]
+    return rows
 
 
 def _is_mark(node: onnx.NodeProto) -> bool:
@@ -154,15 +154,22 @@ def _loop(
 
     shapes = [_shape(mark.name) for mark in marks]
     size, zero, one = ints(shapes[0][0]), ints(0), ints(1)
-    body = [node("Mul", [at + "number", size], at + "start"), node("Add", [at + "start", size], at + "stop")]
-    padded = []
+    body = [
+        node("Mul", [at + "number", size], at + "start"),
+        node("Add", [at + "start", size], at + "stop"),
+        node("Slice", [marks[0].input[0], at + "start", at + "stop", zero], at + "first"),
+        node("Shape", [at + "first"], at + "present", start=0, end=1),
+        node("Sub", [size, at + "present"], at + "missing"),
+    ]
     for i, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):
-        pads, rows, chunk = (f"{at}{name}{i}" for name in ("pads", "padded", "chunk"))
+        rows, pads, padded = (f"{at}{name}{i}" for name in ("rows", "pads", "padded"))
         after = [ints(*[0] * (len(shape) - 1))] if len(shape) > 1 else []
-        padded.append(node("Concat", [ints(*[0] * len(shape)), at + "missing", *after], pads, axis=0))
-        padded.append(node("Pad", [mark.input[0], pads], rows))
-        body.append(node("Slice", [rows, at + "start", at + "stop", zero], chunk))
-        body.append(node("Reshape", [chunk, ints(*shape)], mark.output[0]))
+        body += [
+            node("Slice", [mark.input[0], at + "start", at + "stop", zero], rows),
+            node("Concat", [ints(*[0] * len(shape)), at + "missing", *after], pads, axis=0),
+            node("Pad", [rows, pads], padded),
+            node("Reshape", [padded, ints(*shape)], mark.output[0]),
+        ]
     body += [*inner, node("Identity", [at + "go"], at + "go_on")]
     number, go, go_on = (
         helper.make_tensor_value_info(at + key, kind, [])
@@ -177,9 +184,6 @@ def _loop(
         node("Add", [at + "count", ints(shapes[0][0] - 1)], at + "more"),
         node("Div", [at + "more", size], at + "full"),
         node("Max", [at + "full", one], at + "chunks"),  # at least one, which sets the result's shape if N is 0
-        node("Mul", [at + "chunks", size], at + "total"),
-        node("Sub", [at + "total", at + "count"], at + "missing"),
-        *padded,
         node("Squeeze", [at + "chunks"], at + "trips"),
         helper.make_node("Loop", [at + "trips", ""], [at + "results"], part + _LOOP, body=loop),
         node("Shape", [at + "results"], at + "each", start=2),
