@@ -40,8 +40,6 @@ ABOUT = {
     "settings": (SERVING, "SEGMENT_ variables"),
     "memory": (SERVING, "budget, admission control"),
     "image": (SERVING, "header, decode, resize"),
-    "decoder": (SERVING, "decoding process"),
-    "sandbox": (SERVING, "limited process"),
     "detections": (SERVING, "boxes, scores, masks"),
     "labels": (SERVING, "class names"),
     "modelfile": (SERVING, "metadata of a model file"),

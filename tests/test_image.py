@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from segment import image, sandbox
+from segment import image
 from segment.errors import CorruptImage, ImageError, TooLarge, UnsupportedImage
+from segment.image import header as headers
+from segment.image import rgb, sandbox
 from tests import worst
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -104,7 +106,7 @@ def test_turns_upright(format: str, orientation: int) -> None:
 
 
 def test_turns_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "STRIP_BYTES", 7 * 4 * 60)
+    monkeypatch.setattr(rgb, "STRIP_BYTES", 7 * 4 * 60)
     for orientation in range(2, 9):
         data = encoded(photo(), "PNG", exif=turned(orientation))
         assert difference(decoded(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data)))) == 0
@@ -348,7 +350,8 @@ def test_damaged_files_are_decoded_or_refused(sample: int) -> None:
 PEAK = """
 import gc, io, re, resource, sys
 from PIL import Image
-from segment import image, sandbox
+from segment import image
+from segment.image import header as headers, sandbox
 from segment.errors import CorruptImage
 
 def status(name):
@@ -418,7 +421,7 @@ def _deep() -> Image.Image:
 def test_decoding_takes_no_more_memory_than_planned(make: Callable[[], bytes], target: tuple[int, int]) -> None:
     peak, said = map(int, _peak(make(), target))
     assert peak <= said
-    assert said <= 3 * peak + image.FIXED_BYTES
+    assert said <= 3 * peak + headers.FIXED_BYTES
 
 
 def _peak(data: bytes, target: tuple[int, int]) -> list[str]:
@@ -438,7 +441,9 @@ def test_a_larger_picture_inside_a_file_is_refused_within_the_planned_memory(kin
 
 
 def test_the_process_of_a_sandbox_takes_no_more_memory_than_planned() -> None:
-    script = "import re, segment.decoder; print(re.search(r'RssAnon:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    script = (
+        "import re, segment.image.decoder; print(re.search(r'RssAnon:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=60)
     assert int(ended.stdout) << 10 <= sandbox.PROCESS_BYTES
 
@@ -457,7 +462,7 @@ def test_a_sandboxed_decoder_reads_the_same_pixels() -> None:
 @pytest.mark.parametrize("limits", [sandbox.LIMITS, sandbox.LIMITS[1:]], ids=["linux", "gvisor"])
 def test_a_sandbox_limits_memory_with_what_the_kernel_applies(limits: tuple[tuple[int, str], ...]) -> None:
     script = f"""
-from segment import sandbox
+from segment.image import sandbox
 sandbox.LIMITS = {limits}
 sandbox.confine(20 << 20)
 bytearray(18 << 20)
@@ -475,7 +480,7 @@ def test_an_address_space_of_the_planned_size_suffices_to_decode() -> None:
     data = encoded(photo(300, 200), "AVIF")
     limit = image.read_header(data).decoder_limit((300, 200))
     script = f"""
-from segment import decoder, sandbox
+from segment.image import decoder, sandbox
 sandbox.LIMITS = sandbox.LIMITS[1:]
 decoder.main("{limit}", "300", "200")
 """

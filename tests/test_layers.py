@@ -16,9 +16,9 @@ from devtools.server import ROOT
 
 LEVELS = (
     ("packed",),
-    ("errors", "mask", "resize", "container", "log", "formats", "values", "progress", "sandbox"),
+    ("errors", "mask", "resize", "container", "log", "formats", "values", "progress"),
     ("settings", "memory", "image", "detections", "labels", "modelfile", "extras"),
-    ("options", "tiles", "engine", "zoo", "decoder"),
+    ("options", "tiles", "engine", "zoo"),
     ("output", "plan", "convert"),
     ("results", "labelling"),
     ("model",),
@@ -79,6 +79,7 @@ def test_imports_point_down(path: Path) -> None:
         "dataset",
         "engine",
         "engine/families",
+        "image",
         "labelling",
         "output",
         "tiles",

@@ -6,9 +6,10 @@ import sys
 
 from PIL import AvifImagePlugin
 
-from segment import image, sandbox
+from segment import image
 from segment.container import configure_malloc
 from segment.errors import SegmentError
+from segment.image import rgb, sandbox
 
 
 def main(limit: str, width: str, height: str) -> int:
@@ -22,7 +23,7 @@ def main(limit: str, width: str, height: str) -> int:
         result = image.decode_here(data, header, (int(width), int(height)))
     except SegmentError:
         return 1
-    for top in range(0, result.height, rows := max(1, image.STRIP_BYTES // (3 * result.width))):
+    for top in range(0, result.height, rows := max(1, rgb.STRIP_BYTES // (3 * result.width))):
         sys.stdout.buffer.write(result.crop((0, top, result.width, min(top + rows, result.height))).tobytes())
     sys.stdout.buffer.flush()
     return 0

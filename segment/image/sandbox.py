@@ -29,8 +29,10 @@ STACK_BYTES = 1 << 20
 """Stack of each thread of a decoder. It counts as a whole, used or not."""
 LIMITS = ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize"))
 """Limits of memory, and the fields of /proc/self/status to which they apply. The first that takes effect is used."""
-ROOT = Path(__file__).parent.parent
-_CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from segment.decoder import main; sys.exit(main(*sys.argv[2:]))"
+ROOT = Path(__file__).parents[2]
+_CHILD = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from segment.image.decoder import main; sys.exit(main(*sys.argv[2:]))"
+)
 _ATTRIBUTE_BYTES = 64
 """Size of pthread_attr_t, or more."""
 

@@ -1,0 +1,58 @@
+"""Decode an image file to upright RGB pixels, and compute in advance the memory that decoding needs.
+
+The header is read without decoding any pixels, so that the caller can check the size first. A JPEG is decoded at 1/2,
+1/4 or 1/8 of its size where that suffices, which saves memory and time (libjpeg's scaled inverse DCT, Pillow's "draft"
+mode).
+
+All conversions to upright RGB happen here: EXIF orientation is applied; transparent pixels are blended with white;
+greyscale, palette, CMYK and 16-bit images are converted; the first frame of an animation is used. Colour profiles are
+not applied, as in detectron2.
+"""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from segment.errors import CorruptImage
+from segment.image import sandbox
+from segment.image.header import Header, read_header
+from segment.image.pillow import opened, refusing
+from segment.image.rgb import upright_rgb
+
+__all__ = ["Header", "decode", "decode_here", "read_header", "resize"]
+
+
+def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
+    """Decode to an upright RGB image of header.decoded_size(target), (width, height) in pixels.
+
+    Raises CorruptImage if the file is truncated or does not match its header, TooLarge if memory runs out.
+    """
+    if not header.sandboxed:
+        return decode_here(data, header, target)
+    with refusing(data):
+        size = header.decoded_size(target)
+        pixels = sandbox.decode(data, target, size, header.decoder_limit(target))
+        return Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1)
+
+
+def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
+    """decode(), but in this process in any case."""
+    with refusing(data), opened(data) as image:
+        if header.format == "JPEG":
+            width, height = target
+            image.draft(None, (height, width) if header.orientation >= 5 else (width, height))
+        image.load()
+        # _new() makes a plain image of the same pixels, without a reference to the decoder.
+        result = image._new(image.im) if header.as_stored else upright_rgb(image, header.orientation)
+    if result.size != header.decoded_size(target):
+        raise CorruptImage(f"The size of this {header.format} differs from the size in its header.")
+    return result
+
+
+def resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Image.Image:
+    """Resize `image`, or its pixels in `box` (left, top, right, bottom), to `size` (width, height), antialiased.
+
+    Bilinear, as in detectron2's ResizeTransform. An image more than three times too large is first reduced by an
+    integer factor, which is faster at the same quality (Pillow's `reducing_gap`).
+    """
+    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)

@@ -1,0 +1,97 @@
+"""Open image files with Pillow: the supported formats, its global limits and its errors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from segment.errors import CorruptImage, SegmentError, TooLarge, UnsupportedImage
+
+PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+    AvifImagePlugin.AvifImageFile,
+)
+"""Pillow's plugins for the supported formats. pi_heif adds HEIF if it is installed."""
+FORMATS = (*(plugin.format for plugin in PLUGINS), "HEIF")
+NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
+"""Common names of formats, where they differ from Pillow's."""
+MAX_TEXT_BYTES = 4 << 20
+"""Limit for decompressed text chunks of a PNG; Pillow's default is 64 MiB."""
+
+
+@contextlib.contextmanager
+def opened(data: bytes, file: io.BytesIO | None = None) -> Iterator[Image.Image]:
+    """Open the image file `data` through `file`: its header is parsed, no pixels are decoded."""
+    _prepare_pillow()
+    with Image.open(file or io.BytesIO(data), formats=_formats()) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def refusing(data: bytes) -> Iterator[None]:
+    """Convert any exception of a decoder into an ImageError or TooLarge.
+
+    On damaged files Pillow's plugins raise almost any type: OSError, SyntaxError, ValueError, struct.error, zlib.error,
+    EOFError, KeyError, ... Use this only around calls to the decoder.
+    """
+    try:
+        yield
+    except SegmentError:
+        raise
+    except MemoryError as error:
+        raise TooLarge("Decoding this image needs more memory than is available. Send a smaller image.") from error
+    except Exception as error:
+        name = _signature(data)
+        if name is None:
+            names = ", ".join(NAMES.get(name, name) for name in _formats())
+            start = f"it starts with {data[:8]!r}" if data else "it is empty"
+            raise UnsupportedImage(
+                f"The file is not an image in a supported format ({start}). Supported formats: {names}."
+            ) from error
+        raise CorruptImage(
+            f"This {name} is truncated, damaged or of an unsupported variant. Save it again with another program."
+        ) from error
+
+
+def _formats() -> list[str]:
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _prepare_pillow() -> None:
+    """Set Pillow's global limits. Idempotent and thread-safe: each call sets the same values.
+
+    Pillow's limit on the number of pixels is disabled; the caller checks the header against the available memory.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
+    if "HEIF" not in Image.OPEN:
+        with contextlib.suppress(ImportError):
+            import pi_heif
+
+            pi_heif.register_heif_opener(thumbnails=False)
+
+
+def _signature(data: bytes) -> str | None:
+    """The common name of the format whose signature `data` starts with, or None."""
+    for name in _formats():
+        accept = Image.OPEN[name][1]
+        if accept and accept(data[:16]) is True:
+            return NAMES.get(name, name)
+    return None
