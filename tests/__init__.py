@@ -1,4 +1,4 @@
-"""Tests. NumPy uses one thread, as in the image: more threads would only wait for each other."""
+"""Tests. NumPy uses one thread, as in the container image: more threads would only contend with each other."""
 
 import os
 

@@ -12,13 +12,13 @@ ARGUMENTS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-u
 
 
 def chromium() -> str | None:
-    """Where Chromium is, if anywhere."""
+    """Path of Chromium, or None if it is not installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @contextlib.contextmanager
 def browser() -> Iterator[Browser]:
-    """A headless browser whose camera is a test picture."""
+    """A headless browser with Chromium's simulated camera."""
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         yield running

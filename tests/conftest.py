@@ -1,4 +1,4 @@
-"""Fixtures that several tests share."""
+"""Fixtures and helpers shared by several test files."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from segment.memory import MARGIN_SHARE
 from training.shapes import scene
 
 OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requirements-beam.txt", "test_package.py")
-"""Skips whose reason names one of these are about a Python package that other tests, or nobody by default, installs."""
+"""Skips whose reason contains one of these are allowed: their Python package is optional or installed elsewhere."""
 
-settings.register_profile("tests", deadline=None)  # a deadline of 200 ms would test the load of the machine
+settings.register_profile("tests", deadline=None)  # the default of 200 ms fails on a loaded machine
 settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
-    """Keep compiled models, also in the processes that tests start."""
+    """Keep compiled models in one cache, also for the processes that tests start."""
     os.environ["SEGMENT_CACHE"] = str(CACHE)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With REQUIRE_ALL=1, fail a test that is skipped for what the machine lacks: a program, a right, a kernel."""
+    """With REQUIRE_ALL=1, fail a test that is skipped because a program, permission or kernel feature is missing."""
     report = yield
     if os.environ.get("REQUIRE_ALL") == "1" and report.skipped and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2]
@@ -43,14 +43,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The service with the demo model, and small limits so that they can be reached."""
+    """The service with the demo model and limits that are small enough for tests to exceed."""
     with serve(SEGMENT_MAX_UPLOAD="2Mi", SEGMENT_FETCH_PRIVATE="true", SEGMENT_FETCH_SECONDS="3") as running:
         yield running
 
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """A storage server with the buckets `photos` and `results`, which the client of this process uses."""
+    """A storage server with the buckets `photos` and `results`, used by the storage client of this process."""
     with Cloud() as cloud:
         cloud.create_bucket("photos")
         cloud.create_bucket("results")
@@ -67,7 +67,7 @@ def photo() -> bytes:
 
 
 def limit_with(room: int) -> int:
-    """A memory limit in bytes that leaves about `room` to a service in this process, whatever other tests hold."""
+    """A memory limit in bytes that leaves about `room` to a service, besides the memory this process already holds."""
     return int((container.held() + room) / (1 - MARGIN_SHARE))
 
 

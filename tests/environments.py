@@ -17,7 +17,7 @@ FOLDER = ROOT / ".cache" / "environments"
 
 
 def environment(*requirements: str) -> Path:
-    """The folder of programs of an environment with these packages; made once and kept in .cache/environments.
+    """The bin folder of an environment with these packages, created once and kept in .cache/environments.
 
     Skips the test if the package index does not have them.
     """

@@ -1,4 +1,4 @@
-"""A server of files on this machine, in place of a model zoo's, that can break, refuse and hold its answers."""
+"""A local file server that replaces a model zoo's and can break off, refuse and delay its responses."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ NARROW = {
         "ROI_MASK_HEAD": {"CONV_DIM": 16},
     }
 }
-"""What makes a config's network small, so that it converts in a second."""
+"""Config values of a small network, which converts in a second."""
 
 
 @dataclass
 class Mirror:
     """A server of files.
 
-    `cuts`: bytes after which each of the next responses breaks off. `statuses`: of the next responses. `paths`,
-    `ranges`: what was asked for; the range "" is the whole file. `gate`: while it is cleared, responses stop after
-    `before_gate` bytes and wait; if `breaks`, the connection ends there.
+    `cuts`: the number of bytes after which each of the next responses breaks off. `statuses`: error statuses of the
+    next responses. `paths`, `ranges`: paths and ranges of the requests received; "" means no range. `gate`: while it
+    is cleared, responses pause after `before_gate` bytes; then, if `breaks`, the connection is closed.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Mirror:
 
 @contextlib.contextmanager
 def run() -> Iterator[Mirror]:
-    """A mirror until the context ends; its gate is open."""
+    """Run a mirror, with its gate open, until the context ends."""
     state = Mirror()
     state.gate.set()
 

@@ -1,7 +1,7 @@
-"""Small ONNX files with the inputs and outputs of each family, and known weights: what an export of it looks like.
+"""Small ONNX files with known weights and with the inputs and outputs of each model family's exports.
 
-Rows of boxes and scores are constants. Masks come from the image, by an average over cells and a 1 x 1 convolution, so
-that whatever is wrong with how an image is fed shows in them.
+Rows of boxes and scores are constants. Masks are computed from the image, by an average over cells and a 1 x 1
+convolution, so that any error in the preprocessing of the image changes the masks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
 
 
 class Graph:
-    """A graph being written: nodes are appended by name."""
+    """Builds an ONNX graph, one node after the other."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -61,12 +61,12 @@ class Graph:
         return path
 
     def masks_of(self, image: str, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
-        """(1, P, h, w) from `image` (1, 3, H, W): each cell's mean colour . weights (P, 3) + bias (P,)."""
+        """(1, P, h, w) from `image` (1, 3, H, W): each cell's mean colour times weights (P, 3), plus bias (P,)."""
         pooled = self.node("AveragePool", image, kernel_shape=[CELL, CELL], strides=[CELL, CELL])
         return self.node("Conv", pooled, self.constant(weights[:, :, None, None]), self.constant(bias))
 
     def varying(self, value: NDArray[Any], axis: int, image: str) -> str:
-        """`value` as a tensor whose length along `axis` is not known before the run."""
+        """`value` as a tensor whose length along `axis` is known only at run time."""
         none = self.node("Mul", self.node("Size", image), self.constant(np.int64(0)))
         end = self.node("Add", none, self.constant(np.array([value.shape[axis]])))
         axes = self.constant(np.array([axis]))
@@ -85,9 +85,10 @@ def yolo(
     channels_last: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """YOLO-seg with these rows (channels, anchors) or (anchors, channels); `size` (width, height) None is any.
+    """YOLO-seg with these rows (channels, anchors) or (anchors, channels).
 
-    `kind`: element type of the image and the outputs; UINT8 is of the image only, 0-255.
+    `size`: (width, height), or None for a dynamic size. `kind`: element type of the image and the outputs; UINT8
+    applies to the image only, with values of 0-255.
     """
     graph = Graph()
     width, height = size or (None, None)
@@ -106,7 +107,7 @@ def yolo(
     mask_name = graph.masks_of(image, weights, bias)
     if kind == INT8:
         nothing = graph.node("Mul", graph.node("ReduceMean", image, keepdims=0), graph.constant(np.float32(0)))
-        row_name = graph.node("Add", row_name, nothing)  # a constant alone would be folded
+        row_name = graph.node("Add", row_name, nothing)  # prevents constant folding
         row_name = graph.node("QuantizeLinear", row_name, *_scale(graph, ROW_STEP, 0))
         mask_name = graph.node("QuantizeLinear", mask_name, *_scale(graph, MASK_STEP, 10))
     elif kind == FLOAT16:
@@ -122,7 +123,7 @@ def yolo(
 
 
 ROW_STEP, MASK_STEP = 0.5, 0.25
-"""What one step of the int8 outputs stands for; a box of 63.5 pixels is the largest."""
+"""Quantisation steps of the int8 outputs; boxes are at most 63.5 pixels large."""
 
 
 def _scale(graph: Graph, step: float, zero: int) -> tuple[str, str]:
@@ -164,7 +165,7 @@ def torchvision(
     size: tuple[int, int] | None = None,
     batched: bool = False,
 ) -> Path:
-    """torchvision's Mask R-CNN with these boxes; masks `grids` (N, m, m), or None: the red channel pasted in frames."""
+    """torchvision's Mask R-CNN with these boxes; masks are `grids` (N, m, m) or, if None, the image's red channel."""
     graph = Graph()
     width, height = size or (None, None)
     image = graph.input("image", FLOAT, [1, 3, height, width] if batched else [3, height, width])

@@ -1,4 +1,4 @@
-"""What the families' answers should be, written the straightforward way: whole arrays, plain loops, no shortcuts."""
+"""Reference implementation of the model families' preprocessing and postprocessing: whole arrays and plain loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CELL = 4
 
 @dataclass(frozen=True)
 class Canvas:
-    """The input that a photo becomes: (3, H, W) in 0-1, and how the photo lies in it."""
+    """The network input (3, H, W) in 0-1, with the scale and position of the photo in it."""
 
     image: Floats
     gain: tuple[float, float]
@@ -25,7 +25,7 @@ class Canvas:
 
 
 def letterbox(photo: NDArray[np.uint8], size: tuple[int, int]) -> Canvas:
-    """As large as fits in `size` (width, height), centred on grey 114."""
+    """The photo resized to fit in `size` (width, height), centred on grey 114."""
     height, width = photo.shape[:2]
     gain = min(size[0] / width, size[1] / height)
     new = max(round(width * gain), 1), max(round(height * gain), 1)
@@ -38,7 +38,7 @@ def letterbox(photo: NDArray[np.uint8], size: tuple[int, int]) -> Canvas:
 
 
 def stretch(photo: NDArray[np.uint8], size: tuple[int, int]) -> Canvas:
-    """All over `size`."""
+    """The photo resized to `size` (width, height), whatever its aspect ratio."""
     height, width = photo.shape[:2]
     scaled = np.asarray(resize(Image.fromarray(photo), size)) if size != (width, height) else photo
     image = (scaled.transpose(2, 0, 1) / 255).astype(np.float32)
@@ -46,7 +46,7 @@ def stretch(photo: NDArray[np.uint8], size: tuple[int, int]) -> Canvas:
 
 
 def prototypes(image: Floats, weights: Floats, bias: Floats) -> Floats:
-    """(P, h, w): each cell's mean colour . weights + bias."""
+    """(P, h, w): each cell's mean colour times weights, plus bias."""
     channels, height, width = image.shape
     cells = image[:, : height // CELL * CELL, : width // CELL * CELL]
     mean = cells.reshape(channels, height // CELL, CELL, width // CELL, CELL).mean((2, 4))
@@ -55,14 +55,14 @@ def prototypes(image: Floats, weights: Floats, bias: Floats) -> Floats:
 
 
 def to_photo(boxes: Floats, canvas: Canvas, size: tuple[int, int]) -> Floats:
-    """Boxes (N, 4) XYXY on the canvas, in pixels of the photo of `size`, cut off at its edges."""
+    """Boxes (N, 4) XYXY on the canvas, in pixels of the photo of `size`, clipped to its edges."""
     offset, gain = np.array(canvas.offset * 2), np.array(canvas.gain * 2)
     moved: Floats = np.clip((boxes - offset) / gain, 0, np.array(size * 2)).astype(np.float32)
     return moved
 
 
 def interpolate(logits: Floats, canvas: Canvas, size: tuple[int, int]) -> Floats:
-    """The logits (H, W) at the centre of each pixel of the photo, of a grid over the canvas; edges are repeated."""
+    """Logits of a grid over the canvas, interpolated at the pixel centres of the photo (H, W); edges are repeated."""
     rows, columns = logits.shape
     height, width = canvas.image.shape[1:]
     x = ((np.arange(size[0]) + 0.5) * canvas.gain[0] + canvas.offset[0]) * columns / width - 0.5
@@ -85,7 +85,7 @@ def inside(box: Floats, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def nms(boxes: Floats, scores: Floats, classes: NDArray[np.int64], most: float) -> list[int]:
-    """Indices of the boxes that are kept, best first: pair by pair."""
+    """Indices of the boxes that are kept, best first; boxes are compared pair by pair."""
     kept: list[int] = []
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
         if all(classes[i] != classes[j] or iou(boxes[i], boxes[j]) <= most for j in kept):
@@ -100,7 +100,7 @@ def iou(a: Floats, b: Floats) -> float:
 
 
 def pixels(found: Detections, index: int) -> NDArray[np.bool_]:
-    """The mask of an instance (H, W) as the service makes it."""
+    """The service's mask (H, W) of an instance."""
     width, height = found.size
     dense = np.zeros((height, width), bool)
     left, top, right, bottom = found.masks[index].region(found.size)
@@ -109,5 +109,5 @@ def pixels(found: Detections, index: int) -> NDArray[np.bool_]:
 
 
 def same_but_for_ties(got: NDArray[np.bool_], logits: Floats, expected: NDArray[np.bool_]) -> bool:
-    """Whether two masks agree in every pixel whose logit is not so close to 0 that rounding decides."""
+    """Whether two masks agree, except in pixels whose logit is so close to 0 that rounding can change them."""
     return bool(np.array_equal(got | (np.abs(logits) < 1e-4), expected | (np.abs(logits) < 1e-4)))

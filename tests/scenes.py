@@ -1,4 +1,4 @@
-"""Photos of the demo model's shapes, and the results that the service makes of them."""
+"""Photos of the demo model's shapes, and the service's results for them."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def service() -> Service:
 
 @cache
 def expected(content: bytes) -> dict[str, bytes]:
-    """The files that the service makes of a photo at RENDER_FACTOR: an overlay and JSON, by name."""
+    """The service's results for a photo at RENDER_FACTOR, an overlay and JSON, by file name."""
     files = service().segment(content, Options.defaults(service().settings), ("png", "json")).files
     return {file.name: file.body for file in files}

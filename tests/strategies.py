@@ -1,4 +1,4 @@
-"""What hypothesis draws for geometry: masks anywhere about a frame, and frames."""
+"""Hypothesis strategies for image sizes and masks, and functions that make masks and detections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ frames = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 @st.composite
 def masks(draw: st.DrawFn) -> Mask:
-    """A mask that may lie inside the frame, across its edge or beyond it, fill its box or leave it empty."""
+    """A mask inside the frame, across its edge or outside it; it may fill its box or be empty."""
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
     low, high = sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
     grid = rng.uniform(low, high, (draw(st.integers(1, 9)), draw(st.integers(1, 9)))).astype(np.float32)
@@ -24,7 +24,7 @@ def masks(draw: st.DrawFn) -> Mask:
 
 
 def detections(masks: list[Mask], size: tuple[int, int], classes: list[int] | None = None) -> Detections:
-    """Detections of these masks, each of the score 0.99, 0.98, ..."""
+    """Detections of these masks, with the scores 0.99, 0.98, ..."""
     count = len(masks)
     boxes = np.array([mask.bounds for mask in masks], np.float32).reshape(count, 4)
     scores = (0.99 - 0.01 * np.arange(count)).astype(np.float32)
@@ -37,7 +37,7 @@ def solid(x0: float, y0: float, x1: float, y1: float) -> Mask:
 
 
 def ring(x0: float, y0: float, x1: float, y1: float, holes: int = 1) -> Mask:
-    """A mask that fills its box but for square holes side by side."""
+    """A mask that fills its box except for square holes side by side."""
     grid = np.ones((28, 28), np.float32)
     for hole in range(holes):
         left = round(28 * (hole + 0.25) / holes)

@@ -1,4 +1,4 @@
-"""Backfills of buckets and folders: the real command, the real storage client, folders on disk."""
+"""Backfills of buckets and folders, through the command and backfill.run(), with the real storage client."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILES = {"overlay.png", "detections.json"}
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of photos, one of which is none."""
+    """A folder with two photos, a text file and a hidden file."""
     folder = tmp_path / "photos"
     (folder / "2026" / "May").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(photo(1))
@@ -48,7 +48,7 @@ def photos(tmp_path: Path) -> Path:
 
 @cache
 def service() -> Service:
-    """The pipeline in this process."""
+    """A service in this process."""
     return Service(Settings.from_environment(SETTINGS | {"SEGMENT_CACHE": str(CACHE)}))
 
 
@@ -58,7 +58,7 @@ def run(source: object, destination: object = "gs://results", task: int = 0, tas
 
 
 def command(*arguments: object, **environment: str) -> list[object]:
-    """Arguments of Popen that start the command line with these settings."""
+    """Arguments of Popen that run a backfill with SETTINGS and these environment variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEGMENT_")}
     return [
         [sys.executable, "-m", "segment", "backfill", *map(str, arguments)],
@@ -72,7 +72,7 @@ def finish(*arguments: object, **environment: str) -> subprocess.CompletedProces
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    """Every result in a folder: PHOTO/FILE -> content, whatever the generation."""
+    """Content of each result in a folder, by PHOTO/FILE without the generation."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {f"{path.parent.parent.relative_to(folder).as_posix()}/{path.name}": path.read_bytes() for path in files}
 
@@ -110,7 +110,7 @@ def test_tasks_share_the_objects(cloud: Cloud) -> None:
 
 
 def test_share_of_a_task_never_changes(cloud: Cloud) -> None:
-    """Else a task that is restarted would not take up its own work, and photos between the shares would be missed."""
+    """Otherwise a restarted task would not continue its own work, and photos between two shares would be missed."""
     for n in range(20):
         cloud.put("photos", f"{n:02}.jpg", photo(n % 3))
     assert run("gs://photos", task=0, tasks=2) == 0
@@ -141,7 +141,7 @@ def test_a_new_photo_costs_three_calls(cloud: Cloud) -> None:
         cloud.put("photos", f"{n}.jpg", photo(1))
     cloud.requests.clear()
     assert run("gs://photos") == 0
-    assert len(cloud.requests) == 2 + 10 * 3, "one to read it, two to write its results; two listings"
+    assert len(cloud.requests) == 2 + 10 * 3, "two listings; one read and two writes per photo"
 
 
 def test_killed_run_is_taken_up_again(cloud: Cloud) -> None:
@@ -189,7 +189,7 @@ def test_failed_page_of_a_listing_does_not_end_the_run(
     found = []
     for item in listing.listed(store, ""):
         found.append(item.name)
-        if item.name == "1999":  # the next page fails for longer than one call is retried
+        if item.name == "1999":  # the next page fails for longer than a call is retried
             threading.Timer(1.5, cloud.faults.clear).start()
     assert fault.hits
     assert found == names
@@ -204,7 +204,7 @@ def test_listing_that_keeps_failing_ends_the_run(cloud: Cloud, monkeypatch: pyte
 
 
 def test_sigterm_ends_process_1(cloud: Cloud) -> None:
-    """The kernel does not deliver a signal without a handler to process 1, which the command is in a container."""
+    """In a container the command is process 1, to which the kernel delivers only signals that have a handler."""
     unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
     if (
         shutil.which("unshare") is None
@@ -226,7 +226,7 @@ def test_sigterm_ends_process_1(cloud: Cloud) -> None:
 
 
 def test_backfill_waits_as_long_as_it_takes(cloud: Cloud) -> None:
-    """Photos that take longer than SEGMENT_WAIT_SECONDS, with memory for one at a time."""
+    """Each photo takes longer than SEGMENT_WAIT_SECONDS, and there is memory for one at a time."""
     for n in range(6):
         cloud.put("photos", f"{n}.jpg", photo(n))
     done = finish(
@@ -373,7 +373,7 @@ def test_terminal_shows_a_bar(photos: Path, tmp_path: Path) -> None:
 
 
 def read(terminal: int) -> bytes:
-    """What was shown; empty at the end, which Linux tells by an error."""
+    """The next output; empty at the end, which Linux reports as an error."""
     try:
         return os.read(terminal, 4096)
     except OSError:

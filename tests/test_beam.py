@@ -1,4 +1,4 @@
-"""Photos on a Beam runner come to what `segment image` and the bucket make of them, each exactly once.
+"""`segment beam` writes the same results as `segment image` and the bucket handler, each exactly once.
 
 Beam and the serving packages need different versions of Pillow and protobuf, so these tests run in an environment of
 their own: `make beam-test`.
@@ -51,7 +51,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cloud(cloud: Cloud) -> Cloud:
-    """With three photos, and two objects that are none."""
+    """With three photos, a folder object and a text file."""
     for number, name in enumerate(NAMES):
         cloud.put("photos", name, photo(number))
     cloud.put("photos", "2026/", b"")
@@ -61,7 +61,7 @@ def cloud(cloud: Cloud) -> Cloud:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """The same in a folder, without the text."""
+    """A folder with the same three photos and a truncated one."""
     folder = tmp_path / "photos"
     for number, name in enumerate(NAMES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,19 +75,19 @@ def run(source: object, output: object, *arguments: str) -> int:
 
 
 def command(source: object, output: object, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same as a user runs it."""
+    """The same in a process of its own."""
     words = [sys.executable, "-m", "segment", "beam", "--input", str(source), "--output", str(output), *arguments]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
 def results(cloud: Cloud, prefix: str = "") -> dict[str, bytes]:
-    """What is in the bucket of results: the content by the name without the prefix."""
+    """Contents of the objects in the bucket of results, by name without the prefix."""
     found = cloud.objects("results").items()
     return {name.removeprefix(prefix): item.content for name, item in found if name.startswith(prefix)}
 
 
 def of_photos(cloud: Cloud) -> dict[str, bytes]:
-    """The files that a bucket's three photos must come to."""
+    """The expected results of the bucket's three photos."""
     items = cloud.objects("photos")
     return {
         f"{name}/{items[name].generation}/{file}": body
@@ -101,7 +101,7 @@ def failures(text: bytes) -> dict[str, str]:
 
 
 def dataset_of(photos: Path, folder: Path) -> bytes:
-    """The dataset that `segment image` makes of a folder."""
+    """The COCO dataset that `segment image` writes for a folder."""
     main(["image", str(photos), "-o", str(folder), "-d", "coco"])
     return (folder / "instances.json").read_bytes()
 
@@ -154,7 +154,7 @@ def test_several_processes_share_the_work(cloud: Cloud, photos: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Beam's job server in Python, which speaks the protocol of Flink's and Prism's."""
+    """Beam's job server in Python, which uses the same protocol as those of Flink and Prism."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     words = [sys.executable, "-m", "apache_beam.runners.portability.local_job_service_main", "--port", str(port)]
     with log.open("w") as file, subprocess.Popen(words, stdout=file, stderr=file) as process:
@@ -183,7 +183,7 @@ def test_dataflow_needs_its_package(photos: Path, capsys: pytest.CaptureFixture[
 
 
 def test_dataflow_is_given_the_job(cloud: Cloud, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a template: what would be submitted, written to a bucket instead."""
+    """With a template location, the job is written to a bucket instead of submitted."""
     pytest.importorskip("apitools", reason="needs apache-beam[gcp], see requirements-beam.txt")
     flags = ["-d", "coco", "--runner", "DataflowRunner", "--project", "a-project", "--region", "us-central1"]
     flags += ["--sdk_container_image", "example.com/segment:beam", "--template_location", "gs://results/template.json"]
@@ -213,10 +213,10 @@ def test_documented_options_are_beams(photos: Path, monkeypatch: pytest.MonkeyPa
         assert main(["beam", *shlex.split(words.replace("\\\n", " "))]) == 0
     assert [runner for _, _, runner, _, _ in given] == ["DirectRunner", "DirectRunner", "DataflowRunner"]
     for *_, flags, _ in given:
-        pipeline.pipeline_options("DirectRunner", flags)  # Dataflow's are known to Beam without its package
+        pipeline.pipeline_options("DirectRunner", flags)  # Beam knows Dataflow's options without its package
 
 
-# Each once
+# No duplicates
 
 
 def test_repeated_bundles_leave_no_duplicates(cloud: Cloud, photos: Path, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_repeated_bundles_leave_no_duplicates(cloud: Cloud, photos: Path, tmp_pa
     first = results(cloud)
 
     before = len(cloud.requests)
-    assert run(*arguments) == 0, "what was refused before is not a failure"
+    assert run(*arguments) == 0, "a photo that an earlier run refused is not a failure"
     reads = [path for _, path in cloud.requests[before:] if "/photos/o/" in path]
     assert not reads, "photos that are done are not read again"
     assert results(cloud) == first
@@ -279,7 +279,7 @@ def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert document["categories"]
 
 
-# What fails
+# Failures
 
 
 def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,7 +365,7 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SEGMENT_MODEL", "of-the-image.onnx")
     settings = Worker({"SEGMENT_MEMORY": "3Gi"}, processes=3).settings()
     assert settings.memory == 1 << 30
-    assert settings.model == "of-the-image.onnx", "what is not set where the command runs is the worker's own"
+    assert settings.model == "of-the-image.onnx", "the worker's environment provides settings that the command lacks"
     assert Worker({"SEGMENT_MODEL": ""}).settings().threads is None
 
 

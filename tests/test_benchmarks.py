@@ -44,7 +44,7 @@ def test_a_photo_has_the_size_asked_for() -> None:
 
 def test_calibration_never_sees_what_is_evaluated() -> None:
     assert models.CALIBRATION_SEED > accuracy.SCENES
-    assert models.CALIBRATION_SEED >= 3_000_000, "training takes its seeds from 1,000,000 and 2,000,000 on"
+    assert models.CALIBRATION_SEED >= 3_000_000, "training uses seeds from 1,000,000 and from 2,000,000"
 
 
 def test_models_of_the_same_shapes_are_measured_once() -> None:
@@ -54,7 +54,7 @@ def test_models_of_the_same_shapes_are_measured_once() -> None:
 
 
 def test_a_service_is_measured() -> None:
-    """Memory, CPU time and answers of the real process, and nothing of this one."""
+    """Memory, CPU time and responses are those of the service's process, not of this one."""
     with serving.serving({"SEGMENT_THREADS": "1"}) as server:
         before, spent = server.usage(), server.cpu_seconds()
         with serving.peak(lambda: server.usage().held) as peak:
@@ -98,11 +98,11 @@ def test_average_precision_of_the_truth_itself_is_100() -> None:
 
 
 def test_a_boundary_is_what_lies_within_2_percent_of_the_diagonal() -> None:
-    mask = np.zeros((300, 400), np.uint8)  # whose diagonal is 500 pixels
+    mask = np.zeros((300, 400), np.uint8)  # its diagonal is 500 pixels
     mask[100:200, :120] = 1
     found = masks.decode(accuracy.boundary(masks.encode(np.asfortranarray(mask))))
     expected = mask.copy()
-    expected[110:190, 10:110] = 0  # where the image ends, the mask does too
+    expected[110:190, 10:110] = 0  # the edge of the image counts as a boundary
     assert np.array_equal(found, expected)
 
 
@@ -131,7 +131,7 @@ def test_average_precision_of_the_demo_model_on_some_scenes(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_average_precision_is_detectron2s() -> None:
-    """Within 0.2 of what detectron2 reaches with the same weights on the same 200 scenes."""
+    """AP is within 0.2 of detectron2's with the same weights on the same 200 scenes."""
     row = accuracy.measure(EMBEDDED, "fp32")
     assert row.box == pytest.approx(accuracy.DETECTRON2["box"], abs=0.2)
     assert row.mask == pytest.approx(accuracy.DETECTRON2["mask"], abs=0.2)
@@ -171,11 +171,11 @@ def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
     again = (tmp_path / "latency.svg").read_bytes()
     report.write()
-    assert (tmp_path / "latency.svg").read_bytes() == again, "the same figures, the same chart"
+    assert (tmp_path / "latency.svg").read_bytes() == again, "equal figures give an identical chart"
 
 
 def test_results_that_are_shown_are_those_measured() -> None:
-    """benchmarks/results holds figures of every suite that its page speaks of, with the machine they are from."""
+    """Each results file of a section of the page has rows and describes the machine."""
     for path in report.RESULTS.glob("*.json"):
         document = json.loads(path.read_text())
         if path.stem in report.SECTIONS:
@@ -199,7 +199,7 @@ def test_memory_of_a_folder_is_that_of_a_process(capsys: pytest.CaptureFixture[s
 
 
 def test_what_detail_costs_is_the_worst_loss_on_large_shapes() -> None:
-    """Of each model by itself; other scenes do not count."""
+    """Losses are computed per model, from large scenes only."""
 
     def row(model: str, scenes: str, detail: int, box: float, mask: float) -> detail_costs.Row:
         return detail_costs.Row(model, scenes, 25, detail, (box, box - 1), (mask, mask), 8, 2)

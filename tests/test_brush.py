@@ -1,4 +1,4 @@
-"""Brush run lengths against Label Studio's own codec."""
+"""Run lengths of Label Studio's brush regions, compared with a reference decoder and Label Studio's own codec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.strategies import empty, frames, masks, ring, solid
 
 
 def dense(mask: Mask, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(height, width, 4): what Label Studio draws."""
+    """The mask as Label Studio draws it, (height, width, 4)."""
     inside = (mask.paste((0, 0, *size)) >= THRESHOLD).astype(np.uint8) * 255
     return np.repeat(inside[:, :, None], 4, axis=2)
 
@@ -44,7 +44,7 @@ def decode(packed: bytes) -> NDArray[np.uint8]:
         repeated = read(1)
         length = read(sizes[read(2)]) + 1
         values += [read(word)] * length if repeated else [read(word) for _ in range(length)]
-    assert len(text) - at < 8, "nothing follows the last block"
+    assert len(text) - at < 8, "only padding may follow the last block"
     return np.array(values, np.uint8)
 
 
@@ -67,7 +67,7 @@ def test_runs_longer_than_a_block(mask: Mask) -> None:
 
 @pytest.mark.slow
 def test_label_studio_reads_and_writes_the_same(tmp_path: Path) -> None:
-    """300 random masks, read and written again by Label Studio's own codec."""
+    """Label Studio's own codec decodes and encodes 300 random masks."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(300):
@@ -86,7 +86,7 @@ def test_label_studio_reads_and_writes_the_same(tmp_path: Path) -> None:
             assert np.array_equal(read[f"values{index}"], dense(mask, size).ravel())
             again = read[f"packed{index}"].tobytes()
             assert again.startswith(packed[index])
-            assert again[len(packed[index]) :] in (b"", b"\0")  # they add a byte when the bits fill the last one
+            assert again[len(packed[index]) :] in (b"", b"\0")  # its codec adds a byte if the bits fill the last one
 
 
 def test_a_large_mask_takes_little_memory() -> None:

@@ -1,4 +1,4 @@
-"""Bucket events: the real framework process and storage client, and a storage server with injected faults."""
+"""The handler of bucket events, in the real framework process with the real storage client, under storage faults."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def no_faults(cloud: Cloud) -> Iterator[None]:
 
 @cache
 def photo(seed: int, width: int = 96, height: int = 64, format: str = "JPEG") -> bytes:
-    """A scene of shapes."""
+    """A scene of shapes as an image file."""
     buffer = io.BytesIO()
     Image.fromarray(scene(seed, (width, height))[0]).save(buffer, format)
     return buffer.getvalue()
@@ -77,13 +77,13 @@ def photo(seed: int, width: int = 96, height: int = 64, format: str = "JPEG") ->
 
 @cache
 def service() -> Service:
-    """The pipeline in this process, with the handler's settings."""
+    """A service in this process, with the handler's settings."""
     return Service(Settings.from_environment(SETTINGS | {"SEGMENT_CACHE": str(CACHE)}))
 
 
 @cache
 def expected(content: bytes) -> dict[str, File]:
-    """The files that a photo's results must be."""
+    """The expected results of a photo, by file name."""
     settings = service().settings
     result = service().segment(content, Options.defaults(settings), ("png", "json"))
     return {file.name: file for file in result.files}
@@ -99,13 +99,13 @@ def results(cloud: Cloud, item: Object) -> dict[str, Object]:
 
 
 def assert_complete(cloud: Cloud, item: Object) -> None:
-    """Exactly one result, and the right one."""
+    """The object has exactly the expected results, each written once."""
     found = results(cloud, item)
     assert {name: result.content for name, result in found.items()} == {
         name: file.body for name, file in expected(item.content).items()
     }
     writes = Counter(write.name for write in cloud.writes if write.name.startswith(folder(item)))
-    assert set(writes.values()) == {1}, "written once each"
+    assert set(writes.values()) == {1}, "each result is written once"
 
 
 def last_entry(handler: Server) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def last_entry(handler: Server) -> dict[str, Any]:
     return entry
 
 
-# What is written
+# Results
 
 
 @pytest.mark.parametrize("deliver", [eventarc, pubsub])
@@ -179,7 +179,7 @@ def test_second_delivery_reads_and_writes_nothing(cloud: Cloud, handler: Server)
     assert eventarc(handler.url, item).ok
     before = len(cloud.requests)
     assert pubsub(handler.url, item).ok
-    assert [method for method, _ in cloud.requests[before:]] == ["GET"], "one look at what is there"
+    assert [method for method, _ in cloud.requests[before:]] == ["GET"], "only a listing of the existing results"
     assert_complete(cloud, item)
 
 
@@ -223,7 +223,7 @@ def test_deleted_object_is_no_error(cloud: Cloud, handler: Server) -> None:
 
 
 def test_storm_of_deliveries_gives_each_object_one_result(cloud: Cloud, handler: Server) -> None:
-    """200 deliveries of 50 objects, shuffled, four at once; one request in five goes wrong."""
+    """200 deliveries of 50 objects, shuffled, four at a time; one storage request in five fails."""
     dice = random.Random(5)
     items = [cloud.put("photos", f"storm/{n}.jpg", photo(100 + n)) for n in range(50)]
     deliveries = items * 4
@@ -259,9 +259,9 @@ _STORM = [
 
 
 def test_many_at_once_keep_to_the_memory_limit(cloud: Cloud) -> None:
-    """Photos received and results not yet written are in the budget, so eight at once are not killed.
+    """Downloaded photos and unwritten results count towards the memory budget, so eight at once do not exceed it.
 
-    The peak is the resident memory, which counts pages of libraries that the kernel could take back.
+    The peak is the resident memory, which includes library pages that the kernel could reclaim.
     """
     settings = SETTINGS | {"SEGMENT_MEMORY": "320Mi", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
     noise = random.Random(1).randbytes(1500 * 2000 * 3)
@@ -276,11 +276,11 @@ def test_many_at_once_keep_to_the_memory_limit(cloud: Cloud) -> None:
         assert last_entry(handler)["peak_memory"] < 320 * MIB
 
 
-# Killed
+# Killed workers
 
 
 def test_after_a_kill_at_any_point_the_next_delivery_completes(cloud: Cloud, tmp_path: Path) -> None:
-    """Kill -9 in the middle of each request that a delivery makes, after it, and while it computes."""
+    """The worker is killed during and after each storage request of a delivery, and while the pipeline runs."""
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         pytest.skip("needs /proc/PID/task/PID/children to find the worker")
     settings = SETTINGS | {"STORAGE_EMULATOR_HOST": cloud.url, "SEGMENT_CACHE": str(tmp_path)}
@@ -290,7 +290,7 @@ def test_after_a_kill_at_any_point_the_next_delivery_completes(cloud: Cloud, tmp
         steps = [method for method, _ in cloud.requests[before:]]
         assert steps == ["GET", "GET", "POST", "POST"], "a list, a download, two uploads"
         for step in range(len(steps)):
-            for when in ("half", "after"):  # before it is after the one before
+            for when in ("half", "after"):  # "before" would be the same as "after" the previous request
                 item = cloud.put("photos", f"killed/{step} {when}.jpg", photo(8))
                 kill_at(cloud, handler, item, Fault("hold", when, skip=step))
                 assert deliver_until_acknowledged(handler, item)
@@ -302,7 +302,7 @@ def test_after_a_kill_at_any_point_the_next_delivery_completes(cloud: Cloud, tmp
 
 
 def kill_at(cloud: Cloud, handler: Server, item: Object, hold: Fault, delay: float | None = None) -> None:
-    """Deliver, and kill the worker when the request of `hold` is reached; or `delay` seconds after it is answered."""
+    """Deliver, and kill the worker when `hold` is reached or, if given, `delay` seconds after its release."""
     cloud.faults.add(hold)
     (worker,) = children(handler.process.pid)
 
@@ -334,7 +334,7 @@ def deliver_until_acknowledged(handler: Server, item: Object) -> bool:
     return False
 
 
-# Fails for good
+# Permanent failures
 
 
 def test_object_that_is_too_large_is_not_read(cloud: Cloud, handler: Server) -> None:
@@ -434,21 +434,21 @@ def test_worst_files_end_as_errors_and_are_acknowledged(cloud: Cloud, handler: S
     for item in refused:
         assert error(cloud, item)["detail"].endswith(".")
         assert "Traceback" not in error(cloud, item)["detail"]
-    for item in items:  # damaged, and yet a photo
+    for item in items:  # damaged, but still readable
         if item not in refused:
             assert set(results(cloud, item)) == {"overlay.png", "detections.json"}
     assert len(refused) >= 500
 
 
 def error(cloud: Cloud, item: Object) -> dict[str, str]:
-    """The error that is the object's only result."""
+    """The content of error.json, which is the object's only result."""
     (found,) = results(cloud, item).items()
     assert found[0] == ERROR_NAME
     problem: dict[str, str] = json.loads(found[1].content)
     return problem
 
 
-# May work later
+# Temporary failures
 
 _LIST, _DOWNLOAD, _UPLOAD = "^/storage/.*/o\\?", "alt=media", "^/upload/"
 
@@ -480,8 +480,8 @@ def test_unresponsive_storage_causes_a_redelivery(cloud: Cloud, handler: Server,
 def test_time_limits_add_up_to_less_than_the_deadline() -> None:
     """The worst case of a delivery is below the time limits of the request and of the acknowledgement.
 
-    Waiting and calls share SEGMENT_DELIVERY_SECONDS. What is under way then goes on: one stage of the pipeline, and at
-    most one call for each result that is written, one that looks whose result is there, and one for an error.json.
+    Waiting and storage calls share SEGMENT_DELIVERY_SECONDS. After that, the current stage of the pipeline finishes,
+    and there is at most one call per result, one to check the run of an existing result, and one for an error.json.
     """
     variables = (ROOT / "terraform" / "variables.tf").read_text()
 
@@ -499,7 +499,7 @@ def test_time_limits_add_up_to_less_than_the_deadline() -> None:
 
 @pytest.mark.parametrize("path", [_LIST, _DOWNLOAD, _UPLOAD])
 def test_delivery_keeps_to_its_time_limit(cloud: Cloud, path: str) -> None:
-    """Each call could be retried for 60 s; the delivery has 2 s for all of them."""
+    """Each call may be retried for 60 s, but all calls of a delivery together have 2 s."""
     limits = {"SEGMENT_STORAGE_SECONDS": "60", "SEGMENT_DELIVERY_SECONDS": "2"}
     with serve("segment_object", STORAGE_EMULATOR_HOST=cloud.url, **SETTINGS | limits) as handler:
         assert eventarc(handler.url, cloud.put("photos", f"warm {len(path)}.jpg", photo(1))).ok
@@ -555,7 +555,7 @@ def test_temporary_errors_are_raised(
     google.client.cache_clear()
 
 
-# Not understood, or not for us
+# Invalid and irrelevant events
 
 _RESOURCE = {"bucket": "photos", "name": "a.jpg", "generation": "1", "size": "3"}
 
@@ -633,11 +633,11 @@ def test_both_event_formats_name_the_same_object() -> None:
     assert from_eventarc == from_pubsub == ("photos", Item("a/b.jpg", 17, 3, item.crc32c, {"taken-by": "me"}))
 
 
-# Never its own output
+# Own results are ignored
 
 
 def test_results_in_the_photos_bucket_are_not_read_again(cloud: Cloud) -> None:
-    """Events of every object of a bucket that holds photos and results, as its notification sends them."""
+    """One bucket holds photos and results, and its notification sends an event for every object."""
     settings = SETTINGS | {"SEGMENT_OUTPUT_BUCKET": "photos", "SEGMENT_OUTPUT_PREFIX": "out/"}
     with serve("segment_object", STORAGE_EMULATOR_HOST=cloud.url, **settings) as handler:
         item = cloud.put("photos", "shared/a.jpg", photo(1))

@@ -1,4 +1,4 @@
-"""The dataset of a backfill: the rows that `segment image` writes, each once, whatever was done before."""
+"""The dataset of a backfill has the rows of `segment image`'s, each once, also after restarts and earlier runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cloud(cloud: Cloud) -> Cloud:
-    """With photos, and one file that is none."""
+    """With photos and one text file."""
     for number, name in enumerate(NAMES):
         cloud.put("photos", name, photo(number % 3))
     cloud.put("photos", "notes.txt", b"no photo")
@@ -53,7 +53,7 @@ def cloud(cloud: Cloud) -> Cloud:
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    """With the settings of a backfill that writes datasets."""
+    """A service with the settings of a backfill that writes datasets."""
     given = {
         "SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR),
         "SEGMENT_STORAGE_SECONDS": "2",
@@ -78,7 +78,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[dict[st
 
 
 def without_generation(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows in order. `segment image` uses a file's time as its generation."""
+    """The rows, sorted. Generations differ because `segment image` uses the file's time."""
     kept = [{key: value for key, value in row.items() if key != "generation"} for row in rows]
     return sorted(kept, key=lambda row: (row["photo"], row["instance"]))
 
@@ -100,7 +100,7 @@ def run(service: Service, task: int = 0, tasks: int = 1, execution: str = "", fi
 
 
 def check(cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]]) -> None:
-    """The dataset of all photos is there, and nothing temporary."""
+    """The dataset has all photos, and no temporary objects remain."""
     assert cloud.objects("results")["instances.json"].content == truth[0]
     assert rows(cloud) == truth[1]
     assert cloud.objects("results")["errors.csv"].content.startswith(b"photo,error\r\nnotes.txt,")
@@ -227,7 +227,7 @@ def test_last_task_that_fails_combines_the_parts_when_it_is_started_again(
         patch.setattr(dataset, "_combine", fail)
         with pytest.raises(StorageError):
             run(service, 1, 2)
-    assert run(service, 0, 2) == 0, "another task does not combine: the first may still be doing so"
+    assert run(service, 0, 2) == 0, "task 0 does not combine the parts: task 1 may still be doing so"
     assert "instances.json" not in cloud.objects("results")
     assert run(service, 1, 2) == 0
     check(cloud, truth)
@@ -242,7 +242,7 @@ class TestDatasetOnly:
         monkeypatch.setattr(backfill, "AHEAD", 1)
 
     def check(self, cloud: Cloud, truth: tuple[bytes, list[dict[str, Any]]]) -> None:
-        """The same dataset; beside it, only what a run continues from."""
+        """The dataset has all photos; besides it there are only the parts from which a run continues."""
         assert cloud.objects("results")["instances.json"].content == truth[0]
         assert rows(cloud) == truth[1]
         assert cloud.objects("results")["errors.csv"].content.startswith(b"photo,error\r\nnotes.txt,")
@@ -261,7 +261,7 @@ class TestDatasetOnly:
     def test_killed_tasks_continue_and_segment_no_photo_twice(
         self, cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
     ) -> None:
-        for writes in (4, 10):  # the first attempts write one and two parts; each photo has lines and Parquet
+        for writes in (4, 10):  # the first attempts write one and two parts, each as lines and Parquet
             fault = cloud.faults.add(Fault(403, path="/upload/.*", method="PUT|POST", skip=writes))
             with pytest.raises(StorageError):
                 run(service, 0, 2, "run-1", files=False)
@@ -272,7 +272,7 @@ class TestDatasetOnly:
             assert run(service, task, 2, "run-2", files=False) == 0, "another execution has the same ranges"
         self.check(cloud, truth)
         reads = self.photo_reads(cloud)
-        assert len(reads) <= len(NAMES) + 1 + 2, "again are only those whose part was not written"
+        assert len(reads) <= len(NAMES) + 1 + 2, "only photos whose part was not written are read again"
 
     def test_rerun_reads_changed_and_new_photos_only(
         self, cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
@@ -331,7 +331,7 @@ class TestDatasetOnly:
 
     def test_an_attempt_that_was_killed_is_completed_from_those_before(self, tmp_path: Path) -> None:
         store = Folder(tmp_path)
-        for attempt, numbers in ((0, (0, 1, 2, 3, 5)), (1, (0, 2))):  # the photo 1 was deleted in between
+        for attempt, numbers in ((0, (0, 1, 2, 3, 5)), (1, (0, 2))):  # photo 1 was deleted in between
             for part, number in enumerate(numbers):
                 line = gzip.compress(dump(vars(entry(number))))
                 store.write(f"00000-{attempt:05}-{part:05}.jsonl.gz", line, "", {})

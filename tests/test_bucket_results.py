@@ -1,4 +1,4 @@
-"""All results of a photo come from one run: after a crash between writes, and with other settings or models."""
+"""All results of a photo come from one run, also after a crash between writes and with other settings or models."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def service(**changed: str) -> Service:
 
 
 def expected(by: Service) -> dict[str, bytes]:
-    """What this service makes of the photo, when nothing is there."""
+    """The service's results for the photo if none exist."""
     result = by.segment(photo(), Options.defaults(by.settings), by.settings.output_formats)  # type: ignore[arg-type]
     return {file.name: file.body for file in result.files}
 
 
 def deliver(cloud: Cloud, by: Service, options: Options | None = None) -> str:
-    """Have this service deal with the photo; what became of it."""
+    """Process the photo with this service and return the outcome."""
     (found,) = cloud.objects("photos").values()
     item = Object(found.name, found.generation, len(found.content))
     source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds)[0] for name in ("photos", "results"))
@@ -97,7 +97,7 @@ def test_what_is_there_decides_how_the_rest_is_made(cloud: Cloud, other: dict[st
     assert deliver(cloud, service(**other)) == "segmented"
     assert there(cloud) == expected(service())
     assert len({Run.from_metadata(found.metadata) for found in cloud.objects("results").values()}) == 1
-    assert len(cloud.writes) == 3, "the photo and two results, none of them written again"
+    assert len(cloud.writes) == 3, "one write for the photo and one for each of its two results"
 
 
 @pytest.mark.parametrize("other", OTHER, ids=str)
@@ -166,7 +166,7 @@ def test_old_results_that_disagree_are_replaced_when_a_format_is_added(cloud: Cl
 
 
 def test_two_services_at_once_leave_one_run(cloud: Cloud) -> None:
-    """While one has written its first file, the other, which saw nothing there, wants to write its own."""
+    """The second service finds no results; before it writes its own, the first service writes one file."""
     cloud.put("photos", "a.jpg", photo())
     first, second = service(), service(render_factor="12")
     crash_after_one_write(cloud, first)
@@ -185,7 +185,7 @@ def test_two_services_at_once_leave_one_run(cloud: Cloud) -> None:
     assert there(cloud) == expected(first)
 
 
-# In a folder, which keeps no metadata
+# Folders, which store no metadata
 
 
 def in_folders(tmp_path: Path, by: Service) -> tuple[str, dict[str, bytes]]:
@@ -206,7 +206,7 @@ def test_half_a_result_in_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
     assert in_folders(tmp_path, service()) == ("done before", expected(other))
 
 
-# What was refused
+# Refused photos
 
 
 @pytest.mark.parametrize("where", ["bucket", "folder"])
@@ -228,7 +228,7 @@ def test_refusal_is_repeated_only_when_another_limit_holds(cloud: Cloud, tmp_pat
 
 
 def test_refusal_for_memory_is_lifted_by_a_larger_instance(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "held", lambda: 100 << 20)  # whatever other tests have left in this process
+    monkeypatch.setattr(container, "held", lambda: 100 << 20)  # does not depend on the other tests of this process
     cloud.put("photos", "a.jpg", photo())
     huge = {"render_factor": "256", "bytes_per_pixel": "1000"}
     assert deliver(cloud, service(memory="1500Mi", **huge)) == "refused"

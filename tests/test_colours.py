@@ -35,7 +35,7 @@ def test_no_two_colours_of_the_palette_look_alike() -> None:
     for space, least in ((oklab(colours), 0.11), (cielab(colours), 22)):
         distances = np.linalg.norm(space[:, None] - space, axis=2)
         np.fill_diagonal(distances, np.inf)
-        assert distances.min() > least, "the palette of 20 before it: 0.07 and 20.7"
+        assert distances.min() > least, "the previous palette of 20 colours had 0.07 and 20.7"
 
 
 def test_neighbours_in_the_palette_differ_most() -> None:
@@ -48,7 +48,7 @@ def test_text_on_every_colour_can_be_read() -> None:
     luminance = ((np.array(PALETTE) / 255) ** 2.2) @ [0.2126, 0.7152, 0.0722]
     dark = np.array([ink(colour) == (0, 0, 0) for colour in PALETTE])
     contrast = np.where(dark, (luminance + 0.05) / 0.05, 1.05 / (luminance + 0.05))
-    assert contrast.min() > 4.5, "WCAG's AA for text"
+    assert contrast.min() > 4.5, "WCAG requires 4.5 for text at level AA"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_instances_beside_each_other_have_colours_that_differ() -> None:
 
 
 def test_colours_repeat_late() -> None:
-    """What is far apart could share a colour, but as long as others stand out as well they are taken first."""
+    """Distant instances may share a colour, but unused colours that stand out as well are chosen first."""
     found = [solid(x, y, x + 8, y + 8) for y in range(10, 210, 40) for x in range(10, 160, 40)]
     colours = chosen(found, Image.new("RGB", SIZE, (10, 10, 10)))
     assert len(set(colours)) == len(found) == 20

@@ -1,4 +1,4 @@
-"""The command line, as it is typed."""
+"""The commands, through the entry point of the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.shapes import CLASSES, scene
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with two photos, one of them deeper, and something else."""
+    """A folder with a photo, another photo in a subfolder, and a text file."""
     folder = tmp_path / "photos"
     (folder / "deeper").mkdir(parents=True)
     Image.fromarray(scene(0)[0]).save(folder / "a.jpg")
@@ -44,7 +44,7 @@ def run(*arguments: str | Path) -> int:
 
 
 def results(folder: Path) -> set[str]:
-    """Every file in the folder that is a result, by its path."""
+    """Relative paths of the results in the folder."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return found - {".segment.sqlite"}
 
@@ -120,7 +120,7 @@ class TestImage:
 
 class TestConvert:
     def test_the_demo_model_is_what_the_checkpoint_converts_to(self, tmp_path: Path) -> None:
-        """What is shipped was made by this code from that checkpoint: the same answers, bit by bit."""
+        """The converted checkpoint and the embedded model find identical boxes and scores."""
         from segment import load
 
         out, training = tmp_path / "demo.onnx", ROOT / "training"
@@ -148,7 +148,7 @@ class TestConvert:
         assert "nowhere.file" in capsys.readouterr().err
 
     def test_the_folder_of_the_output_is_created(self, tmp_path: Path) -> None:
-        """It was missing after the conversion, which takes minutes with a large model."""
+        """A missing folder must not fail the command after the conversion, which takes minutes for a large model."""
         files = ROOT / "training" / "shapes.yaml", ROOT / "training" / "shapes.pkl"
         assert run("convert", *files, "-o", tmp_path / "new" / "folder" / "demo.onnx") == 0
         assert (tmp_path / "new" / "folder" / "demo.onnx").exists()
@@ -227,7 +227,7 @@ class TestDoor:
         assert process.wait(30) == 0
 
     def test_models_are_copied_freely(self, tmp_path: Path) -> None:
-        """A model file needs nothing beside it."""
+        """A model file works without any other file."""
         from segment import load
 
         assert load(shutil.copy(EMBEDDED, tmp_path / "mine.onnx")).name == "mine"

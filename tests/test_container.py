@@ -1,4 +1,4 @@
-"""Limits of the container, from control groups of both versions, and from a real one."""
+"""Limits and memory of the container, from simulated cgroup v1, cgroup v2 and /proc files and from a real cgroup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNLIMITED_V1 = 0x7FFFFFFFFFFFF000
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A /sys/fs/cgroup of our own, empty."""
+    """An empty folder that replaces /sys/fs/cgroup."""
     monkeypatch.setattr(container, "CGROUP", tmp_path)
     return tmp_path
 
@@ -31,7 +31,7 @@ GIB = 1 << 30
 
 @pytest.fixture(params=[(4 * GIB, 4 * GIB), (64 * GIB, 8 * GIB)], ids=["small", "large"])
 def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The limit on a machine without limits: all its memory, but at most 8 GiB."""
+    """The limit without a setting or a cgroup's limit: the machine's memory, at most 8 GiB."""
     machine, expected = request.param
     monkeypatch.setattr(container, "machine_memory", lambda: machine)
     return int(expected)
@@ -43,7 +43,7 @@ def write(path: Path, text: str) -> None:
 
 
 def in_group(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """Let this process be in these groups, as /proc/self/cgroup says it."""
+    """Replace the content of /proc/self/cgroup, which lists the cgroups of this process."""
     real = Path.read_text
 
     def read_text(path: Path, *arguments: str, **named: str) -> str:
@@ -146,7 +146,7 @@ class TestHeldOnOtherKernels:
 
     @pytest.fixture
     def process(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """The folder of this process in a /proc of our own."""
+        """The folder of this process in a simulated /proc."""
         monkeypatch.setattr(container, "PROC", tmp_path)
         write(tmp_path / str(os.getpid()) / "cmdline", "python")
         return tmp_path / str(os.getpid())
@@ -157,7 +157,7 @@ class TestHeldOnOtherKernels:
         assert container.held() == container.anonymous() == 140_000 << 10
 
     def test_gvisor_without_mappings(self, process: Path) -> None:
-        """All resident memory is counted: a service that holds less than it believes is slow, but is not killed."""
+        """All resident memory is counted: too high a value makes the service slow, too low a value gets it killed."""
         write(process / "status", self.STATUS)
         assert container.held() == container.anonymous() == 300_000 << 10
 
@@ -170,7 +170,7 @@ class TestHeldOnOtherKernels:
 
 @pytest.mark.skipif(bool(cgroup.missing()), reason=cgroup.missing())
 def test_a_real_group() -> None:
-    """A process of a group sees its limit; one that passes it is killed, and the group says so."""
+    """A process reads its cgroup's limit; a process that exceeds it is killed, and the cgroup counts the kill."""
     report = "import json; from segment import container; print(json.dumps(container.memory_limit()))"
     with cgroup.group(200 * MIB) as group:
         command = group.command([sys.executable, "-c", report])

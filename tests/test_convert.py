@@ -1,4 +1,4 @@
-"""The converter, held to what detectron2 itself answers for the checkpoints in tests/golden (see its README)."""
+"""The converter: converted models are compared with detectron2's detections in tests/golden (see its README)."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ FAMILIES = (
     "implicit",
 )
 BOX, SCORE, MASK, SHARE = 0.05, 1e-3, 5e-3, 0.95
-"""Tolerances: pixels per box coordinate, score, mean absolute difference of a mask, share of detections within them."""
+"""Tolerances: box coordinate in pixels, score, mean absolute mask difference; least share of detections within them."""
 RENDERED_IOU = 0.99
-"""Least IoU of the pixels of a rendered mask, which is compared at 0.5: PointRend's are 224 x 224, kept as bytes."""
+"""Least IoU of PointRend's rendered masks, which are 224 x 224 and stored as booleans, thresholded at 0.5."""
 
 
 def converted(folder: Path, name: str) -> onnx.ModelProto:
@@ -58,7 +58,7 @@ def converted(folder: Path, name: str) -> onnx.ModelProto:
 
 
 def agreement(model: Path, answers: Any) -> list[float]:
-    """For each image, the share of detectron2's detections that the model file finds too."""
+    """For each image, the share of detectron2's detections that the converted model also finds."""
     engine = load(model, threads=2, memory=Footprint(0, 0.0))
     shares = []
     for i in range(sum(name.startswith("image") for name in answers)):
@@ -97,7 +97,7 @@ def test_a_converted_checkpoint_answers_as_detectron2_does(name: str, tmp_path: 
 
 @pytest.mark.parametrize("seen", ["IMAGE_FEATURE_ENABLED", "POS_ENC_ENABLED"])
 def test_implicit_pointrend_runs_with_either_input_of_its_points(seen: str, tmp_path: Path) -> None:
-    """Without the features of the image, nothing in the loop over the instances depends on their boxes."""
+    """Without image features, no value in the loop over the instances depends on their boxes."""
     document = changed("MODEL.IMPLICIT_POINTREND." + seen, False, "implicit")
     document["MODEL"]["POINT_HEAD"]["CLS_AGNOSTIC_MASK"] = True
     facts = config.parse(document)
@@ -122,7 +122,7 @@ def test_the_embedded_demo_is_what_its_checkpoint_converts_to() -> None:
 
 
 def test_the_layers_of_the_mask_head_take_no_memory_per_instance() -> None:
-    """They run on a few instances at a time. Only the crops of all, before and after their concatenation, are kept."""
+    """The layers run on a few instances at a time; only the crops are kept for all, before and after concatenation."""
     facts = ModelMetadata.from_metadata(metadata(Path("segment/models/shapes.onnx")))
     settings = config.read(TRAINING / "shapes.yaml")
     crop = 4 * settings.channels * settings.mask_head.pooler.resolution**2
@@ -259,7 +259,7 @@ def test_heads_that_do_not_belong_together_are_refused(heads: str, mask_head: st
 
 
 def test_a_config_of_2020_is_that_of_today() -> None:
-    """Then the mask head was called CoarseMaskHead, and its tensors lay elsewhere."""
+    """Configs of 2020 call PointRend's mask head CoarseMaskHead, and its tensors have other names."""
     document = changed("MODEL.ROI_MASK_HEAD.NAME", "CoarseMaskHead", "pointrend")
     document["MODEL"]["ROI_HEADS"]["NAME"] = "PointRendROIHeads"
     document["MODEL"]["ROI_MASK_HEAD"]["POOLER_TYPE"] = "ROIAlignV2"
@@ -277,7 +277,7 @@ def test_a_config_of_2020_is_that_of_today() -> None:
 
 
 def test_a_config_is_read_with_those_that_it_builds_on(tmp_path: Path) -> None:
-    """As fvcore does: relative to the file, in a list the later one goes over the earlier one, the file over all."""
+    """As in fvcore: paths are relative to the file, later bases override earlier ones, the file overrides its bases."""
     (tmp_path / "configs").mkdir()
     base = yaml.safe_load((GOLDEN / "r50.yaml").read_text())
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
@@ -354,7 +354,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
 
 def test_a_tensor_without_a_place_is_named() -> None:
     given = tensors()
-    given["backbone.bottom_up.res4.6.conv1.weight"] = np.zeros((1,), np.float32)  # as a deeper network has it
+    given["backbone.bottom_up.res4.6.conv1.weight"] = np.zeros((1,), np.float32)  # exists in a deeper network only
     with pytest.raises(ConversionError, match=r"res4\.6\.conv1\.weight"):
         convert.convert(config.read(GOLDEN / "r50.yaml"), given)
 
@@ -406,17 +406,17 @@ def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> 
 
 
 class Storage:
-    """What torch.save writes of a tensor: its storage by persistent id, and how to view it."""
+    """The storage of a tensor, to which torch.save refers by a persistent id."""
 
     def __init__(self, kind: str, key: str, array: Any) -> None:
         self.kind, self.key, self.array = kind, key, array
 
 
-Pickler: Any = pickle._Pickler  # the one written in Python, whose steps can be changed
+Pickler: Any = pickle._Pickler  # the implementation in Python, whose methods can be overridden
 
 
 class TorchPickler(Pickler):  # type: ignore[misc]
-    """Writes what torch.save writes, without torch."""
+    """Writes the pickle format of torch.save, without torch."""
 
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, Storage):
@@ -447,7 +447,7 @@ class Tensor:
 
 
 def save_pth(path: Path, document: Any) -> None:
-    """A file as torch.save writes it: a zip of data.pkl and one file per storage."""
+    """Write a file in the format of torch.save: a zip with data.pkl and one file per storage."""
     buffer = io.BytesIO()
     arrays: list[Tensor] = []
 
@@ -497,7 +497,7 @@ def test_a_file_describes_itself() -> None:
 
 
 def test_a_pth_is_not_inflated(tmp_path: Path) -> None:
-    """A gigabyte of zeros in a megabyte is refused before it is unpacked."""
+    """Compressed entries are refused before they are unpacked: a megabyte could hold a gigabyte of zeros."""
     path = tmp_path / "model.pth"
     save_pth(path, {"model": {"weight": np.zeros(16 << 20, np.float32)}})
     with zipfile.ZipFile(path) as archive:
@@ -539,7 +539,7 @@ def test_an_odd_config_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
-    """Every key of a good config in turn has a value of another type; nothing but a ConversionError comes of it."""
+    """Each key of a valid config in turn gets values of other types; no error but a ConversionError is raised."""
     document = yaml.safe_load(Path("tests/golden/r50.yaml").read_text())
 
     def change(node: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ BEAM = README.parents[1] / "docs" / "beam.md"
 def test_arithmetic() -> None:
     # 1,000 photos of 0.2 s: 200 vCPU-seconds, 100 GiB-seconds, 1,000 requests
     assert cost.request_dollars(1000, 0.2) == pytest.approx(200 * 0.000024 + 100 * 0.0000025 + 0.0004)
-    # 4,000 uploads and lists, 1,000 reads; four calls of 0.05 s are waited for
+    # 4,000 uploads and lists, 1,000 reads; each photo waits for four calls of 0.05 s
     assert cost.storage_dollars(1000) == pytest.approx(0.0204)
     assert cost.bucket_dollars(1000, 0.2) == pytest.approx(cost.request_dollars(1000, 0.4) + 0.0204)
     assert cost.free_photos(0.2) == 900_000  # the vCPU-seconds are used up first

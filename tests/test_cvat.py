@@ -1,4 +1,4 @@
-"""CVAT's function as nuclio runs it, and its shapes as CVAT's own packages take them."""
+"""The function for CVAT, called as nuclio calls it; its shapes are read with CVAT's own packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER = ROOT / "deploy" / "cvat"
 
 
 class Context:
-    """What a handler uses of nuclio_sdk.Context."""
+    """The attributes of nuclio_sdk.Context that a handler uses."""
 
     Response = SimpleNamespace
 
@@ -107,13 +107,13 @@ def test_the_configuration_is_what_cvat_reads() -> None:
     assert name in (FOLDER / f"{module}.py").read_text(encoding="utf-8")
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     version = configuration["spec"]["runtime"].partition(":")[2]
-    assert f"python:{version}." in dockerfile, "nuclio's wrapper is of the image's Python"
+    assert f"python:{version}." in dockerfile, "the runtime of nuclio's wrapper is the image's Python version"
     assert "WORKDIR " + configuration["spec"]["env"][0]["value"] in dockerfile
 
 
 @pytest.mark.slow
 def test_cvats_packages_take_the_shapes(function: Any, context: Context, photo: bytes, tmp_path: Path) -> None:
-    """As lambda_manager makes shapes of the answer, with nuclio's Response, datumaro's masks and the API's models."""
+    """The response is read as in CVAT's lambda_manager: nuclio's Response, datumaro's masks and the API's models."""
     (tmp_path / "body.json").write_text(json.dumps({"image": base64.b64encode(photo).decode()}))
     answer = function.handler(context, SimpleNamespace(body=json.loads((tmp_path / "body.json").read_text())))
     (tmp_path / "shapes.json").write_bytes(answer.body)
@@ -147,8 +147,8 @@ def test_auto_annotation_from_the_command_line(photo: bytes, tmp_path: Path) -> 
     for one in answer["annotations"]:
         truth[one["category_name"]] = truth.get(one["category_name"], 0) + one["area"]
     assert set(areas) == {"mask", "polygon"}
-    assert areas["mask"] == pytest.approx(truth, rel=0.1), "the photo was encoded anew on the way"
-    assert areas["polygon"] == pytest.approx(truth, rel=0.2), "holes are filled"
+    assert areas["mask"] == pytest.approx(truth, rel=0.1), "the photo is encoded again before it is sent"
+    assert areas["polygon"] == pytest.approx(truth, rel=0.2), "polygons have no holes"
 
 
 def enclosed(points: list[float]) -> float:

@@ -1,4 +1,4 @@
-"""Datasets of a folder of photos, read by the tools that people read them with."""
+"""Datasets of a folder of photos, read with common tools: pycocotools, DuckDB and PyArrow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from training.shapes import CLASSES, scene
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three photos, two of the same name in different folders, and one that is cut off."""
+    """Three photos, two of them with the same name in different folders, and a truncated one."""
     folder = tmp_path / "photos"
     for number, name in enumerate(("IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png")):
         path = folder / name
@@ -74,7 +74,7 @@ def test_a_dataset_that_cannot_be_written(photos: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="setrlimit is POSIX")
 def test_a_full_disk_is_explained(photos: Path, tmp_path: Path) -> None:
-    """The largest size of a file stands in for the size of the disk."""
+    """A limit on the size of files simulates a full disk."""
     out = tmp_path / "out"
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({16 << 10}, {16 << 10}))"
     command = f"{limited}; import sys; from segment.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -83,7 +83,7 @@ def test_a_full_disk_is_explained(photos: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "IMG_0001.jpg: File too large" in done.stderr
-    assert not list(out.rglob("*.png")), "a picture that is cut off does not stay"
+    assert not list(out.rglob("*.png")), "a truncated picture is deleted"
 
 
 def test_a_full_journal_is_explained(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_one_coco_dataset_of_a_folder(photos: Path, tmp_path: Path, capsys: pyte
 def test_duckdb_reads_the_parquet_dataset(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos / "deeper", "-o", out, "-d", "parquet,coco") == 0
-    assert not list(out.rglob("*.png")), "a dataset is instead of files per photo"
+    assert not list(out.rglob("*.png")), "a dataset replaces the files per photo"
 
     def query(columns: str) -> list[tuple[Any, ...]]:
         source = f"read_parquet('{out}/instances.parquet/**/*.parquet', hive_partitioning = true)"
@@ -141,18 +141,18 @@ def test_duckdb_reads_the_parquet_dataset(photos: Path, tmp_path: Path) -> None:
 
 
 def test_bigquery_takes_the_schema(tmp_path: Path) -> None:
-    """BigQuery's rules for columns, types, compression and Hive partitions of Parquet files that are loaded
+    """Parquet files follow BigQuery's rules for columns, types, compression and Hive partitions
     (https://cloud.google.com/bigquery/docs/loading-data-cloud-storage-parquet, .../docs/hive-partitioned-loads-gcs)."""
     place = parquet.write(entries(3), "mask_rcnn_R_50_FPN_3x", tmp_path)
     (file,) = place.iterdir()
     assert file.name.endswith(".parquet")
-    assert not file.name.startswith((".", "_")), "BigQuery loads what * matches"
+    assert not file.name.startswith((".", "_")), "BigQuery's wildcard * must match the file"
     key, _, value = place.name.partition("=")
     metadata = pyarrow.parquet.ParquetFile(file).metadata
     columns = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     reserved = ("_table_", "_file_", "_partition", "_row_timestamp", "__root__", "_colidentifier")
     names = [column.name.lower() for column in columns]
-    assert len({*names, key}) == len(names) + 1, "names are compared without case; the key of the partition is another"
+    assert len({*names, key}) == len(names) + 1, "names of columns and the partition key differ, ignoring case"
     for name in (*names, key):
         assert re.fullmatch(r"[a-z_][a-z0-9_]{0,299}", name)
         assert not name.startswith(reserved)
@@ -181,12 +181,12 @@ def test_a_run_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "b.png: " in shown
     assert "1 photo done before" in shown
     assert run(*arguments, "-s", "min_score=0.9") == 0
-    assert "done before" not in capsys.readouterr().out, "other options give other results"
+    assert "done before" not in capsys.readouterr().out, "earlier results are not used with other options"
 
     (photos / "deeper" / "b.png").unlink()
     os.utime(photos / "deeper" / "IMG_0001.jpg", ns=(0, 0))
     assert run(*arguments) == 0
-    assert "done before" not in capsys.readouterr().out, "the photo has changed"
+    assert "done before" not in capsys.readouterr().out, "earlier results are not used if the photo has changed"
     assert names(load(tmp_path / "out")) == ["IMG_0001.jpg"]
 
 

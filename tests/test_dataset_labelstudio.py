@@ -1,4 +1,4 @@
-"""Tasks with predictions for Label Studio: the regions of the ML backend, to the pixel. test_label_studio.py (slow)
+"""Tasks with predictions for Label Studio have the same regions as the ML backend's. test_label_studio.py (slow)
 imports them into Label Studio itself."""
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def test_regions_are_those_of_the_ml_backend() -> None:
         elif one["type"] == "rectanglelabels":
             for key in ("x", "y", "width", "height"):
                 assert one["value"][key] == pytest.approx(other["value"][key], abs=0.01)
-        else:  # traced on pixels instead of probabilities
+        else:  # polygons are traced on pixels instead of probabilities
             assert area(one["value"]["points"]) == pytest.approx(area(other["value"]["points"]), rel=0.03)
 
 
@@ -115,7 +115,7 @@ def entry(found: Detections) -> Entry:
     return Entry("a b.jpg", 1, {"image": image, "annotations": annotations})
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pycocotools, each of which pytest keeps
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pytest would store each of pycocotools'
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path) -> None:
     own = controls(labelstudio.default_config(CLASSES), CLASSES)
     peaks = []

@@ -1,4 +1,4 @@
-"""Deformable convolutions: against the definition, against detectron2's answers, in int8."""
+"""Deformable convolutions, compared with their definition and with detectron2's detections; int8."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.test_convert import GOLDEN, SHARE, agreement, changed, converted
 
 WIDTH = 8
 STABLE = (0, 2)
-"""Images of the golden for which detectron2 gives the same answers again on another processor: 20 of 20. For image 1 it
-gives 15, and with noise of 1e-4 grey levels on the image 10 or 11: that one cannot be compared with."""
+"""Images of which detectron2 finds all 20 detections again on another processor. Of image 1 it finds 15 again, and with
+noise of 1e-4 grey levels 10 or 11, so that image is not compared."""
 
 
 def test_the_golden_answers_as_detectron2_does(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_the_golden_answers_as_detectron2_does(tmp_path: Path) -> None:
 
 
 def test_modulated_in_groups_answers_as_detectron2_does(tmp_path: Path) -> None:
-    """Made by devtools/golden.py. With noise of 1e-4 grey levels detectron2 finds all 60 detections again."""
+    """devtools/golden.py made the file. With noise of 1e-4 grey levels, detectron2 finds all 60 detections again."""
     onnx.save(converted(GOLDEN, "dconv-v2"), tmp_path / "model.onnx")
     shares = agreement(tmp_path / "model.onnx", np.load(GOLDEN / "dconv-v2.npz"))
     assert len(shares) == 3
@@ -49,7 +49,7 @@ def layer(**changes: Any) -> ResNet:
 def by_definition(
     x: Any, offsets: Any, factors: Any, weight: Any, groups: int, offset_groups: int, stride: int, dilation: int
 ) -> Any:
-    """Dai et al. 2017, equations 2 to 4, one sample after the other, in float64."""
+    """Dai et al. 2017, equations 2 to 4, sample by sample in float64."""
     channels, height, width = x.shape
     out, into = weight.shape[:2]
     rows, columns = offsets.shape[-2:]

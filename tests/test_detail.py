@@ -1,4 +1,4 @@
-"""The option `detail`: what it plans, what it finds, and what it is refused for."""
+"""The option `detail`: detections, planned sizes and memory, and refusals, through the service and the planner."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def service() -> Service:
 
 @pytest.fixture(scope="module")
 def photo() -> bytes:
-    """Shapes that are small in it: four scenes, side by side."""
+    """Four scenes in one photo, so that their shapes are small."""
     sheet = Image.new("RGB", (1280, 960))
     for seed, corner in enumerate([(0, 0), (640, 0), (0, 480), (640, 480)], 50_000):
         sheet.paste(Image.fromarray(scene(seed, (640, 480))[0]), corner)

@@ -1,4 +1,4 @@
-"""Detections in the frames of other sizes."""
+"""Detections: scaling to other image sizes, and selection of instances."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_instances_are_selected_in_the_order_given() -> None:
 
 
 def test_instances_are_selected_as_in_other_libraries() -> None:
-    """By number, by slice and by a boolean mask, as in detectron2's Instances and supervision's Detections."""
+    """By index, by slice and by a boolean mask, as in detectron2's Instances and supervision's Detections."""
     whole = found()
     assert whole[whole.scores > 0.75].classes.tolist() == [2, 0]
     assert whole[np.array([False, False, True])].masks == whole.masks[2:]

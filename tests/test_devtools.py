@@ -1,4 +1,4 @@
-"""`make bucket`: a photo dropped into a folder comes back as results in another."""
+"""`make bucket`: the results of a photo dropped into one folder are written to another."""
 
 from __future__ import annotations
 

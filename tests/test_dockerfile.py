@@ -1,4 +1,4 @@
-"""The Dockerfile agrees with the files that it is built from. test_image_build.py tests the image."""
+"""The Dockerfile is consistent with the files that it is built from. test_image_build.py tests the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = dict(
 
 
 def pins(name: str) -> dict[str, str]:
-    """Package -> version of a requirements file, names as PyPI compares them."""
+    """Versions in a requirements file, by package name as PyPI normalises it."""
     found = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.M)
     return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in found}
 
@@ -58,7 +58,7 @@ def test_constraints_hold_what_the_image_needs() -> None:
 
 
 def test_beam_workers_have_the_packages_of_the_service() -> None:
-    """But for Pillow, of which apache-beam does not allow the same version."""
+    """Except Pillow, because apache-beam does not allow the service's version."""
     service, workers = pins("requirements.txt"), pins("requirements-beam.txt")
     assert {name: workers.get(name) for name in service.keys() - {"pillow"}} == {
         name: version for name, version in service.items() if name != "pillow"
@@ -66,7 +66,7 @@ def test_beam_workers_have_the_packages_of_the_service() -> None:
     assert f"beam_python3.11_sdk:{workers['apache-beam']}\n" in DOCKERFILE
     python = re.search(r"^ARG BASE=\S+/python:(\d+\.\d+)\.", DOCKERFILE, re.M)
     assert python
-    assert python[1] == "3.11", "a worker's Python is that of Beam's image"
+    assert python[1] == "3.11", "workers use the Python version of Beam's image"
 
 
 def test_copied_files_exist_and_are_not_ignored() -> None:
