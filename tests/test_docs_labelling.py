@@ -1,4 +1,4 @@
-"""docs/labelling.md says what the code does."""
+"""The settings, files, headings, configs and commands in docs/labelling.md exist and are valid."""
 
 from __future__ import annotations
 

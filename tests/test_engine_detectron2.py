@@ -1,6 +1,6 @@
-"""detectron2 in this process: its answers are its answers, and those of the converted model.
+"""The detectron2 engine returns detectron2's own results, stored in golden/, and those of the converted model.
 
-Where detectron2 is not installed only the refusal is tested.
+Without detectron2 only the error for the missing package is tested.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ needs_detectron2 = pytest.mark.skipif(not installed, reason="detectron2 is not i
 
 
 def folder_of(name: str, tmp_path: Path) -> Path:
-    """A golden model as a training run leaves one."""
+    """A golden model in a folder laid out like the output of a training run."""
     shutil.copy(GOLDEN / f"{name}.yaml", tmp_path / "config.yaml")
     shutil.copy(GOLDEN / f"{name}.pkl", tmp_path / "model_final.pkl")
     return tmp_path
@@ -44,7 +44,7 @@ def load(folder: Path) -> Detectron2:
 
 
 def change(folder: Path, **values: Any) -> None:
-    """Change keys of the config's MODEL."""
+    """Change keys below MODEL in the config."""
     path = folder / "config.yaml"
     document = yaml.safe_load(path.read_text())
     document["MODEL"].update(values)
@@ -52,7 +52,7 @@ def change(folder: Path, **values: Any) -> None:
 
 
 def agreeing(found: Detections, boxes: Any, scores: Any, classes: Any, grids: Any) -> int:
-    """How many of the expected instances are found: boxes to 0.05 px, scores to 1e-3, masks to 5e-3 on average."""
+    """The number of expected instances that are found: boxes to 0.05 px, scores to 1e-3, masks to 5e-3 on average."""
     return sum(
         any(
             found.classes[i] == classes[j]
@@ -138,7 +138,7 @@ def test_the_render_factor_is_not_undone(tmp_path: Path) -> None:
 
 @needs_detectron2
 def test_configs_that_do_not_convert(tmp_path: Path) -> None:
-    """A C4 network (no pyramid), with deformable convolutions; checkpoint as a training run saves it."""
+    """The engine runs a C4 network (no pyramid) with deformable convolutions from the checkpoint of a training run."""
     import torch
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
@@ -178,7 +178,7 @@ def test_a_lazy_config(tmp_path: Path) -> None:
 
     config = get_cfg()
     config.merge_from_file(str(GOLDEN / "r50.yaml"))
-    # The shortest lazy config of a whole network: what builds the same one from a config of the other kind.
+    # The shortest lazy config of a whole network: one call that builds it from the YAML config.
     lazy = OmegaConf.create({"model": LazyCall(from_text)(text=config.dump())})
     LazyConfig.save(lazy, str(tmp_path / "config.yaml"))
     torch.save({"model": build_model(config).state_dict()}, tmp_path / "model_final.pth")
@@ -193,7 +193,7 @@ def from_text(text: str) -> Any:
     return build_model(CfgNode.load_cfg(text))
 
 
-# What is refused
+# Models that are refused
 
 
 def without_a_tensor(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Which model files are accepted or refused, and the memory that they declare."""
+"""engine.load accepts or refuses model files and determines the memory that they need."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_foreign_file_is_measured_once_where_there_is_a_cache(tmp_path: Path) 
     )  # fmt: skip
     engine = load(path, threads=1, cache=tmp_path / "cache")
     assert 0 <= engine.footprint.fixed_bytes < 200 << 20
-    assert 12 < engine.footprint.bytes_per_pixel < 300  # at least the float32 input
+    assert 12 < engine.footprint.bytes_per_pixel < 300  # the float32 input alone takes 12
     (note,) = (tmp_path / "cache").glob("*.footprint.json")
     note.write_text(json.dumps({"fixed_bytes": 7, "bytes_per_pixel": 2.5}))
     again = load(path, threads=1, cache=tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""Files as torchvision's Mask R-CNN exports them, with known answers."""
+"""Files with the inputs and outputs of torchvision's exported Mask R-CNN give the expected detections."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_class_without_a_label_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(99, 99), (450, 450), (640, 320)])
 def test_masks_are_as_small_as_the_engine_says(size: tuple[int, int], tmp_path: Path) -> None:
-    """100 pasted masks of 450 x 450 were 90 MiB in no plan. What is pasted is kept on a grid like the network's own."""
+    """Pasted masks are reduced to a grid like the network's: 100 of 450 x 450 took 90 MiB that was not planned."""
     boxes = np.array([[0, 0, *size]] * len(SCORES), np.float32)
     for grids in (GRIDS, None):
         engine = open_file(tmp_path / "m.onnx", boxes=boxes, grids=grids)

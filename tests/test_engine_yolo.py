@@ -1,4 +1,4 @@
-"""YOLO-seg files with known weights, against the straightforward way (reference.py)."""
+"""YOLO-seg files with known weights give the same detections as the reference in plain NumPy (reference.py)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NAMES = {"names": "{0: 'cat', 1: 'dog', 2: \"cat's toy\"}", "task": "segment", "
 
 
 def photo(size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth colours, so that masks have shapes and not noise."""
+    """A smooth image, so that masks are shapes instead of noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
 
 
 class Truth:
-    """Random rows and prototypes for a canvas of `size`, and what they must come to."""
+    """Random rows and prototypes for a canvas of `size`, and the expected detections."""
 
     def __init__(self, size: tuple[int, int], anchors: int, classes: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -51,13 +51,13 @@ class Truth:
 
     @property
     def objectness(self) -> Floats:
-        """(anchors, 5 + C + P), an objectness of the best score."""
+        """(anchors, 5 + C + P), with the best score as objectness."""
         best = self.scores.max(1, keepdims=True)
         return np.concatenate([self.boxes, best, self.scores / best, self.coefficients], 1)
 
     @property
     def final(self) -> Floats:
-        """(anchors, 6 + P), corners, and of each anchor its best class."""
+        """(anchors, 6 + P), with corners and the best class of each anchor."""
         halves = self.boxes[:, 2:] / 2
         corners = np.concatenate([self.boxes[:, :2] - halves, self.boxes[:, :2] + halves], 1)
         best = self.scores.max(1, keepdims=True), self.scores.argmax(1)[:, None].astype(np.float32)
@@ -76,7 +76,7 @@ class Truth:
         min_score: float,
         masks: Floats | None = None,
     ) -> int:
-        """Every instance is as it must be; answers how many there are. `masks`: the prototypes."""
+        """Check every instance and return their number. `masks`: the prototypes."""
         size = image.shape[1], image.shape[0]
         rows = self.final
         anchors, classes = np.nonzero(self.scores > min_score)
@@ -234,7 +234,7 @@ def test_inputs_of_other_kinds(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 def test_quantised_input_and_outputs(tmp_path: Path) -> None:
-    truth = Truth((64, 64), 84, 1)  # of one class, so that equal scores have an order
+    truth = Truth((64, 64), 84, 1)  # one class, so that the order of equal scores is defined
     step = onnxfiles.ROW_STEP
     truth.boxes = np.clip(np.rint(truth.boxes / step), 2, 120) * np.float32(step)
     truth.scores = np.where(truth.scores > 0.3, 1.0, 0.0).astype(np.float32)
@@ -250,7 +250,7 @@ def test_quantised_input_and_outputs(tmp_path: Path) -> None:
 def test_bytes_that_stand_for_themselves(tmp_path: Path) -> None:
     truth = Truth((96, 64), GRID, 3)
     exact = open_file(truth.save(tmp_path / "exact.onnx"))(photo((96, 64)), 0.5, 300)
-    truth.weights /= 255  # the file sees 0-255
+    truth.weights /= 255  # the input of the file is 0-255 instead of 0-1
     found = open_file(truth.save(tmp_path / "m.onnx", kind=onnxfiles.UINT8))(photo((96, 64)), 0.5, 300)
     assert len(found) == len(exact) > 10
     for mine, other in zip(found.masks, exact.masks, strict=True):

@@ -1,4 +1,4 @@
-"""The command that installs an optional package works where it is shown."""
+"""The command shown for a missing optional package works for an installed distribution and for a clone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_an_installed_distribution_is_extended_by_name(monkeypatch: pytest.Monke
 
 
 def test_a_clone_is_installed_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The distribution is not on PyPI, so its name alone installs nothing there."""
+    """The distribution is not on PyPI, so a clone cannot be installed by name."""
 
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)

@@ -1,4 +1,4 @@
-"""Fetching URLs from a real server that misbehaves in many ways."""
+"""Fetching URLs from a local HTTP server, most of whose responses are faulty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PHOTO = bytes(range(256)) * 400
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):
-    """Answers each path with its own fault."""
+    """Sends a different response for each path."""
 
     def do_GET(self) -> None:
         name = self.path.split("?", maxsplit=1)[0].strip("/").replace("-", "_")
@@ -137,7 +137,7 @@ def get(url: str, limit: int = 1 << 20, seconds: float = 10, private: bool = Tru
 
 @pytest.fixture
 def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Make every name resolve to the addresses given, one list per look-up; returns the names looked up."""
+    """Make every host name resolve to the given addresses, one list per look-up; return the names looked up."""
     real = socket.getaddrinfo
 
     def install(*answers: list[str]) -> list[str]:
@@ -172,7 +172,7 @@ def test_no_proxy_of_the_environment(base: str, monkeypatch: pytest.MonkeyPatch)
 
 
 class TestSite:
-    """A server that the operator trusts."""
+    """URLs of a server that the operator trusts, and of other servers."""
 
     def get(self, url: str, base: str, private: bool = False) -> bytes:
         site = Site(base, {"Authorization": "Token 123"})
@@ -265,7 +265,7 @@ def test_a_redirect_to_a_private_address_is_refused(
 def test_the_connection_goes_to_the_address_that_was_checked(
     base: str, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DNS rebinding: a second look-up would give another answer, so there must be none."""
+    """DNS rebinding: a second look-up could return another address, so there must be none."""
     monkeypatch.setattr("segment.web.fetch.is_public", lambda address: address == "127.0.0.1")
     asked = resolved(["127.0.0.1"], ["169.254.169.254"])
     assert get(f"http://rebinding.example:{base.rpartition(':')[2]}/photo", private=False) == PHOTO
@@ -273,7 +273,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 
 
 def test_the_next_address_is_tried_if_one_does_not_respond(base: str, resolved: Callable[..., list[str]]) -> None:
-    resolved(["::1", "127.0.0.1"])  # nobody listens on the first
+    resolved(["::1", "127.0.0.1"])  # nothing listens on the first
     assert get(f"http://both.example:{base.rpartition(':')[2]}/photo") == PHOTO
 
 

@@ -1,6 +1,6 @@
-"""The first use: clone, `make run MODEL=NAME`, open the page, send a photo; with a mirror on this machine.
+"""The first use: clone, `make run MODEL=NAME`, open the page, send a photo; with a local mirror of the zoo.
 
-The checkpoint has the zoo's names and shapes and random values (benchmarks/checkpoints.py).
+The checkpoint has the zoo's tensor names and shapes with random values (benchmarks/checkpoints.py).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tests.mirror import Mirror
 
 NAME = "mask_rcnn_R_50_FPN_3x"
 LOWEST = 0.05
-"""Scores of random values are low, and say nothing."""
+"""Random weights give low scores."""
 HELD_BYTES = 60_000_000
-"""How much of the checkpoint the mirror sends before it waits for the page to be looked at."""
+"""The part of the checkpoint that the mirror sends before it waits until the page has been checked."""
 INSTALL_SECONDS, PREPARE_SECONDS, AT_ONCE_SECONDS = 900.0, 600.0, 30.0
 
 pytestmark = [
@@ -41,7 +41,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean clone of what is committed here."""
+    """A clean clone of this repository's last commit."""
     folder = tmp_path_factory.mktemp("clone") / "segment"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
     return folder
@@ -59,7 +59,7 @@ def mirror() -> Iterator[Mirror]:
 
 @contextlib.contextmanager
 def make_run(clone: Path, mirror: Mirror, *variables: str) -> Iterator[str]:
-    """`make run MODEL=NAME`, ended by Ctrl-C; the URL that it will serve on."""
+    """Start `make run MODEL=NAME`, yield the URL that it will serve on, and end it with Ctrl-C."""
     port = free_port()
     own = {"SEGMENT_ZOO_URL": mirror.url, "XDG_CACHE_HOME": str(clone.parent / "cache"), "PYTHON": sys.executable}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SEGMENT_")} | own
@@ -73,7 +73,7 @@ def make_run(clone: Path, mirror: Mirror, *variables: str) -> Iterator[str]:
 
 
 def wait_for(url: str, seconds: float) -> float:
-    """Wait until `url` answers 200; how long that took."""
+    """Wait until `url` responds with 200; return the seconds that this took."""
     start = time.monotonic()
     while time.monotonic() < start + seconds:
         with contextlib.suppress(requests.ConnectionError):
@@ -84,7 +84,7 @@ def wait_for(url: str, seconds: float) -> float:
 
 
 def segmented(url: str) -> int:
-    """README's curl command; how many objects it found."""
+    """Run README's curl command; return the number of objects found."""
     command = ["curl", "--silent", "--show-error", "--fail", "-F", f"file=@{ROOT / 'docs' / 'coins-photo.png'}"]
     done = subprocess.run(
         [*command, f"{url}/segment?format=json&min_score={LOWEST}"], capture_output=True, check=True, timeout=60
@@ -97,7 +97,7 @@ def test_a_name_that_is_none_stops_with_what_to_do(clone: Path) -> None:
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0
     assert "There is no model called mask_rcnn_R_51" in done.stderr
-    assert not (clone / ".venv").exists(), "refused before anything is installed"
+    assert not (clone / ".venv").exists(), "the name must be refused before anything is installed"
 
 
 def test_two_commands_to_a_segmented_photo(clone: Path, mirror: Mirror, capsys: pytest.CaptureFixture[str]) -> None:

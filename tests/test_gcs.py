@@ -1,4 +1,4 @@
-"""The storage emulator behaves as the real service does, checked with the real client."""
+"""The emulator of Cloud Storage behaves like the real service, tested through Google's client."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_list_goes_over_pages(cloud: Cloud, client: Client) -> None:
 
 
 def test_virtual_bucket_lists_what_is_never_in_memory(cloud: Cloud, client: Client) -> None:
-    """Billions of objects, and one that was written among them."""
+    """Part of 10 billion generated objects is listed in order, with a written object among them."""
 
     def listing(start: str) -> Iterator[Object]:
         first = max(int(start or 0), 0) if start.isdecimal() or not start else 10**10
@@ -192,14 +192,14 @@ def test_client_gets_over_any_fault(cloud: Cloud, bucket: Bucket, effect: int, w
     try:
         upload(bucket, "a", content, if_generation_match=0)
     except exceptions.PreconditionFailed:
-        assert committed, "only a write whose answer was lost meets itself again"
+        assert committed, "only the retry of a write whose response was lost may fail its precondition"
     assert bucket.blob("a").download_as_bytes(retry=FAST, timeout=TIMEOUT) == content
     assert (uploading.hits, downloading.hits) == (1, 1)
     assert len(cloud.writes) == 1
 
 
 def test_precondition_failure_on_demand_writes_nothing(cloud: Cloud, bucket: Bucket) -> None:
-    # The client also looks up the bucket in the background, which must not take the fault.
+    # Only uploads: the client also looks up the bucket in the background, which would use up the fault.
     cloud.faults.add(Fault(412, path="/upload/", times=1))
     with pytest.raises(exceptions.PreconditionFailed):
         upload(bucket, "a", b"1", if_generation_match=0)

@@ -1,4 +1,4 @@
-"""What the second stage chooses, as the runtime executes it."""
+"""The selection of boxes by the second stage (heads.select), run in OpenVINO."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = [5.0, 5.0, 5.0, 40.0]
 
 
 def chosen(head: BoxHead, boxes: Any, scores: Any, folder: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Boxes, scores and classes that the head chooses from boxes (N, k, 4) and scores (N, CLASSES)."""
+    """Boxes, scores and classes that the head selects from boxes (N, k, 4) and scores (N, CLASSES)."""
     g, table = Graph(), np.array(boxes, np.float32)
     found = heads.select(g, head, CLASSES, "scores", "boxes", "min_score", "max_detections")
     for name, value in (("chosen", found.boxes), ("best", found.scores), ("labels", found.classes)):

@@ -1,4 +1,4 @@
-"""Decoding bytes to upright RGB in each supported format; other bytes are refused."""
+"""Images of each supported format are decoded to upright RGB in the planned memory; other bytes are refused."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_reads_heic_upright() -> None:
 
 
 def test_reads_several_pictures_in_one_jpeg() -> None:
-    """MPO: what phones write for a photo with a depth map or a second view."""
+    """MPO, which phones write for a photo with a depth map or a second view."""
     data = encoded(photo(320, 240), "MPO", save_all=True, append_images=[photo(64, 48)])
     assert image.read_header(data).format == "JPEG"
     assert decoded(data, (80, 60)).size == (80, 60)
@@ -179,7 +179,7 @@ def test_reads_floats_that_are_no_numbers_as_black() -> None:
 
 
 def test_reads_deep_colours() -> None:
-    """16 bits per channel, which Pillow cannot write: one PNG by hand."""
+    """16 bits per channel, in a PNG built by hand because Pillow cannot write it."""
     rows = b"".join(b"\0" + struct.pack(">6H", 0x80FF, 0, 0xFFFF, 0x1234, 0xFFFF, 0) for _ in range(2))
     assert decoded(png((2, 2), rows, depth=16, colour=2)).getpixel((0, 0)) == (0x80, 0, 0xFF)
 
@@ -202,7 +202,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(
     result = decoded(encoded(photo(*size), "JPEG", exif=turned(orientation)), target)
     for side, wanted, full in zip(result.size, target, header.size, strict=True):
         assert min(wanted, full) <= side <= full
-    # Decoders halve and round up, at most to an eighth: twice what is needed is too much, but for that rounding.
+    # Decoders scale to 1/2, 1/4 or 1/8 and round up: one side is at most twice the target, or the scale is 1/8.
     assert result.width <= 2 * target[0] or result.height <= 2 * target[1] or result.width == -(-header.size[0] // 8)
 
 
@@ -313,7 +313,7 @@ SAMPLES = [
 
 
 def _damaged(data: bytes, seed: int) -> bytes:
-    """`data` with a few bytes changed, moved, left out or cut off; mostly near the head, where the formats are."""
+    """`data` with a few bytes changed, moved, left out or cut off; mostly near the start, where the headers are."""
     chance = random.Random(seed)
     damaged = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 4, 16])):
@@ -340,7 +340,7 @@ def test_damaged_files_are_decoded_or_refused(sample: int) -> None:
         data = _damaged(SAMPLES[sample], seed)
         try:
             header = image.read_header(data)
-            if header.decode_bytes((20, 20)) < 64 << 20:  # what the caller does: judge, then decode
+            if header.decode_bytes((20, 20)) < 64 << 20:  # as the caller does before it decodes
                 result = image.decode_here(data, header, (20, 20))
                 assert (result.mode, result.size) == ("RGB", header.decoded_size((20, 20)))
         except (ImageError, TooLarge) as error:
@@ -425,7 +425,7 @@ def test_decoding_takes_no_more_memory_than_planned(make: Callable[[], bytes], t
 
 
 def _peak(data: bytes, target: tuple[int, int]) -> list[str]:
-    """What PEAK prints: "refused" if the file is, then the peak of memory and the plan, without a sandbox's own."""
+    """The output of PEAK: "refused" if the file is, then peak and planned memory, without a sandbox's process."""
     command = [sys.executable, "-c", PEAK, *map(str, target)]
     root = Path(__file__).resolve().parents[1]
     ended = subprocess.run(command, input=data, capture_output=True, check=True, cwd=root, timeout=60, text=False)
@@ -476,7 +476,7 @@ except MemoryError:
 
 
 def test_an_address_space_of_the_planned_size_suffices_to_decode() -> None:
-    """Where only RLIMIT_AS takes effect, libraries that are loaded while decoding and stacks of threads count, too."""
+    """Where only RLIMIT_AS takes effect, it also counts thread stacks and libraries that are loaded while decoding."""
     data = encoded(photo(300, 200), "AVIF")
     limit = image.read_header(data).decoder_limit((300, 200))
     script = f"""
@@ -492,7 +492,7 @@ def test_resizes_without_aliasing() -> None:
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (256, 128))).convert("RGB")
     small = image.resize(stripes, (16, 16))
     assert small.size == (16, 16)
-    assert np.abs(np.asarray(small, np.int16)[:, :-1] - 127).max() <= 3  # the last sees less than a whole block
+    assert np.abs(np.asarray(small, np.int16)[:, :-1] - 127).max() <= 3  # the last averages only part of a block
     assert difference(image.resize(photo(400, 300), (60, 40)), photo()) < 3
 
 
@@ -501,7 +501,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _laborious() -> dict[str, bytes]:
-    """Files of about a megabyte whose headers take seconds to read."""
+    """Files of about 1 MB whose headers would take seconds to read without limits on the work."""
     png, jpeg, gif = (_encoded(kind) for kind in ("PNG", "JPEG", "GIF"))
     profile = _chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1 << 20), 9))
     text = _chunk(b"tEXt", b"a\0b")
@@ -522,7 +522,7 @@ def _laborious() -> dict[str, bytes]:
 
 
 def _many_scans(count: int) -> bytes:
-    """A JPEG of one megapixel that is not progressive and has a scan without data for one channel after the other."""
+    """A baseline JPEG of one megapixel with `count` empty scans of one channel each."""
     head = encoded(photo(64, 64), "JPEG", subsampling=0)
     head = head[: head.index(_SCAN)]
     frame = head.index(b"\xff\xc0") + 5
@@ -543,7 +543,7 @@ def test_an_orientation_of_many_numbers_is_ignored(kind: str) -> None:
 
 
 def _many_items(count: int) -> bytes:
-    """An AVIF that says where `count` items are."""
+    """An AVIF with the locations of `count` items (iloc)."""
 
     def box(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", 8 + len(content)) + kind + content
@@ -555,7 +555,7 @@ def _many_items(count: int) -> bytes:
 
 
 def _run_length_encoded(size: tuple[int, int], runs: bytes) -> bytes:
-    """A BMP with 256 colours and these runs (BI_RLE8)."""
+    """A BMP with 256 colours and `runs` as its run-length encoded pixels (BI_RLE8)."""
     offset = 54 + 1024
     head = struct.pack("<2sIIIIiiHHIIIIII", b"BM", offset + len(runs), 0, offset, 40, *size, 1, 8, 1, 0, 0, 0, 256, 0)
     return head + bytes(1024) + runs
@@ -565,7 +565,7 @@ _SCAN = b"\xff\xda"
 
 
 def _tiff(tags: list[tuple[int, int, int, int]], arrays: dict[int, list[int]], kind: int = 4) -> bytes:
-    """A greyscale TIFF with these tags (tag, type, count, value), and of these tags with arrays of numbers."""
+    """A greyscale TIFF with these tags (tag, type, count, value) and these arrays of numbers by tag."""
     pixels = bytes(8)
     tags = [(258, 4, 1, 8), (259, 4, 1, 1), (262, 4, 1, 1), (277, 4, 1, 1), *tags]
     for tag, numbers in arrays.items():

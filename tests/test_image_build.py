@@ -1,11 +1,11 @@
 """The image is built from the Dockerfile and run under Cloud Run's limits, without a container engine.
 
-buildah builds it in a chroot, over a Debian made by mmdebstrap in place of the base image, which no test should need a
-registry for. It is then run as an engine would, with its environment, its user and its command, in a memory control
-group of the 512 MiB that terraform/ gives it. The model is a Mask R-CNN R50-FPN in int8 of the zoo's exact shape, with
-random weights; the demo model is in the image too, and shows that the answers are right.
+buildah builds it in a chroot. A Debian made by mmdebstrap replaces the base image, so that no registry is needed. The
+image is run with its own environment, user and command, in a memory cgroup of 512 MiB, the limit set in terraform/.
+The model is a Mask R-CNN R50-FPN in int8 of the zoo's exact shape, with random weights. The demo model, which is in the
+image too, is used to check the detections.
 
-`make image-test` runs this: root, on Debian 12, with buildah and mmdebstrap; about four minutes.
+Run with `make image-test`, as root on Debian 12 with buildah and mmdebstrap; it takes about four minutes.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ MIB = 1 << 20
 LIMIT = 512 * MIB
 LARGEST_MIB = 500
 BASE_MIB = 130
-"""python:3.11-slim-bookworm, unpacked; the stand-in for it is larger, because Debian's Python comes with more."""
+"""Size of python:3.11-slim-bookworm, unpacked; the stand-in is larger, because Debian's Python has more files."""
 STAND_IN = "localhost/stand-in"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def missing() -> str:
-    """Why the image cannot be built here; empty if it can."""
+    """The reason why the image cannot be built on this machine; empty if it can."""
     if reason := cgroup.missing():
         return reason
     with contextlib.suppress(OSError):
@@ -66,7 +66,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missi
 
 @dataclass(frozen=True)
 class Built:
-    """An image's files, its configuration, and how much of the files is its base's, in MiB."""
+    """An image's root folder, its configuration, and the size of its base in MiB."""
 
     root: Path
     config: Mapping[str, Any]
@@ -77,7 +77,7 @@ class Built:
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Run a command; its standard output. A failure shows what it said."""
+    """Run a command and return its standard output; a failure shows the output."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -91,19 +91,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Buildah:
-    """buildah with its storage below `folder`, which has the stand-in for the base image (`base_mib` large)."""
+    """buildah with its storage in `folder`, which has the stand-in for the base image, of `base_mib` MiB."""
 
     folder: Path
     driver: str
     base_mib: float = 0.0
 
     def __call__(self, *arguments: str | Path) -> str:
-        """Run buildah with these arguments; its standard output."""
+        """Run buildah with these arguments and return its standard output."""
         store = [f"--root={self.folder / 'store'}", f"--runroot={self.folder / 'run'}"]
         return run("buildah", *store, f"--storage-driver={self.driver}", *arguments).strip()
 
     def build(self, target: str, context: Path, model: str, *arguments: str) -> None:
-        """Build a stage of the Dockerfile with the build argument MODEL; the image is called like the stage."""
+        """Build a stage of the Dockerfile with the build argument MODEL; the image has the name of the stage."""
         configuration = self.folder / "pip.conf"
         configuration.write_text(pip_configuration())
         self(
@@ -116,7 +116,7 @@ class Buildah:
 
     @contextlib.contextmanager
     def mounted(self, image: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The files of an image, and its configuration."""
+        """Mount an image; yield its root folder and its configuration."""
         container = self("from", image)
         config = json.loads(self("inspect", container))["Docker"]["config"]
         try:
@@ -144,7 +144,7 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
 
 @pytest.fixture(scope="session")
 def context(buildah: Buildah) -> Path:
-    """This repository as the folder that is built from."""
+    """A copy of this repository as the build context."""
     folder = buildah.folder / "context"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
     shutil.copy(ROOT / ".dockerignore", folder)
@@ -161,7 +161,7 @@ def image(buildah: Buildah, context: Path, model: Path) -> Iterator[Built]:
 
 
 def storage_driver(folder: Path) -> str:
-    """overlay where the kernel lets us, which shares files between layers; vfs, which copies them, elsewhere."""
+    """overlay, which shares files between layers, where the kernel allows it; otherwise vfs, which copies them."""
     places = [f"--root={folder / 'probe'}", f"--runroot={folder / 'probe-run'}"]
     probe = ["buildah", *places, "--storage-driver=overlay", "info"]
     done = subprocess.run(probe, capture_output=True, timeout=60, check=False)
@@ -169,7 +169,7 @@ def storage_driver(folder: Path) -> str:
 
 
 def stand_in(archive: Path) -> None:
-    """A Debian with what the base image has: Python as `python`, pip, certificates."""
+    """Make a Debian with the packages of the base image: Python as `python`, pip, certificates."""
     packages = "python3,python3-pip,ca-certificates"
     link = 'ln -s /usr/bin/python3 "$1/usr/local/bin/python"'
     run(
@@ -184,7 +184,7 @@ def stand_in(archive: Path) -> None:
 
 
 def certificates() -> Path:
-    """The certificates that this machine trusts: what is built may have to come through a proxy of its own."""
+    """The certificates that this machine trusts, because the build may need to go through a proxy with its own."""
     for name in ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
         if Path(os.environ.get(name, "/nowhere")).is_file():
             return Path(os.environ[name]).resolve()
@@ -215,7 +215,7 @@ def pip_files() -> set[Path]:
 
 
 def mib(root: Path) -> float:
-    """What a tree takes on disk, in MiB, each file counted once."""
+    """The disk usage of a tree in MiB, with each file counted once."""
     return int(run("du", "--summarize", "--one-file-system", "--block-size=1K", root).split()[0]) / 1024
 
 
@@ -224,7 +224,7 @@ def mib(root: Path) -> float:
 
 @dataclass
 class Container:
-    """The image, running."""
+    """A running container."""
 
     url: str
     process: subprocess.Popen[str]
@@ -245,12 +245,12 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 exec chroot --userspec="$user:$user" "$root" env -i "$@"
 """
-"""Become a process that sees the image's files alone, as its user, and then its command. The mounts are in a namespace
-of their own and end with it."""
+"""Mount the system folders, change root and user to the image's, and run the command. The mounts are in a namespace of
+their own and end with the process."""
 
 
 def inside(image: Built, command: list[str], **environment: str) -> list[str]:
-    """`command` as a process of the image: its files, user and folder, its environment and what is added to that."""
+    """The arguments that run `command` with the image's files, user, folder and environment, and `environment`."""
     variables = [f"{name}={value}" for name, value in {**image.environment(), **environment}.items()]
     here = ["sh", "-c", f'cd {image.config["WorkingDir"]} && exec "$@"', "sh", *command]
     return ["unshare", "--mount", "sh", "-c", START, "sh", str(image.root), image.config["User"], *variables, *here]
@@ -263,7 +263,7 @@ def run_inside(image: Built, command: list[str], **environment: str) -> subproce
 
 @contextlib.contextmanager
 def started(image: Built, **environment: str) -> Iterator[Container]:
-    """Run the image's command as an engine would, until it answers /ready."""
+    """Run the image's command as a container engine would, and wait until /ready returns 200."""
     port = free_port()
     environment = {"SEGMENT_MEMORY": str(LIMIT), **environment, "PORT": str(port)}
     command = inside(image, image.config["Cmd"], **environment)
@@ -285,7 +285,7 @@ def started(image: Built, **environment: str) -> Iterator[Container]:
 
 
 def not_ready(url: str) -> str:
-    """Why the service is not ready; empty if it is."""
+    """The reason why the service is not ready; empty if it is."""
     try:
         answer = requests.get(f"{url}/ready", timeout=30)
     except requests.RequestException as error:
@@ -293,11 +293,11 @@ def not_ready(url: str) -> str:
     return "" if answer.status_code == 200 else answer.text
 
 
-# What must hold.
+# Test.
 
 
 def test_image_is_small(image: Built) -> None:
-    """At most 500 MiB with the R50 int8 model and its compiled form, over the real base."""
+    """At most 500 MiB with the real base, the R50 int8 model and its compiled form."""
     added = mib(image.root) - image.base_mib
     print(f"{added:.0f} MiB over the base")
     assert BASE_MIB + added <= LARGEST_MIB
@@ -326,7 +326,7 @@ def test_image_says_how_it_runs(image: Built) -> None:
 
 
 def test_compiled_model_is_in_the_image(image: Built) -> None:
-    """Whatever the number of threads, the user of the image loads what was compiled when it was built."""
+    """The image's user loads the model that was compiled during the build, with any number of threads."""
     program = (
         "import pathlib; from segment.engine.openvino import compile_network as load;"
         "network = load(pathlib.Path('/app/model/model.onnx'), {threads}, pathlib.Path('/app/cache'));"
@@ -362,7 +362,7 @@ def test_full_size_model_serves_under_the_limit(image: Built) -> None:
 
 
 def test_request_at_sigterm_is_answered(image: Built) -> None:
-    """SIGTERM during a request: it is answered, nothing new is taken, and the process ends within Cloud Run's 10 s."""
+    """After SIGTERM during a request, the response is sent and the process ends within Cloud Run's 10 s."""
     with started(image) as container:
         body = models.photo((4000, 3000))
         got: list[requests.Response] = []
@@ -415,7 +415,7 @@ def test_build_argument_model_takes_a_name_of_the_zoo(buildah: Buildah, context:
 
 
 def built_model(buildah: Buildah) -> ModelMetadata:
-    """What the model file says that the stage `model` wrote; there must be no other file beside it."""
+    """The metadata of the model file from the stage `model`, which must be the only file in its folder."""
     with buildah.mounted("model") as (root, _):
         assert [path.name for path in (root / "model").iterdir()] == ["model.onnx"]
         facts = ModelMetadata.from_metadata(metadata(root / "model/model.onnx"))
@@ -425,7 +425,7 @@ def built_model(buildah: Buildah) -> ModelMetadata:
 
 
 def test_no_bytecode_is_compiled_at_start(image: Built) -> None:
-    """Every module has its bytecode beside it: a container cannot keep what it compiles."""
+    """The image has the bytecode of every module: a container cannot write it and would compile at each start."""
     modules = [*image.root.glob("venv/lib/python3*/site-packages/**/*.py"), *image.root.glob("app/**/*.py")]
     tag = "cpython-311"
     assert not [str(path) for path in modules if not (path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc").exists()]

@@ -1,4 +1,4 @@
-"""The COCO dataset of a folder, read by the importers of the tools that people use it with.
+"""The COCO dataset written for a folder of photos is read by the importers of other tools.
 
 Slow: each tool is installed into an environment of its own. pycocotools and DuckDB are in test_dataset.py.
 """
@@ -30,7 +30,7 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos in a tree, two of the same name."""
+    """Photos in nested folders, two of them with the same name."""
     folder = tmp_path_factory.mktemp("photos")
     for number, name in enumerate(("IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png")):
         path = folder / name
@@ -73,14 +73,14 @@ def test_every_instance_is_read(tool: str, kind: str, photos: Path, datasets: di
     for name, instances in truth.items():
         assert {label for label, _ in read[name]} == {label for label, _ in instances}
         if kind == "rle":
-            assert sorted(map(tuple, read[name])) == sorted(instances), "each mask to the pixel"
-        else:  # tools fill polygons differently by part of a pixel along the outline, and some count each part
+            assert sorted(map(tuple, read[name])) == sorted(instances), "each mask must have the same number of pixels"
+        else:  # tools differ by part of a pixel along outlines, and some return the parts of a mask separately
             total = sum(area for _, area in instances)
             assert sum(area for _, area in read[name]) == pytest.approx(total, rel=0.06)
 
 
 def test_label_studio_imports_polygons(datasets: dict[str, Path], tmp_path: Path) -> None:
-    """Its COCO converter knows polygons alone (label_studio_sdk/converter/imports/coco.py)."""
+    """Its COCO converter reads polygons only (label_studio_sdk/converter/imports/coco.py)."""
     command = [environment(LABEL_STUDIO) / "label-studio-converter", "import", "coco", "-i", datasets["polygons"]]
     command += ["-o", tmp_path / "tasks.json", "--out-type", "predictions"]
     subprocess.run([*map(str, command)], capture_output=True, check=True)

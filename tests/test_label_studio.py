@@ -1,6 +1,6 @@
-"""Label Studio itself: its server, on SQLite, has its tasks pre-annotated by this service.
+"""The tasks of a real Label Studio server, on SQLite, are pre-annotated by this service.
 
-Slow: it installs Label Studio into an environment of its own, and its first start makes a database.
+Slow: Label Studio is installed into an environment of its own, and its first start creates a database.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LabelStudio:
     token: str
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """The answer of its API in JSON."""
+        """Call the API and return the JSON of the response."""
         access = requests.post(f"{self.url}/api/token/refresh/", json={"refresh": self.token}, timeout=60)
         headers = {"Authorization": f"Bearer {access.json()['access']}"}
         answer = requests.request(method, self.url + path, headers=headers, timeout=300, **arguments)
@@ -53,7 +53,7 @@ class LabelStudio:
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
-    """Label Studio with one user. Services on this machine's own addresses are allowed, unlike by default."""
+    """Label Studio with one user. Unlike by default, services on local addresses are allowed."""
     programs = environment(LABEL_STUDIO)
     folder, port = tmp_path_factory.mktemp("label-studio"), free_port()
     settings = {
@@ -89,7 +89,7 @@ def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def sign_in(url: str) -> str:
-    """A personal access token, made as a user makes it: signed in, in the account's settings."""
+    """A personal access token, created as in the settings of a signed-in user."""
     session = requests.Session()
     session.get(url + "/user/login/", timeout=60)
     form = {"email": EMAIL, "password": PASSWORD, "csrfmiddlewaretoken": session.cookies["csrftoken"]}
@@ -113,7 +113,7 @@ def create(studio: LabelStudio, title: str) -> int:
 
 
 def connect(studio: LabelStudio, backend: Server, project: int) -> Any:
-    """What Settings > Model > Connect Model does."""
+    """Connect the service as Settings > Model > Connect Model does."""
     auth = {"auth_method": "BASIC_AUTH", "basic_auth_user": "segment", "basic_auth_pass": PASSWORD}
     return studio.call("POST", "/api/ml", json={"url": backend.url, "project": project, "title": "Segment", **auth})
 
@@ -123,7 +123,7 @@ def upload(studio: LabelStudio, project: int, name: str, data: bytes) -> None:
 
 
 def retrieve(studio: LabelStudio, project: int) -> list[Any]:
-    """What "Retrieve Predictions" in the data manager does; all predictions after it."""
+    """Do what "Retrieve Predictions" in the data manager does, and return all predictions."""
     selected = {"selectedItems": {"all": True, "excluded": []}}
     studio.call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=selected)
     return list(studio.call("GET", f"/api/predictions?project={project}"))
@@ -145,7 +145,7 @@ def test_tasks_are_pre_annotated(studio: LabelStudio, backend: Server, tmp_path:
 
 
 def check(prediction: Any, found: list[Any], folder: Path) -> None:
-    """The prediction as Label Studio keeps it is what the service finds, to the pixel, read by its own converter."""
+    """Label Studio's stored prediction, read by its own converter, has the service's detections to the pixel."""
     assert prediction["model_version"].startswith("shapes-")
     regions = prediction["result"]
     kinds = {"circle": "brushlabels", "square": "brushlabels", "star": "polygonlabels", "ring": "rectanglelabels"}
@@ -192,7 +192,7 @@ def test_a_config_without_labels_of_the_model_is_refused(studio: LabelStudio, ba
 
 
 def test_a_dataset_of_tasks_is_imported(studio: LabelStudio, tmp_path: Path) -> None:
-    """`segment image -d label-studio`, with the labelling config that it writes."""
+    """Label Studio imports the output of `segment image -d label-studio`: tasks and labelling config."""
     photos = [str(ROOT / "segment" / "web" / "page" / name) for name in PHOTOS]
     assert main(["image", *photos, "-o", str(tmp_path), "-d", "label-studio,coco"]) == 0
     written = json.loads((tmp_path / "tasks.json").read_text())

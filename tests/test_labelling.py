@@ -1,4 +1,4 @@
-"""What labelling tools are told of a photo: Label Studio's labelling config and regions, CVAT's shapes."""
+"""Detections are converted to regions by Label Studio's labelling config, and to CVAT's shapes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestConfig:
     def test_control_tags(self) -> None:
         brush, outline, box = controls(CONFIG, CLASSES)
         assert (brush.kind, brush.name, brush.image, brush.field) == ("brushlabels", "brush", "img", "photo")
-        assert brush.labels == {0: "Person"}, "without regard to case"
+        assert brush.labels == {0: "Person"}, "labels are matched without regard to case"
         assert outline.labels == {2: "Vehicle", 1: "traffic_light"}
         assert (brush.min_score, outline.min_score) == (None, 0.2)
         assert (box.kind, box.labels) == ("rectanglelabels", {0: "person"})
@@ -105,7 +105,7 @@ class TestPrediction:
         assert (outline["value"]["polygonlabels"], light["value"]["polygonlabels"]) == (["Vehicle"], ["traffic_light"])
         assert outline["value"]["closed"]
         points = [(x * SIZE[0] / 100, y * SIZE[1] / 100) for x, y in outline["value"]["points"]]
-        assert len(points) < 40, "few enough to edit"
+        assert len(points) < 40, "few enough points to edit by hand"
         assert overlap(filled(points, SIZE), pixels(found.masks[1], SIZE)) > 0.95
         expected = {"x": 10.0, "y": 10.0, "width": 40.0, "height": 80.0, "rotation": 0, "rectanglelabels": ["person"]}
         assert box["value"] == expected
@@ -118,7 +118,7 @@ class TestPrediction:
 
     def test_nothing(self) -> None:
         assert predicted(detections([], SIZE)) == {"result": [], "score": 0.0, "model_version": "model-1"}
-        assert len(predicted(detections([empty(0, 0, 20, 20)], SIZE))["result"]) == 1, "its box"
+        assert len(predicted(detections([empty(0, 0, 20, 20)], SIZE))["result"]) == 1, "the box is kept"
 
     def test_a_mask_of_several_parts_is_several_polygons(self) -> None:
         grid = np.zeros((28, 28), np.float32)

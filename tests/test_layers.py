@@ -1,4 +1,4 @@
-"""Modules import only from lower layers, and serving loads nothing that it does not need."""
+"""Modules import only from lower layers, and serving loads no unneeded packages."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LEVELS = (
     ("commands",),
     ("__main__", "main"),
 )
-"""From the bottom up. A folder counts as one module here; inside of it nothing may import in a circle."""
+"""From bottom to top. A folder counts as one module; its own files must not import each other in a circle."""
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 PACKAGE = ROOT / "segment"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module(path: Path) -> str:
-    """The first name below `segment` of the file's module."""
+    """The module or folder directly below `segment` that the file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -47,7 +47,7 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} imports relatively"
+            assert node.level == 0, f"{path.name} has a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -59,7 +59,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def test_every_module_has_a_level() -> None:
     assert {module(path) for path in FILES} == set(LEVEL)
-    assert sum(len(names) for names in LEVELS) == len(LEVEL), "a module is named twice"
+    assert sum(len(names) for names in LEVELS) == len(LEVEL), "a module is listed twice"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -88,7 +88,7 @@ def test_imports_point_down(path: Path) -> None:
     ],
 )
 def test_no_circles_inside_a_folder(folder: str) -> None:
-    """What a file imports at its top must be loadable before it; a later import, inside a function, may look back."""
+    """The top-level imports between the files of a folder have no cycle; imports inside functions do not count."""
     files = {path.stem: path for path in (PACKAGE / folder).glob("*.py")}
     needs = {name: set(_at_the_top(path, folder)) & set(files) - {name} for name, path in files.items()}
     while free := [name for name, needed in needs.items() if not needed]:
@@ -120,7 +120,7 @@ def test_only_one_file_imports_the_runtime() -> None:
 
 
 def test_the_environment_is_only_read_by_entry_points() -> None:
-    """main.py, the command line and a Beam worker hand it over; else a library's telemetry is turned off, no more."""
+    """main.py, the command line and a Beam worker read it; other modules may only set defaults (telemetry off)."""
     doors = {PACKAGE / "main.py", PACKAGE / "commands.py", PACKAGE / "beam" / "worker.py"}
     for path in FILES:
         text = path.read_text(encoding="utf-8").replace("os.environ.setdefault(", "")
@@ -148,7 +148,7 @@ def test_serving_a_photo_needs_neither_torch_nor_onnx() -> None:
 
 
 def test_no_usage_data_is_sent() -> None:
-    """`import openvino` starts a process that sends some, if it finds openvino_telemetry."""
+    """`import openvino` starts a process that sends usage data if openvino_telemetry can be imported."""
     program = "import sys, segment; segment.load(); sys.exit(sys.modules['openvino_telemetry'] is not None)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
@@ -157,7 +157,7 @@ def test_public_names() -> None:
     assert segment.__all__ == sorted(segment.__all__)
     for name in segment.__all__:
         value = getattr(segment, name)
-        assert value.__module__.startswith("segment."), f"{name} is not ours"
-        assert value.__doc__, f"{name} does not say what it is"
+        assert value.__module__.startswith("segment."), f"{name} is not defined in segment"
+        assert value.__doc__, f"{name} has no docstring"
     own = {name for name, value in vars(segment).items() if getattr(value, "__module__", "").startswith("segment.")}
-    assert own == set(segment.__all__), "what is public is named in __all__"
+    assert own == set(segment.__all__), "__all__ must list exactly the public names"

@@ -1,4 +1,4 @@
-"""LazyConfigs: read as the YAML config of the same model is, and never run."""
+"""A LazyConfig file gives the same Config as the YAML config of the model, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segment.convert.document import Name
 from segment.errors import ConversionError
 
 GOLDEN = Path(__file__).parent / "golden"
-"""lazy-*.yaml: what detectron2's LazyConfig.save wrote for its own configs of these names."""
+"""lazy-*.yaml: written by detectron2's LazyConfig.save from its own configs of these names."""
 
 
 def lazy(name: str = "lazy-r50") -> dict[str, Any]:
@@ -57,7 +57,7 @@ STAGES = "model.backbone.bottom_up.stages"
 
 
 def listed(base: str = "lazy-r50") -> dict[str, Any]:
-    """lazy-r50 with each stage given by a call of its own."""
+    """lazy-r50 with a separate call for each stage."""
     given = copy.deepcopy(lazy(base))
     given["model"]["backbone"]["bottom_up"]["stages"] = [
         {
@@ -139,7 +139,7 @@ def test_as_many_stages_as_the_pyramid_reads_are_needed() -> None:
 
 
 def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
-    """The zoo's LSJ configs make their heads' norm with a lambda, of which the file keeps the name only."""
+    """The zoo's LSJ configs create the norm of their heads with a lambda, of which only the name is saved."""
     ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")
     wanted = config.parse(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ").config)
     assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask_head, norm="BN"))
@@ -215,7 +215,7 @@ def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("network", ["MViT", "SwinTransformer"])
 def test_another_backbone_is_refused_by_its_name(network: str) -> None:
-    """Not because of the names of its maps or its padding, which are other than a ResNet's."""
+    """The error is not about the names of its maps or its padding, which also differ from a ResNet's."""
     given = lazy()
     given["model"]["backbone"]["bottom_up"] = {"_target_": f"detectron2.modeling.{network}"}
     given["model"]["backbone"] |= {"in_features": ["scale2", "scale3"], "square_pad": 1024}
@@ -322,7 +322,7 @@ def test_odd_files_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_value_of_another_type_is_refused() -> None:
-    """Each argument of a good config in turn has odd values; a Config or a ConversionError comes of it."""
+    """With any one argument of a valid config replaced, parsing returns a Config or raises a ConversionError."""
     given = cascade()
     odds: list[Any] = [None, "text", -1, [], {}, [[]], float("nan"), 10**400, "${model}", document.Name("os.system")]
 

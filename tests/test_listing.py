@@ -1,4 +1,4 @@
-"""Photos and results listed in step, over names that sort in unexpected ways."""
+"""in_step pairs photos with their results from two sorted listings, for names that sort in unexpected ways."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from segment.bucket.store import Object
 
 FILES = ("overlay.png", "detections.json")
 NAME = st.text(st.sampled_from("a1/!.-0é\U0001f600\uffee"), min_size=1, max_size=6)
-"""Names of characters on both sides of "/", among them digits, which look like a generation."""
+"""Names of characters that sort before and after "/", with digits, which look like a generation."""
 
 
 class Listing:
-    """A sorted listing of names that counts how often it is started and how much of it is taken."""
+    """A sorted listing of names that counts how often it is started and how many names are read."""
 
     def __init__(self, names: set[str], end: str = "") -> None:
         self.names, self.end = sorted(names, key=lambda name: name.encode()), end
@@ -34,7 +34,7 @@ class Listing:
 
 
 def photos(names: dict[str, int]) -> list[Object]:
-    """The listing of a bucket of photos; the order is that of UTF-8."""
+    """The listing of a bucket of photos, in the order of their names in UTF-8."""
     return [Object(name, generation) for name, generation in sorted(names.items(), key=lambda one: one[0].encode())]
 
 
@@ -54,7 +54,7 @@ def test_each_photo_comes_once_with_its_own_results(
     names: dict[str, int], others: set[tuple[str, int, str]], data: st.DataObject | None
 ) -> None:
     there = {f"out/{name}/{generation}/{file}" for name, generation, file in others}
-    if data:  # some results of these photos besides those of others
+    if data:  # add some results of these photos
         mine = itertools.product(photos(names), (*FILES, ERROR_NAME))
         there |= {folder_of("out/", photo) + file for photo, file in mine if data.draw(st.booleans())}
     listing = Listing(there)
@@ -68,7 +68,7 @@ def test_each_photo_comes_once_with_its_own_results(
 
 @given(st.dictionaries(NAME, st.integers(1, 12), max_size=12), st.sets(NAME, max_size=3))
 def test_ranges_together_are_the_whole(names: dict[str, int], cuts: set[str]) -> None:
-    """A photo whose results are in the next range comes without them."""
+    """A photo whose results are in the next range is returned without them."""
     there = {folder_of("", photo) + FILES[0] for photo in photos(names)}
     edges = ["", *sorted(cuts), ""]
     seen = []
@@ -82,7 +82,7 @@ def test_ranges_together_are_the_whole(names: dict[str, int], cuts: set[str]) ->
 
 
 def test_results_of_no_photo_are_skipped() -> None:
-    """Photos that were deleted leave their results behind."""
+    """Results remain in the bucket when their photos are deleted."""
     there = {f"{n:06}/1/{file}" for n in range(20_000) for file in FILES}
     listing = Listing(there)
     kept = [Object(f"{n:06}", 1) for n in (5, 6, 19_000)]

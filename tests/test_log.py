@@ -1,4 +1,4 @@
-"""Log entries as Cloud Logging reads them."""
+"""JsonFormatter writes log entries in the JSON format of Cloud Logging."""
 
 from __future__ import annotations
 

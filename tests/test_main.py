@@ -1,4 +1,4 @@
-"""main.py as functions-framework starts it."""
+"""main.py, started by functions-framework."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pasting against grid_sample's formula written out, and the strips and edges made of it."""
+"""Mask: paste against torch's grid_sample formula, and regions, strips, scaling and edge distances."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.strategies import frames, masks, solid
 
 
 def grid_sample(mask: Mask, size: tuple[int, int]) -> NDArray[np.float64]:
-    """torch's grid_sample(align_corners=False, padding_mode="zeros") as its documentation says it, pixel by pixel."""
+    """torch's grid_sample(align_corners=False, padding_mode="zeros"), pixel by pixel from its documentation."""
     width, height = size
     rows, columns = mask.grid.shape
     grid = mask.probabilities
@@ -41,7 +41,7 @@ def grid_sample(mask: Mask, size: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def inside(mask: Mask, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which pixels' centres lie within the mask's bounds."""
+    """The pixels whose centres lie within the mask's bounds."""
     x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
     x0, y0, x1, y1 = mask.bounds
     return ((y0 <= y) & (y <= y1))[:, None] & ((x0 <= x) & (x <= x1))[None]

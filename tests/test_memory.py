@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @contextlib.contextmanager
 def held(budget: Budget, own: int, network: int = 0) -> Iterator[Callable[[], None]]:
-    """A request that holds its reservation in a thread of its own until the function is called."""
+    """Hold a reservation in another thread until the yielded function is called."""
     inside, done = threading.Event(), threading.Event()
 
     def run() -> None:
@@ -43,7 +43,7 @@ def held(budget: Budget, own: int, network: int = 0) -> Iterator[Callable[[], No
 
 
 def waiting(budget: Budget, own: int, order: list[str], name: str) -> threading.Thread:
-    """A thread that waits for a reservation, then notes its name."""
+    """Start a thread that waits for a reservation, then appends `name` to `order`."""
 
     def run() -> None:
         with budget.reserve(own, 0):
@@ -83,7 +83,7 @@ def test_requests_that_fit_run_at_the_same_time() -> None:
 
 
 def test_runs_of_the_network_share_its_memory() -> None:
-    """They take turns, so the largest of them is all that is needed."""
+    """Only one runs at a time, so only the memory of the largest is reserved."""
     budget = Budget(100, queue=0)
     with held(budget, 20, 60), budget.reserve(20, 60):
         pass
@@ -103,7 +103,7 @@ def test_a_request_that_does_not_fit_waits() -> None:
 
 
 def test_first_come_first_served() -> None:
-    """A small request does not pass a large one that waits, which would else wait for ever."""
+    """A small request does not overtake a waiting large one, which could otherwise wait for ever."""
     budget, order = Budget(100), list[str]()
     with held(budget, 60) as end:
         threads = [waiting(budget, own, order, name) for name, own in (("large", 90), ("small", 10), ("last", 95))]
@@ -119,7 +119,7 @@ def test_a_full_queue_returns_retry_after() -> None:
     budget, order = Budget(100, queue=1), list[str]()
     with held(budget, 60) as end:
         thread = waiting(budget, 60, order, "first in the queue")
-        for own in (60, 10):  # the small one would fit, but may not pass the one that waits
+        for own in (60, 10):  # 10 would fit, but must not overtake the waiting request
             with pytest.raises(Busy, match="1 requests are waiting") as refusal, budget.reserve(own, 0):
                 pass
             assert refusal.value.retry_after >= 1
@@ -135,7 +135,7 @@ def test_waiting_is_limited() -> None:
         with pytest.raises(Busy, match=r"after 0\.1 s"), budget.reserve(60, 0):
             pass
         assert 0.1 <= time.monotonic() - start < 2
-    with budget.reserve(100, 0):  # the one that gave up is not in anybody's way
+    with budget.reserve(100, 0):  # the request that timed out has left the queue
         pass
 
 
@@ -153,19 +153,19 @@ def test_kept_memory_is_reclaimed_when_the_room_is_needed() -> None:
     budget = Budget(100, reclaim=lambda: reclaimed.append(True))
     with budget.reserve(10, 60):
         pass
-    with budget.reserve(40, 0):  # beside the 60 that the network keeps
+    with budget.reserve(40, 0):  # fits beside the 60 that the network keeps
         pass
     assert not reclaimed
     with budget.reserve(50, 0):
         pass
     assert len(reclaimed) == 1
-    with budget.reserve(50, 0):  # nothing is kept any more
+    with budget.reserve(50, 0):  # the network keeps no memory any more
         pass
     assert len(reclaimed) == 1
 
 
 def test_waiting_is_limited_while_memory_is_reclaimed() -> None:
-    """Reclaiming waits for a run of the network to end; those who wait for memory still get their answer in time."""
+    """Reclaiming waits for a run of the network to end; requests that wait for memory still time out meanwhile."""
     started, go_on = threading.Event(), threading.Event()
 
     def reclaim() -> None:
@@ -179,7 +179,7 @@ def test_waiting_is_limited_while_memory_is_reclaimed() -> None:
     thread.start()
     assert started.wait(5)
     start = time.monotonic()
-    with pytest.raises(Busy), budget.reserve(1, 0):  # its room is not free before reclaiming is done
+    with pytest.raises(Busy), budget.reserve(1, 0):  # the memory is not free until reclaiming has ended
         pass
     assert time.monotonic() - start < 2
     go_on.set()
@@ -212,7 +212,7 @@ def test_growing_waits_for_free_memory() -> None:
 
 
 def test_a_deadlock_between_growing_reservations_is_resolved() -> None:
-    """Two half received photos fill the budget: the one that asks last is refused, the other goes on."""
+    """Two partly received photos fill the budget: the second that needs more is refused, the first continues."""
     budget = Budget(100, wait_seconds=20)
     with contextlib.ExitStack() as second, budget.reserve() as first:
         other = second.enter_context(budget.reserve())
@@ -238,7 +238,7 @@ def test_a_disconnected_client_does_not_wait() -> None:
 @given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60)), min_size=1, max_size=12), st.randoms())
 @settings(max_examples=25, deadline=None)
 def test_reservations_never_exceed_the_capacity(wishes: list[tuple[int, int]], dice: random.Random) -> None:
-    """Whatever comes at once: the sum of what is held keeps below the capacity, and everything ends."""
+    """For any concurrent requests, the memory held never exceeds the capacity, and all requests end."""
     budget = Budget(100, queue=len(wishes), wait_seconds=20)
     lock, own, runs, highest, ended = threading.Lock(), list[int](), list[int](), [0], list[str]()
 

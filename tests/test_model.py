@@ -1,4 +1,4 @@
-"""The model as a library: takes a photo, returns detections in its pixels."""
+"""A model from segment.load takes a photo and returns detections in the photo's pixel coordinates."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_returns_detections_in_pixels_of_the_photo(model: segment.Model, photo: 
     assert (found.boxes.shape, found.scores.shape, found.classes.shape) == ((count, 4), (count,), (count,))
     assert len(found.masks) == count
     assert found.size == photo.size
-    assert (np.diff(found.scores) <= 0).all(), "best first"
+    assert (np.diff(found.scores) <= 0).all(), "scores must be in descending order"
     assert found.scores.min() >= 0.5
     assert (found.boxes >= 0).all()
     assert (found.boxes <= [640, 480, 640, 480]).all()
@@ -62,7 +62,7 @@ def test_the_render_factor_sets_the_networks_size(model: segment.Model) -> None:
 
 
 def test_the_photos_size_does_not_matter(model: segment.Model, photo: Image.Image) -> None:
-    """Boxes and masks scale with the photo; the network sees the same."""
+    """Boxes scale with the photo, because the network's input has the same size for both."""
     small, large = model(photo, min_score=0.9), model(photo.resize((2560, 1920), Image.Resampling.BICUBIC))
     assert len(small) > 0
     for box in small.boxes:
@@ -209,7 +209,7 @@ def test_each_figure_of_memory_can_be_given_alone() -> None:
     ],
 )
 def test_a_file_that_describes_itself_oddly_is_refused(name: str, value: str) -> None:
-    """Its figures are the promise of memory, so a wrong one must not pass."""
+    """Requests are admitted by the memory figures in the metadata, so invalid metadata must be refused."""
     described = metadata(EMBEDDED) | {f"{PREFIX}{name}": value}
     with pytest.raises(ModelError, match=r"metadata of the model file"):
         ModelMetadata.from_metadata(described)
@@ -238,7 +238,7 @@ print((held_after(sizes) - first) >> 20)
 
 
 def test_photos_of_all_sizes_leak_no_memory() -> None:
-    """The runtime's cache per size, which is off, would keep 89 MiB for the 25 sizes that are run here."""
+    """The runtime's cache per input size, which is disabled, would keep 89 MiB for the 25 sizes run here."""
     grown = subprocess.run([sys.executable, "-c", SIZES], capture_output=True, text=True, check=True)
     assert int(grown.stdout) <= 8
 

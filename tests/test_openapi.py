@@ -1,4 +1,4 @@
-"""The interface's document: it is valid, it says what the options say, and the service does what it says."""
+"""The OpenAPI document is valid and matches the options in the code and the responses of the service."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_command_in_deploy_runs_as_it_is_written(server: Server, photo: byte
     guide = (Path(__file__).parent.parent / "deploy" / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^```sh\n(curl .*?)^```", guide, re.DOTALL | re.MULTILINE)
     (tmp_path / "photo.jpg").write_bytes(photo)
-    for name, answer in (("gcloud", "a-token"), ("terraform", server.url)):  # the two say who asks, and whom
+    for name, answer in (("gcloud", "a-token"), ("terraform", server.url)):  # stubs that print the token and the URL
         (tmp_path / name).write_text(f"#!/bin/sh\necho {answer}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -125,7 +125,7 @@ def test_the_samples_look_like_real_answers(server: Server, photo: bytes) -> Non
 
 
 def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
-    import schemathesis  # not above: it takes a second to import in each of the test processes
+    import schemathesis  # imported here: it takes a second in each test process
 
     schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
     for form in ("rle", "polygons"):
@@ -138,8 +138,8 @@ def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
 
 
 def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
-    # What a schema cannot say makes a request valid by the document and yet refused: bytes that are no photo, an option
-    # both in the query and in the body, a class that the model does not know.
+    # Some requests are valid by the schema and still refused: bytes that are no photo, an option both in the query and
+    # in the body, a class that the model does not have.
     checks = ["--checks=all", "--exclude-checks=positive_data_acceptance"]
     arguments = [*checks, "--phases=examples,coverage,fuzzing", "--max-examples=15", "--seed=1"]
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(SCHEMATHESIS), "run", *arguments]

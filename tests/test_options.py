@@ -1,4 +1,4 @@
-"""Options: text to a frozen value, or an error that names the option."""
+"""Options are parsed from text to a frozen value, or refused with an error that names the option."""
 
 from __future__ import annotations
 

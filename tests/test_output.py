@@ -1,4 +1,4 @@
-"""Results as files, read by the libraries that users read them with."""
+"""Result files are read back with the libraries that users read them with: Pillow, pycocotools, zipfile."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_coco_is_read_by_pycocotools() -> None:
 
 @pytest.mark.parametrize("segmentation", ["rle", "polygons"])
 def test_the_document_is_a_coco_dataset(segmentation: Segmentation, tmp_path: Path) -> None:
-    """pycocotools loads the file as it is, and paints the masks on the image that they refer to."""
+    """pycocotools loads the file unchanged and decodes its masks in the size of their image."""
     (tmp_path / "detections.json").write_bytes(coco(some(), LABELS, segmentation, {}).body)
     dataset = COCO(tmp_path / "detections.json")
     (image,) = dataset.loadImgs(dataset.getImgIds())
@@ -154,14 +154,14 @@ def test_cutouts_are_the_photo_where_the_mask_is() -> None:
     assert (file.name, file.content_type) == ("cutouts.zip", "application/zip")
     archive = zipfile.ZipFile(io.BytesIO(file.body))
     assert archive.testzip() is None
-    assert archive.namelist() == ["01_ring-of-fire_0.99.png", "02_person_0.98.png"]  # the others have no pixel
+    assert archive.namelist() == ["01_ring-of-fire_0.99.png", "02_person_0.98.png"]  # the other masks have no pixels
     cut = Image.open(archive.open("01_ring-of-fire_0.99.png"))
     assert cut.mode == "RGBA"
     colours, alpha = np.asarray(cut)[..., :3], np.asarray(cut)[..., 3]
     assert alpha[[0, -1]].any(axis=1).all()
     assert alpha[:, [0, -1]].any(axis=0).all()
-    assert alpha[alpha.shape[0] // 2, alpha.shape[1] // 2] == 0, "the hole"
-    assert ((alpha > 0) & (alpha < 255)).any(), "smooth edges"
+    assert alpha[alpha.shape[0] // 2, alpha.shape[1] // 2] == 0, "the hole must be transparent"
+    assert ((alpha > 0) & (alpha < 255)).any(), "edges must be antialiased"
     left, top = 10, 10
     assert (colours == np.asarray(photo())[top : top + cut.height, left : left + cut.width]).all()
     whole = some().masks[0].paste((left, top, left + cut.width, top + cut.height)) >= THRESHOLD

@@ -31,7 +31,7 @@ def drawn(found: list[Mask], size: tuple[int, int] = SIZE, classes: list[int] | 
 
 
 def colour(found: list[Mask], index: int = 0, size: tuple[int, int] = SIZE) -> Any:
-    """The colour that one of the masks is drawn in on grey."""
+    """The colour in which one of the masks is drawn on grey."""
     return by_instance(Image.new("RGB", size, GREY), detections(found, size))[index].colour
 
 
@@ -82,14 +82,14 @@ def test_strips_leave_no_seams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def contour(pixels: NDArray[np.uint8], paint: Any) -> NDArray[np.bool_]:
-    """Where a contour is drawn: nearer to the colour itself than to the fill."""
+    """The pixels of contours, which are nearer to the full colour than to the fill."""
     full = np.abs(np.array(paint) - GREY).sum()
     return np.asarray(np.abs(pixels.astype(int) - paint).sum(axis=2) < 0.5 * full)
 
 
 @pytest.mark.parametrize("bounds", [(60, 60, 260, 220), (60.4, 60.7, 259.5, 219.2), (0, 0, 320, 240)])
 def test_the_contour_is_closed_where_the_box_cuts_the_mask(bounds: Box) -> None:
-    """Other families' grids cover the photo, and the box cuts the mask out of them."""
+    """In some model families the grid covers the whole photo, and the mask is clipped to the box."""
     mask = Mask(np.ones((40, 40), np.float32), (0, 0, 320, 240), bounds)
     found = [Mask(mask.grid, (-80, -60, 400, 300), bounds)]
     drawn_at = contour(drawn(found, **ONLY_MASKS), colour(found))
@@ -155,7 +155,7 @@ def test_a_speck_in_a_pin_hole_and_a_pin_hole_in_a_speck_go_too() -> None:
 
 
 def test_cells_much_smaller_than_pixels_are_averaged() -> None:
-    """PointRend's grid is as fine on an instance of 20 pixels as on one of 2,000."""
+    """PointRend's grid has as many cells for an instance of 20 pixels as for one of 2,000."""
     y, x = np.mgrid[:224, :224]
     disc = (np.hypot(x - 111.5, y - 111.5) < 90).astype(np.float32)
     small = Mask(disc, (100, 100, 140, 140), (100, 100, 140, 140))
@@ -178,7 +178,7 @@ def test_the_mask_ends_at_the_bounds() -> None:
     grid[:, :20] = 1
     grid[30:32, 30:32] = 1
     mask = Mask(grid, (0, 0, 40, 40), (28, 28, 36, 36))
-    assert without_specks(mask) is mask, "it would be a speck beside the half that the bounds hide"
+    assert without_specks(mask) is mask, "the hidden half must not make the visible part a speck"
 
 
 def test_the_instance_with_the_higher_score_is_drawn_on_top() -> None:

@@ -1,4 +1,4 @@
-"""Packed grids: small, and the same pixels wherever they are pasted."""
+"""Packed grids are small and, pasted at any size, give the same pixels as the original."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def as_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 @given(st.integers(0, 1000), st.floats(5, 900), st.floats(5, 900), st.floats(-50, 50))
 @settings(max_examples=40, deadline=None)
 def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: float, left: float) -> None:
-    """At any size, except for a few along the edge, where the mask is within a step of one half.
+    """Only a few pixels along the edge may differ, where the value is within 1/16 of the threshold.
 
-    Of a mask a few pixels high, most pixels are along the edge, so their share of the edge's pixels is limited instead.
+    A mask a few pixels high consists mostly of edge pixels, so the limit is at least 5 % of those.
     """
     grid = blob(seed)
     place = (left, 3.0, left + width, 3.0 + height)
@@ -73,7 +73,7 @@ def test_noise_is_bounded(shape: tuple[int, int]) -> None:
 
 
 def test_a_grid_as_fine_as_pointrends_keeps_its_cells() -> None:
-    """Random values are the worst case: nothing can be compressed, but no cell changes its side of one half."""
+    """Random values are the worst case: nothing can be compressed, but every cell stays on its side of one half."""
     steps = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
     assert np.array_equal(np.asarray(pack(steps)) >= THRESHOLD, steps >= 128)
 
