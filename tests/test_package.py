@@ -1,4 +1,4 @@
-"""The wheel installs into an empty environment and works there; errors name the extra that a command needs."""
+"""The wheel, installed into an empty environment: segmentation, and errors that name the missing extra of a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built from a copy so that the build leaves no files in the checkout."""
+    """The wheel, built from a copy of the checkout so that no build files are left in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interpreter(version: str) -> Path | None:
-    """A Python of that version, on PATH or in pyenv's folder, because its shims run only the selected versions."""
+    """A Python of that version from PATH or pyenv's folder. pyenv's shims run selected versions only."""
     on_path = shutil.which(f"python{version}")
     candidates = [Path(on_path)] if on_path else []
     candidates += sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python{version}"))
@@ -69,7 +69,7 @@ def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, t
         "coins-photo.detections.json",
         "coins-photo.overlay.png",
     ]
-    elsewhere = f"cd '{tmp_path}' && exec '{programs}/segment' serve"  # outside the checkout, whose files would be used
+    elsewhere = f"cd '{tmp_path}' && exec '{programs}/segment' serve"  # not in the checkout, which it would import
     with serve(command=("sh", "-c", elsewhere)) as server:
         assert requests.get(server.url + "/ready", timeout=120).ok
         assert "<title>Segment</title>" in requests.get(server.url, timeout=10).text

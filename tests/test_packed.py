@@ -1,4 +1,4 @@
-"""Packed grids are small and, pasted at any size, give the same pixels as the original."""
+"""Tests of pack(): the size of packed mask grids, and the equality of pasted pixels with the unpacked grid's."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def as_steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 @given(st.integers(0, 1000), st.floats(5, 900), st.floats(5, 900), st.floats(-50, 50))
 @settings(max_examples=40, deadline=None)
 def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: float, left: float) -> None:
-    """Only a few pixels along the edge may differ, where the value is within 1/16 of the threshold.
+    """Pixels may differ only along the edge, where the probability is within 1/16 of the threshold.
 
-    A mask a few pixels high consists mostly of edge pixels, so the limit is at least 5 % of those.
+    Their number is limited relative to the area, or to the edge's length for masks that are a few pixels high.
     """
     grid = blob(seed)
     place = (left, 3.0, left + width, 3.0 + height)
@@ -73,7 +73,7 @@ def test_noise_is_bounded(shape: tuple[int, int]) -> None:
 
 
 def test_a_grid_as_fine_as_pointrends_keeps_its_cells() -> None:
-    """Random values are the worst case: nothing can be compressed, but every cell stays on its side of one half."""
+    """Random values cannot be compressed and must be reduced in precision, but no cell may cross the threshold."""
     steps = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
     assert np.array_equal(np.asarray(pack(steps)) >= THRESHOLD, steps >= 128)
 

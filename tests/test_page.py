@@ -1,6 +1,6 @@
-"""The page in Chromium, against the real service: every control, errors, small screens, and accessibility (axe).
+"""Tests of the page in Chromium with a running server: controls, errors, small screens and accessibility (axe).
 
-The `page` fixture also fails a test after which there was a script error, or a request to another host.
+The `page` fixture also fails a test in which a script error or a request to another host occurred.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def chrome() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def context(chrome: Browser, server: Server) -> Iterator[BrowserContext]:
-    """A context with an open page: further pages share its process, which takes half as long as starting one."""
+    """A context with an open page. Further pages share its process and open in half the time."""
     opened = chrome.new_context(
         viewport={"width": 1280, "height": 800}, permissions=["clipboard-write", "clipboard-read", "camera"]
     )
@@ -56,7 +56,7 @@ def context(chrome: Browser, server: Server) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, server: Server) -> Iterator[Page]:
-    """The page, open. Afterwards, no script error, console error or request to another host may have occurred."""
+    """The open page. Fails if a script error, console error or request to another host occurred."""
     opened = context.new_page()
     wrong: list[str] = []
     opened.on("pageerror", lambda error: wrong.append(str(error)))
@@ -75,7 +75,7 @@ def page(context: BrowserContext, server: Server) -> Iterator[Page]:
 
 @pytest.fixture
 def result(page: Page, photo: bytes) -> Page:
-    """The page after a photo was chosen and segmented."""
+    """The page with a segmented photo."""
     choose(page, photo)
     return page
 
@@ -100,7 +100,7 @@ def photo_size(page: Page) -> list[int]:
 
 
 def page_scale(page: Page) -> float:
-    """How many CSS pixels of the frame one pixel of the photo takes, at zoom 1."""
+    """CSS pixels of the frame per pixel of the photo at zoom 1."""
     frame = page.locator("#frame").bounding_box()
     assert frame
     width, height = photo_size(page)
@@ -117,7 +117,7 @@ def slide(page: Page, control: str, value: float) -> None:
 
 
 def ink(page: Page) -> list[int]:
-    """How many pixels of the layer are drawn on, and the sum of their values, in the next frame."""
+    """The number of drawn pixels of the layer and the sum of their values, in the next frame."""
     found: list[int] = page.evaluate(
         """async () => {
         await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
@@ -310,7 +310,7 @@ class TestProblems:
 
 class TestLayers:
     def test_masks_agree_with_the_answer(self, page: Page, photo: bytes) -> None:
-        """What the page decodes from the run lengths has the area and the place that the answer states."""
+        """The area that the page draws from the RLE equals the annotation's area in the response."""
         with page.expect_response("**/segment?*") as answer:
             choose(page, photo)
         annotations = sorted(answer.value.json()["annotations"], key=lambda a: -a["score"])[:1]
@@ -347,14 +347,14 @@ class TestLayers:
         result.get_by_label("Masks", exact=True).check()
         by_object = ink(result)
         result.get_by_label("Colour by").select_option("class")
-        assert ink(result)[0] == pytest.approx(by_object[0], rel=0.05), "but for casings"
+        assert ink(result)[0] == pytest.approx(by_object[0], rel=0.05), "only the casings of contours may differ"
         assert ink(result) != by_object
 
     def test_hover_and_focus_show_one_alone(self, result: Page) -> None:
         whole = ink(result)
         objects(result).nth(1).hover()
         alone = ink(result)
-        assert alone[0] > whole[0]  # all else is darkened
+        assert alone[0] > whole[0]  # everything else is darkened
         result.locator("h2").first.hover()
         assert ink(result) == whole
         objects(result).nth(1).focus()
@@ -387,7 +387,7 @@ class TestLayers:
     def test_compare(self, result: Page) -> None:
         before = ink(result)
         slide(result, "#compare", 40)
-        assert ink(result) == before  # clipped, not drawn anew
+        assert ink(result) == before  # clipped, not redrawn
         clip = result.locator("#layer").evaluate("e => getComputedStyle(e).clipPath")
         frame = result.locator("#frame").bounding_box()
         assert frame
@@ -471,7 +471,7 @@ class TestOneObject:
         expect(objects(page).last).not_to_be_in_viewport()
         page.evaluate(
             "import('/state.js').then((page) => page.pin(page.shown().at(-1)))"
-        )  # as a click on the photo does
+        )  # the same as a click on the photo
         expect(objects(page).last).to_be_in_viewport(ratio=1)
         expect(page.locator(".cutout")).to_be_in_viewport(ratio=0.9)
 
@@ -507,7 +507,7 @@ class TestOneObject:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         page.locator(".example").first.click()
         expect(objects(page).first).to_be_visible(timeout=30_000)
-        page.mouse.move(1, 1)  # off the photo, where it would show one object alone
+        page.mouse.move(1, 1)  # not over the photo, where hovering shows a single object
         slide(page, "#score", 0.05)
         assert ink(page)
         tags = page.evaluate("window.tags")
@@ -521,7 +521,7 @@ class TestOneObject:
         assert overlapping == []
 
     def test_labels_leave_the_middle_of_objects_free_and_point_at_them(self, page: Page) -> None:
-        """Some hundred boxes from tiny to large, close together, as in a crowd."""
+        """120 boxes from tiny to large, close together, as in a crowd."""
         placed = page.evaluate(PLACED)
         assert len(placed) > 20
         assert max(one["covered"] for one in placed) <= 0.1
@@ -665,7 +665,7 @@ class TestTakingAway:
         result.get_by_label(language, exact=True).check()
 
         def run(result_format: str) -> Path:
-            """Run the code for a format; returns the file that it wrote."""
+            """Run the code for a format and return the file that it wrote."""
             folder = tmp_path / result_format
             folder.mkdir()
             (folder / "my photo.jpg").write_bytes(photo)
@@ -693,7 +693,7 @@ class TestTakingAway:
 
 @pytest.fixture(scope="module")
 def large(chrome: Browser) -> Iterator[Page]:
-    """A page with a file input, of a service that accepts large uploads."""
+    """A page with a file input, served by a server that accepts large uploads."""
     with serve(SEGMENT_MAX_UPLOAD="32Mi", SEGMENT_MEMORY="2Gi") as running:
         page = chrome.new_page()
         page.goto(running.url)
@@ -706,7 +706,7 @@ def large(chrome: Browser) -> Iterator[Page]:
 
 
 class TestFormData:
-    """What a form of any other page sends: multipart with the browser's own boundary and line ends."""
+    """Multipart uploads as a browser encodes a form, with its own boundary and line ends."""
 
     @pytest.mark.parametrize("size", [1 << 10, 100_000, 1_000_003, 30_000_000])
     @pytest.mark.parametrize("kind", ["random", "newlines", "photo"])
@@ -714,7 +714,7 @@ class TestFormData:
         rest = np.random.default_rng(size).bytes(size) if kind != "newlines" else b"\r\n--" * (size // 4)
         (tmp_path / "photo.jpg").write_bytes(
             (photo + rest) if kind == "photo" else rest
-        )  # JPEGs may be followed by more
+        )  # data after the end of a JPEG is allowed
         large.set_input_files("#upload", tmp_path / "photo.jpg")
         status, answer = large.evaluate(
             """async () => {
@@ -845,7 +845,7 @@ class TestEveryone:
 
 
 def violations(page: Page) -> list[str]:
-    """The violations that axe finds: rule, element and how to fix it."""
+    """The violations found by axe: rule, element and suggested fix."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")

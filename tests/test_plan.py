@@ -1,4 +1,4 @@
-"""Planning a request from the photo's header: what fits, what is reduced, and what is refused with which advice."""
+"""Tests of plan(): sizes and memory of a request from the photo's header, and refusals of what does not fit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def options(**wishes: Any) -> Options:
 
 
 def jpeg(width: int, height: int, progressive: bool = False) -> Header:
-    coefficients = 3 * width * height if progressive else 0  # 2 bytes each, colour at a quarter
+    coefficients = 3 * width * height if progressive else 0  # 2 bytes each; chroma is subsampled 4:2:0
     return Header("JPEG", (width, height), "RGB", 1, False, progressive, coefficients)
 
 
@@ -66,7 +66,7 @@ class TestWhatFits:
         little, much = planned(jpeg(10_000, 10_000), 150, "jpeg"), planned(jpeg(10_000, 10_000), 4000, "jpeg")
         assert much.picture_size == (10_000, 10_000)
         assert 1000 < little.picture_size[0] < 10_000
-        assert little.network_size == much.network_size, "what is found is the same"
+        assert little.network_size == much.network_size, "the network's input size must not depend on the output size"
 
     def test_the_render_factor_is_never_lowered(self) -> None:
         for mib in (100, 200, 400):
@@ -76,7 +76,7 @@ class TestWhatFits:
         most, few = planned(jpeg(640, 480), 200), planned(jpeg(640, 480), 200, max_detections=10)
         assert most.network_bytes - few.network_bytes == 90 * 50_000
         chosen = planned(jpeg(640, 480), 200, max_detections=10, classes=("ring",))
-        assert chosen.network_bytes == most.network_bytes, "they are chosen from all"
+        assert chosen.network_bytes == most.network_bytes, "the network finds all 100 before classes are filtered"
 
 
 class TestAuto:
@@ -134,7 +134,7 @@ class TestRefusals:
 def test_a_plan_is_within_the_capacity(
     size: tuple[int, int], kind: str, formats: set[Format], factor: int | None, detail: int | None, mib: int
 ) -> None:
-    """Whatever comes: a plan fits, shows no more than there is, keeps the render factor; or is refused."""
+    """Every plan fits into the memory, enlarges nothing and keeps the render factor and detail of the request."""
     header = png(*size) if kind == "PNG" else jpeg(*size, progressive=kind == "progressive")
     try:
         found = planned(header, mib, *sorted(formats), render_factor=factor, detail=detail)
@@ -156,7 +156,7 @@ def test_a_plan_is_within_the_capacity(
 
 
 def test_masks_and_outlines_are_in_the_plan() -> None:
-    """What a run finds stays until the results are written; another family's masks can be as large as its input."""
+    """Masks are kept until the results are written; those of some models are as large as the network's input."""
     photo = jpeg(400, 400)
     large = replace(constraints(512), mask_bytes=lambda size: 4 * size[0] * size[1])
     few, many = (options(max_detections=count, format="json") for count in (1, 100))

@@ -1,4 +1,4 @@
-"""Polygons, filled by pycocotools, equal the mask, including holes and the edges of the photo."""
+"""Polygons rasterised by pycocotools equal the mask, including holes and the edges of the photo."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ RINGS = (((20, 30, 1220, 910), (1280, 960)), ((80, 120, 4880, 3640), (5120, 3840
 
 
 def test_noise_takes_little_memory() -> None:
-    """A noisy mask of 160 x 160 cells once took 1.5 GiB, in pairs of points and in numbers."""
+    """A noisy mask of 160 x 160 cells once took 1.5 GiB, for its pairs of points and Python numbers."""
     grid = np.random.default_rng(0).random((160, 160), np.float32)
     tracemalloc.start()
     outlines = polygons(Mask(grid, (0, 0, 2000, 2000), (0, 0, 2000, 2000)), (2000, 2000))

@@ -1,4 +1,4 @@
-"""The pooler as the runtime executes it: crops by rows are the whole crops, in the order that it says."""
+"""Tests of the converter's ROI pooler, executed by OpenVINO: crops computed row by row equal crops computed at once."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ BOXES = st.lists(CORNERS, max_size=12).map(
         / 4
     )
 )
-"""(N, 4) XYXY inside SIDE x SIDE pixels. In quarters of a pixel: nothing is rounded, neither here nor in the pooler, so
-that both ways of cropping have the same reason to take one sample more."""
+"""(N, 4) XYXY inside SIDE x SIDE pixels, in multiples of 1/4, which float32 represents exactly. Rounding could make the
+number of samples differ between the two ways of cropping."""
 
 Crops = Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
 
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
-    """boxes (N, 4) -> whole crops, crops by rows put together, order."""
+    """Boxes (N, 4) -> crops computed at once, crops concatenated from rows, order."""
     g, settings = Graph(), Pooler(levels=LEVELS, resolution=7, sampling_ratio=0)
     maps = {level: f"map{level}" for level in LEVELS}
     rois = pooler.assign(g, settings, "boxes")

@@ -1,4 +1,4 @@
-"""Quantising: the int8 file answers nearly as the fp32 file, at a quarter of its size."""
+"""Tests of quantisation: int8 files have nearly the same detections as fp32 files, at a quarter of the size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with 1,000 proposals in int8, made by the command line from scenes that no test looks at."""
+    """The demo model with 1,000 proposals, quantised by the command line with scenes that no test uses."""
     folder = tmp_path_factory.mktemp("calibration")
     for seed in range(3_000_000, 3_000_020):
         Image.fromarray(shapes.scene(seed)[0]).save(folder / f"{seed}.png")
@@ -87,14 +87,14 @@ def test_the_default_calibration_has_a_source_for_each_photograph() -> None:
         with Image.open(path) as photo:
             plain = [np.asarray(view).std() for view in calibration.views(photo.convert("RGB"))]
         shown = [view.std() for view in views[5 * number : 5 * number + 5]]
-        assert abs(shown[0] - plain[0]) < 3, "the whole photograph is as it is"
-        assert all(a > b for a, b in zip(shown[1:], plain[1:], strict=True)), "its parts have more contrast"
+        assert abs(shown[0] - plain[0]) < 3, "the contrast of the whole photograph must not change"
+        assert all(a > b for a, b in zip(shown[1:], plain[1:], strict=True)), "the contrast of its parts must increase"
 
 
 def test_nothing_that_computes_with_coordinates_is_quantised(int8: Path) -> None:
     graph = onnx.load(int8).graph
     made_by = {name: node for node in graph.node for name in node.output}
-    # Layers, what is fused with them, and pixels and crops on their way in.
+    # Layers, operations fused with them, and operations on pixels and crops before a layer.
     allowed = {"Conv", "Gemm", "Relu", "Add", "Resize", "MaxPool", "Pad", "RoiAlign", "Concat", "Reshape"}
     for node in graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in made_by:
@@ -128,7 +128,7 @@ def test_a_model_that_finds_nothing_in_the_photos_is_refused() -> None:
 
 @pytest.mark.parametrize(("name", "side"), [("c4", 14), pytest.param("dc5", 28, marks=pytest.mark.slow)])
 def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Path) -> None:
-    """Every convolution is quantised, also those inside loops, and the file says how much memory it needs."""
+    """Every convolution is quantised, including those inside loops, and the file has its measured memory footprint."""
     model = convert.convert(config.read(GOLDEN / f"{name}.yaml"), checkpoint.read(GOLDEN / f"{name}.pkl"))
     images = np.load(GOLDEN / f"{name}.npz")
     photos = [tmp_path / f"{i}.png" for i in range(3)]
@@ -148,7 +148,7 @@ def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Pa
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the loops in it."""
+    """All nodes of a graph, including those of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -157,7 +157,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
-    """The masks stay: those of the same instance in fp32 and in int8 agree as those of other families do."""
+    """Point sampling reads int8 tables, and masks of the same instance in fp32 and int8 have a median IoU over 0.95."""
     wide = convert.convert(
         config.read(families.FOLDER / "pointrend.yaml"), families.trained("pointrend"), shapes.CLASSES
     )
@@ -185,7 +185,7 @@ def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_large_layer_is_quantised_without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the scale of its input is from NNCF. The fp32 model is not changed."""
+    """NNCF determines only the scale of the layer's input. The fp32 model is not changed."""
     tensors = checkpoint.read(GOLDEN / "implicit.pkl")
     name = f"{pointrend.HEAD}.parameter_head.prediction"
     weight, bias = (tensors[f"{name}.{kind}"].astype(np.float32) for kind in ("weight", "bias"))

@@ -1,4 +1,4 @@
-"""README agrees with the code."""
+"""Settings, files and links named in README.md exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters that are delivered again by `segment backfill --redrive`."""
+"""Tests of `segment backfill --redrive`, which delivers dead letters again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def photo(seed: int) -> bytes:
 
 
 def put(cloud: Cloud, server: Server, *names: str) -> None:
-    """Photos whose events became dead letters."""
+    """Put photos into the bucket and their events into the dead-letter subscription."""
     for seed, name in enumerate(names):
         server.publish(push_message(cloud.put("photos", name, photo(seed)))["message"])
 
@@ -67,7 +67,7 @@ def test_dead_letters_are_delivered_and_removed(cloud: Cloud, server: Server) ->
 
 
 def test_acknowledged_events_are_removed(cloud: Cloud, server: Server) -> None:
-    """A photo that never can be segmented, one that is gone, one that is done, and no event at all."""
+    """A photo that cannot be segmented, a deleted one, one with results, and a message that is no event."""
     server.publish(push_message(cloud.put("photos", "text.jpg", b"no photo"))["message"])
     server.publish(push_message(cloud.put("photos", "gone.jpg", photo(1)))["message"])
     cloud.delete("photos", "gone.jpg")

@@ -1,4 +1,4 @@
-"""RegNets from LazyConfigs: the paper's stages, detectron2's answers (tests/test_convert.py), int8."""
+"""RegNets from LazyConfigs: stages as in the paper, refused options and int8. Detections: tests/test_convert.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files around the code: workflow, issue forms and Makefile agree with the rest of the repository."""
+"""The workflow, issue forms, Makefile and documentation are consistent with the rest of the repository."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_make_installs_the_converter_only_for_what_is_converted() -> None:
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_creates_an_unfinished_environment_again(tmp_path: Path) -> None:
-    """venv without ensurepip, or one that was interrupted, leaves an environment without pip."""
+    """An environment without pip is left behind if ensurepip is missing or venv was interrupted."""
 
     def planned() -> str:
         command = ["make", "--dry-run", "run", f"VENV={tmp_path}"]
@@ -88,7 +88,7 @@ def test_make_creates_an_unfinished_environment_again(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_alone_prints_every_command() -> None:
-    command = ["make", "--no-print-directory"]  # which it prints when the tests themselves run under make
+    command = ["make", "--no-print-directory"]  # make prints the directory when the tests themselves run under make
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
@@ -99,7 +99,7 @@ def test_make_alone_prints_every_command() -> None:
 
 @pytest.mark.parametrize("form", ["bug", "feature"])
 def test_issue_forms_are_valid(form: str) -> None:
-    """The keys that are required: docs.github.com, "Syntax for issue forms"."""
+    """Required keys: docs.github.com, "Syntax for issue forms"."""
     document = yaml.safe_load((GITHUB / "ISSUE_TEMPLATE" / f"{form}.yml").read_text(encoding="utf-8"))
     assert document["name"]
     assert document["description"]

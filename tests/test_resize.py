@@ -1,4 +1,4 @@
-"""Render factor -> size."""
+"""Tests of fitted_size(): the network's input size for a photo's size, render factor and fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_aspect_keeps_to_the_budget_and_the_stride(width: int, height: int, fact
 
 @given(sides, sides, factors)
 def test_aspect_keeps_the_shape_and_uses_the_budget(width: int, height: int, factor: int) -> None:
-    """As far as steps of one stride allow: the shorter side has n of them."""
+    """The error is at most that of rounding the shorter side, which has at least `steps` strides, by one stride."""
     ratio = width / height
     steps = math.floor(math.sqrt(pixels(factor) * min(ratio, 1 / ratio)) / 32)
     if steps < 3:

@@ -1,4 +1,4 @@
-"""Run lengths against pycocotools' own encoding of the dense mask."""
+"""Run lengths compared with pycocotools' encoding of the dense mask."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_runs_are_those_of_pycocotools(mask: Mask, size: tuple[int, int], pixels
 @pytest.mark.parametrize(
     "mask",
     [
-        solid(0, 0, 20, 10),  # all of the frame: one run over every column's end
+        solid(0, 0, 20, 10),  # the whole frame: one run across all columns
         solid(-5, -5, 30, 30),
-        solid(0, 0, 1, 1),  # starts at the first pixel
-        solid(19, 9, 20, 10),  # ends at the last
-        solid(3, 0, 6, 10),  # whole columns, joined
+        solid(0, 0, 1, 1),  # includes the first pixel
+        solid(19, 9, 20, 10),  # includes the last pixel
+        solid(3, 0, 6, 10),  # whole columns, joined into one run
         solid(3, 2, 6, 10),
         solid(5, 5, 5, 5),
         solid(50, 50, 60, 60),

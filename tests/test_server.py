@@ -1,4 +1,4 @@
-"""The web server with slow, broken and hostile clients over real connections, and the framework's own servers."""
+"""Tests of the web server with slow, faulty and hostile clients over TCP, and of the servers of functions-framework."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Server]:
-    """The service in little memory."""
+    """A server with little memory."""
     with serve(SEGMENT_MEMORY="256Mi", SEGMENT_WAIT_SECONDS="20", SEGMENT_FETCH_PRIVATE="true") as started:
         assert requests.get(started.url + "/ready", timeout=60).ok
         yield started
@@ -43,7 +43,7 @@ def connect(server: Server, data: bytes = b"") -> socket.socket:
 
 
 def answer(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
+    """Everything received until the server closes the connection."""
     received = b""
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(65536):
@@ -59,7 +59,7 @@ def resident(server: Server) -> int:
 
 
 def check_alive(server: Server, photo: bytes) -> None:
-    """Probes and photos are answered at once."""
+    """Assert that probes are answered within 1 s and a photo is segmented."""
     start = time.monotonic()
     assert requests.get(server.url + "/health", timeout=5).ok
     assert time.monotonic() - start < 1
@@ -68,7 +68,7 @@ def check_alive(server: Server, photo: bytes) -> None:
 
 class TestSlowClients:
     def test_a_hundred_and_fifty_slow_clients_do_not_block_others(self, small: Server, photo: bytes) -> None:
-        """50 that send their headers slowly, 50 their bodies, 50 a body that was refused; all are cut off in time."""
+        """50 clients send headers slowly, 50 a body, 50 a refused body. All connections are closed within 20 s."""
         heads = [connect(small, b"POST /segment HTTP/1.1\r\n") for _ in range(50)]
         bodies = [connect(small, HEAD + b"Content-Length: 1000000\r\n\r\n" + photo[:100]) for _ in range(50)]
         refused = [connect(small, HEAD + b"Content-Length: 99000000\r\n\r\n" + photo[:100]) for _ in range(50)]
@@ -104,7 +104,7 @@ class TestSlowClients:
             check_alive(small, photo)
 
     def test_a_body_that_stalls_is_closed(self, small: Server, photo: bytes) -> None:
-        """Together they fill the memory for uploads: a photo that comes meanwhile has to wait for it, but gets it."""
+        """Six stalled bodies fill the memory for uploads. Another photo is segmented after they are closed."""
         with contextlib.ExitStack() as stack:
             for _ in range(6):
                 connection = stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\n"))
@@ -159,14 +159,14 @@ class TestBounds:
         assert answer(connection)[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 431", b""}
 
     def test_many_connections(self, small: Server, photo: bytes) -> None:
-        """The oldest that has sent no request gives way to the newest."""
+        """At the limit, the oldest connection without a complete request is closed for a new one."""
         with contextlib.ExitStack() as stack:
             for _ in range(600):
                 stack.enter_context(connect(small, b"GET "))
             check_alive(small, photo)
 
     def test_memory_of_a_url_is_reserved_as_it_is_received(self, small: Server, photo: bytes) -> None:
-        """20 requests of a few bytes each, for 4 MB each: what does not fit waits or is refused, and nothing grows."""
+        """20 requests for URLs of 4 MB each: those that do not fit wait or get a 503, so memory stays bounded."""
         body = bytes(4_000_000)
         before = resident(small)
         with _album(body) as url, ThreadPoolExecutor(20) as crowd:
@@ -210,19 +210,19 @@ def test_one_connection_serves_many_requests(small: Server, photo: bytes) -> Non
 
 
 def test_responses_on_one_connection_are_sent_at_once(small: Server) -> None:
-    """The body of a response does not wait for the client to acknowledge the head, which Linux delays by 40 ms."""
+    """The body is sent without waiting for the TCP acknowledgement of the headers, which Linux delays by 40 ms."""
     seconds = []
     with requests.Session() as session:
         for _ in range(20):
             start = time.monotonic()
             assert session.get(small.url + "/model", timeout=5).ok
             seconds.append(time.monotonic() - start)
-    assert min(seconds[5:]) < 0.03  # the first few are acknowledged at once
+    assert min(seconds[5:]) < 0.03  # the first responses of a connection are acknowledged without delay
 
 
 @pytest.mark.parametrize("options", [[], ["--debug"]])
 def test_the_frameworks_own_servers_answer(options: list[str], photo: bytes) -> None:
-    """`functions-framework`, as Cloud Run functions start it, and its debugging server."""
+    """`functions-framework` as started by Cloud Run functions, and with --debug."""
     port = free_port()
     command = [sys.executable, "-m", "functions_framework", "--target", "segment_http", "--port", str(port)]
     with subprocess.Popen([*command, "--host", "127.0.0.1", *options], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
@@ -242,7 +242,7 @@ def test_the_frameworks_own_servers_answer(options: list[str], photo: bytes) -> 
 
 @contextlib.contextmanager
 def _album(body: bytes) -> Iterator[str]:
-    """A web server that sends `body` without a Content-Length; the URL."""
+    """The URL of a local web server that sends `body` without a Content-Length."""
     import http.server
 
     class Handler(http.server.BaseHTTPRequestHandler):

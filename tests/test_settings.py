@@ -1,4 +1,4 @@
-"""Settings: the environment to a frozen value, or one sentence that says what is wrong."""
+"""Tests of Settings.from_environment: parsing of environment variables, and the messages for invalid values."""
 
 from __future__ import annotations
 

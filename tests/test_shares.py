@@ -1,4 +1,4 @@
-"""How a bucket's names are divided among tasks."""
+"""Tests of dividing the names in a bucket among tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segment.errors import StorageError
 
 
 class Names:
-    """A store of `count` names in order, made when they are listed. Counts the pages that are taken."""
+    """A store of `count` sorted names, generated when they are listed. Counts the pages listed."""
 
     address = "gs://names"
 
@@ -28,7 +28,7 @@ class Names:
         self.name, self.count, self.pages = name, count, 0
 
     def before(self, text: str) -> int:
-        """How many names are less than `text`."""
+        """The number of names less than `text`."""
         low, high = 0, self.count
         while low < high:
             middle = (low + high) // 2
@@ -56,7 +56,7 @@ class Names:
 
 
 def sizes(names: Names, divided: shares.Shares) -> list[int]:
-    """How many names fall to each task."""
+    """The number of names of each task."""
 
     def size(part: Range) -> int:
         return (names.before(part.end) if part.end else names.count) - names.before(part.start)
@@ -98,7 +98,7 @@ def test_shares_are_about_equal(name: Callable[[int], str], count: int, tasks: i
 
 
 def zipf(folders: int, photos: int) -> list[str]:
-    """Names in folders, the largest of which is twice as large as the second, three times as the third and so on."""
+    """Names in folders whose sizes follow Zipf's law: the nth largest has 1/n of the names of the largest."""
     ranks = list(range(1, folders + 1))
     random.Random(0).shuffle(ranks)
     largest = photos / sum(1 / rank for rank in ranks)
@@ -107,14 +107,14 @@ def zipf(folders: int, photos: int) -> list[str]:
 
 @pytest.mark.parametrize(("tasks", "most"), [(4, 1.4), (20, 1.6)])
 def test_folders_of_different_sizes(tasks: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few of 1,000 folders have most of the photos. Pages of 100 names, so that 500,000 are as many as 5 million."""
+    """A few of 1,000 folders have most of the photos. With pages of 100, 500,000 names have the pages of 5 million."""
     monkeypatch.setattr(shares, "PAGE", 100)
     ordered = zipf(1_000, 500_000)
     names = Names(ordered.__getitem__, len(ordered))
     found = sizes(names, shares.divided(names, "", tasks))
     assert sum(found) == len(ordered)
     assert max(found) < most * len(ordered) / tasks
-    assert names.pages < 1.5 * 1_000, "about a call per folder"
+    assert names.pages < 1.5 * 1_000, "there must be at most about one call per folder"
 
 
 @settings(max_examples=50, deadline=None)
@@ -122,7 +122,7 @@ def test_folders_of_different_sizes(tasks: int, most: float, monkeypatch: pytest
     st.sets(st.text(st.sampled_from("a1/.é\U0010ffff\ud7ff"), min_size=1, max_size=9), max_size=80), st.integers(1, 9)
 )
 def test_every_name_falls_to_one_task(names: set[str], tasks: int) -> None:
-    """With pages of three names, so that the tree is followed."""
+    """The ranges are disjoint and complete. Pages of three names make the division descend into folders."""
     ordered = sorted(names)
     store = Names(ordered.__getitem__, len(ordered))
     with pytest.MonkeyPatch.context() as patch:
@@ -147,7 +147,7 @@ def test_files_beside_folders_take_no_more_calls(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_name_that_all_others_start_with() -> None:
-    """Such as the empty object that consoles create for a folder."""
+    """For example the empty object that cloud consoles create for a folder."""
 
     def name(n: int) -> str:
         return f"2026/{n:06}.jpg" if n else "2026/"
@@ -173,13 +173,13 @@ def test_the_first_task_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     late = shares.agreed(photos, "", results, "out/", "run-1", 1, 2)
-    assert pauses == list(shares.PAUSES), "it waited for the first task"
+    assert pauses == list(shares.PAUSES), "it must wait for the first task"
     for n in range(90):
         photos.write(f"{n}.png", b"", "", {})
     first = shares.agreed(photos, "", results, "out/", "run-1", 0, 2)
     assert shares.agreed(photos, "", results, "out/", "run-1", 1, 2) == late
     assert sorted([*first, *late], key=lambda part: part.start)[0].start == ""
-    assert shares.agreed(photos, "", results, "out/", "run-2", 0, 2) != first, "another execution divides again"
+    assert shares.agreed(photos, "", results, "out/", "run-2", 0, 2) != first, "each execution must divide anew"
     assert len(list(results.objects())) == 2
     assert shares.agreed(photos, "", results, "out/", "run-1", 0, 1) == [Range()]
 

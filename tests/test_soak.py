@@ -1,10 +1,10 @@
-"""Many concurrent random requests in a real memory control group: each is answered correctly or refused clearly.
+"""Many concurrent random requests to a server in a memory cgroup: each gets a correct result or a documented error.
 
-The full run is of 500 requests to a full-size Mask R-CNN R50-FPN in int8 within 512 MiB (slow). One of another kind of
-file is slow too, and a short one of the demo model is in every test run. Photos from 64 x 64 to 100 megapixels,
-every format of the answer, and files that lie about themselves, mixed from a seed, sent as bodies, forms and URLs.
-Meanwhile hostile clients send slowly, announce bodies that never come, and do not read. What one request answers alone,
-it must answer in the crowd too, byte by byte; or 503.
+The full run sends 500 requests to a full-size Mask R-CNN R50-FPN in int8 within 512 MiB (slow). A run with another kind
+of model file is slow too; a short run with the demo model is in every test run. Requests are chosen with a fixed seed:
+photos from 64 x 64 pixels to 100 megapixels and files with false headers, every format of the response, sent as bodies,
+forms and URLs. Meanwhile hostile clients send slowly, announce bodies that they do not send, and do not read responses.
+Each response must be 503 or equal, byte for byte, to the response to the same request sent alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """A response, or status 0 if the connection failed."""
 
     status: int
     headers: Mapping[str, str]
@@ -70,7 +70,7 @@ class Answer:
 
 
 def photos(largest: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
-    """(name, file) of photos of all sizes and formats."""
+    """Names and contents of photos of various sizes and formats."""
 
     def encoded(size: tuple[int, int], kind: str, mode: str = "RGB", **save: object) -> bytes:
         picture = Image.fromarray(scene(2, (640, 480))[0]).resize(size, Image.Resampling.BICUBIC).convert(mode)
@@ -97,7 +97,7 @@ def photos(largest: tuple[int, int]) -> Iterator[tuple[str, bytes]]:
 
 
 def asks(count: int, names: list[str], broken: list[str]) -> list[Ask]:
-    """Which photo with which options, mixed from a seed; every photo and every format is among them."""
+    """Requests in an order with a fixed seed, with every photo and every format among them."""
     dice = random.Random(0)
     mixed = []
     for number in range(count):
@@ -117,7 +117,7 @@ def asks(count: int, names: list[str], broken: list[str]) -> list[Ask]:
 
 
 def check(answer: Answer, ask: Ask) -> None:
-    """An answer is right in itself, or a refusal that says why."""
+    """Assert that a response is consistent in itself, or an error with an explanation."""
     if answer.status != 200:
         assert answer.status in REFUSALS, (answer.status, ask, answer.body[:300])
         problem = json.loads(answer.body)
@@ -154,7 +154,7 @@ def check(answer: Answer, ask: Ask) -> None:
 
 @contextlib.contextmanager
 def album(files: Mapping[str, bytes]) -> Iterator[str]:
-    """A web server with these files; its URL."""
+    """The URL of a local web server with these files."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -180,12 +180,12 @@ ATTACKS = (
     b"GET /docs HTTP/1.1\r\nHost: a\r\n\r\n" * 500,
     b"GET / HTTP/1.1\r\n" + b"X-Long: a\r\n" * 50_000,
 )
-"""Heads and bodies that never end, and answers that nobody reads."""
+"""Headers and bodies that never end, and requests whose responses are not read."""
 
 
 @contextlib.contextmanager
 def attackers(server: Server, count: int) -> Iterator[None]:
-    """Hostile clients at work: each sends one of ATTACKS, then a byte a second, and comes back when it is closed."""
+    """Run hostile clients: each sends one of ATTACKS, then a byte per second, and reconnects when it is closed."""
     over = threading.Event()
 
     def attack(number: int) -> None:
@@ -209,7 +209,7 @@ def attackers(server: Server, count: int) -> Iterator[None]:
 
 
 def soak(server: Server, group: cgroup.Group, count: int, largest: tuple[int, int], first: int = FIRST) -> None:
-    """Send `count` requests, the `first` ones alone, the others many at once."""
+    """Send `count` requests: the first `first` one at a time, the others concurrently."""
     files = dict(photos(largest))
     good = list(files)
     broken = {name: body for name, body in worst.files() if name.startswith(("lies/", "cut off/6", "damaged/1"))}
@@ -221,7 +221,7 @@ def soak(server: Server, group: cgroup.Group, count: int, largest: tuple[int, in
 def crowded(
     server: Server, group: cgroup.Group, mixed: list[Ask], files: Mapping[str, bytes], photo_url: str, first: int
 ) -> None:
-    """Send these requests and compare each answer with the one to the same request alone."""
+    """Send these requests and compare each response with that to the same request sent alone."""
     alone: dict[Ask, Answer] = {}
     statuses: Counter[int] = Counter()
 
@@ -261,22 +261,22 @@ def crowded(
     print(f"end, of which {afterwards.held / MIB:.0f} MiB held; {group.kills()} processes killed")
     assert group.kills() == 0
     assert requests.get(server.url + "/ready", timeout=30).ok
-    assert statuses[200] > len(mixed) / 3, "most photos can be segmented"
+    assert statuses[200] > len(mixed) / 3, "more than a third of the photos must be segmented"
     assert afterwards.rss <= 1.1 * resident, "memory leaks"
     for ask, answer in zip(mixed[first:], answers, strict=True):
         if answer.status != 503:
             alike = expected(ask)
-            assert (answer.status, answer.body) == (alike.status, alike.body), f"{ask} answers otherwise alone"
+            assert (answer.status, answer.body) == (alike.status, alike.body), f"{ask} differs when sent alone"
 
 
 def settled(server: Server, photo: bytes) -> serving.Usage:
-    """Memory after a request that is always the same: what the network keeps for the next run depends on the last."""
+    """Memory usage after a fixed request, since the network keeps buffers whose size depends on the last request."""
     assert server.segment(photo, format="json").status_code == 200
     return server.usage()
 
 
 def warmed(model: Path, folder: Path) -> dict[str, str]:
-    """Settings of a service with this model whose compiled form is in the cache, as the image has it."""
+    """Settings of a service with this model, compiled into the cache as in the container image."""
     settings = {
         "SEGMENT_MODEL": str(model),
         "SEGMENT_CACHE": str(folder / "cache"),
@@ -295,7 +295,7 @@ def test_demo_model_in_a_small_container(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_masks_of_the_whole_input_in_512_mib(tmp_path: Path) -> None:
-    """torchvision's files give a mask as large as the input for each instance: all hundred do not fit at once."""
+    """torchvision's masks are as large as the input, so 100 of them do not fit into memory at once."""
     corner = np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2).astype(np.float32) * 30
     boxes = np.concatenate([corner, corner + 90], axis=1)
     labels, scores = np.ones(len(boxes), np.int64), np.linspace(0.9, 0.6, len(boxes), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Serving a model by name, file or URL: the server listens while the model is prepared, and reports the progress."""
+"""Serving a model by name, file or URL: the server listens and reports progress while the model is prepared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SERVE = (sys.executable, "-m", "segment", "serve")
 
 @pytest.fixture
 def mirror() -> Iterator[Mirror]:
-    """A mirror with a small model and its config; its gate is closed, so that a download stays on its way."""
+    """A mirror with a small model and its config. Its gate is closed, so downloads do not finish."""
     with mirrors.run() as running:
         checkpoint, config = mirrors.narrow_model()
         running.files = {"/narrow.pkl": checkpoint, "/config.yaml": config}
@@ -45,7 +45,7 @@ def mirror() -> Iterator[Mirror]:
 
 @contextlib.contextmanager
 def preparing(mirror: Mirror, cache: Path, target: str = "segment_http", **settings: str) -> Iterator[Server]:
-    """`segment serve --model URL` of the mirror's model."""
+    """`segment serve --model` with the URL of the mirror's model."""
     command = (*SERVE, "--model", mirror.url + "narrow.pkl")
     settings |= {"XDG_CACHE_HOME": str(cache), "SEGMENT_CACHE": str(cache / "compiled")}
     with serve(target, command, **settings) as server:
@@ -58,7 +58,7 @@ def progress(server: Server) -> dict[str, Any]:
 
 
 def stages_until(server: Server, last: str) -> list[str]:
-    """The stages that are seen until the stage `last`, without repetitions."""
+    """The stages reported until `last`, without repetitions."""
     seen: list[str] = []
     end = time.monotonic() + 120
     while time.monotonic() < end:
@@ -95,14 +95,14 @@ def test_listens_before_the_model_is_ready_and_reports_progress(mirror: Mirror, 
         assert len(answer.json()["categories"]) == 8
         assert server.stop() == 0
     asked = len(mirror.ranges)
-    with preparing(mirror, tmp_path) as server:  # the second time there is nothing to do
+    with preparing(mirror, tmp_path) as server:  # the second start uses the cached model
         assert progress(server)["stage"] in ("load", "ready")
         assert requests.post(server.url + "/segment", data=photo, timeout=60).ok
     assert len(mirror.ranges) == asked
 
 
 def test_requests_wait_while_the_prepared_model_is_loaded() -> None:
-    """As they do for a model that needs no preparation; the page relies on it."""
+    """The same as for a model without preparation; the page relies on it."""
     startup = Startup(Service(Settings()), ["true"], lambda: None)
     assert isinstance(startup.refusal(), Starting)
     startup.progress = Progress("load", "Loading the model.")
@@ -112,7 +112,7 @@ def test_requests_wait_while_the_prepared_model_is_loaded() -> None:
 
 
 def test_the_output_of_libraries_is_not_taken_for_progress() -> None:
-    """NNCF draws progress bars on standard output while it quantises."""
+    """NNCF prints progress bars to standard output during quantisation."""
     step = Progress("convert", "Converting.").to_json()
     command = [sys.executable, "-c", f"print('Statistics collection 100 %'); print({step!r}); print('null')"]
     startup = Startup(Service(Settings()), command, lambda: pytest.fail(startup.progress.text))
@@ -137,7 +137,7 @@ def test_bucket_events_are_refused_until_it_is_ready(mirror: Mirror, tmp_path: P
         check_problem(requests.post(server.url, json={}, timeout=10), 503, "being prepared")
         assert progress(server)["stage"] in ("start", "download")
         start = time.monotonic()
-        assert server.stop() == 0  # SIGTERM ends the preparation too
+        assert server.stop() == 0  # SIGTERM must also end the preparation
         assert time.monotonic() - start < 10
 
 
@@ -207,7 +207,7 @@ def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
     assert facts
     assert facts.labels == tuple("abcdefgh")
     assert Preparation(str(weights)).prepare() == path
-    weights.write_bytes(checkpoint)  # trained further: the same name, another time
+    weights.write_bytes(checkpoint)  # the same name with another modification time, as after further training
     again = Preparation(str(weights))
     assert not again.ready
     assert again.path != path
@@ -215,7 +215,7 @@ def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
 
 @contextlib.contextmanager
 def prepare(mirror: Mirror, cache: Path) -> Iterator[tuple[subprocess.Popen[str], Progress]]:
-    """`segment prepare` of the mirror's model in a process of its own, and the first step that it reports."""
+    """A `segment prepare` process for the mirror's model, and the first progress that it reports."""
     command = [sys.executable, "-m", "segment", "prepare", "--progress", mirror.url + "narrow.pkl"]
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     with subprocess.Popen(command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
@@ -247,7 +247,7 @@ def test_a_killed_preparation_does_not_block_others(mirror: Mirror, tmp_path: Pa
 def test_a_preparation_interrupted_while_measuring_leaves_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file whose memory is not known yet must not be served by the next start."""
+    """The next start must not serve a file whose memory footprint was not measured."""
 
     def interrupt(_path: Path, **_: object) -> Footprint:
         raise KeyboardInterrupt
@@ -266,7 +266,7 @@ def test_a_preparation_interrupted_while_measuring_leaves_no_model(
 
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium (apt-get install chromium)")
 def test_the_page_shows_progress_and_the_reason_of_a_failure(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
-    """What is on the page when the model is ready is in tests/test_first_use.py."""
+    """The page after the model is ready is tested in tests/test_first_use.py."""
     with preparing(mirror, tmp_path) as server, browser() as chrome:
         page = chrome.new_page()
         page.goto(server.url)

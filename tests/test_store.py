@@ -1,4 +1,4 @@
-"""Buckets and folders as stores, with the same tests for both."""
+"""Tests of the stores: buckets and folders with the same tests, then each with its own."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_too_large_is_not_read(store: Store) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_a_replacement_that_failed_is_not_completed_later(cloud: Cloud, method: str) -> None:
-    """The storage client's writer uploads once more when Python deletes it."""
+    """The storage client's writer would upload again when it is garbage collected."""
     fault = cloud.faults.add(Fault(503, path="/upload/.*", method=method))
     with pytest.raises(StorageError):
         Bucket("photos", 1).replace("a", [b"old"], "text/plain", {})

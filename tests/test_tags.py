@@ -1,4 +1,4 @@
-"""Labels are legible, point at their instances, and do not cover the important parts of the photo."""
+"""Tests of placing labels: legible, next to their instance, and not over faces, instances' centres or other labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def placed(boxes: list[tuple[float, float, float, float]] | Boxes, size: tuple[i
 
 
 def crowd(people: int) -> Boxes:
-    """Rows of people, the nearer the larger, each row in front of the one before."""
+    """Boxes of people in six overlapping rows, larger towards the front."""
     rng = np.random.default_rng(people)
     rows = 6
     boxes = []
@@ -54,7 +54,7 @@ def test_in_a_crowd_no_tag_covers_a_face_or_another_tag(people: int) -> None:
     assert not any(overlap(a.rect, b.rect) for a, b in itertools.combinations(found, 2))
     assert rects.min() >= 0
     assert (rects[:, 2:] <= SIZE).all()
-    assert len(found) >= min(people, 30), "a crowd still has names"
+    assert len(found) >= min(people, 30), "labels must also be placed in a crowd"
 
 
 def overlap(a: tags.Rect, b: tags.Rect) -> bool:

@@ -1,11 +1,10 @@
-"""terraform/ is checked without a cloud: format, schema, rules, defaults and policies.
+"""Tests of terraform/ without a cloud: format, schema, validation rules, defaults and policies.
 
-Terraform's own tests are in terraform/tests. They run here against the google provider's argument schema (see
-stub_provider.py beside this) and mocks. Names, nesting, types, the module's own rules and every grant are proven; what
-the API would say is not.
+Terraform's own tests in terraform/tests run here with mocks and the google provider's argument schema (see
+terraform/stub_provider.py in this folder). Names, nesting, types, validation rules and every grant are tested; the
+responses of Google's API are not.
 
-The tools for this, beside terraform itself, live in .cache/terraform, apart from the service's environment; `make test`
-makes it.
+The tools for this, except terraform itself, are in .cache/terraform, which `make test` creates.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ Terraform = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def terraform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terraform]:
-    """A function (folder, *arguments) that runs terraform there, with the stubs for its google providers."""
+    """A function (folder, *arguments) that runs terraform in the folder with stubs of the google providers."""
     sockets = tmp_path_factory.mktemp("providers")
     with subprocess.Popen(
         [TOOLS / "python", STUB, sockets], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -51,8 +50,8 @@ def terraform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terraform]:
             **{name: value for name, value in os.environ.items() if not name.startswith("TF_")},
             "TF_REATTACH_PROVIDERS": provider.stdout.readline(),
             "TF_IN_AUTOMATION": "1",
-            "CHECKPOINT_DISABLE": "1",  # do not ask for newer versions
-            "GOMAXPROCS": "1",  # a third less CPU time: the garbage collector's threads wait in loops
+            "CHECKPOINT_DISABLE": "1",  # no check for newer versions
+            "GOMAXPROCS": "1",  # a third less CPU time: threads of the garbage collector wait in loops
             "GOGC": "400",
         }
 
@@ -73,7 +72,7 @@ def terraform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terraform]:
 
 @pytest.fixture(scope="session")
 def initialised(terraform: Terraform, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the module after `terraform init`; for reading."""
+    """A read-only copy of the module after `terraform init`."""
     folder = tmp_path_factory.mktemp("module") / "terraform"
     shutil.copytree(MODULE, folder, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars"))
     for root in (folder, *(folder / "examples").iterdir()):
@@ -84,18 +83,18 @@ def initialised(terraform: Terraform, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def module(initialised: Path, tmp_path: Path) -> Path:
-    """A copy of the module to break."""
+    """A copy of the module to change."""
     return Path(shutil.copytree(initialised, tmp_path / "terraform"))
 
 
 @pytest.fixture(scope="session")
 def tested(terraform: Terraform, initialised: Path) -> tuple[int, list[dict[str, Any]]]:
-    """`terraform test` of everything: its exit status, and the events it reports, states and plans among them."""
+    """The exit status of `terraform test` and its events, including states and plans."""
     done = terraform(initialised, "test", "-json", "-verbose")
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-# The module as it is.
+# The unchanged module
 
 
 @needs_terraform
@@ -171,14 +170,14 @@ def test_checkov_finds_nothing_that_is_not_explained(framework: str, what: list[
     assert done.returncode == 0
 
 
-# What Terraform tells the code, the code understands.
+# The settings and validation rules of the module are those of the code
 
 
 def containers(module: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every container of the services and jobs of a module, and of the modules in it, in a state or a plan."""
+    """Every container of the services and jobs in a state or plan of a module and its child modules."""
     for resource in module.get("resources", []):
         (template,) = resource["values"].get("template") or [{}]
-        (template,) = template.get("template") or [template]  # a job's tasks have a template within the job's
+        (template,) = template.get("template") or [template]  # a job's template contains the template of its tasks
         yield from template.get("containers", [])
     for child in module.get("child_modules", []):
         yield from containers(child)
@@ -198,11 +197,11 @@ def test_code_understands_every_setting(tested: tuple[int, list[dict[str, Any]]]
             assert settings.wait_seconds <= 595
             told |= {name for name in environment if name.startswith(PREFIX)}
     named = set(re.findall(r"SEGMENT_[A-Z_]+[A-Z]", (MODULE / "services.tf").read_text()))
-    assert named <= told, "some run of terraform/tests should set these too"
+    assert named <= told, "a run in terraform/tests must set each of these"
 
 
 def run_variables(run: str) -> dict[str, str]:
-    """The variables of one run of variables.tftest.hcl, as written there."""
+    """The variables of a run in variables.tftest.hcl."""
     text = (MODULE / "tests" / "variables.tftest.hcl").read_text()
     found = re.search(rf'^run "{run}" \{{.*?^  variables \{{\n(.*?)^  \}}', text, re.M | re.S)
     assert found
@@ -226,7 +225,7 @@ def test_words_are_those_of_the_code(name: str, words: tuple[str, ...]) -> None:
     assert sorted(json.loads(found[1])) == sorted(words)
 
 
-# The checks find what is broken.
+# Defects that the checks must detect
 
 
 def change(path: Path, old: str, new: str) -> None:
@@ -339,7 +338,7 @@ def test_refusal_says_what_would_do(
 @needs_tools
 @pytest.mark.slow
 def test_every_rule_has_a_refusal(terraform: Terraform, module: Path) -> None:
-    """Without any one `validation` block, terraform/tests/variables.tftest.hcl fails."""
+    """terraform/tests/variables.tftest.hcl fails if any single `validation` block is removed."""
     path = module / "variables.tf"
     whole = path.read_text()
     rules = list(re.finditer(r"^  validation \{\n.*?^  \}\n", whole, re.M | re.S))

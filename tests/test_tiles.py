@@ -1,4 +1,4 @@
-"""Tiles cover the photo, and what a perfect detector sees in them is what is in the photo."""
+"""Tests of tiling: tiles cover the photo, and merge() joins the detections of a simulated detector in each tile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from segment.tiles.merge import VISIBLE
 SIZE = (240, 180)
 WHOLE_PHOTO = (0, 0, *SIZE)
 COARSE = (24, 18)
-"""An input of the network in which nothing in the photo is large enough to be seen by the whole view."""
+"""A network input size so small that no object is large enough in it to be taken from the whole photo."""
 
 
 def merge(
@@ -67,7 +67,7 @@ def test_a_photo_of_one_pixel_is_one_tile() -> None:
     assert tiles((1, 1), 4) == [(0, 0, 1, 1)]
 
 
-# A perfect detector
+# A simulated detector without errors
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Thing:
 
 @st.composite
 def scenes(draw: st.DrawFn) -> list[Thing]:
-    """Things of two classes that do not touch, of any size from a few pixels to the whole photo."""
+    """Objects of two classes that do not touch, of any size from a few pixels to the whole photo."""
     placed: list[Thing] = []
     for _ in range(draw(st.integers(0, 12))):
         longest = draw(st.sampled_from([12, 40, 120, 240]))
@@ -107,7 +107,7 @@ def _meet(a: Region, b: Region) -> bool:
 
 
 def see(things: Sequence[Thing], view: Region, cells: int | None = None, longer_than: int = 0) -> Detections:
-    """What a perfect detector sees in that part of the photo: each mask's pixels, or `cells` x `cells` means."""
+    """The exact detections in a region of the photo. Masks have one cell per pixel, or `cells` x `cells` means."""
     left, top, right, bottom = view
     boxes, masks, classes = [], [], []
     for thing in things:
@@ -130,7 +130,7 @@ def see(things: Sequence[Thing], view: Region, cells: int | None = None, longer_
 
 
 def _bounds(mask: NDArray[np.bool_]) -> Region:
-    """The smallest rectangle that holds the mask; empty if it is."""
+    """The bounding box of the mask; (0, 0, 0, 0) for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) if len(rows) else (0, 0, 0, 0)
 
@@ -157,7 +157,7 @@ def nothing(size: tuple[int, int] = SIZE) -> Detections:
 
 
 def assert_found(found: Detections, things: Sequence[Thing], iou: float = 0.9) -> None:
-    """Each thing was found once, and nothing else."""
+    """Assert that each object was found exactly once, with its class, and nothing else was found."""
     pasted = [mask.paste(WHOLE_PHOTO) >= THRESHOLD for mask in found.masks]
     left = list(range(len(found)))
     for thing in things:
@@ -168,7 +168,7 @@ def assert_found(found: Detections, things: Sequence[Thing], iou: float = 0.9) -
         assert scores[best] > iou, f"{thing} was found with IoU {scores[best]:.3f}"
         assert found.boxes[best] == pytest.approx(_bounds(truth), abs=1.5)
         left.remove(best)
-    assert not left, f"{len(left)} more were found than there are"
+    assert not left, f"{len(left)} detections match no object"
 
 
 def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -185,7 +185,7 @@ def test_perfect_detector_in_tiles_and_whole(things: list[Thing], detail: int, s
 @given(things=scenes(), detail=st.integers(2, 4))
 @settings(deadline=None, max_examples=25)
 def test_tiles_alone_are_joined(things: list[Thing], detail: int) -> None:
-    """Even what spans every tile is one, when the whole view sees nothing."""
+    """The parts of an object in several tiles become one detection, even without one in the whole photo."""
     assert_found(merged(things, detail, nothing()), things)
 
 
@@ -198,7 +198,7 @@ def test_whole_view_that_misses_small_things(things: list[Thing], detail: int, l
 @given(things=scenes(), detail=st.integers(2, 4))
 @settings(deadline=None, max_examples=20)
 def test_coarse_masks(things: list[Thing], detail: int) -> None:
-    """Masks of 28 x 28 cells, as Mask R-CNN answers them; corners lose a little."""
+    """Masks of 28 x 28 cells, as Mask R-CNN returns them. Corners are less exact, so the IoU is lower."""
     solid = [thing for thing in things if min(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) > 8]
     assert_found(merged(solid, detail, see(solid, WHOLE_PHOTO, 28), 28), solid, iou=0.8)
 
@@ -232,14 +232,14 @@ def test_one_tile_seen_twice() -> None:
 
 
 def one(box: tuple[float, float, float, float], score: float = 0.9, label: int = 0, fill: float = 1.0) -> Detections:
-    """One rectangle, seen in the whole photo."""
+    """A detection of one rectangle in the whole photo."""
     grid = np.full((1, 28, 28), fill, np.float32)
     boxes, scores = np.array([box], np.float32), np.array([score], np.float32)
     return from_boxes(boxes, scores, np.array([label], np.int64), grid, SIZE)
 
 
 def in_tile(tile: Region, found: Detections) -> tuple[Region, Detections]:
-    """The same, as if it had been seen in that tile."""
+    """The tile and the same detections in the tile's coordinates."""
     left, top, right, bottom = tile
     moved = tuple(mask.moved(-left, -top) for mask in found.masks)
     boxes = found.boxes - np.array([left, top, left, top], np.float32)
@@ -256,12 +256,12 @@ def test_joined_across_four_tiles_keeps_the_best_score_and_its_resolution() -> N
     ]
     found = merge(nothing(), scored)
     assert found.scores.tolist() == pytest.approx([0.8])
-    assert found.masks[0].grid.shape == (80, 120)  # its own crop, a cell per pixel as in its parts
+    assert found.masks[0].grid.shape == (80, 120)  # one cell per pixel, as in the parts
     assert_found(found, [thing], iou=0.99)
 
 
 def test_joined_logits_keep_their_edge() -> None:
-    """Grids that are unbounded, as YOLO's and RF-DETR's are, are joined where they cross the threshold."""
+    """Grids with values outside [0, 1] (YOLO, RF-DETR) are joined without moving the contour at the threshold."""
     thing = Thing((60, 50, 180, 130), 0, True)
     parts = []
     for tile in tiles(SIZE, 2):
@@ -273,7 +273,7 @@ def test_joined_logits_keep_their_edge() -> None:
 
 
 def test_what_a_tile_shows_complete_is_taken_as_it_is() -> None:
-    thing = Thing((116, 84, 126, 94), 0, True)  # in the strip of all four tiles
+    thing = Thing((116, 84, 126, 94), 0, True)  # in the overlap of all four tiles
     parts = [(tile, see([thing], tile, 28)) for tile in tiles(SIZE, 2)]
     found = merge(see([thing], WHOLE_PHOTO, 7), parts)
     assert [mask.grid.shape for mask in found.masks] == [(28, 28)]
@@ -287,7 +287,7 @@ def test_large_is_taken_from_the_whole_view() -> None:
 
 
 def test_what_the_whole_view_should_show_keeps_its_score_there() -> None:
-    """A tile may confirm what is as large as that, but neither add it nor make it more certain."""
+    """A detection in a tile that is large enough for the whole view (VISIBLE) is not added and raises no score."""
     tile = tiles(SIZE, 2)[0]
     side, seen = VISIBLE + 2, (20.0, 20.0, 20 + VISIBLE + 2, 20 + VISIBLE + 2)
     assert side * side < (SIZE[0] / 2) ** 2
@@ -300,7 +300,7 @@ def test_what_the_whole_view_should_show_keeps_its_score_there() -> None:
 
 
 def test_parts_within_a_large_object_are_not_objects() -> None:
-    """Where a large object is, the whole view has to show smaller things too; elsewhere they may be of any size."""
+    """Inside a confident large object, a tile's detections are added only if they are too small for the whole view."""
     tile, part = tiles(SIZE, 2)[0], (20.0, 20.0, 40.0, 40.0)
     found = [in_tile(tile, one(part, label=1))]
     assert merge(one((10, 10, 230, 170), 0.95), found, SIZE).classes.tolist() == [0]
@@ -311,7 +311,7 @@ def test_parts_within_a_large_object_are_not_objects() -> None:
 
 
 def test_large_in_the_network_is_taken_from_the_whole_view() -> None:
-    """A tile shows it complete, but the whole view has enough pixels of it."""
+    """The mask is from the whole view if the object is large enough in the network's input, else from the tile."""
     thing, fine = Thing((10, 10, 58, 58), 0, True), (2 * SIZE[0], 2 * SIZE[1])
     parts = [(tile, see([thing], tile, 7)) for tile in tiles(SIZE, 2)]
     assert [m.grid.shape for m in merge(see([thing], WHOLE_PHOTO, 28), parts, fine).masks] == [(28, 28)]
@@ -328,7 +328,7 @@ def test_a_part_is_a_duplicate_within_its_class() -> None:
 def test_of_two_classes_in_one_place_the_better_view_decides() -> None:
     tile = tiles(SIZE, 2)[0]
     small, large = (20.0, 20.0, 50.0, 50.0), (10.0, 10.0, 110.0, 90.0)
-    for box, label in ((small, 1), (large, 0)):  # small: the tile's; large: the whole's
+    for box, label in ((small, 1), (large, 0)):  # the small box has the tile's class, the large box the whole view's
         found = merge(one(box, 0.6, label=0), [in_tile(tile, one(box, 0.5, label=1))])
         assert found.classes.tolist() == [label]
 
@@ -353,7 +353,7 @@ def test_what_one_view_sees_as_two_stays_two() -> None:
 
 
 def test_what_an_edge_cuts_and_the_next_tile_does_not_confirm_is_dropped() -> None:
-    """Its box ends at the right edge of the first tile; the second tile shows all of it."""
+    """A box that the first tile's edge cuts is dropped if the second tile, which shows all of it, has no such box."""
     first, second = (tile for tile in tiles(SIZE, 2) if tile[1] == 0)
     seen = (float(first[2] - 12), 30.0, float(first[2]), 42.0)
     assert second[0] < seen[0]
@@ -384,7 +384,7 @@ def test_equal_scores_keep_the_order() -> None:
 
 
 def test_many_instances_take_little_time() -> None:
-    """Time grows with the pairs that meet, not with all pairs."""
+    """The time must grow with the number of overlapping pairs, not of all pairs."""
     size = (4000, 3000)
     grids = np.ones((1000, 28, 28), np.float32)
     rng = np.random.default_rng(0)
@@ -405,7 +405,7 @@ def test_many_instances_take_little_time() -> None:
 
 
 def _views(things: Sequence[tuple[Region, float, int]], detail: int = 2) -> list[tuple[Region, Detections]]:
-    """Each tile with those of the rectangles that begin in it, as found there."""
+    """Each tile with the detections of the rectangles whose top left corner is in it."""
     parts = []
     for tile in tiles(SIZE, detail):
         inside = [thing for thing in things if tile[0] <= thing[0][0] < tile[2] and tile[1] <= thing[0][1] < tile[3]]
@@ -415,7 +415,7 @@ def _views(things: Sequence[tuple[Region, float, int]], detail: int = 2) -> list
 
 
 def _boxes(things: Sequence[tuple[Region, float, int]], size: tuple[int, int]) -> Detections:
-    """Rectangles as detections, best first."""
+    """Detections of rectangles, sorted by descending score."""
     ordered = sorted(things, key=lambda thing: -thing[1])
     return from_boxes(
         np.array([box for box, _, _ in ordered], np.float32).reshape(-1, 4),
@@ -433,7 +433,7 @@ def test_a_duplicate_passes_its_score_on() -> None:
 
 
 def test_a_duplicate_passes_its_score_on_to_the_most_confident_only() -> None:
-    """Whichever of the two the tile's mask is nearer to, or further to the left."""
+    """The position of the second detection, left or right of the first, makes no difference."""
     for shift in (-2, 2):
         confident, doubtful = ((20, 20, 90, 90), 0.9, 0), ((20 + shift, 20, 90 + shift, 90), 0.1, 0)
         found = merge(_boxes([confident, doubtful], SIZE), _views([((20, 20, 90, 90), 0.8, 0)]), SIZE)
@@ -455,7 +455,7 @@ def test_an_empty_mask_removes_nothing() -> None:
 
 
 def test_parts_of_a_large_object_are_not_objects() -> None:
-    """The whole photo shows it; tiles cut pieces off it and take them for things of other classes."""
+    """Tiles that detect parts of a large object as another class add nothing to the whole view's detection."""
     large = ((10, 10, 230, 170), 0.9, 0)
     assert len(merge(_boxes([large], SIZE), [(tile, _piece(tile, large[0])) for tile in tiles(SIZE, 2)])) == 1
 
@@ -493,7 +493,7 @@ def test_candidates_below_the_threshold_change_nothing(
     low: float,
     network_size: tuple[int, int],
 ) -> None:
-    """What is found from the candidates of 0.05 and more is found, with the same scores, among all of them."""
+    """Every detection merged from candidates of 0.05 or more is also among those of all candidates, score unchanged."""
 
     def found(lowest: float) -> set[tuple[float, ...]]:
         kept = [[thing for thing in things if thing[1] >= lowest] for things in (whole, parts)]

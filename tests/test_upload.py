@@ -1,7 +1,7 @@
-"""Uploads from other clients: curl, requests and httpx send photos and noise of many sizes.
+"""Uploads of photos and noise of many sizes with curl, requests and httpx.
 
-The bytes matter, not only their number: a newline near the end of a chunk once made the multipart parser count a file
-as a long text field. Noise holds a newline in every 256 bytes.
+A newline near the end of a chunk once made the multipart parser count a file as a long text field. Noise has a newline
+in 256 bytes on average.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def server() -> Iterator[Server]:
 
 
 def with_curl(url: str, path: Path) -> Answer:
-    """What curl gets for the README's first command."""
+    """The response to the first curl command of the README."""
     if not shutil.which("curl"):
         pytest.skip("needs curl")
     command = ["curl", "-sS", "-F", f"file=@{path}", "-w", "\n%{http_code}", f"{url}/segment?format=json"]
@@ -47,14 +47,14 @@ def with_curl(url: str, path: Path) -> Answer:
 
 
 def with_requests(url: str, path: Path) -> Answer:
-    """What requests gets."""
+    """The response to requests."""
     with path.open("rb") as file:
         response = requests.post(f"{url}/segment?format=json", files={"file": file}, timeout=60)
     return response.status_code, response.text
 
 
 def with_httpx(url: str, path: Path) -> Answer:
-    """What httpx gets, whose parts come in other pieces."""
+    """The response to httpx, which splits multipart bodies differently."""
     with path.open("rb") as file:
         response = httpx.post(f"{url}/segment", files={"file": file}, data={"format": "json"}, timeout=60)
     return response.status_code, response.text
@@ -123,7 +123,7 @@ def test_json_of_many_keys_is_read_in_linear_time(server: Server) -> None:
     ids=["lists", "objects", "keys", "one-object", "numbers", "strings", "wide"],
 )
 def test_a_json_object_takes_no_more_memory_than_is_reserved(value: object) -> None:
-    """The reservation is made before the body is parsed, from its bytes alone."""
+    """Memory is reserved before the body is parsed, based on its bytes only."""
     body = json.dumps({"tasks": value}, separators=(",", ":"), ensure_ascii=False).encode()
     request = Request(EnvironBuilder(method="POST", data=body, content_type="application/json").get_environ())
     reserved: list[int] = []
@@ -131,4 +131,4 @@ def test_a_json_object_takes_no_more_memory_than_is_reserved(value: object) -> N
     upload.read_object(request, 1 << 24, lambda count: None, reserved.append)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < sum(reserved) + 2 * len(body) + 100_000, "the body, as it comes and held"
+    assert peak < sum(reserved) + 2 * len(body) + 100_000, "2 bodies: as received and as joined"

@@ -1,4 +1,4 @@
-"""A video is a folder of frames: an overlay video or a dataset comes out, and nothing that is broken ends the run."""
+"""Tests of segmenting videos into overlay videos and datasets; faulty videos and frames must not end the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.shapes import scene
 
 SIZE = (160, 120)
 TIMES = [Fraction(n * n, 25) for n in range(8)]
-"""When frames are shown: not at a constant rate."""
+"""Times of the frames, at a variable rate."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, codec: str = "libx264", frames: int = 8) -> Path:
-    """A video of scenes, one after the other."""
+    """Write a video whose frames are generated scenes."""
     container: Any = av.open(str(path), "w")
     with container:
         stream = container.add_stream(codec, rate=25)
@@ -49,7 +49,7 @@ def write(path: Path, codec: str = "libx264", frames: int = 8) -> Path:
 
 
 def damaged(path: Path) -> Path:
-    """The video with a frame in the middle overwritten."""
+    """Overwrite a frame in the middle of the video."""
     container: Any = av.open(str(path))
     with container:
         packet = list(container.demux(video=0))[4]
@@ -74,7 +74,7 @@ def names(out: Path) -> list[str]:
 
 
 def shown(path: Path) -> list[tuple[Fraction, NDArray[np.uint8]]]:
-    """When each frame is shown, and its pixels."""
+    """The time and pixels of each frame."""
     container: Any = av.open(str(path))
     with container:
         return [(frame.pts * frame.time_base, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
@@ -89,8 +89,8 @@ def test_overlays_of_a_video_are_a_video(tmp_path: Path) -> None:
     assert run(tmp_path / "clip.mp4", "-o", tmp_path / "files", "-f", "png") == 0
     for (_, photo), (_, overlay) in zip(before, after, strict=True):
         assert overlay.shape == photo.shape
-        assert np.abs(overlay.astype(int) - photo).mean() > 3, "something is drawn"
-        assert np.abs(overlay.astype(int) - photo).mean() < 60, "the photo is seen"
+        assert np.abs(overlay.astype(int) - photo).mean() > 3, "the overlay must be drawn"
+        assert np.abs(overlay.astype(int) - photo).mean() < 60, "the photo must stay visible"
 
 
 def test_a_frame_is_segmented_as_the_photo_it_is(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_damaged_frame_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert name.startswith("clip.mp4/00000")
         assert error.startswith("This frame ")
         assert len(names(out)) == len(shown(out / "clip.overlay.mp4")) == 7
-    assert capsys.readouterr().out.count(" instances in ") == 7, "the second run has nothing to do"
+    assert capsys.readouterr().out.count(" instances in ") == 7, "the second run must not segment again"
 
 
 def test_broken_videos_are_rows(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_broken_videos_are_rows(tmp_path: Path) -> None:
 
 
 def test_a_turned_video_is_upright(tmp_path: Path) -> None:
-    """As phones write it: pixels lie on their side, and a matrix says how to turn them (ISO/IEC 14496-12, 8.3.2)."""
+    """Phones store pixels rotated, with a matrix for the display (ISO/IEC 14496-12, 8.3.2)."""
     clip = write(tmp_path / "clip.mp4", frames=1)
     data = clip.read_bytes()
     unity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)

@@ -1,4 +1,4 @@
-"""ViTDet from LazyConfigs: what is read and what is refused. detectron2's answers: tests/test_convert.py."""
+"""ViTDet from LazyConfigs: supported and refused options, input sizes and int8. Detections: tests/test_convert.py."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from segment.model import load as segment_load
 from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
-"""vitdet: a narrow Mask R-CNN of projects/ViTDet, which pads to 384. vitdet-cascade: its LVIS cascade, whose tables of
-relative positions are resized. vitdet-dynamic: without a square, with residual blocks, no class token, no bias."""
+"""vitdet: a narrow Mask R-CNN of projects/ViTDet, padded to 384 pixels. vitdet-cascade: its LVIS cascade, with resized
+tables of relative positions. vitdet-dynamic: any input size, with residual blocks, without class token and bias."""
 
 
 def lazy(name: str = "vitdet") -> dict[str, Any]:
@@ -32,7 +32,7 @@ def lazy(name: str = "vitdet") -> dict[str, Any]:
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
-    """The config with another value at a dotted key of the backbone."""
+    """The config with a changed value at a dotted key of the backbone."""
     given = lazy()
     *parents, last = key.split(".")
     at: Any = given["model"]["backbone"]
@@ -210,7 +210,7 @@ def test_int8_quantises_every_linear_layer_and_keeps_the_maps(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_int8_keeps_the_maps_better_than_those_of_a_resnet(tmp_path: Path) -> None:
-    """Both with random values, without a fixed square, on scenes that they were not calibrated on."""
+    """Both have random weights and no fixed input size; the scenes are not those of the calibration."""
     photos = [tmp_path / f"{seed}.png" for seed in range(4)]
     for seed, path in enumerate(photos):
         Image.fromarray(shapes.scene(3_000_000 + seed, (256, 256))[0]).save(path)
@@ -225,7 +225,7 @@ def test_int8_keeps_the_maps_better_than_those_of_a_resnet(tmp_path: Path) -> No
 
 
 def pyramid_maps(given: onnx.ModelProto, image: np.ndarray) -> dict[str, np.ndarray]:
-    """The levels that masks and boxes are cropped from, by name."""
+    """The feature maps that the RoiAlign operations read, by name."""
     names = sorted({node.input[0] for node in given.graph.node if node.op_type == "RoiAlign"})
     for name in names:
         given.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))

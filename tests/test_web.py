@@ -1,4 +1,4 @@
-"""The HTTP API, requested over HTTP from the real framework process."""
+"""Tests of the HTTP API with requests to a running server process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_problem(response: requests.Response, status: int, *words: str) -> dict
 
 @pytest.fixture(scope="module")
 def album(photo: bytes) -> Iterator[str]:
-    """A web server with one photo; its URL."""
+    """The URL of a photo on a local web server."""
     with mirror.run() as web:
         web.files["/photo.jpg"] = photo
         yield web.url + "photo.jpg"
@@ -107,7 +107,7 @@ class TestPhotos:
         assert response.headers["Content-Disposition"] == 'attachment; filename="cutouts.zip"'
 
     def test_a_large_answer_is_streamed(self) -> None:
-        """Cloud Run takes no answer above 32 MiB in one piece."""
+        """Cloud Run limits responses that are not streamed to 32 MiB."""
         noise = Image.effect_noise((3000, 3200), 200)
         buffer = io.BytesIO()
         Image.merge("RGB", [noise, noise.rotate(180), noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]).save(
@@ -235,7 +235,7 @@ class TestTheWeb:
         assert whole.headers["Cache-Control"] == "no-cache"
         head = requests.head(url, timeout=5)
         assert (head.headers["Content-Length"], head.content) == (str(len(whole.content)), b"")
-        if path != "/model":  # which tells the speed measured last
+        if path != "/model":  # its body contains the last measured speed, so its ETag changes
             again = requests.get(url, headers={"If-None-Match": tag}, timeout=5)
             assert (again.status_code, again.content) == (304, b"")
         part = requests.get(url, headers={"Range": "bytes=2-5"}, timeout=5)

@@ -1,4 +1,4 @@
-"""The interfaces of labelling tools over HTTP, asked as Label Studio and CVAT ask them."""
+"""Tests of the interfaces for Label Studio and CVAT over HTTP, with requests as these tools send them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN, PERSONAL, ACCESS = "0123456789abcdef", "header.personal.signature", "head
 
 
 class LabelStudio(http.server.BaseHTTPRequestHandler):
-    """The paths of Label Studio that hold photos. What was asked of it: (path, Authorization)."""
+    """A Label Studio server with photos. Records its requests as (path, Authorization)."""
 
     photo = b""
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
@@ -61,7 +61,7 @@ class LabelStudio(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def studio(photo: bytes) -> Iterator[str]:
-    """Label Studio's address."""
+    """The address of a running LabelStudio."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), LabelStudio) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         LabelStudio.photo = photo
@@ -72,7 +72,7 @@ def studio(photo: bytes) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tools(studio: str) -> Iterator[Server]:
-    """The service with both tools on, Label Studio at a private address, and a bucket of its own."""
+    """A server with both interfaces enabled, Label Studio at a private address, and a bucket."""
     settings = {"SEGMENT_LABEL_STUDIO_URL": studio, "SEGMENT_LABEL_STUDIO_TOKEN": TOKEN}
     with Cloud() as cloud:
         settings |= {"STORAGE_EMULATOR_HOST": cloud.url, "SEGMENT_INPUT_BUCKET": "photos"}
@@ -152,7 +152,7 @@ class TestLabelStudio:
         assert version.startswith("shapes-")
         assert requests.post(tools.url + "/setup", json={**body, "schema": "<View></View>"}, timeout=60).ok
         wrong = requests.post(tools.url + "/setup", json={**body, "schema": CONFIG.replace("le", "el")}, timeout=60)
-        assert wrong.ok, "star and Square are left"
+        assert wrong.ok, "the labels star and Square are valid"
         wrong = requests.post(
             tools.url + "/setup", json={**body, "schema": "<View><BrushLabels name='a' toName='b'/></View>"}, timeout=60
         )
@@ -166,7 +166,7 @@ class TestLabelStudio:
         assert first["model_version"].startswith("shapes-")
         direct = requests.post(tools.url + "/segment?format=json", files={"file": photo}, timeout=60).json()
         known = [one for one in direct["annotations"] if one["category_name"] != "ring"]
-        assert len(known) < len(direct["annotations"]), "the photo shows what the config has no label for"
+        assert len(known) < len(direct["annotations"]), "the photo must contain a class without a label in the config"
         names = {"square": "Square"}
         assert [one["value"]["brushlabels"] for one in first["result"]] == [
             [names.get(one["category_name"], one["category_name"])] for one in known
@@ -217,7 +217,7 @@ class TestLabelStudio:
             assert LabelStudio.asked == [
                 ("/api/token/refresh/", PERSONAL),
                 *[("/data/upload/1/a.jpg", f"Bearer {ACCESS}")] * 2,
-            ], "once for all tasks of a request"
+            ], "the token must be exchanged once per request"
             LabelStudio.personal = "revoked.personal.token"
             check_problem(predict(running, task("/data/upload/1/a.jpg")), 502, "answered 401", "/api/token/refresh/")
 
@@ -242,7 +242,7 @@ class TestLabelStudio:
         answer = predict(tools, task(data_url(photo)), task("/data/upload/1/missing.jpg", 8), "no task")
         good, bad, none = answer.json()["results"]
         assert good["result"]
-        assert bad == none == [], "no prediction at all: Label Studio asks for these again"
+        assert bad == none == [], "tasks without a prediction are requested again"
         assert "Task 8 has no prediction" in tools.log()
 
     @pytest.mark.parametrize(

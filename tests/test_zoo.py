@@ -1,4 +1,4 @@
-"""Models by name: the table, the download, and a model that is fetched, converted and served by its name."""
+"""Tests of the model zoo: the table of models, downloads, conversion and serving by name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.mirror import NARROW, Mirror
 
 BODY = bytes(range(256)) * 1200
 FILE = BODY + (4250449).to_bytes(4, "little")
-"""Its MD5 begins with f10217, as that of the zoo's R50-FPN 3x."""
+"""A file whose MD5 begins with f10217, like that of the zoo's R50-FPN 3x."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def mirror() -> Iterator[Mirror]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's cache folder of its own."""
+    """A temporary cache folder instead of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "segment" / "zoo"
 
@@ -105,7 +105,7 @@ def test_detectron2s_config_paths_are_accepted_as_names() -> None:
 
 
 def shown(dataset: str = "", sort: str = "") -> list[str]:
-    """The names in the table, in order."""
+    """The names in the printed table, in order."""
     words = [line.split(" ")[0] for line in table.text(dataset, sort).splitlines()]
     return [word for word in words if word in zoo.entries()]
 
@@ -175,7 +175,7 @@ FULL_SIZE = (
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_the_config_and_the_checkpoint_are_detectron2s(name: str) -> None:
-    """detectron2 builds the network of our config, and its tensors are those of benchmarks.checkpoints."""
+    """The network that detectron2 builds from our config has the tensors of benchmarks.checkpoints."""
     pytest.importorskip("detectron2", reason="detectron2 is not installed (requirements-detectron2.txt)")
     from detectron2.config import CfgNode, get_cfg
     from detectron2.modeling import build_model
@@ -204,7 +204,8 @@ onnx.save(model, folder / "model.onnx")
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(time.perf_counter() - start, int(peak) / 2**20)
 """
-"""The peak of this program alone: ru_maxrss would begin with that of the process it was forked from."""
+"""Prints seconds and peak memory in GiB. VmHWM, because ru_maxrss would start at that of the process it was forked
+from."""
 
 
 @pytest.mark.slow
@@ -217,7 +218,7 @@ def test_a_full_size_model_converts_and_serves(name: str, tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     seconds, gibibytes = map(float, done.stdout.split())
     assert seconds < 60
-    assert gibibytes < max(2, 4 * zoo.entry(name).megabytes / 1000)  # DC5: 400 MB in one fully connected layer
+    assert gibibytes < max(2, 4 * zoo.entry(name).megabytes / 1000)  # DC5 has 400 MB in one fully connected layer
     engine = engines.load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0))
     found = engine(np.random.default_rng(0).integers(0, 256, (320, 416, 3), np.uint8), 0.05, 100)
     assert len(found) > 0
@@ -250,7 +251,7 @@ def test_the_sha256_of_the_first_download_is_recorded_for_sha256sum(mirror: Mirr
 
 
 def test_another_file_with_the_same_md5_digits_is_refused(mirror: Mirror, cache: Path) -> None:
-    """A file can be made to match 24 bits of an MD5, but not the recorded SHA-256."""
+    """A file can be forged to match 24 bits of the MD5, but not the recorded SHA-256."""
     entry = zoo.entry("mask_rcnn_R_50_FPN_3x")
     mirror.files["/" + entry.file] = FILE
     path = zoo.fetch(entry.name, mirror.url)
@@ -392,7 +393,7 @@ def test_an_invalid_mirror_is_refused() -> None:
 
 @pytest.fixture
 def narrow(mirror: Mirror, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a small model in the zoo, whose checkpoint the mirror has."""
+    """The name of a small model that is added to the zoo, with its checkpoint on the mirror."""
     cityscapes = zoo.entry("cityscapes_mask_rcnn_R_50_FPN")
     config = zoo.merged(cityscapes.config, NARROW)
     body = pickle.dumps({"model": checkpoints.checkpoint(configs.parse(config)), "__author__": "a test"})

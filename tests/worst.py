@@ -1,4 +1,4 @@
-"""The worst files that can be dropped into a bucket: cut off, damaged, lying about themselves, or no photo at all."""
+"""Faulty files as they may be uploaded to a bucket: truncated, damaged, with false headers, or not photos."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIGNATURES = {
 
 
 def files(seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each; some that are damaged may still be photos."""
+    """Names and contents of the files. Some damaged ones may still be decodable."""
     dice = random.Random(seed)
     for kind in FORMATS:
         photo = _photo(kind)
@@ -56,7 +56,7 @@ def _photo(kind: str) -> bytes:
 
 
 def _damaged(photo: bytes, dice: random.Random) -> bytes:
-    """Some bytes changed, a piece taken out or another put in twice."""
+    """The photo with some bytes changed, and a piece removed or doubled."""
     content = bytearray(photo)
     for _ in range(dice.randrange(1, 40)):
         content[dice.randrange(len(content))] = dice.randrange(256)
@@ -67,7 +67,7 @@ def _damaged(photo: bytes, dice: random.Random) -> bytes:
 
 
 def _lies() -> Iterator[tuple[str, bytes]]:
-    """Headers that promise what is not there, or far too much."""
+    """Headers with false or excessive sizes, and small files that decompress to very large ones."""
     for width, height in ((0, 0), (0, 5), (1, 2**31 - 1), (65535, 65535), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)):
         yield f"lies/{width}x{height}.png", _png(width, height)
         yield f"lies/{width}x{height}.bmp", _bmp(width, height)
@@ -78,7 +78,7 @@ def _lies() -> Iterator[tuple[str, bytes]]:
     for size in (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\1\xff\xff"):
         jpeg[at : at + 4] = size
         yield f"lies/{size.hex()}.jpg", bytes(jpeg)
-    rows = zlib.compress(bytes(30_000 * (30_000 // 8 + 1)), 9)  # 900 megapixels in 110 kB, all there
+    rows = zlib.compress(bytes(30_000 * (30_000 // 8 + 1)), 9)  # 900 megapixels in 110 kB
     yield "lies/inside.avif", inside("avif")
     yield "lies/inside.tif", inside("tif")
     yield "lies/bomb.png", _png(30_000, 30_000, rows)
@@ -88,7 +88,7 @@ def _lies() -> Iterator[tuple[str, bytes]]:
 
 
 def inside(kind: str) -> bytes:
-    """A file of 64 pixels per side (TIFF: 4 rows) whose coded picture is of 64 megapixels."""
+    """A file with a header of 64 x 64 pixels (TIFF: 8000 x 4) whose compressed image has 64 megapixels."""
     coded = io.BytesIO()
     if kind == "avif":
         Image.new("L", (8000, 8000)).save(coded, "AVIF", speed=10)
@@ -122,7 +122,7 @@ def _tiff(width: int, height: int) -> bytes:
 
 
 def _no_photos() -> Iterator[tuple[str, bytes]]:
-    """What else people have on their disks."""
+    """Files of other types."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as opened:
         opened.writestr("photo.jpg", _photo("JPEG"))
