@@ -25,11 +25,11 @@ from benchmarks import accuracy, latency, memory, models, original, rendering, r
 from segment import convert
 
 Row = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A function and its arguments; it answers a dataclass or a list of them."""
+"""A function that returns a dataclass or a list of them, and its arguments."""
 
 
 def accuracy_rows(folder: Path) -> Iterator[Row]:
-    """AP at native size in both precisions, against the render factor for both fits, against the proposals."""
+    """AP at the original size in both precisions, by render factor for both fits, and by number of proposals."""
     for precision in models.PRECISIONS:
         yield accuracy.measure, (models.demo(precision, folder), precision)
     for factor in accuracy.FACTORS:
@@ -40,7 +40,7 @@ def accuracy_rows(folder: Path) -> Iterator[Row]:
 
 
 def family_rows(folder: Path) -> Iterator[Row]:
-    """The demo model and the families that were trained on the same scenes, in both precisions."""
+    """AP of the demo model and of other families trained on the same scenes, in both precisions."""
     for precision in models.PRECISIONS:
         yield accuracy.measure_family, (models.demo(precision, folder), "Mask R-CNN (the demo)", precision)
         for name, title in models.FAMILIES.items():
@@ -48,7 +48,7 @@ def family_rows(folder: Path) -> Iterator[Row]:
 
 
 def rendering_rows(folder: Path) -> Iterator[Row]:
-    """PointRend beside Mask R-CNN, in both precisions."""
+    """PointRend compared with Mask R-CNN, in both precisions."""
     for precision in models.PRECISIONS:
         for name in rendering.NAMES.values():
             models.full_size(precision, folder, name)
@@ -56,14 +56,14 @@ def rendering_rows(folder: Path) -> Iterator[Row]:
 
 
 def memory_rows(folder: Path) -> Iterator[Row]:
-    """Every precision and render factor, with as many instances as by default, and some with few."""
+    """Each precision and render factor with the default number of instances, and some with fewer."""
     for precision, factor, instances in memory.LIMITS:
         models.full_size(precision, folder)
         yield memory.measure, (precision, factor, instances, folder)
 
 
 def latency_rows(folder: Path) -> Iterator[Row]:
-    """Warm requests against the render factor, then cold starts."""
+    """Warm requests by render factor, then cold starts."""
     for precision in models.NETWORKS:
         models.full_size(precision, folder)
     for factor in latency.SWEEP:
@@ -73,7 +73,7 @@ def latency_rows(folder: Path) -> Iterator[Row]:
 
 
 def original_rows(folder: Path) -> Iterator[Row]:
-    """The original way, then ours in the same minute; nothing where detectron2 cannot be imported."""
+    """The original approach, then the service, measured right after it. No rows without detectron2."""
     if not original.python():
         tqdm.write("original: left out, detectron2 cannot be imported (BENCH_DETECTRON2_PYTHON names another Python)")
         return
@@ -96,7 +96,7 @@ SUITES = {
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run the benchmarks named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, and write benchmarks/results.")
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; without any, all")
     parser.add_argument("--models", type=Path, help="folder that keeps the models that are made")
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def _fresh(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """Call a function in a new process; its rows."""
+    """Call a function in a new process and return its rows."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         answer = process.submit(function, *arguments).result()
     return [asdict(row) for row in (answer if isinstance(answer, list) else [answer])]

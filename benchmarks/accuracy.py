@@ -35,12 +35,12 @@ Scene = tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]
 SCENES = 200
 MIN_SCORE, MAX_DETECTIONS = 0.05, 100
 BOUNDARY = 0.02
-"""Width of a mask's boundary, in diagonals of the image."""
+"""Width of a mask's boundary relative to the image's diagonal."""
 DETECTRON2 = {"box": 61.2, "mask": 61.8}
-"""The results of detectron2 itself with the same weights, on the same scenes at their own size."""
+"""AP of detectron2 with the same weights on the same scenes, not resized."""
 FACTORS = (8, 12, 16, 20, 25, 32)
 FIRST_CROWD, CROWDS, CROWD_FACTOR = 900_000, 12, 100
-"""Scenes of 1600 x 1200 pixels with 80 shapes, and a render factor at which all of them can be seen."""
+"""Scenes of 1600 x 1200 pixels with 80 shapes: first seed, number, and a render factor high enough for all shapes."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Accuracy:
 
 
 def measure(file: Path, precision: str, fit: Fit | None = None, render_factor: int | None = None) -> Accuracy:
-    """Evaluate a model file; without a render factor each scene is seen at its own size."""
+    """Evaluate a model file. Without a render factor, scenes are not resized."""
     seen = f"{fit}, render factor {render_factor}" if render_factor else "native size"
     row = _evaluate(file, (scene(seed) for seed in range(SCENES)), fit, render_factor)
     return replace(row, name=f"demo model {precision}, {seen}", precision=precision)
 
 
 def measure_family(file: Path, name: str, precision: str) -> Accuracy:
-    """Evaluate a model of another family that was trained on the same shapes, each scene at its own size."""
+    """Evaluate a model of another family that was trained on the same shapes. Scenes are not resized."""
     row = _evaluate(file, (scene(seed) for seed in range(SCENES)), None, None)
     return replace(row, name=f"{name}: {precision}", precision=precision, fit="family")
 
@@ -112,10 +112,10 @@ def _evaluate(file: Path, scenes: Iterable[Scene], fit: Fit | None, render_facto
 
 
 class BoundaryEval(COCOeval):  # type: ignore[misc, unused-ignore]
-    """Boundary AP: masks agree as far as both they and their boundaries do (Cheng et al., "Boundary IoU", 2021).
+    """Boundary AP (Cheng et al., "Boundary IoU", 2021).
 
-    A boundary is what of a mask lies within BOUNDARY of the image's diagonal of its edge. As in the authors' own
-    evaluation, the IoU of two masks is the lesser of theirs and their boundaries'.
+    The boundary of a mask is its part within a distance of BOUNDARY times the image's diagonal from its edge. As in the
+    authors' evaluation, the IoU of two masks is the minimum of mask IoU and boundary IoU.
     """
 
     def computeIoU(self, image: int, category: int) -> Any:  # noqa: N802 - COCOeval's name
@@ -165,7 +165,7 @@ class Truth:
 
     def evaluate(self, results: list[Record], kind: str) -> dict[str, float]:
         """Average precision by COCOeval for "bbox", "segm" or "boundary", in percent."""
-        with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
+        with contextlib.redirect_stdout(io.StringIO()):  # COCOeval prints its progress
             coco = COCO()
             categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
             coco.dataset = {"images": self.images, "annotations": self.annotations, "categories": categories}

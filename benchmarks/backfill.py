@@ -3,19 +3,17 @@
     python -m benchmarks.backfill [PHOTOS]
     python -m benchmarks.backfill --memory [--most PHOTOS]
 
-The first runs `segment backfill` in a process of its own against the storage server of the tests, without latency and
-with 60 ms a call, with the image's memory limit and the demo model. From the first photo that is read to the end, it
-prints:
+The first runs `segment backfill` in a new process against the storage server of the tests, without latency and with
+60 ms per call, with the image's memory limit and the demo model. For the time from the first read on, it prints:
 
-- photos a second, and its ratio to the run without latency: the figure that counts while other processes use the CPUs;
-- the share of all CPUs' time that the backfill used, and the share that was left idle by all processes together, which
-  is what a backfill that waits for storage would leave on a busy machine too;
-- the largest resident memory, which includes pages of libraries that the kernel could take back.
+- photos per second, and the ratio to the run without latency, which is valid also while other processes use the CPUs;
+- the share of all CPUs' time used by the backfill, and the share left idle by all processes, which shows waiting for
+  storage;
+- the peak resident memory, including pages of libraries that the kernel could reclaim.
 
-The second measures a whole job that writes COCO and Parquet datasets, with and without files for each photo, in a
-process of its own against that server without latency. Photos have 32 x 32 pixels, and an engine finds one instance in
-each without taking time (benchmarks/folder.py). It writes benchmarks/results/backfill-memory.md. With 100,000 photos it
-takes most of an hour.
+The second measures a whole job that writes COCO and Parquet datasets, with and without files for each photo, in a new
+process against that server without latency. Photos have 32 x 32 pixels, and a stub engine returns one instance for each
+(benchmarks/folder.py). It writes benchmarks/results/backfill-memory.md. With 100,000 photos it takes most of an hour.
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: photos a second, shares of the CPUs' time from 0 to 1, the largest resident memory in MiB."""
+    """One run: photos per second, shares of the CPUs' time from 0 to 1, peak resident memory in MiB."""
 
     rate: float
     busy: float
@@ -106,7 +104,7 @@ def photo(seed: int) -> bytes:
 
 
 def memory(most: int) -> list[str]:
-    """The table of memory against the number of photos."""
+    """The table of memory by number of photos."""
     lines = [
         "| photos | files | largest resident memory, MiB | of it, before the run | s | objects written |",
         "|---|---|---|---|---|---|",
@@ -136,7 +134,7 @@ def _memory_row(number: int, files: str) -> str:
 
 
 def run_stub(files: str) -> None:
-    """Run a backfill with the stub; print the peak memory of this process in bytes, and that before the run."""
+    """Run a backfill with the stub, and print this process's peak memory in bytes, at the end and before the run."""
     setattr(service, "from_settings", lambda settings: Model("stub", Stub()))  # noqa: B010
     settings = Settings.from_environment({"SEGMENT_RENDER_FACTOR": "4", "SEGMENT_OUTPUT_FORMATS": "json"})
     whole = service.Service(backfill.patient(settings, ("coco", "parquet")))

@@ -1,4 +1,4 @@
-"""Run processes in a memory control group, version 2 or 1, as in a container. Needs root.
+"""Run processes in a memory cgroup, version 2 or 1, as in a container. Needs root.
 
 docs.kernel.org/admin-guide/cgroup-v2.html, docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
@@ -38,7 +38,7 @@ class Group:
         self.path.mkdir()
         try:
             self._write("memory.max" if self.unified else "memory.limit_in_bytes", limit)
-            with contextlib.suppress(OSError):  # no swap, where the kernel accounts for it
+            with contextlib.suppress(OSError):  # no swap, if the kernel accounts for it
                 self._write(*(("memory.swap.max", 0) if self.unified else ("memory.memsw.limit_in_bytes", limit)))
         except OSError:
             self.path.rmdir()
@@ -58,7 +58,7 @@ class Group:
         return stat["anon" if self.unified else "rss"] + stat["shmem"]
 
     def remove(self) -> None:
-        """Remove the group, whose processes have ended or are about to."""
+        """Remove the group. Its processes must have ended or be about to end."""
         for _ in range(100):
             with contextlib.suppress(OSError):
                 return self.path.rmdir()

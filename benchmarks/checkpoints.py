@@ -26,22 +26,22 @@ from segment.convert.architecture import BATCH_NORMS, Config, PointRend, RegNet,
 Array = NDArray[np.float32]
 
 RECTIFIED = 0.25
-"""Variance of what a convolution reads after a rectifier. It would be 1/2 - 1/(2 pi) = 0.34 if neighbours were
-independent; at 0.25 activations neither grow nor fade over 152 layers."""
+"""Variance of a convolution's input after a ReLU. It would be 1/2 - 1/(2 pi) = 0.34 if neighbours were independent;
+with 0.25, activations neither grow nor vanish over 152 layers."""
 LINEAR = 0.5
 """Variance of the feature pyramid's maps."""
 POOLED = 0.05
-"""Variance over the channels of what res5 gives for a region, averaged over its places (R50-C4)."""
+"""Variance over the channels of res5's output for a region, averaged over its positions (R50-C4)."""
 PIXELS = 60.0
 """Spread of a photo's values around the mean."""
 LOGIT = {"objectness": 1.5, "class": 1.5, "mask": 1.2}
-"""Spread of the logits that decide; probabilities are then neither all alike nor all 0 or 1."""
+"""Spread of the logits, chosen so that probabilities are neither all equal nor all 0 or 1."""
 DELTA = {"rpn": 0.25, "box": 1.0}
 """Spread of the box deltas, in the units of BBOX_REG_WEIGHTS."""
 OFFSET = 1.0
-"""Spread in pixels of where the taps of a deformable convolution read, and of the logits of their factors."""
+"""Spread of the offsets of deformable convolutions in pixels, and of the logits of their modulation."""
 BACKGROUND = 7.0
-"""Logit by which "no object" leads the mean class: some 15 of 100 detections then score above 0.5 (R50-FPN)."""
+"""Logit of "no object" above the mean class. With it, about 15 of 100 detections score above 0.5 (R50-FPN)."""
 
 
 def checkpoint(config: Config, seed: int = 0) -> dict[str, NDArray[np.generic]]:
@@ -95,7 +95,7 @@ def _regnet(net: RegNet, prefix: str, rng: np.random.Generator, spread: float) -
 
 
 def _vit(net: ViT, prefix: str, rng: np.random.Generator, spread: float) -> Named:
-    width, added = net.width, 0.5 / net.depth**0.5  # each block adds a little, as in _stage
+    width, added = net.width, 0.5 / net.depth**0.5  # small residuals, as in _stage
     yield from _conv(rng, prefix + "patch_embed.proj", width, 3, net.patch, "", given=spread**2)
     if net.positions:
         rows = net.positions**2 + (1 if net.class_token else 0)
@@ -142,13 +142,13 @@ def _stage(
             predicted = (3 if net.modulated else 2) * 9 * net.offset_groups
             yield from _conv(rng, name + ".conv2_offset", predicted, width, 3, "", scale=OFFSET)
         yield from _conv(rng, name + ".conv2", width, width // net.groups, 3, net.norm, bias=False)
-        # Each block adds a little, so that the sum of all stays within the spread.
+        # Each block adds a small residual, so that the sum of all keeps the given spread.
         yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5, bias=False)
         into = out
 
 
 def _plain_resnet(config: Config) -> ResNet:
-    assert isinstance(config.bottom_up, ResNet)  # the only one that has res5
+    assert isinstance(config.bottom_up, ResNet)  # only ResNets have res5
     return config.bottom_up
 
 
@@ -162,7 +162,7 @@ def _pyramid(config: Config, rng: np.random.Generator) -> Named:
     for level in config.pyramid.levels:
         into = config.bottom_up.channels(level)
         yield from _conv(rng, f"backbone.fpn_lateral{level}", channels, into, 1, norm, given=2 * RECTIFIED)
-        merged = 1.0 + config.pyramid.levels[-1] - level  # each finer level adds the coarser ones
+        merged = 1.0 + config.pyramid.levels[-1] - level  # each level is the sum of its own and all coarser ones
         yield from _conv(rng, f"backbone.fpn_output{level}", channels, channels, 3, norm, given=merged)
 
 
@@ -285,7 +285,7 @@ def _conv(
 ) -> Named:
     """A convolution whose input has the variance `given` and whose output has the spread `scale`.
 
-    `bias`: whether it has a bias if it has no norm.
+    `bias`: whether a convolution without a norm has a bias.
     """
     weight = _values(rng, (out, into, kernel, kernel), into * kernel**2, given)
     if not norm:
@@ -309,7 +309,7 @@ def _norm(rng: np.random.Generator, name: str, channels: int, *, scale: float = 
 
 
 def _transposed(rng: np.random.Generator, name: str, into: int, out: int, *, given: float) -> Named:
-    """A transposed convolution of 2 x 2 with a stride of 2: each output is made from one place of the input."""
+    """A transposed convolution of 2 x 2 with a stride of 2: each output depends on one position of the input."""
     yield name + ".weight", _values(rng, (into, out, 2, 2), into, given, axis=0)
     yield name + ".bias", np.zeros(out, np.float32)
 
@@ -325,7 +325,7 @@ def _linear(
 def _values(
     rng: np.random.Generator, shape: tuple[int, ...], reach: int, given: float, axis: int | None = None
 ) -> Array:
-    """Normal weights, each output's summing to zero, that turn `reach` inputs of variance `given` into spread 1."""
+    """Normally distributed weights, with sum 0 per output, that map `reach` inputs of variance `given` to spread 1."""
     values = rng.standard_normal(shape, np.float32)
     values -= values.mean(axis=axis if axis is not None else tuple(range(1, len(shape))), keepdims=True)
     values *= np.float32((reach * given) ** -0.5)

@@ -4,16 +4,16 @@
     python -m benchmarks.cost million                  1,000,000 by the backfill job and on Dataflow
     python -m benchmarks.cost --write deploy/README.md put a table between the file's markers
 
-A request is billed for the time it takes, not for the CPU it uses. On the default instance (1 vCPU, 512 MiB) the two
-are the same as long as requests come one after another. Requests that share an instance are billed once for the time
-they share; time spent on the network is billed without using CPU. A photo over HTTP is counted without its upload,
-whose time depends on the client. A photo in a bucket is counted alone on its instance, with every storage call as an
-operation and as time waited for (tests/test_cost.py counts the calls of the real handler).
+A request is billed for its duration, not for its CPU time. On the default instance (1 vCPU, 512 MiB) both are the same
+while requests do not overlap. The time that overlapping requests share on an instance is billed once; waiting for the
+network is billed although it uses no CPU. The cost of a photo over HTTP excludes its upload, whose time depends on the
+client. The cost of a photo in a bucket assumes that it is alone on its instance, and includes the price and the waiting
+time of every storage call (tests/test_cost.py counts the calls of the handler).
 
-A job and a pipeline have many photos in work at a time, so that waiting for storage overlaps with the network, and are
-billed for the time that their machines run.
+A job and a pipeline process many photos at a time, so waiting for storage overlaps with computing. They are billed for
+the running time of their machines.
 
-A result is measured if a file of benchmarks/results holds an object with `cpu_seconds` and a `name`, at any depth.
+Measured rows are the objects with `cpu_seconds` and a `name`, at any depth, in the files of benchmarks/results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GIB_SECOND = 0.0000025
 REQUEST = 0.40 / 1e6
 FREE_VCPU_SECONDS, FREE_GIB_SECONDS, FREE_REQUESTS = 180_000, 360_000, 2_000_000  # a month, per billing account
 GRAIN = 0.1
-"""Seconds; a request alone on its instance is billed in steps of this."""
+"""Billing increment in seconds of a request alone on its instance."""
 # Standard storage in one region, per operation: https://cloud.google.com/storage/pricing
 CLASS_A, CLASS_B = 0.005 / 1000, 0.0004 / 1000
 """Uploading and listing; reading."""
@@ -43,14 +43,14 @@ UPLOADS_BY_USER = 1
 LISTS, READS, WRITES = 1, 1, 2
 """Storage calls of the events service for a photo with the default two results."""
 CALL_SECONDS = 0.05
-"""An assumption, not a measurement: how long a storage call from the same region is waited for."""
+"""Time in seconds to wait for a storage call from the same region. Assumed, not measured."""
 
 VCPUS, GIB = 1, 0.5
 
 # Cloud Run jobs, instance-based billing: https://cloud.google.com/run/pricing
 JOB_VCPU_SECOND, JOB_GIB_SECOND = 0.000018, 0.000002
 JOB_TASKS = 4
-"""The job's tasks at a time (backfill_tasks in terraform/variables.tf)."""
+"""Number of concurrent tasks of the job (backfill_tasks in terraform/variables.tf)."""
 # Dataflow, batch, us-central1: https://cloud.google.com/dataflow/pricing
 DATAFLOW_VCPU_HOUR, DATAFLOW_GB_HOUR, DATAFLOW_DISK_GB_HOUR, SHUFFLE_GB = 0.056, 0.003557, 0.000054, 0.011
 WORKERS, WORKER_VCPUS, WORKER_GB, WORKER_DISK_GB = 50, 2, 8, 50
@@ -58,7 +58,7 @@ WORKERS, WORKER_VCPUS, WORKER_GB, WORKER_DISK_GB = 50, 2, 8, 50
 IDLE_SECONDS = 300
 """Billed time of each worker in addition to its photos, for the start and the last step. Assumed, not measured."""
 SHUFFLED_BYTES = 20_000
-"""Bytes that are shuffled per photo: its name and its JSON, each written and read. Assumed, not measured."""
+"""Shuffled bytes per photo: its name and its JSON, each written and read. Assumed, not measured."""
 
 
 def billed_seconds(cpu_seconds: float) -> float:
@@ -120,7 +120,7 @@ def measured() -> dict[str, float]:
 
 
 def table() -> str:
-    """The arithmetic for the first row, then a row for each measured result and for round numbers."""
+    """The calculation of the first row, then a row for each measured result and for round numbers."""
     rows = measured() | {f"if it were {seconds:g} s": seconds for seconds in (0.1, 0.25, 0.5, 1.0)}
     name, cpu_seconds = next(iter(rows.items()))
     billed = billed_seconds(cpu_seconds)

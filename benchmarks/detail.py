@@ -2,15 +2,14 @@
 
     python -m benchmarks.detail            measure (ten minutes), write benchmarks/results/detail.json and .md
 
-The scenes are training.shapes.crowd: 1600 x 1200 pixels, 80 shapes of 12 to 60 pixels, as JPEG files. Each row is a
-process of its own that gives the photos to segment.service one after the other and takes back JSON, as a request does;
-the model was compiled before and is read from the cache, as in the image. Time and memory are the median of PROCESSES
-such processes. Beside each row with tiles stands a single pass over the whole photo with as many pixels as the tiles
-have together.
+The scenes are training.shapes.crowd: 1600 x 1200 pixels, 80 shapes of 12 to 60 pixels, as JPEG files. Each row is
+measured in a new process that passes the photos to segment.service one after the other and gets JSON, as a request
+does. The compiled model is read from the cache, as in the image. Time and memory are the median of PROCESSES such
+processes. Each row with tiles is compared with a single pass over the whole photo with the total pixels of the tiles.
 
-Average precision of masks is COCO's own (pycocotools, IoU 0.50 to 0.95, at most 100 per photo). Memory: the peak of
-the process's resident set as the kernel keeps it (VmHWM), and the most anonymous memory, which a container cannot give
-back, while the photos are segmented.
+Average precision of masks is computed by pycocotools (IoU 0.50 to 0.95, at most 100 per photo). Memory is the peak of
+the process's resident set (VmHWM), and the peak of its anonymous memory, which cannot be reclaimed, while the photos
+are segmented.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ MIN_SCORE = 0.05
 PROCESSES = 3
 SAMPLE_SECONDS = 0.002
 GOAL_FACTOR, GOAL_AP, GOAL_MEMORY = 25, 2.0, 1.05
-"""At this render factor detail 2 is to reach twice the precision of detail 1 with at most 5% more memory."""
+"""The goal: at this render factor, detail 2 has at least twice the AP of detail 1 with at most 5% more memory."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to look at the scenes, and what came of it.
+    """A render factor and detail, and the results with them.
 
     `network_size`: (width, height) in pixels of one run. `ap`, `ap50`: in percent. `seconds`: of one photo.
     `peak_rss`, `peak_anonymous`: bytes.
@@ -72,7 +71,7 @@ class Row:
 
 
 def rows() -> Iterator[tuple[int, int]]:
-    """(render factor, detail) of every row: each factor with each detail, and what has as many pixels in one pass."""
+    """(render factor, detail) of every row: each factor with each detail, and single passes with as many pixels."""
     wanted = [(factor, detail) for factor in FACTORS for detail in DETAILS]
     wanted += [(factor * detail, 1) for factor, detail in wanted]
     return iter(dict.fromkeys(wanted))
@@ -82,14 +81,14 @@ def rows() -> Iterator[tuple[int, int]]:
 
 
 def look(folder: Path, factor: int, detail: int) -> dict[str, Any]:
-    """Segment the photos of `folder`; figures, and the detections as COCO's results."""
+    """Segment the photos of `folder`. Returns measurements, and the detections as COCO results."""
     service = Service(Settings(cache=str(folder / "cache"), memory=1 << 40))
     options = Options.parse(
         {"render_factor": str(factor), "detail": str(detail), "min_score": str(MIN_SCORE), "format": "json"},
         service.settings,
     )
     photos = sorted(folder.glob("*.jpg"))
-    service.segment(photos[0].read_bytes(), options)  # what only the first photo of a size takes
+    service.segment(photos[0].read_bytes(), options)  # warm up: the first photo of a size takes longer
     found: list[dict[str, Any]] = []
     spent: list[float] = []
     network_size = (0, 0)
@@ -117,7 +116,7 @@ def look(folder: Path, factor: int, detail: int) -> dict[str, Any]:
 
 
 def draw(folder: Path) -> Truth:
-    """Write the scenes as JPEG files; what is in them."""
+    """Write the scenes as JPEG files. Returns their ground truth."""
     truth = Truth()
     for seed in SCENES:
         image, visible, classes = crowd(seed)
@@ -127,7 +126,7 @@ def draw(folder: Path) -> Truth:
 
 
 def measure(folder: Path) -> Iterator[Row]:
-    """The rows; the first process of all fills the cache."""
+    """The measured rows. The very first process fills the cache."""
     truth = draw(folder)
     _in_process(folder, FACTORS[0], 1)
     for factor, detail in rows():
@@ -156,11 +155,11 @@ def _in_process(folder: Path, factor: int, detail: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-# What is written
+# Output
 
 
 def table(measured: Sequence[Row]) -> str:
-    """The rows as Markdown: one per render factor and detail, beside it the single pass of as many pixels."""
+    """A Markdown table with a row per render factor and detail, and the single pass with as many pixels."""
     by_way = {(row.render_factor, row.detail): row for row in measured}
     low, high = by_way[GOAL_FACTOR, 1], by_way[GOAL_FACTOR, 2]
     most, one_pass = by_way[FACTORS[-1], DETAILS[-1]], by_way[FACTORS[-1] * DETAILS[-1], 1]

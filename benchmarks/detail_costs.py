@@ -1,22 +1,22 @@
-"""What the option `detail` costs where it is not needed: average precision and false finds on large and mixed shapes.
+"""The loss by the option `detail` where it is not needed: AP and false detections on large and mixed shapes.
 
     python -m benchmarks.detail_costs                    measure both models (half an hour)
     python -m benchmarks.detail_costs --model scales     measure one of them again
 
 Both commands write benchmarks/results/detail_costs.json and .md. The demo model was trained on shapes of up to 211
 pixels, none of them cut by a tile. The shapes of "large" are up to 390 pixels long in the network at render factor 50,
-and longer in tiles, so much of what is lost there is the model's. The second model, `scales` of training.families, is
+and longer in tiles, so much of the loss there is due to the model. The second model, `scales` of training.families, is
 the same network trained on shapes of 8 to 800 pixels, many of them cut by the frame.
 
-What is lost on large shapes are false finds in tiles that are complete in one tile and too small for the whole photo to
-judge: a tip of a striped star, a gap between two shapes. In "mixed", true finds look the same.
+The loss on large shapes is due to false detections that are complete in one tile and too small for the whole photo, for
+example the tip of a striped star or a gap between two shapes. In "mixed", correct detections have the same properties.
 
-The scenes are of 1600 x 1200 pixels: "large" has 5 shapes of 200 to 700 pixels, "mixed" 4 of that size, and 30 of 12 to
-60 pixels which may lie on them, "medium" 25 of 30 to 400 pixels. Beside them "small", the crowds of benchmarks.detail.
+The scenes have 1600 x 1200 pixels: "large" has 5 shapes of 200 to 700 pixels; "mixed" has 4 of that size, and 30 of 12
+to 60 pixels which may cover them; "medium" has 25 of 30 to 400 pixels; "small" has the scenes of benchmarks.detail.
 
-Average precision is COCO's own (pycocotools, IoU 0.50 to 0.95, at most 100 per photo). It is measured for several
-values of `min_score`: a threshold discards instances, so precision must not rise with it. A find is false if its mask
-has an IoU below 0.5 with every instance of its class, except those that a better find has matched already.
+Average precision is computed by pycocotools (IoU 0.50 to 0.95, at most 100 per photo) for several values of
+`min_score`. A threshold only discards instances, so AP must not rise with it. A detection is false if its mask has an
+IoU below 0.5 with every instance of its class that no detection with a higher score has matched.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MODELS = {
     "shapes": "The demo model, trained on shapes of up to 211 pixels",
     "scales": "The same network, trained on shapes of 8 to 800 pixels",
 }
-"""Models of the shapes, and what the table calls them."""
+"""Models and their names in the table."""
 LARGE, SMALL = (200.0, 700.0), (12.0, 60.0)
 SCENES: dict[str, tuple[range, Callable[[int], Scene], str]] = {
     "large": (range(940_000, 940_016), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
@@ -60,19 +60,19 @@ SCENES: dict[str, tuple[range, Callable[[int], Scene], str]] = {
     ),
     "small": (range(900_000, 900_012), crowd, "80 shapes of 12 to 60 pixels"),
 }
-"""Kinds of scenes: their seeds, what draws one, and what is in it."""
+"""Kinds of scenes: seeds, the function that draws a scene, and a description."""
 FACTORS, DETAILS, THRESHOLDS = (25, 50), (1, 2, 3), (0.001, 0.05, 0.3, 0.5)
 MAX_DETECTIONS, DEFAULT, IOU = 100, 0.5, 0.5
 GOAL = 0.5
-"""By how many points of AP a detail above 1 may be worse than detail 1 on large shapes, at any threshold."""
+"""Maximum loss in points of AP of a detail above 1 compared with detail 1 on large shapes, at any threshold."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One detail on one kind of scene.
 
-    `model`: a name in MODELS. `box`, `mask`: AP in percent, one per threshold. `found`, `false`: how many there
-    are per scene at `min_score` 0.5.
+    `model`: a name in MODELS. `box`, `mask`: AP in percent, one per threshold. `found`, `false`: number of detections
+    and of false ones per scene at `min_score` 0.5.
     """
 
     model: str
@@ -86,12 +86,12 @@ class Row:
 
     @property
     def precision(self) -> float:
-        """Share of the finds that are true."""
+        """Share of correct detections."""
         return 1 - self.false / self.found if self.found else 1.0
 
 
 def measure(network: model.Model, name: str) -> Iterator[Row]:
-    """The rows of a model, kind of scene by kind."""
+    """The rows of a model, by kind of scene."""
     for kind, (seeds, draw, _) in SCENES.items():
         truth, found = Truth(), dict[tuple[int, int], list[Record]]()
         for seed in seeds:
@@ -143,7 +143,7 @@ def _iou(a: Any, b: Any) -> float:
 
 
 def losses(rows: Sequence[Row]) -> list[float]:
-    """By how much box and mask AP are below those at detail 1 on large shapes, at each threshold."""
+    """The differences of box and mask AP to detail 1 on large shapes, at each threshold."""
     large = {(row.render_factor, row.detail): row for row in rows if row.scenes == "large"}
     return [
         before - after
@@ -154,7 +154,7 @@ def losses(rows: Sequence[Row]) -> list[float]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, model by model."""
+    """The rows as Markdown, by model."""
     lines = [
         "# What detail costs",
         "",
@@ -191,7 +191,7 @@ def _section(name: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def read() -> list[Row]:
-    """The rows that were written before."""
+    """The rows in the existing results file."""
     document = json.loads((RESULTS / "detail_costs.json").read_text())
     return [Row(**row | {key: tuple(row[key]) for key in ("box", "mask")}) for row in document["rows"]]
 

@@ -5,15 +5,15 @@
     python -m benchmarks.folder video [--most N]
 
 *Speed*: Mask R-CNN R50-FPN at render factor 25 with 20 instances per photo, as in the other benchmarks; photos of
-1280 x 960. "The network alone" runs it on pixels that are in memory already, one photo after the other, on all CPUs.
-All runs are measured in turns, and each is compared with the network alone of the same turn, because other processes
-may use the CPUs as well. "If the CPUs were never idle" is what the run would reach of the network alone if it kept all
-CPUs busy with the CPU seconds that it took: decoding, drawing and encoding use the same CPUs as the network.
+1280 x 960. "The network alone" runs it on decoded pixels in memory, one photo after the other, on all CPUs. All runs
+are measured in turns, and each is compared with the network alone of the same turn, because other processes may use
+the CPUs as well. "If the CPUs were never idle" is the ratio to the network alone that the run would reach if it kept
+all CPUs busy with the same CPU seconds: decoding, drawing and encoding use the same CPUs as the network.
 
-*Memory*: photos of 32 x 32 pixels (one file with many names) in one folder, or videos of 320 x 240, and an engine that
-finds one instance in each without taking time, so that only the memory of the run is seen. COCO and Parquet datasets
-are written for photos; Parquet keeps up to 10,000 rows in memory, which is most of the growth. For a video, a COCO
-dataset and the video of overlays are written. Each row is measured in its own process.
+*Memory*: photos of 32 x 32 pixels (one file with many names) in one folder, or videos of 320 x 240, and a stub engine
+that returns one instance for each, so that only the memory of the run is measured. COCO and Parquet datasets are
+written for photos; Parquet keeps up to 10,000 rows in memory, which is most of the growth. For a video, a COCO dataset
+and the overlay video are written. Each row is measured in its own process.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Stub:
     labels, stride, footprint = ("thing",), 32, Footprint(0, 0)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Any size."""
+        """None: any size is accepted."""
         return None
 
     def mask_bytes(self, size: tuple[int, int]) -> int:
@@ -172,7 +172,7 @@ class Stub:
 
 
 def run_stub(folder: Path, formats: tuple[Format, ...]) -> None:
-    """Segment a folder with the stub; print the peak memory of this process in bytes, and that before the run."""
+    """Segment a folder with the stub, and print this process's peak memory in bytes, at the end and before the run."""
     setattr(service, "from_settings", lambda settings: Model("stub", Stub()))  # noqa: B010
     settings = Settings.from_environment({"SEGMENT_RENDER_FACTOR": "4"})
     whole = service.Service(settings)
@@ -187,7 +187,7 @@ def run_stub(folder: Path, formats: tuple[Format, ...]) -> None:
 
 
 def memory(most: int) -> list[str]:
-    """The table of memory against the number of photos."""
+    """The table of memory by number of photos."""
     lines = ["| photos | largest resident memory, MiB | of it, before the run | s |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photos"
@@ -199,14 +199,14 @@ def memory(most: int) -> list[str]:
             for name in range(made, number):
                 os.link(first, folder / f"{name:07}.jpg") if name % 50_000 else _copy(first, folder / f"{name:07}.jpg")
                 if name % 50_000 == 0:
-                    first = folder / f"{name:07}.jpg"  # a file system limits the names of one file
+                    first = folder / f"{name:07}.jpg"  # file systems limit the number of hard links to a file
             made = number
             lines.append(_memory_row(number, folder))
     return lines
 
 
 def video(most: int) -> list[str]:
-    """The table of memory against the length of a video."""
+    """The table of memory by length of the video."""
     lines = ["| frames of a video | largest resident memory, MiB | of it, before the run | s |", "|---|---|---|---|"]
     for number in (number for number in FRAMES if number <= most):
         with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +242,7 @@ def _copy(one: Path, other: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for, print it and write it to benchmarks/results."""
+    """Run the benchmark named on the command line, print its table and write it to benchmarks/results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.folder", description="segment image over a folder.")
     parser.add_argument("what", choices=("speed", "memory", "video", "stub"))
     parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)

@@ -45,10 +45,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds from starting the process until the first photo is answered, and where they go; the run of the median.
+    """Seconds from starting the process to the response to the first photo, by stage; those of the median run.
 
     `start_seconds`: the interpreter, imports, the web server. `load_seconds`: the runtime, the compiled model, a first
-    run that lays out the weights. `request_seconds`: the stages of the request. `peak_rss_mib`: until that answer.
+    run that lays out the weights. `request_seconds`: the stages of the request. `peak_rss_mib`: until that response.
     """
 
     name: str
@@ -91,7 +91,7 @@ def measure(folder: Path, render_factor: int = RENDER_FACTOR) -> list[Latency]:
 
 
 def cold_start(precision: str, folder: Path) -> ColdStart:
-    """Time from starting the process to the first response, with the compiled model in the cache. A median."""
+    """The median time from starting the process to the first response, with the compiled model in the cache."""
     photo = models.photo(PHOTO)
     runs: list[tuple[float, float, float]] = []
     peaks: list[int] = []
@@ -119,7 +119,7 @@ def cold_start(precision: str, folder: Path) -> ColdStart:
 
 
 def _load_seconds(server: Server) -> float:
-    """The time for loading the model, from the log of the service."""
+    """The time to load the model, from the log of the service."""
     entries = (json.loads(line) for line in server.log().splitlines() if line.startswith("{"))
     return next(float(entry["seconds"]) for entry in entries if entry["message"].startswith("Loaded the model"))
 

@@ -1,19 +1,18 @@
-"""The number of calls and the time that a backfill needs to find that all photos of a bucket have results.
+"""The calls and the time of a backfill of a bucket in which all photos have results already.
 
     python -m benchmarks.listing [--latency 0.06] [PHOTOS:TASKS:RUN ...]
     python -m benchmarks.listing --shares
 
 For each bucket of PHOTOS photos with two results each, the names are divided among TASKS tasks, and the first RUN tasks
-are run, one after the other, against the storage server of the tests over HTTP. The server makes the names and the
-results when they are listed, so it serves 50 million photos as it serves a thousand. Counted are the requests that the
-server was sent. The sizes of all tasks' shares are exact: the place of any name in the listing is known.
+are run, one after the other, against the storage server of the tests over HTTP. The server generates names and results
+when they are listed, so its memory does not depend on the number of photos. The requests to the server are counted. The
+sizes of all tasks' shares are exact, because the position of any name in the listing is known.
 
-Where not all tasks are run, the calls of all are those of the division, plus those of a task by its share's size; the
-largest share's time is that of a task by its share's size.
+If not all tasks are run, the calls of all tasks are the calls of the division plus those of the tasks run, scaled to
+all photos. The time of the largest share is the time of the tasks run, scaled to its size.
 
-`--shares` only divides, for folders of about equal size and for folders whose sizes follow Zipf's law: the largest is
-twice as large as the second, three times as large as the third, and so on, in no order of names. It writes
-benchmarks/results/shares.md.
+`--shares` only divides, for folders of about equal size and for folders whose sizes follow Zipf's law (the nth largest
+has 1/n of the photos of the largest) in random order of names. It writes benchmarks/results/shares.md.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from segment.settings import Settings
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("1000000:1:1", "50000000:100:1")
 LATENCY = 0.06
-"""Seconds that a call takes at least, as over a network."""
+"""Minimum time of a call in seconds, as over a network."""
 FILES = ("detections.json", "overlay.png")
 TASKS = (4, 20, 100)
 SHARES_ABOUT = (
@@ -54,7 +53,7 @@ FIRST_GENERATION = 1_700_000_000_000_000
 
 @dataclass(frozen=True)
 class Layout:
-    """A bucket of `count` photos with their results; `name` gives the names in order."""
+    """A bucket of `count` photos with their results. `name` returns the nth name in sorted order."""
 
     name: Callable[[int], str]
     count: int
@@ -100,7 +99,7 @@ def dated(number: int) -> str:
 
 
 def zipf(folders: int, photos: int) -> Layout:
-    """Photos of many users, a few of whom have most of them."""
+    """Photos in folders of many users, whose sizes follow Zipf's law."""
     ranks = list(range(1, folders + 1))
     random.Random(0).shuffle(ranks)
     total = sum(1 / rank for rank in ranks)
@@ -115,7 +114,7 @@ def zipf(folders: int, photos: int) -> Layout:
 
 @dataclass
 class Names:
-    """A store of the photos of a layout, which can only be listed. `pages`: number of pages that were taken."""
+    """A store of the photos of a layout that can only be listed. `pages`: number of pages listed."""
 
     layout: Layout
     address: str = "gs://photos"
@@ -174,7 +173,7 @@ def balance() -> list[str]:
 
 @dataclass(frozen=True)
 class Measured:
-    """One bucket. `seconds` and `calls` are those of the tasks that were run, `mib` this process's largest memory."""
+    """One bucket. `seconds` and `calls` of the tasks that were run; `mib`: peak memory of this process."""
 
     photos: int
     tasks: int
@@ -187,7 +186,7 @@ class Measured:
     mib: float
 
     def all_calls(self) -> float:
-        """The calls of all tasks together."""
+        """The total calls of all tasks."""
         return self.divide_calls + self.calls * self.photos / self.own
 
     def row(self) -> str:
@@ -234,7 +233,7 @@ def measure(photos: int, tasks: int, run: int, latency: float) -> Measured:
             if backfill.run("gs://photos", "gs://results", service, environment):
                 raise RuntimeError(f"Task {task} failed.")
         seconds = time.perf_counter() - start
-        calls = len(cloud.requests) - 2 * run * (tasks > 1)  # the shares were read before
+        calls = len(cloud.requests) - 2 * run * (tasks > 1)  # without the calls that read the shares
         if cloud.writes[1:]:
             raise RuntimeError(f"Finished photos were segmented again: {cloud.writes[1]}")
     memory = peak() / (1 << 20)

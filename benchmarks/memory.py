@@ -1,7 +1,7 @@
-"""The memory of the whole serving process under a real memory limit: a 12 megapixel JPEG to an overlay.
+"""The memory of the whole serving process in a cgroup with a limit: a 12 megapixel JPEG to an overlay.
 
-Every row starts the service as the image does, its compiled model in the cache, and sends the same photo three times.
-The result is the memory that the kernel cannot reclaim: anonymous and shared memory of the control group, sampled every
+Every row starts the service as the image does, with the compiled model in the cache, and sends the same photo three
+times. The result is the memory that the kernel cannot reclaim: anonymous and shared memory of the cgroup, sampled every
 few milliseconds. If it exceeded the limit, the kernel would kill the service.
 """
 
@@ -41,7 +41,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Peaks in MiB. `held_mib` cannot be taken back; `rss_mib` has the pages of files too; `loaded_mib` is idle."""
+    """Peaks in MiB. `held_mib`: not reclaimable; `rss_mib`: including pages of files; `loaded_mib`: before requests."""
 
     name: str
     precision: str
@@ -57,7 +57,7 @@ class Memory:
 
 
 def measure(precision: str, render_factor: int, max_detections: int, folder: Path) -> Memory:
-    """Measure one row. Without root and control groups, there is no limit, and shared pages are counted twice."""
+    """Measure one row. Without root and cgroups, there is no limit, and shared pages are counted twice."""
     limit = LIMITS[precision, render_factor, max_detections]
     photo = models.photo(PHOTO)
     settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}
@@ -70,7 +70,7 @@ def measure(precision: str, render_factor: int, max_detections: int, folder: Pat
         try:
             server = stack.enter_context(serving.serving(settings, group))
         except RuntimeError:
-            answers = [503]  # it does not fit, and says so
+            answers = [503]  # refused: it does not fit into the limit
         else:
             held_now = group.held if group else lambda: server.usage().held
             loaded = held_now()

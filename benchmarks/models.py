@@ -1,8 +1,8 @@
 """The models and photos for benchmarks, generated from this repository alone.
 
 The demo model is the embedded one. The full-size one is the zoo's Mask R-CNN R50-FPN with 80 classes and random values
-(checkpoints.py): memory and speed depend on shapes and on how much is found, not on what the weights mean. Both in fp32
-and, quantised as the command line does it, in int8.
+(checkpoints.py): memory and speed depend on shapes and on the number of detections, not on trained weights. Both are
+available in fp32 and in int8, quantised as by the command line.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ FAMILIES = {
     "c4": "C4",
     "scales": "Mask R-CNN, trained for shapes of all sizes",
 }
-"""The models of training.families with trained weights, and their names in tables."""
+"""Models of training.families with trained weights, and their names in tables."""
 CALIBRATION_SEED = 3_000_000
-"""Calibration sees scenes from this seed on: neither trained on nor evaluated."""
+"""First seed of the calibration scenes, which are not used for training or evaluation."""
 CALIBRATION_PHOTOS = 64
 PRECISIONS = ("fp32", "int8")
 ALL_PROPOSALS = 1000
 THOROUGH = f"int8, {ALL_PROPOSALS:,} proposals"
 NETWORKS = (*PRECISIONS, THOROUGH)
-"""The full-size model's kinds. fp32 has the zoo's 1,000 proposals; int8 has 300 unless it is told otherwise."""
+"""Kinds of the full-size model. fp32 has the zoo's 1,000 proposals; int8 has 300 by default."""
 LOOK: dict[str, str | int] = {"min_score": "0.01", "max_detections": 20}
-"""Options with which every full-size model has as much to do: random scores differ between precisions."""
+"""Options with which every full-size model has 20 detections, although random scores differ between precisions."""
 
 
 def demo(precision: str, folder: Path) -> Path:
-    """The demo model's file. Files are created in `folder`."""
+    """The file of the demo model. Files are created in `folder`."""
     if precision == "fp32":
         return EMBEDDED
     return _quantised(EMBEDDED, folder / "demo-int8.onnx", _calibration(folder, None))
 
 
 def family(name: str, precision: str, folder: Path) -> Path:
-    """A model of another family, trained on the demo's scenes; a name in training.families."""
+    """A model of another family, trained on the demo's scenes. `name`: a key in training.families."""
     path = folder / f"{name}.onnx"
     if not path.exists():
         config = configs.read(families.config_file(name))
@@ -80,7 +80,7 @@ def full_size_checkpoint(folder: Path) -> Path:
 
 
 def full_size(network: str, folder: Path, name: str = FULL_SIZE) -> Path:
-    """A full-size model's file: one of NETWORKS, with a `name` of the zoo. Files are created in `folder`."""
+    """The file of a full-size model. `network`: one of NETWORKS; `name`: of the zoo. Files are created in `folder`."""
     stem = "r50" if name == FULL_SIZE else name
     path = folder / f"{stem}-fp32.onnx"
     if not path.exists():
@@ -97,9 +97,9 @@ def full_size(network: str, folder: Path, name: str = FULL_SIZE) -> Path:
 
 
 def demo_with(proposals: int, folder: Path) -> Path:
-    """The demo model as the zoo's configs have it, 1,000 proposals and as many boxes a level, and then fewer proposals.
+    """The demo model with 1,000 proposals, also per level, as in the zoo's configs, limited to fewer proposals.
 
-    Its own config says 200.
+    Its own config has 200.
     """
     path = folder / f"demo-{proposals}-proposals.onnx"
     if not path.exists():

@@ -1,7 +1,7 @@
 """The approach of the original blog post: detectron2's DefaultPredictor on a square, its Visualizer, and resizing back.
 
-Runs where detectron2 can be imported: by this Python, or by the one that BENCH_DETECTRON2_PYTHON names. That Python
-needs detectron2, torch and Pillow; this file is run by it alone, as a script, and imports nothing else of ours.
+It runs with this Python if detectron2 can be imported, or with that of BENCH_DETECTRON2_PYTHON. That Python needs
+detectron2, torch and Pillow. It runs this file as a script, which therefore imports no other module of the project.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The README's pictures of results: `python -m benchmarks.pictures`.
 
-A scene of the generator, and a photograph of Greek coins from Pompeii (Brooklyn Museum, no known copyright
-restrictions; as distributed with scikit-image), which the demo model was not trained on.
+A generated scene, and a photograph of Greek coins from Pompeii (Brooklyn Museum, no known copyright restrictions; as
+distributed with scikit-image), which the demo model was not trained on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The cost of rendered masks: PointRend and Mask R-CNN, measured in one run.
+"""Time and memory of PointRend compared with Mask R-CNN, measured in one run.
 
 Both have a ResNet-50 with FPN and 80 classes, the zoo's shapes, and find 20 instances at render factor 25. Both are
 served at the same time and requested in turns, so that other load on the machine affects both equally. Then each is
-started alone and asked with a photo of 12 megapixels, and what it holds is sampled.
+started alone and its memory is sampled during requests with a photo of 12 megapixels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ REQUESTS = 20
 
 @dataclass(frozen=True)
 class Rendering:
-    """Medians in milliseconds and the peak in MiB that the kernel cannot take back.
+    """Medians in milliseconds, and the peak in MiB of memory that the kernel cannot reclaim.
 
-    `cpu_seconds`: of one request. `times`: the request, the network, the CPU and the memory beside Mask R-CNN's.
+    `cpu_seconds`: of one request. `times`: request, network, CPU time and memory relative to Mask R-CNN's.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Rendering:
 
 
 def measure(precision: str, folder: Path) -> list[Rendering]:
-    """A row for each of NAMES, the first of which is what the others are compared with."""
+    """A row for each of NAMES; the others are compared with the first."""
     figures: dict[str, tuple[float, float, float, float]] = {}
     with tempfile.TemporaryDirectory() as cache:
         settings = {
@@ -69,7 +69,7 @@ def measure(precision: str, folder: Path) -> list[Rendering]:
 
 
 def _times(settings: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[float, float, float]]:
-    """By name: a request and the network in ms, and the CPU seconds of a request."""
+    """By name: milliseconds of a request and of the network, and CPU seconds of a request."""
     photo = models.photo(latency.PHOTO)
     walls: dict[str, list[tuple[float, float, float]]] = {name: [] for name in settings}
     with contextlib.ExitStack() as stack:

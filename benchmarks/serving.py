@@ -1,4 +1,4 @@
-"""Run the service as the image does, in separate processes that are measured from outside."""
+"""Run the service as the image does, and measure its processes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from segment.engine.footprint import highest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "segment", "serve")
-"""The Dockerfile's, by this Python."""
+"""The Dockerfile's command, with this Python."""
 START_SECONDS = 120
 SAMPLE_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Memory in bytes of all processes together: `held`, which the kernel cannot take back, and resident `rss`.
+    """Memory in bytes of all processes: `held`, which the kernel cannot reclaim, and resident `rss`.
 
-    A page that two processes share is counted twice, so the sum is never too low.
+    Pages shared by two processes are counted twice, so the sum is never too low.
     """
 
     held: int
@@ -54,7 +54,7 @@ class Server:
         return requests.post(f"{self.url}/segment", data=photo, params=options, headers=headers, timeout=300)
 
     def log(self) -> str:
-        """The standard output and error until now."""
+        """The standard output and error so far."""
         return os.pread(self.output.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def usage(self) -> Usage:
@@ -69,7 +69,7 @@ class Server:
         return Usage(held, rss)
 
     def cpu_seconds(self) -> float:
-        """CPU time of all processes until now, in user and kernel mode."""
+        """CPU time of all processes so far, in user and kernel mode."""
         ticks = 0
         for pid in self._pids():
             with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def _pids(self) -> list[int]:
-        """The processes of the service, which are those in its session."""
+        """The processes in the session of the service."""
         found = []
         for name in os.listdir("/proc"):
             with contextlib.suppress(OSError, ValueError):
@@ -97,9 +97,9 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def serving(settings: Mapping[str, str], group: Group | None = None, until: str = "/ready") -> Iterator[Server]:
-    """The service with these environment variables, from its first answer to `until` on; "" does not wait.
+    """Run the service with these environment variables, and wait until it answers the path `until`, unless it is "".
 
-    None of this environment's own SEGMENT_ settings reach it.
+    SEGMENT_ variables of this process are not inherited.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -145,5 +145,5 @@ def stop(server: Server) -> None:
 
 
 def peak(measure: Callable[[], int]) -> AbstractContextManager[list[int]]:
-    """The highest value of `measure` within the context, as the only entry of the list."""
+    """The maximum of `measure` within the context, as the only entry of the list."""
     return highest(measure, SAMPLE_SECONDS)

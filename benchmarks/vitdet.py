@@ -2,9 +2,9 @@
 
     python -m benchmarks.vitdet
 
-Models have the zoo's shapes and random values (checkpoints.py). Each is loaded in a process of its own, which runs one
-photo of 4:3 twice; the second run counts. CPU time is that of all threads together: on a busy machine it says more than
-the time that passes, though it grows there, too. Compare it with the first row's.
+Models have the zoo's shapes and random values (checkpoints.py). Each is loaded in a new process and run twice on a
+photo of 4:3; the second run is measured. CPU time of all threads is used because a busy machine changes it less than
+elapsed time. It still grows with the load, so only compare it with that of the first row.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ ROWS = (
     (MODEL, 0, square_size(PHOTO, SQUARE)),
     (MODEL, SQUARE, square_size(PHOTO, SQUARE)),
 )
-"""(model, its square_pad, 0 for a free size, the network's input as (width, height))."""
+"""(model, square_pad or 0 for any size, size of the network's input as (width, height))."""
 
 
 def write(name: str, square: int | None, path: Path) -> None:
-    """Write a model of the zoo with random values in fp32. `square`: another square than the zoo's, unless None."""
+    """Write a model of the zoo with random values in fp32. `square`: the square_pad, or None for the zoo's."""
     config = configs.parse(zoo.entry(name).config)
     if square is not None:
         assert isinstance(config.pyramid, SimplePyramid)
@@ -50,7 +50,7 @@ def write(name: str, square: int | None, path: Path) -> None:
 
 
 def run(path: Path, size: tuple[int, int]) -> str:
-    """Load a model in this process and run it twice. Returns CPU seconds of the second run, MiB loaded, MiB of runs."""
+    """Load a model in this process and run it twice. Returns CPU seconds of the second run, MiB loaded and of runs."""
     container.configure_malloc()
     before = container.anonymous()
     engine = load(path, threads=2, memory=Footprint(0, 0.0))

@@ -1,15 +1,15 @@
 """File size, memory and time of each model of the zoo, in fp32 and int8.
 
-    python -m benchmarks.zoo                     every model that was not measured yet
-    python -m benchmarks.zoo NAME ...            these, again
-    python -m benchmarks.zoo --models FOLDER     keep the models that are made, which takes minutes each
+    python -m benchmarks.zoo                     models without measurements
+    python -m benchmarks.zoo NAME ...            these models, also if they were measured before
+    python -m benchmarks.zoo --models FOLDER     keep the generated models, because generating takes minutes each
 
 Writes segment/zoo/measured.json after each model; `segment models` shows it. The weights are random (checkpoints.py):
 size, memory and time depend on their shapes. Models that differ only in their weights are measured once. The service
-runs as the image runs it. Memory is the most that it holds, as in memory.py, while it segments a 12 megapixel photo;
-time is the median of the network's own, as in latency.py. On a machine that is busy with something else (a load above
-QUIET) no time is measured. Run the script again when the machine is quiet: with `--models`, the files and the compiled
-models are kept, so that only the times are left to measure, which takes seconds each.
+runs as in the image. Memory is the peak of non-reclaimable memory, as in memory.py, while it segments a 12 megapixel
+photo; time is the median of the network's time, as in latency.py. If other processes keep the machine busy (a load
+above QUIET), no time is measured. Run the script again when the machine is quiet: with `--models`, the files and the
+compiled models are kept, so that only the times are measured, which takes seconds each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from training.shapes import scene
 
 RENDER_FACTOR = latency.RENDER_FACTOR
 CALIBRATION_PHOTOS = 2
-"""Enough to lay out an int8 model; its answers are not looked at."""
+"""Enough to generate an int8 model whose detections are not used."""
 QUIET = 1.0
 Row = dict[str, float | None]
 NO_LIMIT = {"SEGMENT_MEMORY": "64Gi", "SEGMENT_FIXED_BYTES": "0", "SEGMENT_BYTES_PER_PIXEL": "0"}
@@ -54,7 +54,7 @@ def main() -> None:
         folder = (arguments.models or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for name in tqdm(arguments.names or [name for name in zoo.entries() if not _complete(name)]):
-            if arguments.names or not _complete(name):  # a model of the same shapes may have been measured meanwhile
+            if arguments.names or not _complete(name):  # skip if a model of the same shapes was measured meanwhile
                 known = {} if arguments.names else _known().get(name, {})
                 row = {
                     precision: measure(name, precision, folder, known.get(precision)) for precision in table.PRECISIONS
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure(name: str, precision: str, folder: Path, known: Row | None = None) -> Row:
-    """One model in one precision: the fields of table.Measured. `known`: the same without the time, measured before."""
+    """Measure a model in one precision: the fields of table.Measured. `known`: an earlier row without the time."""
     path = _model(name, precision, folder)
     cache = path.with_suffix("")
     settings = {"SEGMENT_MODEL": str(path), "SEGMENT_CACHE": str(cache), **NO_LIMIT}
@@ -72,7 +72,7 @@ def measure(name: str, precision: str, folder: Path, known: Row | None = None) -
             pass  # the compiled model is in the cache now
     with serving.serving(settings) as server:
         held = known["held_mib"] if known else _held(server)
-        quiet = os.getloadavg()[0] < QUIET + len(os.sched_getaffinity(0))  # its own threads count too
+        quiet = os.getloadavg()[0] < QUIET + len(os.sched_getaffinity(0))  # this script's threads are part of the load
         times = [_ask(server, latency.PHOTO) for _ in range(latency.REQUESTS if quiet else 0)]
     return {
         "file_mb": round(path.stat().st_size / 1e6, 1),
@@ -82,7 +82,7 @@ def measure(name: str, precision: str, folder: Path, known: Row | None = None) -
 
 
 def _held(server: serving.Server) -> float:
-    """The most memory that the server holds while it segments large photos, in MiB."""
+    """The peak of non-reclaimable memory in MiB while the server segments large photos."""
     with serving.peak(lambda: server.usage().held) as held:
         for _ in range(memory.REQUESTS):
             _ask(server, memory.PHOTO)
@@ -90,14 +90,14 @@ def _held(server: serving.Server) -> float:
 
 
 def _ask(server: serving.Server, size: tuple[int, int]) -> float:
-    """Have a photo segmented; the network's milliseconds."""
+    """Segment a photo and return the network's time in milliseconds."""
     answer = server.segment(models.photo(size), format="jpeg", render_factor=RENDER_FACTOR, **models.LOOK)
     answer.raise_for_status()
     return float(re.findall(r"network;dur=([\d.]+)", answer.headers["Server-Timing"])[0])
 
 
 def _model(name: str, precision: str, folder: Path) -> Path:
-    """The model's file, made unless it is in `folder`."""
+    """The model's file, generated unless it is in `folder`."""
     path = folder / f"{name}-{precision}.onnx"
     if path.exists():
         return path
@@ -114,7 +114,7 @@ def _model(name: str, precision: str, folder: Path) -> Path:
 
 
 def twins(name: str) -> list[str]:
-    """The models of the same shapes: their configs say the same but for means and deviations of pixels."""
+    """The models of the same shapes: their configs differ only in the means and deviations of pixels."""
 
     def shapes(other: str) -> tuple[Any, ...]:
         config = vars(configs.parse(zoo.entry(other).config))
@@ -133,14 +133,14 @@ def _machine() -> str:
 
 
 def _known() -> dict[str, dict[str, Row]]:
-    """The rows that were measured on this machine, by model and precision."""
+    """The rows measured on this machine, by model and precision."""
     document = json.loads(table.MEASURED.read_text())
     rows: dict[str, dict[str, Row]] = document["models"] if document["machine"] == _machine() else {}
     return rows
 
 
 def _save(rows: Mapping[str, Mapping[str, Row]]) -> None:
-    """Add rows to what was measured on this machine; rows of another are dropped."""
+    """Add rows to those measured on this machine. Rows of other machines are dropped."""
     known = {**_known(), **rows}
     document = {
         "machine": _machine(),

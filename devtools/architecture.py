@@ -1,7 +1,7 @@
-"""The picture of docs/architecture.md: `python -m devtools.architecture` writes docs/architecture.svg.
+"""Draw the figure of docs/architecture.md: `python -m devtools.architecture` writes docs/architecture.svg.
 
 The layers are those of tests/test_layers.py. tests/test_repository.py checks that every module is described here and
-that the picture shows these layers.
+that the figure shows these layers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LEGEND = ((DOOR, "where requests and commands enter"), (SERVING, "serving"), (OF
 
 
 def draw(layers: Layers) -> str:
-    """The picture as SVG; `layers` from the bottom up."""
+    """The figure as SVG. `layers`: from the bottom up."""
     rows = list(reversed(layers))
     height = TOP + ROW * len(rows) + MARGIN - (ROW - BOX_HEIGHT)
     parts = [
@@ -108,7 +108,7 @@ def _text(x: float, y: float, words: str, size: float, fill: str, weight: str = 
 
 
 def main() -> None:
-    """Write the picture."""
+    """Write the figure."""
     from tests.test_layers import LEVELS
 
     PICTURE.write_text(draw(LEVELS), encoding="utf-8")

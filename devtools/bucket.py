@@ -30,12 +30,12 @@ from segment.bucket.store.folder import Folder
 PHOTOS, RESULTS = Path(".cache/bucket/photos"), Path(".cache/bucket/results")
 POLL_SECONDS = 0.5
 REDELIVERY_SECONDS = (1.0, 30.0)
-"""The first and the longest pause between attempts of a delivery, in seconds."""
+"""The first and the longest pause between delivery attempts, in seconds."""
 
 
 def main(arguments: list[str]) -> int:
     """Run until SIGINT or SIGTERM, or until the handler ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job inherits a SIGINT that is ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # background jobs of a shell ignore SIGINT by default
         signal.signal(number, signal.default_int_handler)
     photos, results = (Folder(path) for path in (arguments or (PHOTOS, RESULTS)))
     photos.path.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ KEY = "sha256 = "
 
 
 def publish(text: str, folder: Path) -> str:
-    """The table `text` with the checksums that are recorded in `folder`. Raises ModelError for a damaged record."""
+    """The table `text` with the checksums recorded in `folder`. Raises ModelError for a damaged record."""
     for name, entry in zoo.entries().items():
         digest = recorded(folder / f"{name}.pkl.sha256")
         if digest and not entry.sha256:

@@ -1,4 +1,4 @@
-"""A bucket's events as HTTP requests, in both formats that a CloudEvent target receives."""
+"""Send events of a bucket as HTTP requests, in both formats that a CloudEvent target receives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TIMEOUT = 60.0
 
 
 def eventarc(url: str, item: Object) -> requests.Response:
-    """Deliver an event as Eventarc does: a CloudEvent in HTTP binary mode, whose data is the object resource."""
+    """Send an event as Eventarc does: a CloudEvent in HTTP binary mode, whose data is the object resource."""
     return post_event(url, item.resource(), f"objects/{item.name}")
 
 
 def post_event(url: str, data: Any, subject: str, kind: str = "finalized") -> requests.Response:
-    """Deliver a storage event of type `kind` with `data`."""
+    """Send a storage event of type `kind` with `data`."""
     headers = {
         "ce-id": "1096434104173400",
         "ce-source": "//storage.googleapis.com/projects/_/buckets/photos",
@@ -34,7 +34,7 @@ def post_event(url: str, data: Any, subject: str, kind: str = "finalized") -> re
 
 
 def pubsub(url: str, item: Object, kind: str = "OBJECT_FINALIZE") -> requests.Response:
-    """Deliver as a Pub/Sub push subscription to the bucket's notifications does."""
+    """Send an event as a Pub/Sub push subscription to the bucket's notifications does."""
     return requests.post(url, json=push_message(item, kind), timeout=TIMEOUT)
 
 

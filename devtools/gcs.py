@@ -46,7 +46,7 @@ import google_crc32c
 
 MAX_NAME_BYTES = 1024
 CHUNK_STEP = 256 << 10
-"""Every chunk of a resumable upload but the last is a multiple of this many bytes."""
+"""The size in bytes of every chunk of a resumable upload but the last is a multiple of this."""
 _REASONS = {
     400: "invalid",
     404: "notFound",
@@ -71,18 +71,18 @@ class _Cut(Exception):
     """Close the connection without a response."""
 
 
-# What goes wrong
+# Faults
 
 
 @dataclass(eq=False)
 class Fault:
-    """A fault to inject: what goes wrong, for which requests, and when.
+    """A fault to inject.
 
-    `effect`: a status is answered, the connection is cut, it stalls for `seconds` and is then cut, or it is held until
-    `release()`. `when`: before anything is read; in the middle of the body, the request's if it has one, else the
-    answer's; or after the request was carried out, instead of the answer. `method` is a regular expression for the
-    whole method, `path` one that is searched in the unquoted path and query. The first `skip` requests that match are
-    spared, each later one is hit with `probability`, `times` times at most.
+    `effect`: respond with this status, cut the connection, stall for `seconds` and then cut it, or hold it until
+    `release()`. `when`: before anything is read; in the middle of the request's body or, without one, of the response's
+    body; or after the request was carried out, instead of the response. `method`: a regular expression for the whole
+    method. `path`: one that is searched in the unquoted path and query. The first `skip` matching requests are not
+    affected; the fault is injected into each later one with `probability`, at most `times` times.
     """
 
     effect: int | Literal["cut", "stall", "hold"]
@@ -132,14 +132,14 @@ class Faults:
         return iter(self._faults)
 
     def clear(self) -> None:
-        """Remove all faults and release the requests that they hold."""
+        """Remove all faults and release held requests."""
         with self._lock:
             faults, self._faults = self._faults, []
         for fault in faults:
             fault.release()
 
     def draw(self, method: str, target: str) -> Fault | None:
-        """The fault that is injected into this request, if any."""
+        """The fault to inject into this request, if any."""
         with self._lock:
             for fault in self._faults:
                 if not (re.fullmatch(fault.method, method) and re.search(fault.path, target)):
@@ -152,12 +152,12 @@ class Faults:
         return None
 
 
-# What is kept
+# Stored objects
 
 
 @dataclass(frozen=True)
 class Object:
-    """One generation of one object; a new metageneration is a new value."""
+    """A generation of an object. Immutable: a new metageneration is a new instance."""
 
     bucket: str
     name: str
@@ -181,7 +181,7 @@ class Object:
         return base64.b64encode(hashlib.md5(self.content).digest()).decode()
 
     def resource(self, host: str = "https://storage.googleapis.com") -> dict[str, Any]:
-        """The object resource, whose whole numbers are strings."""
+        """The object resource. Integers are strings, as in the API."""
         path = f"b/{self.bucket}/o/{quote(self.name, safe='')}"
         resource: dict[str, Any] = {
             "kind": "storage#object",
@@ -209,13 +209,13 @@ class Object:
 
     @property
     def etag(self) -> str:
-        """Changes with each generation and metageneration."""
+        """An ETag that changes with each generation and metageneration."""
         return base64.b64encode(f"{self.generation}/{self.metageneration}".encode()).decode()
 
 
 @dataclass(frozen=True)
 class Write:
-    """An object that was written, or deleted: then `sha256` is empty."""
+    """A write of an object, or a deletion, for which `sha256` is empty."""
 
     bucket: str
     name: str
@@ -283,10 +283,10 @@ def _require(query: Mapping[str, str], found: Object | None, reading: bool = Fal
 
 
 class Cloud:
-    """The server and what it keeps; a context manager that serves while it is entered.
+    """The server with its buckets; a context manager that serves while it is entered.
 
-    `on_finalize`, if given, is called with each object that was written, as a bucket's notification would be sent.
-    `latency`: seconds that every request takes at least, as over a network.
+    `on_finalize`: called with each written object, when a bucket would send a notification. `latency`: minimum time of
+    a request in seconds, as over a network.
     """
 
     def __init__(self, port: int = 0, seed: int = 0, on_finalize: Callable[[Object], None] | None = None) -> None:
@@ -296,7 +296,7 @@ class Cloud:
         self.requests: list[tuple[str, str]] = []
         self._on_finalize = on_finalize
         self._buckets: dict[str, dict[str, Object]] = {}
-        self._names: dict[str, list[str]] = {}  # of each bucket, in order; made when they are needed
+        self._names: dict[str, list[str]] = {}  # sorted names by bucket, computed on demand
         self._virtual: dict[str, Callable[[str], Iterator[Object]]] = {}
         self._uploads: dict[str, _Upload] = {}
         self._generation = time.time_ns() // 1000
@@ -322,10 +322,10 @@ class Cloud:
             self._buckets.setdefault(name, {})
 
     def create_virtual_bucket(self, name: str, listing: Callable[[str], Iterator[Object]]) -> None:
-        """Make a bucket that has, besides what is written to it, objects that are made when they are listed.
+        """Create a bucket with objects that are generated when they are listed, in addition to written objects.
 
-        `listing(start)` makes them, ordered by name, from the name `start` on. They can only be listed; there may be
-        more of them than memory holds.
+        `listing(start)` generates them, sorted by name, from the name `start` on. They can only be listed, and may be
+        more than fit into memory.
         """
         self.create_bucket(name)
         self._virtual[name] = listing
@@ -352,7 +352,7 @@ class Cloud:
             self.writes.append(Write(bucket, name, found.generation, ""))
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, Object]:
-        """The objects whose name starts with `prefix`, by name, in order."""
+        """The objects whose name starts with `prefix`, by name, sorted."""
         with self._lock:
             return {name: found for name, found in sorted(self._buckets[bucket].items()) if name.startswith(prefix)}
 
@@ -436,7 +436,7 @@ class Cloud:
         return _json(document)
 
     def _from(self, bucket: str, prefix: str, start: str) -> Iterator[Object]:
-        """The objects whose name starts with `prefix`, by name, from the name `start` on."""
+        """The objects whose name starts with `prefix`, sorted by name, from the name `start` on."""
         with self._lock:
             objects = self._in(bucket)
             if bucket not in self._names:
@@ -444,7 +444,7 @@ class Cloud:
             names = self._names[bucket]
         first = bisect.bisect_left(names, max(prefix, start))
         below = itertools.takewhile(lambda name: name.startswith(prefix), itertools.islice(names, first, None))
-        there = (found for found in map(objects.get, below) if found)  # others may be deleted meanwhile
+        there = (found for found in map(objects.get, below) if found)  # skips objects deleted meanwhile
         made = self._virtual[bucket](max(prefix, start)) if bucket in self._virtual else iter(())
         made = itertools.takewhile(lambda found: found.name.startswith(prefix), made)
         return heapq.merge(there, made, key=lambda found: found.name)
@@ -583,7 +583,7 @@ def _multipart(request: Request) -> tuple[dict[str, Any], bytes]:
     boundary = message.get_boundary()
     if not boundary:
         raise Refused(400, "A multipart upload needs a boundary.")
-    # Split by hand: the content is bytes, and the email parser would mend its line ends.
+    # Not with the email parser, which would change line ends in the content.
     pieces = request.body.split(b"--" + boundary.encode())
     if len(pieces) != 4 or pieces[3].strip() != b"--":
         raise Refused(400, "A multipart upload has exactly two parts.")
@@ -595,7 +595,7 @@ def _multipart(request: Request) -> tuple[dict[str, Any], bytes]:
 
 
 def _take_chunk(content: bytearray, request: Request) -> int | None:
-    """Append the request's chunk. Returns the total size, None while it is not known. Raises Refused."""
+    """Append the request's chunk. Returns the total size, or None if it is not known yet. Raises Refused."""
     whole = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", request.headers.get("content-range", ""))
     if whole is None:  # the content in one piece
         content[:] = request.body
@@ -678,11 +678,11 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(size) if size else b""
         self._unread -= len(data)
         if len(data) < size:
-            raise _Cut  # the client went away: what it had not sent in full is not written
+            raise _Cut  # the client disconnected: an incomplete body is not written
         return data
 
     def _send(self, answer: Answer, fault: Fault | None) -> None:
-        self._receive(self._unread)  # what was refused unread would be taken for the next request
+        self._receive(self._unread)  # an unread body would be parsed as the next request
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
@@ -704,7 +704,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main(arguments: list[str]) -> None:
-    """Serve the buckets named until interrupted."""
+    """Serve the given buckets until interrupted."""
     port, *buckets = arguments
     with Cloud(int(port)) as cloud:
         for bucket in buckets:

@@ -1,15 +1,15 @@
-"""Generate golden files: narrow models with random values, and detectron2's own detections for them.
+"""Generate golden files: narrow models with random values, and detectron2's detections with them.
 
     PYTHON -m devtools.golden FOLDER [NAME ...] [--seed 0] [--offsets 1.0]
 
-PYTHON needs detectron2 and this project's requirements. Writes NAME.yaml (the full config as detectron2 dumps it, or
-saves it if it is a LazyConfig), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and the detections in
-each), for tests/test_convert.py. Prints how many of its own detections detectron2 reproduces if noise of 1e-4 grey
-levels is added to the image: a golden file with less than 95 % would compare rounding errors.
+PYTHON needs detectron2 and this project's requirements. Writes NAME.yaml (the full config as dumped by detectron2, or
+saved if it is a LazyConfig), NAME.pkl (the checkpoint, in float16) and NAME.npz (three images and the detections in
+each), for tests/test_convert.py. Prints the share of detections that detectron2 reproduces when noise of 1e-4 grey
+levels is added to the image: with less than 95 %, a test would compare rounding errors.
 `dconv-gn` needs `--offsets 0.1` to reach that.
 
-detectron2 runs deformable convolutions with more than one group of offsets, or modulated, on GPUs only. Here all run in
-torchvision.ops.deform_conv2d, which detectron2 itself calls for the others on a CPU.
+detectron2 runs modulated deformable convolutions, and those with more than one group of offsets, on GPUs only. Here all
+are run by torchvision.ops.deform_conv2d, which detectron2 uses for the others on a CPU.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ NARROW = {
     "TEST.DETECTIONS_PER_IMAGE": FOUND,
     "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
 }
-"""The changes of all families to the config of their zoo model."""
+"""The changes to the zoo model's config in all families."""
 WIDE_ENOUGH_FOR_GN = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 32}
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    # name: (model of the zoo, what is changed)
+    # name: (model of the zoo, changes)
     "dconv-r50": ("mask_rcnn_R_50_FPN_3x_dconv_c3-c5", {}),
     "dconv-v2": (
         "mask_rcnn_R_50_FPN_3x_dconv_c3-c5",
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
-    """Write the files of one family; for each image, the share of detections that are found again with noise."""
+    """Write the files of a family. Returns for each image the share of detections that are reproduced with noise."""
     file = folder / f"{name}.yaml"
     if name in LAZY:
         from detectron2.config import LazyConfig
@@ -159,9 +159,9 @@ def _config(below: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
 
 
 def _lazy_stages() -> Any:
-    """A LazyConfig whose stages are listed one by one, as neither a YAML config nor make_default_stages can have them.
+    """A LazyConfig with a list of stages that neither a YAML config nor make_default_stages can express.
 
-    Other numbers of blocks than any depth, a wide bottleneck in two groups, and deformable convolutions in res4 only.
+    It has non-standard numbers of blocks, a wide bottleneck in two groups, and deformable convolutions in res4 only.
     """
     from detectron2.config import LazyCall
     from detectron2.model_zoo import get_config

@@ -1,10 +1,10 @@
-"""Compare a model in int8 with its fp32 file: its detections, and its heads on the same proposals.
+"""Compare an int8 model with fp32: the detections, and the outputs of the heads for the same proposals.
 
     python -m devtools.int8_heads CONFIG CHECKPOINT [--scenes 12]
 
-Detections differ if the backbone, the proposals or the heads do. Computing scores and boxes of both files for the
-proposals of fp32 separates the heads from the rest. The scenes are those of training/shapes.py; the images are scaled
-to the size that the network pads to.
+Detections differ if the backbone, the proposals or the heads differ. Scores and boxes of both files are therefore also
+computed for the proposals of fp32. The scenes are those of training/shapes.py; the images are scaled to the size that
+the network pads to.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CALIBRATION_SCENES = 12
 SIDE = 352
 """Longer side of the images if the network does not pad to a square."""
 SAME_PROPOSAL, SAME_DETECTION = 0.9, 0.8
-"""Least IoU."""
+"""Minimum IoU of two proposals or detections to be counted as the same."""
 BEST = 20
-"""Pairs of a proposal and a class whose scores are compared."""
+"""Number of the best pairs of a proposal and a class whose scores are compared."""
 
 Pixels = NDArray[np.uint8]
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _converted(network: configs.Config, checkpoint: Path) -> tuple[onnx.ModelProto, tuple[str, str, str]]:
-    """The model, and what its proposals, their scores and their boxes are called."""
+    """The model, and the names of its proposals, their scores and their boxes."""
     names: list[str] = []
     box_head = heads.box_head
 
@@ -82,7 +82,7 @@ def _image(seed: int, side: int) -> Pixels:
 
 
 def _detections(wide: onnx.ModelProto, narrow: onnx.ModelProto, images: list[Pixels], least: float) -> tuple[int, int]:
-    """The number of detections in fp32, and of those that int8 finds too, with a score of at least 0.6 `least`."""
+    """The number of detections in fp32, and of those also in int8 with a score of at least 0.6 * `least`."""
     found = kept = 0
     with tempfile.TemporaryDirectory() as folder:
         engines = []
@@ -101,7 +101,7 @@ def _detections(wide: onnx.ModelProto, narrow: onnx.ModelProto, images: list[Pix
 def _heads(
     wide: onnx.ModelProto, narrow: onnx.ModelProto, names: tuple[str, str, str], images: list[Pixels]
 ) -> list[str]:
-    """A line for each image."""
+    """A line of results for each image."""
     import openvino
 
     core, rows = openvino.Core(), []

@@ -23,7 +23,7 @@ STEP = 17
 CIE_PER_OKLAB = 180.0
 """Units of CIE Lab per unit of OKLab."""
 WINDOW = 3
-"""Number of consecutive colours that should differ most."""
+"""Number of previous colours from which each colour should differ most."""
 
 _TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -64,7 +64,7 @@ def _distances(points: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def _spread(distances: NDArray[np.floating], first: int) -> list[int]:
-    """`first`, and then again and again the one that is farthest from all before."""
+    """Farthest-point sampling from `first`: each index is that of the colour farthest from all previous ones."""
     chosen = [first]
     while len(chosen) < COLOURS:
         chosen.append(int(distances[chosen].min(axis=0).argmax()))
@@ -72,7 +72,7 @@ def _spread(distances: NDArray[np.floating], first: int) -> list[int]:
 
 
 def _ordered(distances: NDArray[np.floating], chosen: list[int]) -> list[int]:
-    """The same, each far from the WINDOW before it."""
+    """The same colours, ordered so that each is far from the previous WINDOW colours."""
     order, rest = chosen[:1], chosen[1:]
     while rest:
         nearest = distances[np.ix_(rest, order[-WINDOW:])].min(axis=1)
@@ -81,7 +81,7 @@ def _ordered(distances: NDArray[np.floating], chosen: list[int]) -> list[int]:
 
 
 def main() -> None:
-    """Print the palette as hexadecimal numbers, ten a line."""
+    """Print the palette as hexadecimal numbers, ten per line."""
     codes = [f"{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette()]
     for start in range(0, COLOURS, 10):
         print(" ".join(codes[start : start + 10]))

@@ -25,7 +25,7 @@ ACK_SECONDS = 10.0
 
 @dataclass
 class _Kept:
-    """A message; `until` is when it is delivered again (time.monotonic())."""
+    """A message. `until`: time of the next delivery (time.monotonic())."""
 
     message: Mapping[str, Any]
     until: float = 0.0
@@ -72,7 +72,7 @@ class Server:
             return [kept.message for kept in self._kept.values()]
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
-        """The status and the document of the response."""
+        """The status and the JSON document of the response."""
         match = re.fullmatch(r"/v1/(.*):(\w+)", path)
         with self._lock:
             if self.failures:

@@ -1,4 +1,4 @@
-"""Start the real server process on a free port, as Cloud Run does."""
+"""Start the server process on a free port, as Cloud Run does."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ import requests
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "segment", "serve")
-"""The image's."""
+"""The command of the container image."""
 FRAMEWORK = (sys.executable, "-m", "functions_framework", "--source", str(ROOT / "main.py"))
-"""The framework's own, with gunicorn: a master and a worker that it starts again."""
+"""The command of functions-framework: gunicorn with a master and a worker, which the master restarts."""
 CACHE = ROOT / ".cache" / "models"
-"""The compiled models of `make run`, so that not every process compiles them."""
+"""The compiled models of `make run`, shared so that not every process compiles them."""
 START_SECONDS = 60.0
 
 
 @dataclass
 class Server:
-    """A running server: its URL, its process and what it has written so far."""
+    """A running server: URL, process and output so far."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -40,7 +40,7 @@ class Server:
         return os.pread(self.output.fileno(), 1 << 24, 0).decode()
 
     def stop(self) -> int:
-        """Stop it with SIGTERM, as Cloud Run does; returns the exit status."""
+        """Stop it with SIGTERM, as Cloud Run does. Returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=40)
@@ -48,7 +48,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve(target: str = "segment_http", command: Sequence[str] = COMMAND, **settings: str) -> Iterator[Server]:
-    """Serve `target` with these environment variables until the context ends; wait for /health before it begins."""
+    """Start the server of `target` with these settings, wait for /health, and stop it when the context ends."""
     port = free_port()
     with tempfile.TemporaryFile() as output:
         process = start(target, port, settings, command, stdout=output, stderr=subprocess.STDOUT)

@@ -108,7 +108,7 @@ def from_demo(variant: Variant) -> Tensors:
 
 
 def config_file(name: str) -> Path:
-    """The config of a variant. That of the demo if they only differ in keys of the training."""
+    """The config of a variant: the demo's if they only differ in keys of the training."""
     own = FOLDER / f"{name}.yaml"
     return own if own.exists() else FOLDER / "shapes.yaml"
 

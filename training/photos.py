@@ -24,7 +24,7 @@ QUALITY = 90
 
 
 def main() -> None:
-    """Write every photograph."""
+    """Write all photographs."""
     from skimage import data
 
     for name in SOURCES:

@@ -5,7 +5,7 @@
     python -m training.variants mask_rcnn OUT
     python -m training.variants scales OUT
 
-They compare families on the same task, and therefore share as many weights as possible with the demo model:
+The variants compare families on the same task, and therefore share as many weights as possible with the demo model:
 
 - `pointrend` (Kirillov et al. 2020) keeps the demo's backbone, feature pyramid, proposals and box head as they are, so
   that it finds exactly the same boxes, and trains only the coarse mask head and the point head.
@@ -16,13 +16,13 @@ They compare families on the same task, and therefore share as many weights as p
   iterations; the demo was trained for 5,000.
 - `scales` is the demo, trained further with shapes of 8 to 800 pixels, many of which are cut by the frame
   (`shapes.view`). The demo's training data have no shape above 211 pixels. It separates the effect of a tile's
-  magnification from that of sizes that are not in the training data.
+  magnification from the effect of sizes that are not in the training data.
 
 Batch norms keep the demo's statistics. `pointrend` and `mask_rcnn` take half an hour each on one CPU thread; `c4` and
 `scales` were trained with `--device cuda`.
 
-The files of `c4` and `scales` were saved without the RPN's layer `anchor_deltas` by mistake. That layer alone was
-trained again, with everything else as it was: 250 iterations of 6 scenes from seed 8,000,000 on, Adam at 0.01.
+The files of `c4` and `scales` were saved without the RPN's layer `anchor_deltas` by mistake. Only that layer was
+trained again, with all other weights fixed: 250 iterations of 6 scenes from seed 8,000,000 on, Adam at 0.01.
 """
 
 from __future__ import annotations

@@ -5,20 +5,19 @@ Segmentation", 2022 (Implicit PointRend); detectron2/projects/point_rend (mask_h
 point_features.py).
 
 A mask starts as a small grid over its box. In each step the resolution of the grid is doubled, and the most uncertain
-points are computed again by a small network of fully connected layers. Its inputs are the finest feature map at the
-point and the prediction of a coarse head for the whole box. So edges are computed at 224 x 224, and the rest at a lower
-resolution.
+points are computed again by a small network of fully connected layers, from the finest feature map at the point and the
+prediction of a coarse head for the whole box. Edges are therefore computed at 224 x 224, the rest at lower resolutions.
 
 This implementation gives the same results with less work and memory:
 
 - Only the predicted class is rendered. Other classes do not influence which points are uncertain.
-- Sampling is linear, and so is the first layer. It is applied to the feature map once, and its output is sampled.
-- A point's features are a weighted sum of four rows of a table of the map's places, which is int8 in an int8 file
-  (quantise.py). GridSample and, on the maps that a loop is given, RoIAlign take three times as long. A coarse grid of
-  7 x 7 is sampled by a product with a matrix of bilinear weights.
+- Sampling and the first layer are both linear, so the layer is applied to the feature map once and its output sampled.
+- A point's features are a weighted sum of four rows of a table with one row per position of the map. The table is int8
+  in an int8 file (quantise.py). GridSample takes three times as long, as does RoIAlign on maps passed into a loop. A
+  coarse grid of 7 x 7 is sampled by a product with a matrix of bilinear weights.
 - Instances are rendered CHUNK at a time, in a loop of fixed shapes (chunks.py), so the memory does not grow with their
   number.
-- The result is bytes, a quarter of the memory.
+- Masks are returned as uint8 instead of float32, with a quarter of the memory.
 """
 
 from __future__ import annotations
@@ -46,11 +45,10 @@ _EARLIER_NAMES = (
 )
 """Prefixes of tensor names in checkpoints of 2020, and the current ones (roi_heads.py, _load_from_state_dict)."""
 CHUNK = 4
-"""Instances that are rendered at a time. The loop holds about 5 MiB for each (R50, 80 classes). With 2 at a time an
-int8 file takes 3 to 4 % longer, because all threads wait for each other after each operator. The last chunk is
-padded."""
+"""Number of instances rendered at a time. The loop holds about 5 MiB for each (R50, 80 classes). With 2 at a time, an
+int8 file takes 3 to 4 % longer because all threads synchronise after each operator. The last chunk is padded."""
 TABLE = ".table"
-"""Suffix of the names of the nodes of tables."""
+"""Suffix of the names of table nodes."""
 FREQUENCIES = 128
 """Number of frequencies of the positional encoding of Implicit PointRend."""
 
@@ -67,9 +65,9 @@ def renamed(tensors: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.
 
 
 def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, str], found: Found) -> str:
-    """Masks (N, side, side) uint8 of the instances found: a probability p as floor(256 p), at most 255.
+    """Masks (N, side, side) uint8 of the instances found: probabilities p as floor(256 p), at most 255.
 
-    `channels`: of each of `maps`, the feature maps by level.
+    `maps`: feature maps by level, with `channels` channels each.
     """
     surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
     kind = _Implicit if head.implicit else _Standard
@@ -89,12 +87,12 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     return g.op("Identity", chunks.end(g, part, g.cast(g.reshape(steps, -1, side, side), UINT8)))
 
 
-# Places: in each tuple x comes first, then y
+# Positions. Tuples are ordered (x, y).
 
 
 @dataclass(frozen=True)
 class _Region:
-    """`boxes` (N, 4), and along each axis where they begin (`low`) and their `size`, (N, 1), in pixels of the image."""
+    """`boxes` (N, 4) with their `low` coordinate and `size` along each axis, (N, 1), in pixels of the image."""
 
     boxes: str
     low: tuple[str, str]
@@ -108,9 +106,9 @@ def _region(g: Graph, boxes: str) -> _Region:
 
 @dataclass(frozen=True)
 class _Points:
-    """`count` points in each box. `at`: along each axis (N, count) from 0 to 1.
+    """`count` points in each box. `at`: coordinates along each axis relative to the box, (N, count) from 0 to 1.
 
-    `fixed`: the same as arrays (1, count), if the points are the same in every box.
+    `fixed`: the coordinates as arrays (1, count) if they are the same in every box.
     """
 
     at: tuple[str, str]
@@ -126,7 +124,7 @@ class _Points:
 
     @classmethod
     def chosen(cls, g: Graph, index: str, side: int, count: int) -> _Points:
-        """The centres of the cells `index` (N, count) int64 of a grid of side x side, which are counted row by row."""
+        """The centres of the cells with the row-major indices `index` (N, count) int64 in a grid of side x side."""
         row = g.op("Div", index, g.ints(side))
         column = g.op("Sub", index, g.op("Mul", row, g.ints(side)))
         x, y = (
@@ -135,12 +133,12 @@ class _Points:
         return cls((x, y), count)
 
 
-# Sampling: bilinear between cells' centres, zero outside, as grid_sample(align_corners=False)
+# Sampling: bilinear between the cells' centres and zero outside, as in grid_sample(align_corners=False)
 
 
 @dataclass(frozen=True)
 class _Surface:
-    """A feature map `x` (1, C, H, W) of a stride in pixels. `size`: W and H, each float32 (1,)."""
+    """A feature map `x` (1, C, H, W) with its stride in pixels. `size`: W and H, each float32 (1,)."""
 
     x: str
     size: tuple[str, str]
@@ -152,7 +150,7 @@ def _surface(g: Graph, x: str, level: int) -> _Surface:
 
 
 def _fading(g: Graph, surface: _Surface, axis: int, at: str) -> str:
-    """The weights of positions `at` along an axis, in pixels: they decrease from 1 to 0 at the edges of the map.
+    """The weights of positions `at` in pixels along an axis, which decrease from 1 to 0 at the edges of the map.
 
     RoIAlign repeats the edge of the map, whereas grid_sample interpolates between the edge and zero.
     """
@@ -178,7 +176,7 @@ def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
 
 
 def _images(g: Graph, boxes: str) -> str:
-    """The image index of each of boxes (M, 4), which is 0: (M,) int64.
+    """The image index of each box, always 0: boxes (M, 4) -> (M,) int64.
 
     The zeros are computed from the boxes, because ConstantOfShape would need the value of M. The runtime reuses the
     memory of tensors of unknown size only between operators whose output size does not depend on values.
@@ -197,8 +195,8 @@ class _Table:
 
 
 def _table(g: Graph, surface: _Surface, channels: int, name: str) -> _Table:
-    """The table of a map. The name of its node is `name` + TABLE, by which quantise.py finds it."""
-    # The runtime transposes three dimensions in a third of the time of four.
+    """The table of a map. quantise.py finds it by the name of its node, `name` + TABLE."""
+    # OpenVINO transposes three dimensions in a third of the time of four.
     columns = g.op("Transpose", g.reshape(surface.x, 1, channels, -1), perm=[0, 2, 1])
     rows = g.op("Reshape", columns, g.ints(-1, channels), name=name + TABLE)
     width, height = (g.op("Sub", size, g.scalar(1)) for size in surface.size)
@@ -219,7 +217,7 @@ def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
 
 
 def _around(g: Graph, table: _Table, axis: int, region: _Region, points: _Points) -> list[tuple[str, str]]:
-    """The two cells around each point along an axis, and their weights: before it and after it, each (N * P, 1).
+    """The cells before and after each point along an axis, and their weights, each (N * P, 1).
 
     Cells outside the map are clipped to it, with weight zero.
     """
@@ -246,7 +244,7 @@ def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
 
 
 def _grid_weights(g: Graph, side: int, points: _Points) -> str:
-    """(N, P, side * side): the weight of each cell of a grid over the whole box at each point."""
+    """The bilinear weights of the cells of a grid over the whole box at each point, (N, P, side * side)."""
     cells = np.arange(side, dtype=np.float32)
     if points.fixed:
         across, down = (
@@ -265,7 +263,7 @@ def _grid_weights(g: Graph, side: int, points: _Points) -> str:
 def _doubled(g: Graph, logits: str, side: int) -> str:
     """logits (N, side * side) -> (N, 4 * side * side): bilinear interpolation; the edges are repeated.
 
-    Two products with a matrix of weights take a quarter of the time of Resize.
+    Two matrix products take a quarter of the time of Resize.
     """
     at = np.maximum((np.arange(2 * side) + 0.5) / 2 - 0.5, 0)
     low = np.floor(at).astype(int)
@@ -288,7 +286,7 @@ def _conv_fc_head(
     region: _Region,
     width: int,
 ) -> str:
-    """The coarse head's outputs for each box: (N, width). Classes are the last axis (in the checkpoint, the first)."""
+    """The coarse head's outputs for each box, (N, width). Classes vary fastest; in the checkpoint, slowest."""
     head, name = whole.coarse, f"{HEAD}.{'parameter_head' if whole.implicit else 'coarse_head'}"
     columns = 1 if whole.implicit else whole.classes
     rows = width // columns
@@ -311,7 +309,7 @@ def _conv_fc_head(
 
 
 class _Standard:
-    """PointRend's point head: the same layers for every instance; their inputs contain the coarse head's logits."""
+    """PointRend's point head: the same layers for every instance, with the coarse head's logits among their inputs."""
 
     @staticmethod
     def width(head: PointRend, channels: int) -> int:
@@ -345,7 +343,7 @@ class _Standard:
         own, of_coarse = self._predictor[:, : head.fc_channels], self._predictor[:, head.fc_channels :]
         self._column = _of_class(g, own, label, f"{name}.weight")  # (N, fc_channels, 1)
         self._shift = _of_class(g, self._bias, label, f"{name}.bias")  # (N, 1)
-        if head.coarse_each_layer:  # what the coarse grid says in the last layer: (N, cells, 1)
+        if head.coarse_each_layer:  # the coarse grid's contribution to the last layer, (N, cells, 1)
             column = _of_class(g, of_coarse, label, f"{name}.coarse_weight")
             self._last = g.op("MatMul", self._coarse, column)
 
@@ -424,7 +422,7 @@ class _Implicit:
         return g.reshape(x, -1, points.count)
 
     def _position(self, points: _Points) -> str:
-        """(N, P, 2 * FREQUENCIES): sines and cosines of positions. N is 1 if they are the same in every box."""
+        """Sines and cosines of positions, (N, P, 2 * FREQUENCIES). N is 1 if they are the same in every box."""
         g, matrix = self._g, 2 * math.pi * self._frequencies
         if points.fixed:
             x, y = (2 * at[..., None] - 1 for at in points.fixed)
@@ -444,7 +442,7 @@ def parameters(head: PointRend, channels: int) -> int:
 
 
 def _shapes(head: PointRend, channels: int) -> list[tuple[int, int]]:
-    """(out, in) of each of an instance's own layers."""
+    """(out, in) of each layer of an instance."""
     into = (2 * FREQUENCIES if head.positions else 0) + (channels * len(head.levels) if head.image_features else 0)
     sizes = [into, *[head.fc_channels] * head.fcs, head.outputs]
     return list(zip(sizes[1:], sizes, strict=False))
@@ -455,6 +453,6 @@ def _joined(g: Graph, parts: Sequence[str]) -> str:
 
 
 def _of_class(g: Graph, values: Array, label: str, name: str) -> str:
-    """values (K, ...) -> those of each instance's class, (N, ...); (1, ...) where one stands for all."""
+    """values (K, ...) -> the values of each instance's class, (N, ...), or (1, ...) if K is 1."""
     constant = g.constant(np.ascontiguousarray(values), name=name)
     return constant if len(values) == 1 else g.gather(constant, label)
