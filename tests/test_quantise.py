@@ -13,7 +13,7 @@ from PIL import Image
 
 from segment import convert, modelfile
 from segment.__main__ import main
-from segment.convert import calibration, checkpoint, config, pointrend, quantise
+from segment.convert import calibration, checkpoint, chunks, config, pointrend, quantise
 from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
@@ -145,6 +145,16 @@ def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Pa
     found = load(tmp_path / "int8.onnx", threads=2)(images["image0"], 0.0, 20)
     assert len(found) == 20
     assert {mask.grid.shape for mask in found.masks} == {(side, side)}
+
+
+def test_a_file_of_an_earlier_version_is_refused() -> None:
+    """Its loops have other names, from which the parts cannot be restored."""
+    model = convert.convert(config.read(GOLDEN / "c4.yaml"), checkpoint.read(GOLDEN / "c4.pkl"))
+    for node in _nodes(model.graph):
+        for names in (node.input, node.output):
+            names[:] = [name.partition("@")[0] for name in names]
+    with pytest.raises(ConversionError, match="Convert the checkpoint again"):
+        chunks.whole(model)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

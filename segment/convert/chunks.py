@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segment.convert.graph import Graph
+from segment.errors import ConversionError
 
 _ROWS, _RESULT, _LOOP = ".rows", ".result", ".loop"
 
@@ -66,7 +67,10 @@ def in_chunks(model: onnx.ModelProto) -> None:
 
 
 def whole(model: onnx.ModelProto) -> None:
-    """Undo `in_chunks`, so that every part runs once on all its rows."""
+    """Undo `in_chunks`, so that every part runs once on all its rows.
+
+    Raises ConversionError for a file of an earlier version, whose marks do not contain the sizes.
+    """
     nodes: dict[str, onnx.NodeProto] = {}  # by name, because two parts can have a node for the same weights
     for node in model.graph.node:
         part, of_loop, _ = node.name.partition(_LOOP)
@@ -76,6 +80,8 @@ def whole(model: onnx.ModelProto) -> None:
             body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
             own = {inner.output[0]: inner for inner in body.node if _LOOP in inner.name}
             marks = [inner for inner in own.values() if inner.op_type == "Reshape"]
+            if any("@" not in mark.output[0] for mark in marks):
+                raise ConversionError("An earlier version converted this model file. Convert the checkpoint again.")
             parts = [
                 *(helper.make_node("Identity", [_rows(own, mark)], mark.output, mark.output[0]) for mark in marks),
                 *(inner for inner in body.node if _LOOP not in inner.name),
