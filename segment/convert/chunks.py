@@ -160,20 +160,22 @@ def _loop(
 
     shapes = [_shape(mark.name) for mark in marks]
     size, zero, one = ints(shapes[0][0]), ints(0), ints(1)
-    body = [
-        node("Mul", [at + "number", size], at + "start"),
-        node("Add", [at + "start", size], at + "stop"),
-        node("Slice", [marks[0].input[0], at + "start", at + "stop", zero], at + "first"),
-        node("Shape", [at + "first"], at + "present", start=0, end=1),
+    body = [node("Mul", [at + "number", size], at + "start"), node("Add", [at + "start", size], at + "stop")]
+    rows = [f"{at}rows{i}" for i in range(len(marks))]
+    body += [
+        node("Slice", [mark.input[0], at + "start", at + "stop", zero], each)
+        for mark, each in zip(marks, rows, strict=True)
+    ]
+    body += [
+        node("Shape", rows[:1], at + "present", start=0, end=1),
         node("Sub", [size, at + "present"], at + "missing"),
     ]
     for i, (mark, shape) in enumerate(zip(marks, shapes, strict=True)):
-        rows, pads, padded = (f"{at}{name}{i}" for name in ("rows", "pads", "padded"))
+        pads, padded = f"{at}pads{i}", f"{at}padded{i}"
         after = [ints(*[0] * (len(shape) - 1))] if len(shape) > 1 else []
         body += [
-            node("Slice", [mark.input[0], at + "start", at + "stop", zero], rows),
             node("Concat", [ints(*[0] * len(shape)), at + "missing", *after], pads, axis=0),
-            node("Pad", [rows, pads], padded),
+            node("Pad", [rows[i], pads], padded),
             node("Reshape", [padded, ints(*shape)], mark.output[0]),
         ]
     body += [*inner, node("Identity", [at + "go"], at + "go_on")]
