@@ -235,16 +235,18 @@ def _most_detections(header: Header, network: Size, constraints: Constraints) ->
 def _detection_too_large(
     header: Header, options: Options, factor: int, detail: int, own: int, constraints: Constraints
 ) -> str:
-    largest = _largest_factor(header, options.fit, detail, factor, constraints)
-    at_detail, or_less = (f" at detail {detail}", ", or reduce detail") if detail > 1 else ("", "")
-    if largest:
+    network = constraints.network_size(header.size, factor, options.fit)
+    narrows = constraints.narrowed(replace(options, max_detections=1)).max_detections == 1
+    fewer = _most_detections(header, network, constraints) if narrows else 0
+    if largest := _largest_factor(header, options.fit, detail, factor, constraints):
+        at_detail, or_less = (f" at detail {detail}", ", or reduce detail") if detail > 1 else ("", "")
+        if fewer:
+            or_less = f", or set max_detections to {fewer} or less"
         return (
             f"Render factor {factor}{at_detail} needs more memory than this instance has. "
             f"The largest render factor for this photo is {largest}{or_less}."
         )
-    network = constraints.network_size(header.size, factor, options.fit)
-    narrows = constraints.narrowed(replace(options, max_detections=1)).max_detections == 1
-    if narrows and (fewer := _most_detections(header, network, constraints)):
+    if fewer:
         return (
             f"{constraints.max_detections} detections at render factor {factor} need more memory than this instance "
             f"has. Set max_detections to {fewer} or less, or give the instance more memory."

@@ -95,7 +95,7 @@ class TestRefusals:
     def test_names_the_largest_render_factor(self, factor: int) -> None:
         with pytest.raises(TooLarge, match=f"^Render factor {factor} needs more memory than") as refusal:
             planned(jpeg(1280, 1280), 100, "json", render_factor=factor)
-        largest = re.search(r"The largest render factor for this photo is (\d+)\.$", str(refusal.value))
+        largest = re.search(r"The largest render factor for this photo is (\d+)[.,]", str(refusal.value))
         assert largest
         assert planned(jpeg(1280, 1280), 100, "json", render_factor=int(largest[1]))
         with pytest.raises(TooLarge):
@@ -182,3 +182,14 @@ def test_the_number_of_detections_that_fits_is_named() -> None:
         plan(jpeg(640, 480), options(render_factor=16, max_detections=named + 1), ("json",), tight)
     with pytest.raises(TooLarge, match="Give the instance more memory"):
         plan(jpeg(640, 480), options(render_factor=16, classes=("star",)), ("json",), tight)
+
+
+def test_a_smaller_render_factor_or_fewer_detections_are_named() -> None:
+    run = Footprint(fixed_bytes=30 * MIB, bytes_per_pixel=100, bytes_per_instance=MIB // 4)
+    tight = Constraints(80 * MIB, run, fitted_size)
+    with pytest.raises(TooLarge) as refused:
+        plan(jpeg(640, 480), options(render_factor=25), ("json",), tight)
+    named = re.search(r"is (\d+), or set max_detections to (\d+) or less\.$", str(refused.value))
+    assert named
+    assert plan(jpeg(640, 480), options(render_factor=int(named[1])), ("json",), tight)
+    assert plan(jpeg(640, 480), options(render_factor=25, max_detections=int(named[2])), ("json",), tight)
