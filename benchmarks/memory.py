@@ -36,7 +36,9 @@ LIMITS = {
     ("fp32", 35, INSTANCES): 560,
     ("fp32", 50, INSTANCES): 656,
 }
-"""(network, render factor, max_detections) -> the smallest limit in MiB, in steps of 16, in which a plan fits."""
+"""(network, render factor, max_detections) -> the limit in MiB from which the search starts."""
+STEP = 16
+"""Limits that are tried, in MiB, are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,26 @@ class Memory:
     kills: int
     max_detections: int
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the response to every request was an overlay of the photo's size, and no process was killed."""
+        return set(self.statuses) == {200} and self.picture == "{}x{}".format(*PHOTO) and not self.kills
+
 
 def measure(precision: str, render_factor: int, max_detections: int, folder: Path) -> Memory:
-    """Measure one row. Without root and cgroups, there is no limit, and shared pages are counted twice."""
+    """Measure one row at the smallest limit at which such requests are accepted."""
     limit = LIMITS[precision, render_factor, max_detections]
+    row = _at(limit, precision, render_factor, max_detections, folder)
+    while not row.accepted:
+        limit += STEP
+        row = _at(limit, precision, render_factor, max_detections, folder)
+    while (smaller := _at(limit - STEP, precision, render_factor, max_detections, folder)).accepted:
+        limit, row = limit - STEP, smaller
+    return row
+
+
+def _at(limit: int, precision: str, render_factor: int, max_detections: int, folder: Path) -> Memory:
+    """Measure at one limit in MiB. Without root and control groups, there is no limit, and shared pages count twice."""
     photo = models.photo(PHOTO)
     settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}
     loaded, held, rss = 0, [0], [0]
