@@ -31,7 +31,7 @@ LIMITS = {
     (models.THOROUGH, 35, INSTANCES): 320,
     (models.THOROUGH, 50, INSTANCES): 384,
     ("fp32", 16, INSTANCES): 496,
-    ("fp32", 25, FEW_INSTANCES): 480,
+    ("fp32", 25, FEW_INSTANCES): 464,
     ("fp32", 25, INSTANCES): 528,
     ("fp32", 35, INSTANCES): 560,
     ("fp32", 50, INSTANCES): 656,
