@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pycocotools.mask import encode
 from devtools.server import Server, serve
 from segment.model import EMBEDDED
 from segment.output.colours import by_instance
-from tests.browser import browser, chromium
+from tests.browser import ARGUMENTS, browser, chromium
 from tests.conftest import jpeg
 from tests.strategies import detections, solid
 from training.shapes import scene
@@ -218,6 +219,15 @@ class TestSeveralPhotos:
         expect(self.entry(page, "c.jpg").locator("canvas")).to_be_visible()
         assert photo_size(page) == [200, 300]
 
+    def test_the_entry_of_the_photo_shown_is_in_view(self, page: Page, photo: bytes) -> None:
+        page.set_viewport_size({"width": 390, "height": 844})
+        self.choose(page, [(f"{i}.jpg", photo) for i in range(3)] + [("broken.jpg", b"no photo")])
+        expect(self.entry(page, "broken.jpg")).to_contain_text("Failed", timeout=30_000)
+        self.entry(page, "broken.jpg").locator(".open").click()
+        expect(self.entry(page, "broken.jpg")).to_be_in_viewport(ratio=1)
+        self.entry(page, "0.jpg").locator(".open").click()
+        expect(self.entry(page, "0.jpg")).to_be_in_viewport(ratio=1)
+
     def test_all_are_asked_again_after_a_change(self, page: Page, photo: bytes) -> None:
         self.choose(page, [("a.jpg", photo), ("b.jpg", photo)])
         expect(self.entry(page, "b.jpg")).to_contain_text("object", timeout=30_000)
@@ -278,10 +288,36 @@ class TestProblems:
             button.click()
         expect(result.get_by_role("alert")).to_be_hidden()
 
-    def test_no_image(self, page: Page) -> None:
+    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+    def test_no_image(self, page: Page, size: Size) -> None:
+        page.set_viewport_size({"width": size[0], "height": size[1]})
         page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no image \xff"})
         expect(page.get_by_role("alert")).to_contain_text("Unsupported image")
+        expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+        expect(page.get_by_role("button", name="Try again")).to_be_hidden()
         expect(page.locator("#progress")).to_be_hidden()
+
+    def test_try_again(self, page: Page, photo: bytes) -> None:
+        page.route("**/segment?*", lambda route: route.fulfill(status=503, body="<html>"))
+        page.set_input_files("#file", [file("a.jpg", photo), file("b.jpg", photo), file("c.jpg", b"no image")])
+        expect(page.locator("#photos .state")).to_have_text(["Failed"] * 3)
+        expect(page.get_by_role("alert")).to_contain_text("Error 503")
+        page.unroute("**/segment?*")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#photos .state")).to_have_text([re.compile("object"), re.compile("object"), "Failed"])
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+    def test_the_model_cannot_be_loaded_at_first(self, page: Page, photo: bytes) -> None:
+        page.route("**/model", lambda route: route.fulfill(status=500, body="<html>"))
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text("Error 500")
+        page.set_input_files("#file", [file("a.jpg", photo)])
+        expect(page.locator("#photos .state")).to_have_text("Waiting")
+        expect(page.get_by_role("alert")).to_contain_text("Error 500")
+        page.unroute("**/model")
+        page.get_by_role("button", name="Try again").click()
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
 
     def test_a_photo_that_is_too_large_is_refused_before_it_is_sent(self, page: Page) -> None:
         page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": bytes(3 << 20)})
@@ -774,7 +810,7 @@ class TestAnotherModel:
         with serve(SEGMENT_MODEL=str(own)) as server:
             page = chrome.new_page()
             page.goto(server.url)
-            expect(page.locator("#model-chip")).to_contain_text("own")
+            expect(page.locator("#model-chip")).to_contain_text("own", timeout=30_000)  # the server has just started
             expect(page.locator("#examples")).to_be_hidden()
             expect(page.locator("#demo")).to_be_hidden()
             page.close()
@@ -842,6 +878,37 @@ class TestEveryone:
         check()
         choose(page, photo)
         check()
+
+    def test_larger_text(self, chrome: Browser, server: Server, photo: bytes, tmp_path: Path) -> None:
+        settings = tmp_path / "Default" / "Preferences"
+        settings.parent.mkdir()
+        settings.write_text(json.dumps({"webkit": {"webprefs": {"default_font_size": 32}}}))
+        context = chrome.browser_type.launch_persistent_context(
+            tmp_path, executable_path=chromium(), args=ARGUMENTS, viewport={"width": 390, "height": 844}
+        )
+        page = context.new_page()
+        page.goto(server.url)
+        expect(page.locator(".example").first).to_be_visible()
+        assert page.locator("#score").evaluate("getComputedStyle(document.body).fontSize") == "32px"
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        choose(page, photo)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        context.close()
+
+    def test_print_shows_the_photo_and_all_objects(self, result: Page) -> None:
+        slide(result, "#score", 0.05)
+        result.emulate_media(media="print")
+        for control in ("#network", "#save", "#view", "#photos-bar", ".zoom", "#sections", "#score"):
+            expect(result.locator(control)).to_be_hidden()
+        expect(result.locator("#photo")).to_be_visible()
+        for part in ("#objects", "#result", "#main"):
+            assert result.locator(part).evaluate("(element) => getComputedStyle(element).overflow") == "visible"
+
+    def test_forced_colours_show_what_is_chosen(self, result: Page) -> None:
+        result.emulate_media(forced_colors="active")
+        objects(result).first.click()
+        for chosen in ('#objects [aria-pressed="true"]', "#photos li"):
+            assert result.locator(chosen).evaluate("(element) => getComputedStyle(element).outlineStyle") == "solid"
 
 
 def violations(page: Page) -> list[str]:

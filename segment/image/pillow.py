@@ -61,7 +61,7 @@ def refusing(data: bytes) -> Iterator[None]:
         name = _signature(data)
         if name is None:
             names = ", ".join(NAMES.get(name, name) for name in _formats())
-            start = f"it starts with {data[:8]!r}" if data else "it is empty"
+            start = f"it starts with {repr(data[:8]).removeprefix('b')}" if data else "it is empty"
             raise UnsupportedImage(
                 f"The file is not an image in a supported format ({start}). Supported formats: {names}."
             ) from error

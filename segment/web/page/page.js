@@ -26,15 +26,23 @@ function showSection(id) {
 for (const button of $("sections").children) button.addEventListener("click", () => showSection(button.dataset.section));
 on("focus", () => { if (state.pinned) showSection("result"); });
 
-// A model that needs no preparation is loaded by the first request for it.
-const patience = setTimeout(() => { $("loading").hidden = false; }, 300);
-try {
-  await prepared();
-  state.model = await getModel();
-  emit("model");
-} catch (problem) {
-  showProblem(problem);
-} finally {
-  clearTimeout(patience);
-  $("loading").hidden = true;
+async function load() {
+  state.problem = null;
+  showProblem(null);
+  const patience = setTimeout(() => { $("loading").hidden = false; }, 300); // of most models, the first request loads it
+  try {
+    await prepared();
+    state.model = await getModel();
+    emit("model");
+  } catch (problem) {
+    state.problem = problem;
+    showProblem(null);
+  } finally {
+    clearTimeout(patience);
+    $("loading").hidden = true;
+  }
 }
+
+on("again", () => { if (state.problem) load(); });
+addEventListener("online", () => emit("again"));
+load();

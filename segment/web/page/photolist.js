@@ -2,7 +2,7 @@
 
 import { $, element } from "./dom.js";
 import { cancel, removeAll, removePhoto, showPhoto } from "./photos.js";
-import { found, isShown, on, shown, state } from "./state.js";
+import { emit, found, isShown, on, shown, state } from "./state.js";
 
 const rows = new Map(); // photo -> its <li>
 
@@ -30,10 +30,7 @@ function row(photo) {
 
 function update(photo, item) {
   const open = item.firstElementChild, current = photo === state.current;
-  if (open.getAttribute("aria-current") !== String(current)) {
-    open.setAttribute("aria-current", current);
-    if (current) item.scrollIntoView({ block: "nearest", inline: "nearest" });
-  }
+  open.setAttribute("aria-current", current);
   open.dataset.status = photo.status;
   open.querySelector(".state").textContent = statusOf(photo);
   if (photo.thumbnail && !photo.thumbnail.parentNode) open.querySelector(".thumbnail").replaceChildren(photo.thumbnail);
@@ -56,10 +53,11 @@ function showProgress() {
   if (part === undefined) $("bar").removeAttribute("value"); else $("bar").value = part * 100;
 }
 
-/** Show a problem that is not about a photo; null shows the problem of the current photo, if any. */
+/** Show the problem of something that was just done; null shows that of the model or of the current photo, if any. */
 export function showProblem(problem) {
-  const seen = problem ?? state.current?.problem;
+  const lasting = state.problem ?? state.current?.problem, seen = problem ?? lasting;
   $("problem").hidden = !seen;
+  $("again").hidden = seen !== lasting || !seen?.passing;
   $("problem-title").textContent = seen ? `${seen.title}:` : "";
   $("problem-detail").textContent = seen?.message ?? "";
 }
@@ -81,5 +79,7 @@ on("photos filter", listPhotos);
 on("photos", showProgress);
 on("photos photo", () => showProblem(null));
 on("photos photo filter", showState);
+on("photo", () => rows.get(state.current)?.scrollIntoView({ block: "nearest", inline: "nearest" }));
 $("cancel").addEventListener("click", cancel);
+$("again").addEventListener("click", () => emit("again"));
 $("clear").addEventListener("click", () => { removeAll(); $("file").focus(); });

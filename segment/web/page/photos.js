@@ -66,6 +66,13 @@ export function segmentAgain() {
   work();
 }
 
+/** Segment the photos again whose problem may have passed. */
+function retry() {
+  for (const photo of state.photos) if (photo.status === "failed" && photo.problem.passing) photo.status = "waiting";
+  emit("photos");
+  work();
+}
+
 /** The photo that is segmented next. */
 function nextPhoto() {
   const waiting = state.photos.filter((photo) => photo.status === "waiting");
@@ -104,7 +111,7 @@ async function segmentPhoto(photo, signal) {
     if (photo === state.current) await display(photo, signal); else await addThumbnail(photo);
   } catch (error) {
     if (error instanceof Aborted || signal.aborted) return; // the caller of abort() has set the status
-    photo.problem = error instanceof Problem ? error : new Problem("Failed", "The answer could not be shown.");
+    photo.problem = error instanceof Problem ? error : new Problem("Failed", "The response could not be shown.");
     photo.status = "failed";
   }
 }
@@ -172,3 +179,4 @@ function summarise(header) {
 }
 
 on("model", work);
+on("again", retry);

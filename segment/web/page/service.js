@@ -1,16 +1,18 @@
 // Requests to the service. All errors are thrown as a Problem, including unexpected responses.
 
+/** `passing`: whether the same request may succeed later. */
 export class Problem extends Error {
-  constructor(title, detail) {
+  constructor(title, detail, passing = false) {
     super(detail);
     this.title = title;
+    this.passing = passing;
   }
 }
 
 export class Aborted extends Error {}
 
-const UNREACHABLE = ["No response", "The service cannot be reached. Check the connection and try again."];
-const UNREADABLE = ["Unexpected response", "This page cannot read the service's response. Reload the page and try again."];
+const UNREACHABLE = ["No response", "The service cannot be reached. Check the connection and try again.", true];
+const UNREADABLE = ["Unexpected response", "This page cannot read the service's response. If it happens again, reload the page.", true];
 
 /** The served model: GET /model. */
 export const getModel = () => getJson("model");
@@ -72,9 +74,10 @@ export async function readAnswer(blob, reader) {
 }
 
 async function problemOf(blob, status) {
+  const passing = status >= 500 || [408, 429].includes(status);
   try {
     const { title, detail } = JSON.parse(await blob.text());
-    if (typeof title === "string" && typeof detail === "string") return new Problem(title, detail);
+    if (typeof title === "string" && typeof detail === "string") return new Problem(title, detail, passing);
   } catch { /* not a problem document */ }
-  return new Problem(`Error ${status}`, "The service gave no reason. Try again in a moment.");
+  return new Problem(`Error ${status}`, `The service gave no reason.${passing ? " Try again in a moment." : ""}`, passing);
 }

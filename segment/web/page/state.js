@@ -5,11 +5,13 @@
 //   photo   another photo is shown, or the one shown has a new result
 //   filter  the lowest score, the classes, the layers or the colours have changed
 //   focus   another object is highlighted
+//   again   what failed is to be tried again
 
 export const LOWEST_SCORE = 0.05; // requested from the service; the score slider filters from there on
 
 export const state = {
   model: null,             // the answer of GET /model
+  problem: null,           // why the model could not be loaded
   photos: [],              // in the order in which they were added, see photos.js
   current: null,           // the photo shown
   minScore: 0.5,
