@@ -15,4 +15,7 @@ from segment.mask import Mask
 from segment.model import Model, load
 from segment.results import Results
 
+__version__ = "1.0.0"
+"""The version of the distribution (pyproject.toml) and of the HTTP API (OpenAPI document)."""
+
 __all__ = ["Detections", "Mask", "Model", "Results", "SegmentError", "load"]

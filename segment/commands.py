@@ -16,7 +16,7 @@ from segment import container, values, zoo
 from segment.engine.footprint import Footprint
 from segment.errors import OptionError, SegmentError, SettingsError
 from segment.formats import Format
-from segment.labels import read_labels
+from segment.labels import listed, read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
 from segment.options import Options
@@ -93,7 +93,7 @@ def info(arguments: argparse.Namespace) -> int:
         "file": f"{path} ({_size(path)})",
         "source": facts.source if facts else "not converted here",
         "precision": facts.precision if facts else "as exported",
-        "classes": f"{len(service.labels)}: {', '.join(service.labels[:10])}" + ", ..." * (len(service.labels) > 10),
+        "classes": f"{len(service.labels)}: {listed(service.labels, 10)}",
         "memory of a run": _per_run(service.footprint),
         "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
         "largest render factor": about["largest_render_factor"] or "none; the input of the network has a fixed size",

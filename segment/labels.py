@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from segment.errors import ModelError
+from segment.errors import ModelError, OptionError
 
 _FILE = Path(__file__).parent / "zoo" / "coco.txt"
 _UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -39,6 +40,18 @@ def labels_for(count: int, given: tuple[str, ...] = (), own: tuple[str, ...] = (
         )
     named = (names for names in (given, own, coco(), coco_by_number()) if len(names) == count)
     return next(named, tuple(str(number) for number in range(count)))
+
+
+def class_indices(names: Sequence[str], labels: Sequence[str]) -> frozenset[int]:
+    """The indices of the classes with these names. Raises OptionError for an unknown name."""
+    if unknown := [name for name in names if name not in labels]:
+        raise OptionError("classes", f"The model has no class {unknown[0]!r}. Its classes: {listed(labels)}.")
+    return frozenset(index for index, label in enumerate(labels) if label in names)
+
+
+def listed(labels: Sequence[str], most: int = 20) -> str:
+    """The first `most` of these names, separated by commas, for a message."""
+    return ", ".join(labels[:most]) + (", ..." if len(labels) > most else "")
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
 from segment.errors import Cancelled, OptionError, UnsupportedImage
-from segment.labels import read_labels
+from segment.labels import class_indices, read_labels
 from segment.resize import Fit, fitted_size
 from segment.results import Results
 from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, Settings
@@ -68,20 +68,23 @@ class Model:
         min_score: float = 0.5,
         max_detections: int = 100,
         detail: int = 1,
+        classes: Sequence[str] = (),
     ) -> Results:
         """Detect the instances in `photo`, in its pixels, sorted by descending score.
 
         `photo`: file name, content of a file, Pillow image, or (H, W, 3) uint8 RGB array. The EXIF orientation of files
         is applied; for a Pillow image, apply `PIL.ImageOps.exif_transpose` first if needed. With `detail` 2 or more,
-        detail x detail tiles are run too, which finds smaller objects.
+        detail x detail tiles are run too, which finds smaller objects. `classes`: names of the classes to return; empty
+        for all.
 
-        Raises OptionError for an invalid option, UnsupportedImage or CorruptImage if a file cannot be decoded or an
-        array has another shape or type, OSError if a file cannot be opened.
+        Raises OptionError for an invalid option or an unknown class, UnsupportedImage or CorruptImage if a file cannot
+        be decoded or an array has another shape or type, OSError if a file cannot be opened.
         """
         _check(render_factor=render_factor, fit=fit, min_score=min_score, max_detections=max_detections, detail=detail)
+        chosen = class_indices((classes,) if isinstance(classes, str) else classes, self.labels)
         rgb = _rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
-        return Results.of(self.find(rgb, size, min_score, max_detections, detail), self.labels)
+        return Results.of(self.find(rgb, size, min_score, max_detections, detail, chosen), self.labels)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
         """The (width, height) of the network's input for a photo of `size`."""
@@ -99,6 +102,8 @@ class Model:
         min_score: float,
         max_detections: int,
         detail: int = 1,
+        classes: frozenset[int] = frozenset(),
+        most_per_run: int = Settings.max_detections,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Detections:
         """Detect the instances in `photo`, an RGB image, in its pixels, sorted by descending score.
@@ -106,21 +111,27 @@ class Model:
         The whole photo and, with `detail` 2 or more, each of the detail x detail tiles are scaled to `network_size`
         (width, height) and run one after the other, in the memory of one run.
 
+        `classes`: indices of the classes to return; empty for all. The network detects all classes, so with `classes`
+        it returns `most_per_run` instances instead of `max_detections`, from which those of the classes are selected.
+
         `cancelled` is called before each tile. Raises Cancelled when it returns True.
         """
+        most = max(max_detections, most_per_run) if classes else max_detections
         lowest = min_score if detail == 1 else min(min_score, CANDIDATE_SCORE)
         seen = photo if photo.size == network_size else image.resize(photo, network_size)
-        whole = self._run(np.asarray(seen), lowest, max_detections).at(photo.size)
-        if detail == 1:
-            return whole
-        parts = []
-        for tile in tiles(photo.size, detail):
-            if cancelled():
-                raise Cancelled
-            seen = image.resize(photo, network_size, tile)
-            parts.append((tile, self._run(np.asarray(seen), lowest, max_detections)))
-        found = merge(whole, parts, network_size)
-        return found[found.scores >= min_score][:max_detections]
+        found = self._run(np.asarray(seen), lowest, most).at(photo.size)
+        if detail > 1:
+            parts = []
+            for tile in tiles(photo.size, detail):
+                if cancelled():
+                    raise Cancelled
+                seen = image.resize(photo, network_size, tile)
+                parts.append((tile, self._run(np.asarray(seen), lowest, most)))
+            found = merge(found, parts, network_size)
+            found = found[found.scores >= min_score]
+        if classes:
+            found = found[np.isin(found.classes, list(classes))]
+        return found[:max_detections]
 
     def release(self) -> None:
         """Free the memory that is kept between runs."""

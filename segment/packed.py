@@ -38,11 +38,6 @@ class PackedGrid:
     data: bytes
     bits: bool = False
 
-    @property
-    def nbytes(self) -> int:
-        """Compressed size in bytes."""
-        return len(self.data)
-
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         cells = np.frombuffer(zlib.decompress(self.data), np.uint8)
         if self.bits:

@@ -248,7 +248,7 @@ def write(
 
 
 def check_output(path: Path) -> None:
-    """Create the folder of a model file to be written. Raises ModelError if the file cannot be written."""
+    """Create the folder of a model file to be written. Raises ModelError if it cannot be written or served."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -257,6 +257,8 @@ def check_output(path: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ModelError(f"The model file {path} cannot be written: {error.strerror}. Choose another output.") from None
+    if path.suffix.lower() != MODEL_FILE:
+        raise ModelError(f"{path} would not be recognised as a model file. Choose a name that ends in {MODEL_FILE}.")
 
 
 def check_calibration(calibrate: Path | None) -> None:

@@ -18,8 +18,9 @@ from PIL import Image
 from segment import container, image
 from segment.detections import Detections
 from segment.engine.footprint import Footprint
-from segment.errors import Cancelled, ModelError, OptionError
+from segment.errors import Cancelled, ModelError
 from segment.formats import OVERLAY_FORMATS, File, Format
+from segment.labels import class_indices
 from segment.memory import Budget, Reservation, capacity
 from segment.model import Model, from_settings
 from segment.options import Options
@@ -260,16 +261,23 @@ class Service:
         return self._loaded
 
     def _find(
-        self, photo: Image.Image, planned: Plan, options: Options, classes: set[int], cancelled: Callable[[], bool]
+        self,
+        photo: Image.Image,
+        planned: Plan,
+        options: Options,
+        classes: frozenset[int],
+        cancelled: Callable[[], bool],
     ) -> Detections:
-        """Detect the instances in the photo; if `classes` is not empty, only of these classes."""
-        most = self.settings.max_detections if classes else options.max_detections
-        size, detail = planned.network_size, planned.detail
-        found = self._load().model.find(photo, size, options.min_score, most, detail, cancelled)
-        if not classes:
-            return found
-        chosen = [i for i, label in enumerate(found.classes) if int(label) in classes]
-        return found[chosen[: options.max_detections]]
+        return self._load().model.find(
+            photo,
+            planned.network_size,
+            options.min_score,
+            options.max_detections,
+            planned.detail,
+            classes,
+            self.settings.max_detections,
+            cancelled,
+        )
 
     def _write(
         self,
@@ -349,12 +357,3 @@ def _load(settings: Settings) -> _Loaded:
     seconds = round(time.perf_counter() - start, 3)
     log.info("Loaded the model %s", model.name, extra={"seconds": seconds, "memory_limit": limit, "memory_free": room})
     return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), constraints)
-
-
-def class_indices(names: tuple[str, ...], labels: tuple[str, ...]) -> set[int]:
-    """The indices of these class names. Raises OptionError for an unknown name."""
-    unknown = [name for name in names if name not in labels]
-    if unknown:
-        shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-        raise OptionError("classes", f"The model has no class {unknown[0]!r}. Its classes: {shown}.")
-    return {index for index, label in enumerate(labels) if label in names}

@@ -1,7 +1,7 @@
 """The settings of the service, read once from environment variables.
 
-No other module reads the environment. If a SEGMENT_ variable is unknown or its value is invalid, the process does not
-start; the message names the setting, the value and what is valid.
+Entry points pass the environment in; no other module reads it. If a SEGMENT_ variable is unknown or its value is
+invalid, the process does not start; the message names the setting, the value and what is valid.
 """
 
 from __future__ import annotations

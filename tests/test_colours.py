@@ -10,7 +10,9 @@ from PIL import Image
 
 from devtools.palette import cielab, palette
 from segment.mask import Mask
+from segment.output import colours
 from segment.output.colours import CLEAR, ENOUGH, PALETTE, Colour, by_class, by_instance, ink, oklab
+from tests.scripts import constants, numbers
 from tests.strategies import detections, empty, solid
 
 SIZE = (320, 240)
@@ -27,6 +29,15 @@ def apart(one: Colour, other: Colour) -> float:
 
 def test_the_palette_is_what_its_script_computes() -> None:
     assert list(PALETTE) == palette()
+
+
+def test_the_page_uses_the_same_numbers() -> None:
+    known = constants("colours.js")
+    assert set(known) == {"ENOUGH", "CLEAR", "BESIDE", "THUMBNAIL"}
+    assert {name: getattr(colours, name) for name in known} == known
+    matrices = np.abs(np.concatenate([colours._TO_LMS, colours._TO_LAB]))
+    in_script = np.array(sorted(numbers("colours.js")), np.float32)
+    assert np.isin(matrices, in_script).all()
 
 
 def test_no_two_colours_of_the_palette_look_alike() -> None:

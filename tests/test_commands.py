@@ -164,6 +164,11 @@ class TestConvert:
                 assert f"The model file {output} cannot be written: " in shown
                 assert reason in shown
 
+    def test_output_without_onnx_is_refused_first(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for command in (("convert", "missing.yaml", "missing.pkl"), ("quantise", "missing.onnx")):
+            assert run(*command, "-o", tmp_path / "balloon") == 1
+            assert "balloon would not be recognised as a model file" in capsys.readouterr().err
+
     def test_quantising_something_else_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "other.onnx").write_bytes(b"no model")
         arguments = (tmp_path / "other.onnx", "-o", tmp_path / "int8.onnx", "--calibrate", tmp_path)

@@ -88,7 +88,7 @@ def test_masks_are_as_small_as_the_engine_says(size: tuple[int, int], tmp_path: 
         engine = open_file(tmp_path / "m.onnx", boxes=boxes, grids=grids)
         found = engine(photo(size), 0.0, 100)
         assert len(found) == len(SCORES)
-        assert all(0 < mask.grid.nbytes <= engine.mask_bytes(size) < 64 << 10 for mask in found.masks)
+        assert all(0 < mask.probabilities.nbytes <= engine.mask_bytes(size) < 64 << 10 for mask in found.masks)
 
 
 def test_boxes_without_an_area_take_no_place(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from segment.engine.footprint import Footprint
 from segment.errors import ModelError, OptionError, UnsupportedImage
 from segment.model import EMBEDDED, from_settings, locate
 from segment.modelfile import PREFIX, ModelMetadata, metadata
+from segment.options import Options
 from segment.settings import Settings
 from training.shapes import CLASSES, scene
 
@@ -74,6 +76,29 @@ def test_min_score_and_max_detections(model: segment.Model, photo: Image.Image) 
     assert len(model(photo, min_score=0.05, max_detections=2)) == 2
     assert len(every) >= len(model(photo))
     assert len(model(photo, min_score=1.0)) == 0
+
+
+@pytest.mark.parametrize("detail", [1, 2])
+def test_classes(model: segment.Model, photo: Image.Image, detail: int) -> None:
+    every = model(photo, min_score=0.05, detail=detail)
+    name = every.names[-1]
+    chosen = model(photo, min_score=0.05, classes=[name], detail=detail)
+    assert chosen.scores.tolist() == [
+        score for score, own in zip(every.scores, every.names, strict=True) if own == name
+    ]
+    best = model(photo, min_score=0.05, classes=[name], max_detections=1, detail=detail)
+    assert best.names == [name], "the limit applies to the instances of the classes"
+    assert best.scores[0] == chosen.scores[0]
+    assert model(photo, classes=name, detail=detail).names == model(photo, classes=[name], detail=detail).names
+    with pytest.raises(OptionError, match=r"The model has no class 'person'\. Its classes: circle, square"):
+        model(photo, classes=["person"])
+
+
+def test_defaults_are_those_of_the_service() -> None:
+    parameters = inspect.signature(segment.Model.__call__).parameters
+    given = {name: value.default for name, value in parameters.items() if value.default is not inspect.Parameter.empty}
+    defaults = Options.defaults(Settings())
+    assert given == {name: getattr(defaults, name) for name in given}
 
 
 @pytest.mark.parametrize(

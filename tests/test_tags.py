@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from segment.output import tags
 from segment.output.tags import COVERED, HIDDEN, Tag, core, covered, place
+from tests.scripts import constants
 
 SIZE = (1280, 960)
 Boxes = NDArray[np.float32]
@@ -24,6 +25,12 @@ def measure(text: str, points: int) -> tuple[int, int]:
 def placed(boxes: list[tuple[float, float, float, float]] | Boxes, size: tuple[int, int] = SIZE) -> list[Tag]:
     table = np.array(boxes, np.float32).reshape(-1, 4)
     return place(table, [("person 97%", "person")] * len(table), size, measure)
+
+
+def test_the_page_uses_the_same_numbers() -> None:
+    known = constants("tags.js")
+    assert set(known) == {"COVERED", "CORE", "REACH", "DIRECTIONS", "LEADER"}
+    assert {name: np.array(getattr(tags, name)).tolist() for name in known} == known
 
 
 def crowd(people: int) -> Boxes:

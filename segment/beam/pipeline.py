@@ -33,11 +33,10 @@ from segment.bucket.backfill import FAILED, summary
 from segment.bucket.store import Store, check_apart
 from segment.dataset.job import check_datasets
 from segment.errors import PipelineError, SettingsError
-from segment.labels import read_labels
+from segment.labels import class_indices, read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
 from segment.options import Options
-from segment.service import class_indices
 from segment.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)

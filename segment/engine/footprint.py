@@ -195,7 +195,3 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise ModelError(f"The model {path.name} cannot be read: {error.strerror}.") from None
-
-
-if __name__ == "__main__":
-    main()

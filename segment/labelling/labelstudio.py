@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 
 from segment.detections import Detections
 from segment.errors import RequestError
+from segment.labels import listed
 from segment.output import brush, rle
 from segment.output.coco import dump
 from segment.output.polygons import outlines
@@ -72,7 +73,7 @@ def controls(config: str, classes: Sequence[str]) -> tuple[Control, ...]:
     if tags:
         raise RequestError(
             "None of the labels in the labelling config is a class of this model, or no Image tag has a value such as "
-            f"$image. The classes are: {_shown(classes)}. Name a label like a class, or list classes in its "
+            f"$image. The classes are: {listed(classes)}. Name a label like a class, or list classes in its "
             'predicted_values, as in <Label value="Car" predicted_values="car,truck"/>.'
         )
     raise RequestError(f"The labelling config has none of the tags {', '.join(REGIONS)}.")
@@ -190,7 +191,3 @@ def _min_score(tag: ElementTree.Element) -> float | None:
         return float(MIN_SCORE.parse(given))
     except BadValue as error:
         raise RequestError(f"model_score_threshold of {tag.get('name')} {error}") from None
-
-
-def _shown(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")

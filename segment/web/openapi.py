@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import jinja2
 
+import segment
 from segment.options import Options, describe
 from segment.progress import Stage
 from segment.settings import Settings
@@ -66,7 +67,7 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
         "openapi": "3.1.0",
         "info": {
             "title": "Segment",
-            "version": "1.0.0",
+            "version": segment.__version__,
             "summary": "Instance segmentation: a mask, a label and a score for every object in a photo.",
             "description": ABOUT,
         },
