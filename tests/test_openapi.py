@@ -24,7 +24,7 @@ from devtools.server import Server, serve
 from segment import options
 from segment.settings import Settings
 from segment.web import app as web
-from segment.web import openapi
+from segment.web import docs
 from segment.web.problems import PROBLEMS
 
 SCHEMATHESIS = Path(__file__).parent / "schemathesis.toml"
@@ -108,7 +108,7 @@ def test_the_decoder_in_docs(server: Server, photo: bytes) -> None:
     names: dict[str, Any] = {}
     exec(program, names)
     answer = requests.post(server.url + "/segment?format=json&min_score=0.05", files={"file": photo}, timeout=60).json()
-    for found in [*answer["annotations"], *openapi.DETECTIONS_SAMPLE["annotations"]]:
+    for found in [*answer["annotations"], *docs.DETECTIONS_SAMPLE["annotations"]]:
         mask = names["decode"](**found["segmentation"])
         assert np.array_equal(mask, pycocotools.mask.decode(found["segmentation"]))
         assert mask.sum() == found["area"]
@@ -116,12 +116,12 @@ def test_the_decoder_in_docs(server: Server, photo: bytes) -> None:
 
 def test_the_samples_look_like_real_answers(server: Server, photo: bytes) -> None:
     real = requests.post(server.url + "/segment?format=json", files={"file": photo}, timeout=60).json()
-    sample = openapi.DETECTIONS_SAMPLE
+    sample = docs.DETECTIONS_SAMPLE
     assert set(sample) == set(real) - {"info", "licenses", "images"}
     assert list(sample["image"]) == list(real["image"])
     assert list(sample["annotations"][0]) == list(real["annotations"][0])
     problem = requests.post(server.url + "/segment?min_score=2", files={"file": photo}, timeout=60).json()
-    assert problem == openapi.PROBLEM_SAMPLE
+    assert problem == docs.PROBLEM_SAMPLE
 
 
 def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:

@@ -43,7 +43,7 @@ from segment.output.colours import PALETTE
 from segment.progress import Progress
 from segment.service import Result, Service
 from segment.settings import Settings
-from segment.web import labelling, openapi, problems
+from segment.web import docs, labelling, openapi, problems
 from segment.web.exchange import Exchange, Handler, handler
 from segment.web.upload import read
 
@@ -226,14 +226,17 @@ def _model(service: Service, request: Request) -> Response:
     return _cacheable(json.dumps(about).encode(), "application/json", request)
 
 
+def _document(service: Service) -> dict[str, Any]:
+    return openapi.document(service.settings, tuple(MEDIA_TYPES), problems.problems())
+
+
 def _openapi(service: Service, request: Request) -> Response:
-    document = openapi.document(service.settings, tuple(MEDIA_TYPES), problems.problems())
-    return _cacheable(json.dumps(document).encode(), "application/json", request)
+    return _cacheable(json.dumps(_document(service)).encode(), "application/json", request)
 
 
 def _docs(service: Service, request: Request) -> Response:
-    document = openapi.document(service.settings, tuple(MEDIA_TYPES), problems.problems())
-    return _cacheable(openapi.page(document, problems.problems()).encode(), "text/html; charset=utf-8", request)
+    page = docs.page(_document(service), problems.problems())
+    return _cacheable(page.encode(), "text/html; charset=utf-8", request)
 
 
 def _asset(name: str, content_type: str) -> Handler:

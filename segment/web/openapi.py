@@ -1,4 +1,4 @@
-"""The documentation of the HTTP API: an OpenAPI 3.1 document, and a page.
+"""The OpenAPI 3.1 document of the HTTP API (https://spec.openapis.org/oas/v3.1.0); docs.py shows it as a page.
 
 Options and their ranges come from options.py; media types and problems are passed in by app.py. The document is
 therefore always consistent with the service.
@@ -6,24 +6,17 @@ therefore always consistent with the service.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, get_args
-
-import jinja2
 
 import segment
 from segment.options import Options, describe
-from segment.progress import Stage
 from segment.settings import Settings
 from segment.web import openapi_labelling
+from segment.web.schemas import BINARY, SCHEMAS, URL, Json
 
-Json = dict[str, Any]
 Problems = Sequence[tuple[int, str, str]]
 """(status, title, description) of each problem."""
 
-TEMPLATE = Path(__file__).parent / "page" / "docs.html"
 PHOTO_TYPES = (
     "image/jpeg",
     "image/png",
@@ -84,47 +77,6 @@ def document(settings: Settings, media_types: Sequence[str], problems: Problems)
     }
 
 
-def page(document: Json, problems: Problems) -> str:
-    """The document as HTML."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    parameters = document["paths"]["/segment"]["post"]["parameters"]
-    rows = [
-        {
-            "name": parameter["name"],
-            "admits": _admitted(parameter["schema"]),
-            "default": _plainly(parameter["schema"].get("default", "")),
-            "about": parameter["description"],
-        }
-        for parameter in parameters
-    ]
-    errors = [(status, title, about, anchor(title)) for status, title, about in sorted(problems)]
-    samples = {name: json.dumps(sample, indent=2) for name, sample in _SAMPLES.items()}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        document=document, options=rows, headers=RESULT_HEADERS, problems=errors, samples=samples
-    )
-
-
-def anchor(title: str) -> str:
-    """The anchor of the problem with this title on the page."""
-    return title.lower().replace(" ", "-")
-
-
-def _admitted(schema: Json) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_admitted(one) for one in schema["anyOf"])
-    if "enum" in schema:
-        return ", ".join(schema["enum"])
-    if "const" in schema:
-        return str(schema["const"])
-    if "minimum" in schema:
-        return f"{schema['minimum']:g} to {schema['maximum']:g}"
-    return "true, false" if schema["type"] == "boolean" else "names"
-
-
-def _plainly(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 ABOUT = """\
 Send a photo to /segment. The response is the photo with a mask, a label and a score drawn for every object, or the
 same as data. /detect is an alias for clients of the original application.
@@ -141,7 +93,7 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
     result = {
         "description": "The segmented photo in the requested format.",
         "headers": {n: {"description": about, "schema": {"type": "string"}} for n, about in RESULT_HEADERS.items()},
-        "content": {kind: detections if kind == "application/json" else {"schema": _BINARY} for kind in media_types},
+        "content": {kind: detections if kind == "application/json" else {"schema": BINARY} for kind in media_types},
     }
     responses = {"200": result, **failures}
     parameters = [
@@ -150,13 +102,13 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
     ]
     by_url_or_data = {"oneOf": [{"$ref": "#/components/schemas/UrlBody"}, {"$ref": "#/components/schemas/ImageBody"}]}
     form = {"$ref": "#/components/schemas/FormBody"}
-    content = {"multipart/form-data": form, "application/json": by_url_or_data, **dict.fromkeys(PHOTO_TYPES, _BINARY)}
+    content = {"multipart/form-data": form, "application/json": by_url_or_data, **dict.fromkeys(PHOTO_TYPES, BINARY)}
     return {
         "get": {
             "operationId": "segmentUrl",
             "summary": "Segment the photo at a URL",
             "parameters": [
-                {"name": "url", "in": "query", "required": True, "schema": _URL, "description": _URL["description"]},
+                {"name": "url", "in": "query", "required": True, "schema": URL, "description": URL["description"]},
                 *parameters,
             ],
             "responses": responses,
@@ -188,8 +140,8 @@ def _bodies(schemas: dict[str, Json]) -> dict[str, Json]:
     schemas = {name: {k: v for k, v in schema.items() if k != "default"} for name, schema in schemas.items()}
     image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
     return {
-        "FormBody": {"type": "object", "properties": {"file": _BINARY, **schemas}, "required": ["file"]},
-        "UrlBody": _json_body("url", _URL, schemas),
+        "FormBody": {"type": "object", "properties": {"file": BINARY, **schemas}, "required": ["file"]},
+        "UrlBody": _json_body("url", URL, schemas),
         "ImageBody": _json_body("image", image, schemas),
     }
 
@@ -214,107 +166,3 @@ def _plain(operation: str, summary: str, schema: str) -> Json:
 def _problem(about: str) -> Json:
     schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": about, "content": {"application/problem+json": {"schema": schema}}}
-
-
-def _object(required: str, **properties: Json) -> Json:
-    return {"type": "object", "required": required.split(), "properties": properties}
-
-
-_BINARY = {"type": "string", "format": "binary"}
-_URL = {
-    "type": "string",
-    "format": "uri",
-    "minLength": 1,
-    "description": "The photo's URL: http or https, with a public address.",
-}
-_TEXT, _WHOLE, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
-_LIST_OF_TEXT = {"type": "array", "items": _TEXT}
-_BOX = {
-    "type": "array",
-    "items": _NUMBER,
-    "minItems": 4,
-    "maxItems": 4,
-    "description": "x, y, width, height in pixels.",
-}
-_MASK = {
-    "description": "COCO's compressed RLE, or a list of polygons with segmentation=polygons.",
-    "anyOf": [
-        _object("size counts", size={"type": "array", "items": _WHOLE}, counts=_TEXT),
-        {"type": "array", "items": {"type": "array", "items": _NUMBER}},
-    ],
-}
-PROBLEM_SAMPLE: Json = {
-    "type": "/docs#bad-option",
-    "title": "Bad option",
-    "status": 400,
-    "detail": "min_score is '2'; it must be a number from 0 to 1.",
-    "option": "min_score",
-}
-DETECTIONS_SAMPLE: Json = {
-    "image": {"width": 8, "height": 6, "model": "shapes", "render_factor": 25, "fit": "aspect", "detail": 1},
-    "categories": [{"id": 1, "name": "circle"}],
-    "annotations": [
-        {
-            "id": 1,
-            "image_id": 1,
-            "category_id": 1,
-            "category_name": "circle",
-            "score": 0.98,
-            "bbox": [2, 1, 4, 4],
-            "area": 14,
-            "iscrowd": 0,
-            "segmentation": {"size": [6, 8], "counts": ">321000O<"},
-        }
-    ],
-}
-"""A short example, for a photo of 8 x 6 pixels; tests/test_openapi.py compares it with a real response."""
-SCHEMAS: Json = {
-    "Problem": _object(
-        "type title status detail",
-        type={"type": "string", "format": "uri-reference"},
-        title=_TEXT,
-        status=_WHOLE,
-        detail={"type": "string", "description": "What was wrong, which value, and what would work."},
-        option={"type": "string", "description": "The invalid option, if any."},
-    ),
-    "Status": _object("status", status=_TEXT, model=_TEXT),
-    "Progress": _object(
-        "stage text done total",
-        stage={
-            "type": "string",
-            "enum": list(get_args(Stage)),
-            "description": "The current stage; the stages are listed in order.",
-        },
-        text={"type": "string", "description": "A description of the stage; for `failed`, the reason."},
-        done={"type": "integer", "description": "Downloaded bytes."},
-        total={"type": ["integer", "null"], "description": "Total bytes of the download, if known."},
-    ),
-    "Model": _object("name labels options max_upload", name=_TEXT, labels=_LIST_OF_TEXT, max_upload=_WHOLE),
-    "Detections": _object(
-        "info licenses image images categories annotations",
-        info=_object("description", description=_TEXT),
-        licenses={"type": "array", "items": {"type": "object"}},
-        image=_object("width height", width=_WHOLE, height=_WHOLE),
-        images={
-            "type": "array",
-            "items": _object("id file_name width height", id=_WHOLE, file_name=_TEXT, width=_WHOLE, height=_WHOLE),
-        },
-        categories={"type": "array", "items": _object("id name", id=_WHOLE, name=_TEXT)},
-        annotations={
-            "type": "array",
-            "items": _object(
-                "id image_id category_id category_name score bbox area iscrowd segmentation",
-                id=_WHOLE,
-                image_id=_WHOLE,
-                category_id={**_WHOLE, "description": "The number of the category, from 1."},
-                category_name=_TEXT,
-                score=_NUMBER,
-                bbox=_BOX,
-                area=_WHOLE,
-                iscrowd={"type": "integer", "const": 0},
-                segmentation=_MASK,
-            ),
-        },
-    ),
-}
-_SAMPLES = {"detections": DETECTIONS_SAMPLE, "problem": PROBLEM_SAMPLE}

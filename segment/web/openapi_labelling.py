@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from segment.labelling import cvat
 from segment.settings import Labelling
+from segment.web.schemas import NUMBER, TEXT, Json, object_of
 
-Json = dict[str, Any]
-
-_TEXT: Json = {"type": "string"}
-_NUMBERS: Json = {"type": "array", "items": {"type": "number"}}
+_NUMBERS: Json = {"type": "array", "items": NUMBER}
 _ANY: Json = {"type": "object"}
 
 
@@ -34,32 +31,20 @@ def _operation(name: str, summary: str, answer: Json, body: Json | None = None) 
     return {**operation, "responses": {"200": {"description": f"{summary}.", "content": content}}}
 
 
-def _object(*required: str, **properties: Json) -> Json:
-    return {"type": "object", "required": list(required), "properties": properties}
-
-
-_CONFIG = {**_TEXT, "description": "The project's labelling config, XML."}
-_TASK = _object("data", id={"type": "integer"}, data={**_ANY, "description": "Field -> address of a photo."})
-_REGION = _object(
-    "id", "from_name", "to_name", "type", "value", "score", id=_TEXT, score={"type": "number"}, value=_ANY
-)
-_PREDICTION = _object(
-    "result",
-    "score",
-    "model_version",
+_CONFIG = {**TEXT, "description": "The project's labelling config, XML."}
+_TASK = object_of("data", id={"type": "integer"}, data={**_ANY, "description": "Field -> address of a photo."})
+_REGION = object_of("id from_name to_name type value score", id=TEXT, score=NUMBER, value=_ANY)
+_PREDICTION = object_of(
+    "result score model_version",
     result={"type": "array", "items": _REGION},
-    score={"type": "number"},
-    model_version=_TEXT,
+    score=NUMBER,
+    model_version=TEXT,
 )
-_FUNCTION = _object("metadata", "spec", "status", metadata=_ANY, spec=_ANY, status=_ANY)
-_SHAPE = _object(
-    "confidence",
-    "label",
-    "type",
-    "points",
-    "mask",
-    confidence=_TEXT,
-    label=_TEXT,
+_FUNCTION = object_of("metadata spec status", metadata=_ANY, spec=_ANY, status=_ANY)
+_SHAPE = object_of(
+    "confidence label type points mask",
+    confidence=TEXT,
+    label=TEXT,
     type={"const": "mask"},
     points={**_NUMBERS, "description": "The outline of the mask's largest part: x, y, x, y, ..."},
     mask={**_NUMBERS, "description": "The pixels of a rectangle, row by row, then its left, top, right and bottom."},
@@ -71,8 +56,8 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
             _operation(
                 "labelStudioSetup",
                 "The model's version, for Label Studio",
-                _object("model_version", model_version=_TEXT),
-                _object("schema", project=_TEXT, schema=_CONFIG),
+                object_of("model_version", model_version=TEXT),
+                object_of("schema", project=TEXT, schema=_CONFIG),
             ),
         ),
         "/predict": (
@@ -80,7 +65,7 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
             _operation(
                 "labelStudioPredict",
                 "Predictions for Label Studio's tasks",
-                _object(
+                object_of(
                     "results",
                     results={
                         "type": "array",
@@ -88,12 +73,11 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
                         "description": "For each task a prediction, or a list: empty if its photo could not be read.",
                     },
                 ),
-                _object(
-                    "tasks",
-                    "label_config",
+                object_of(
+                    "tasks label_config",
                     tasks={"type": "array", "items": _TASK},
                     label_config=_CONFIG,
-                    project=_TEXT,
+                    project=TEXT,
                 ),
             ),
         ),
@@ -113,7 +97,7 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
             _operation(
                 "cvatFunctions",
                 "The list of functions, in nuclio's format",
-                _object(cvat.NAME, **{cvat.NAME: _FUNCTION}),
+                object_of(cvat.NAME, **{cvat.NAME: _FUNCTION}),
             ),
         ),
         f"/api/functions/{cvat.NAME}": (
@@ -126,7 +110,7 @@ PATHS: Mapping[Labelling, Mapping[str, tuple[str, Json]]] = {
                 "cvatInvoke",
                 "The shapes in a photo, for CVAT",
                 {"type": "array", "items": _SHAPE},
-                _object(
+                object_of(
                     "image",
                     image={"type": "string", "contentEncoding": "base64"},
                     threshold={"type": "number", "minimum": 0, "maximum": 1, "description": "The minimum score."},

@@ -13,7 +13,6 @@ from werkzeug.exceptions import HTTPException, NotAcceptable, UnsupportedMediaTy
 
 from segment import errors
 from segment.errors import Busy, OptionError, SegmentError
-from segment.web import openapi
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +61,14 @@ def http_problem(error: HTTPException) -> Response:
 
 def problem(status: int, title: str, detail: str, **extra: str) -> Response:
     """A problem document. `extra`: further members."""
-    document = {"type": f"/docs#{openapi.anchor(title)}", "title": title, "status": status, "detail": detail, **extra}
+    document = {"type": f"/docs#{anchor(title)}", "title": title, "status": status, "detail": detail, **extra}
     headers = {"Cache-Control": "no-store"}
     return Response(json.dumps(document), status, headers, content_type="application/problem+json")
+
+
+def anchor(title: str) -> str:
+    """The anchor of the problem with this title in /docs."""
+    return title.lower().replace(" ", "-")
 
 
 def problems() -> list[tuple[int, str, str]]:
