@@ -1,17 +1,6 @@
-"""The command line: `python -m segment COMMAND`.
+"""The command line: `python -m segment COMMAND`, or `segment COMMAND` where the distribution is installed.
 
-image     segment photos and videos
-convert   convert a detectron2 config and checkpoint to a model file
-quantise  quantise a converted model file to int8
-info      describe a model file
-models    list the models of the zoo
-fetch     download and convert a model
-prepare   the same, unless it was done before
-serve     serve HTTP requests or bucket events, after preparing the model
-backfill  segment the photos that are already in a bucket or folder
-beam      the same on a runner of Apache Beam, such as Dataflow
-cvat      print the configuration of CVAT's function for a model
-warm      load the model once, so that its compiled form is in the cache
+Here are the arguments of each command; commands.py runs them.
 """
 
 from __future__ import annotations
@@ -76,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_backfill(commands_of.add_parser("backfill", help="segment the photos that are already in a bucket or folder"))
     _add_beam(commands_of)
     _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
-    commands_of.add_parser("warm", help="load the model once").set_defaults(run=commands.warm)
+    commands_of.add_parser("warm", help="load the model once, so that its compiled form is in the cache").set_defaults(
+        run=commands.warm
+    )
     return parser
 
 

@@ -19,7 +19,7 @@ from segment.formats import Format
 from segment.labels import listed, read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata, metadata
-from segment.options import Options
+from segment.options import Options, parse_option
 from segment.preparation import Preparation, check_calibration, check_output, write
 from segment.progress import Progress
 from segment.service import Service
@@ -268,11 +268,8 @@ def warm(arguments: argparse.Namespace) -> int:
 
 
 def _choices(name: str, given: str, choices: Any) -> tuple[Any, ...]:
-    """The names in `given`, separated by commas, each one of `choices`. Raises OptionError."""
-    try:
-        return tuple(dict.fromkeys(values.choice(choices).parse(word) for word in given.split(",") if word))
-    except BadValue as error:
-        raise OptionError(name, f"{name} {error}") from None
+    """The names in `given`, separated by commas, each one of `choices`; empty for none. Raises OptionError."""
+    return tuple(parse_option(f"--{name}", values.several(choices), given)) if given else ()
 
 
 def _text(name: str, path: Path) -> str:
@@ -284,10 +281,7 @@ def _text(name: str, path: Path) -> str:
 
 def _jobs(given: str) -> int | None:
     """The number of jobs; None for auto. Raises OptionError."""
-    try:
-        return values.auto_or(values.number(int, 1, 256)).parse(given)  # type: ignore[no-any-return]
-    except BadValue as error:
-        raise OptionError("jobs", f"--jobs {error}") from None
+    return parse_option("--jobs", values.auto_or(values.number(int, 1, 256)), given)  # type: ignore[no-any-return]
 
 
 def _absolute(address: str) -> str:

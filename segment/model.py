@@ -21,14 +21,14 @@ from segment import container, image
 from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
-from segment.errors import Cancelled, OptionError, UnsupportedImage
+from segment.errors import Cancelled, UnsupportedImage
 from segment.labels import class_indices, read_labels
+from segment.options import parse_option
 from segment.resize import Fit, fitted_size
 from segment.results import Results
 from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, Settings
 from segment.tiles import tiles
 from segment.tiles.merge import CANDIDATE_SCORE, merge
-from segment.values import BadValue
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
 """Photo size and render factor of the run at load, which prepares the weights' layout for the most common input."""
@@ -164,10 +164,7 @@ _VALID = {
 def _check(**options: object) -> None:
     """Raise OptionError if an option is invalid."""
     for name, value in options.items():
-        try:
-            _VALID[name].parse(str(value))
-        except BadValue as error:
-            raise OptionError(name, f"{name} {error}") from None
+        parse_option(name, _VALID[name], str(value))
 
 
 def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from segment import values
 from segment.errors import OptionError
@@ -58,11 +58,16 @@ class Options:
         for name, given in raw_options.items():
             if name not in options:
                 raise OptionError(name, f"Unknown option {name!r}. Valid options: {', '.join(options)}.")
-            try:
-                parsed[name] = options[name].value.parse(given)
-            except BadValue as error:
-                raise OptionError(name, f"{name} {error}") from None
+            parsed[name] = parse_option(name, options[name].value, given)
         return cls(**parsed)
+
+
+def parse_option(name: str, value: Value, text: str) -> Any:
+    """Parse the text of one option. Raises OptionError, whose message has the option, its value and what is valid."""
+    try:
+        return value.parse(text)
+    except BadValue as error:
+        raise OptionError(name, f"{name} {error}") from None
 
 
 @dataclass(frozen=True)

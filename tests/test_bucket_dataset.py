@@ -389,7 +389,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["gs://photos", "gs://results", "-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
+        (["gs://photos", "gs://results", "-d", "voc"], "--dataset is 'voc'; it must be one or more of coco, parquet"),
         (["--redrive", "projects/a/subscriptions/b", "-d", "coco"], "omit --dataset"),
         (["gs://photos", "gs://results", "--dataset-only"], "needs the formats of the dataset"),
     ],

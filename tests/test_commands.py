@@ -101,7 +101,7 @@ class TestImage:
             (["-s", "render_factor=300"], "render_factor is '300'; it must be"),
             (["-s", "colour=red"], "Unknown option 'colour'"),
             (["-s", "render_factor"], "'render_factor' is not an option; use OPTION=VALUE"),
-            (["-f", "gif"], "format is 'gif'; it must be one of png"),
+            (["-f", "gif"], "--format is 'gif'; it must be one or more of png"),
         ],
     )
     def test_a_bad_option_is_explained(

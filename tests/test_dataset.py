@@ -66,7 +66,7 @@ def test_a_dataset_that_cannot_be_written(photos: Path, tmp_path: Path, capsys: 
     (out / "instances.json").mkdir(parents=True)
     assert run(photos, "-o", out, "-d", "coco") == 1
     assert "cannot be written: Is a directory. The same command continues." in capsys.readouterr().err
-    assert not list(out.glob("*.partial"))
+    assert not list(out.glob(".*.partial"))
     (out / "instances.json").rmdir()
     assert run(photos, "-o", out, "-d", "coco") == 0
     assert "3 photos" in capsys.readouterr().out
@@ -229,7 +229,7 @@ def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["-j", "0"], "--jobs is '0'; it must be auto or a whole number from 1 to 256."),
-        (["-d", "voc"], "dataset is 'voc'; it must be one of coco, parquet"),
+        (["-d", "voc"], "--dataset is 'voc'; it must be one or more of coco, parquet"),
         (["-d", "parquet", "-s", "segmentation=polygons"], "omit segmentation=polygons"),
         (["-s", "classes=unicorn"], "The model has no class 'unicorn'"),
     ],

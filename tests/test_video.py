@@ -17,8 +17,9 @@ from pycocotools.coco import COCO
 
 from segment import extras
 from segment.__main__ import main
-from segment.dataset import video, work
+from segment.dataset import video
 from segment.errors import UnsupportedImage
+from segment.service import Result, Service
 from training.shapes import scene
 
 SIZE = (160, 120)
@@ -153,15 +154,15 @@ def test_a_stopped_run_goes_on_with_the_next_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip, out = write(tmp_path / "clip.mp4"), tmp_path / "out"
-    segment, count = work.Work._segment, iter(range(100))
+    segment, count = Service.segment, iter(range(100))
 
-    def stop(*arguments: object) -> work.Done:
+    def stop(*arguments: Any) -> Result:
         if next(count) == 5:
             raise KeyboardInterrupt
-        return segment(*arguments)  # type: ignore[arg-type]
+        return segment(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work.Work, "_segment", stop)
+        patch.setattr(Service, "segment", stop)
         assert run(clip, "-o", out, "-d", "coco", "-j", "1") == 130
     capsys.readouterr()
     assert run(clip, "-o", out, "-d", "coco") == 0

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from segment.dataset import files
 from segment.dataset.entry import Entry
 from segment.output.coco import INFO, categories, dump
 
@@ -16,19 +16,8 @@ FILE_NAME = "instances.json"
 
 
 def write(entries: Callable[[], Iterable[Entry]], labels: Sequence[str], folder: Path) -> Path:
-    """Write FOLDER/instances.json; see `document`. Returns its path.
-
-    An existing file is replaced when the new one is complete.
-    """
-    path = folder / FILE_NAME
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(document(entries, labels))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    """Write FOLDER/instances.json; see `document` and `files.write`. Returns its path. Raises OSError."""
+    return files.write(folder / FILE_NAME, document(entries, labels))
 
 
 def document(entries: Callable[[], Iterable[Entry]], labels: Sequence[str]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from pycocotools import mask as coco
 
+from segment.dataset import files
 from segment.dataset.entry import Entry
 from segment.detections import Detections
 from segment.errors import OptionError
@@ -48,16 +49,11 @@ def read_config(text: str, labels: Sequence[str]) -> tuple[Control, ...]:
 
 
 def write(entries: Iterable[Entry], controls: Sequence[Control], root: str, version: str, path: Path) -> Path:
-    """Write the tasks of `entries`, whose masks are RLE, to `path`. Returns it.
+    """Write the tasks of `entries`, whose masks are RLE, to `path`; see `files.write`. Returns it. Raises OSError.
 
-    `root`: start of the photos' addresses, to which their names are appended. `version`: that of the model. An existing
-    file is replaced when the new one is complete.
+    `root`: start of the photos' addresses, to which their names are appended. `version`: that of the model.
     """
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.writelines(tasks(entries, controls, root, version))
-    partial.replace(path)
-    return path
+    return files.write(path, tasks(entries, controls, root, version))
 
 
 def tasks(entries: Iterable[Entry], controls: Sequence[Control], root: str, version: str) -> Iterator[bytes]:

@@ -23,6 +23,8 @@ from segment.dataset import coco, labelstudio, photos
 from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv
 from segment.dataset.job import Job, check_datasets
 from segment.dataset.journal import Journal
+from segment.dataset.recorder import Recorder
+from segment.dataset.segmenter import Segmenter
 from segment.dataset.work import Work
 from segment.errors import StorageError
 from segment.labelling.labelstudio import Control, prediction_version
@@ -61,12 +63,13 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
                 if line:
                     tqdm.write(line)
 
-            work = Work(job, service, journal, pool, count, progress)
+            recorder = Recorder(journal, progress)
+            work = Work(Segmenter(job, service, pool, count), recorder)
             for photo in itertools.chain(first, found):
                 work.add(photo)
             work.finish()
-        if work.skipped:
-            print(f"{_photos(work.skipped)} done before")
+        if recorder.skipped:
+            print(f"{_photos(recorder.skipped)} done before")
         for error in unlisted:
             journal.failed(str(error.filename), error.strerror or str(error))
         try:
