@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import segment
 from segment import commands
 from segment.errors import SegmentError
 from segment.extras import EXTRAS, missing
@@ -29,6 +30,9 @@ def run() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 for success, 1 for an error, which is printed; a wrong command line exits with 2."""
     parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return 2
     given, rest = parser.parse_known_args(arguments)
     if rest and given.run is not commands.beam:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -39,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"segment: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        name = error.name or ""
+        if name.partition(".")[0] not in EXTRAS:
             raise
-        print(f"segment: {missing(package)}", file=sys.stderr)
+        print(f"segment: {missing(name)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -53,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segment", description="Low-memory instance segmentation.")
+    parser.add_argument("--version", action="version", version=f"segment-serverless {segment.__version__}")
     commands_of = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_image(commands_of.add_parser("image", help="segment photos and videos"))
     _add_convert(commands_of.add_parser("convert", help="convert a detectron2 config and checkpoint to a model file"))

@@ -16,24 +16,29 @@ DISTRIBUTION = "segment-serverless"
 EXTRAS = {
     **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
     **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
-    "google": "gcp",
+    **dict.fromkeys(("google", "google_crc32c", "requests"), "gcp"),
     "pyarrow": "parquet",
     "av": "video",
     "apache_beam": "beam",
     "apitools": "dataflow",
 }
-"""The extra that installs each optional package, by the package's import name."""
+"""The extra that installs each optional package, by the first part of its import name."""
 
 
 def require(package: str) -> None:
-    """Raise MissingPackage if the package is not installed."""
-    if importlib.util.find_spec(package) is None:
+    """Raise MissingPackage if the package, such as google.cloud.storage, is not installed."""
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of a package that contains it
+        found = None
+    if found is None:
         raise missing(package)
 
 
 def missing(package: str) -> MissingPackage:
-    """The error for a package in EXTRAS that is not installed, with the command that installs it."""
-    return MissingPackage(f"The package {package} is not installed. Install it with: {command(EXTRAS[package])}")
+    """The error for an optional package that is not installed, with the command that installs it."""
+    extra = EXTRAS[package.partition(".")[0]]
+    return MissingPackage(f"The package {package} is not installed. Install it with: {command(extra)}")
 
 
 def command(extra: str) -> str:

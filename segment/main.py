@@ -1,7 +1,7 @@
 """The two function targets: `segment_http` answers requests, `segment_object` answers bucket events.
 
 functions-framework imports this file before it serves, and may fork then, so nothing is loaded here: the first request
-does that, or a probe of /ready. A bad setting stops the start with one line that says what is wrong.
+does that, or a probe of /ready. An invalid setting or a missing package stops the start with one line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cloudevents.http import CloudEvent
 
 from segment import log
 from segment.bucket import events
-from segment.errors import SettingsError
+from segment.errors import MissingPackage, SettingsError
 from segment.service import Service
 from segment.settings import Settings
 from segment.web import app
@@ -23,7 +23,7 @@ try:
     settings = Settings.from_environment(os.environ)
     if flask.has_app_context() and flask.current_app.name == "segment_object":
         events.prepare(flask.current_app, settings)
-except SettingsError as error:
+except (MissingPackage, SettingsError) as error:
     raise SystemExit(f"segment: {error}") from None
 
 log.configure(settings.project)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import segment
 from devtools.server import CACHE, ROOT
 from segment import extras
 from segment.__main__ import main
@@ -214,6 +215,15 @@ class TestDoor:
         shown = capsys.readouterr().out
         for command in ("image", "convert", "quantise", "info", "models", "fetch", "backfill", "warm"):
             assert f"\n    {command} " in shown
+
+    def test_without_a_command_all_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main([]) == 2
+        assert "segment photos and videos" in capsys.readouterr().err
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            main(["--version"])
+        assert capsys.readouterr().out == f"segment-serverless {segment.__version__}\n"
 
     def test_an_unknown_command_is_a_wrong_command_line(self) -> None:
         with pytest.raises(SystemExit) as end:

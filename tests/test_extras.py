@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib.metadata
 import importlib.util
+import re
+import sys
 import tomllib
 
 import pytest
@@ -17,6 +21,39 @@ def test_every_extra_is_one_of_the_distribution() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["name"] == extras.DISTRIBUTION
     assert set(extras.EXTRAS.values()) == set(project["optional-dependencies"])
+
+
+def required(distribution: str, found: set[str]) -> set[str]:
+    """The distribution and all that it requires, without its extras. Only those that are installed."""
+    name = re.sub(r"[-_.]+", "-", distribution).lower()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if name not in found:
+            found.add(name)
+            for requirement in importlib.metadata.requires(name) or []:
+                if "extra ==" not in requirement:
+                    required(re.split(r"[^\w.-]", requirement)[0], found)
+    return found
+
+
+def test_every_package_that_is_imported_is_a_dependency_or_in_an_extra() -> None:
+    imported = set()
+    for path in (ROOT / "segment").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dependencies: set[str] = set()
+    for requirement in project["dependencies"]:
+        required(re.split(r"[^\w.-]", requirement)[0], dependencies)
+    distributions = importlib.metadata.packages_distributions()
+    optional = {
+        name
+        for name in imported - {"segment", "_typeshed", *sys.stdlib_module_names}
+        if not {re.sub(r"[-_.]+", "-", own).lower() for own in distributions.get(name, [])} & dependencies
+    }
+    assert optional <= set(extras.EXTRAS)
 
 
 def test_an_installed_distribution_is_extended_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +76,10 @@ def test_a_missing_package_is_one_sentence_and_a_command(monkeypatch: pytest.Mon
     with pytest.raises(MissingPackage) as raised:
         extras.require("nncf")
     assert str(raised.value) == (f"The package nncf is not installed. Install it with: {extras.command('convert')}")
+
+
+def test_a_missing_part_of_a_package_is_named() -> None:
+    with pytest.raises(MissingPackage, match=r"google\.cloud\.nothing is not installed\. .*\[gcp\]"):
+        extras.require("google.cloud.nothing")
+    with pytest.raises(MissingPackage, match=r"google\.nothing\.inside is not installed\. .*\[gcp\]"):
+        extras.require("google.nothing.inside")

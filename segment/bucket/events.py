@@ -38,8 +38,9 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
 from segment.bucket.objects import describe, is_result, segment_object
-from segment.bucket.store import Object, overlap
+from segment.bucket.store import CLIENT, Object, overlap
 from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
+from segment.extras import require
 from segment.service import Service
 from segment.settings import Settings
 
@@ -189,7 +190,11 @@ def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
 
 
 def check(settings: Settings) -> None:
-    """Check the settings for bucket events. Raises SettingsError, also if results would be segmented as photos."""
+    """Check the settings for bucket events. Raises SettingsError, also if results would be segmented as photos.
+
+    Raises MissingPackage if the client library of Cloud Storage is not installed.
+    """
+    require(CLIENT)
     if not settings.output_bucket:
         raise SettingsError("SEGMENT_OUTPUT_BUCKET is not set; it must be the name of the bucket for results.")
     for name in ("input_bucket", "output_bucket"):

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from segment.errors import SettingsError
+from segment.extras import require
+
+CLIENT = "google.cloud.storage"
+"""The client library of Cloud Storage."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ class Store(Protocol):
 
 
 def open_store(address: str, seconds: float) -> tuple[Store, str]:
-    """The store and the prefix of an address: gs://bucket/prefix or the path of a folder. Raises SettingsError."""
+    """The store and the prefix of an address: gs://bucket/prefix or the path of a folder.
+
+    Raises SettingsError, and MissingPackage if the client library of Cloud Storage is not installed.
+    """
     if not address.startswith("gs://"):
         from segment.bucket.store.folder import Folder
 
@@ -72,6 +79,7 @@ def open_store(address: str, seconds: float) -> tuple[Store, str]:
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
     if not bucket:
         raise SettingsError(f"{address!r} does not name a bucket. Use gs://bucket or gs://bucket/prefix.")
+    require(CLIENT)
     from segment.bucket.store.google import Bucket  # 17 MB that a folder does not need
 
     return Bucket(bucket, seconds), prefix
