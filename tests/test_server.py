@@ -165,6 +165,22 @@ class TestBounds:
                 stack.enter_context(connect(small, b"GET "))
             check_alive(small, photo)
 
+    def test_bodies_for_which_there_is_no_memory_are_not_read(self, small: Server, photo: bytes) -> None:
+        """120 clients send as fast as they can. The server takes little more memory than is reserved for bodies."""
+        before, highest = resident(small), 0
+        body = bytes(8_000_000)
+        with ThreadPoolExecutor(120) as crowd, contextlib.ExitStack() as stack:
+            for _ in range(120):
+                connection = stack.enter_context(connect(small, HEAD + b"Content-Length: 8000001\r\n\r\n"))
+                connection.settimeout(1)
+                crowd.submit(_send, connection, body)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                highest = max(highest, resident(small))
+                time.sleep(0.01)
+        assert highest - before < 32 * MIB
+        check_alive(small, photo)
+
     def test_memory_of_a_url_is_reserved_as_it_is_received(self, small: Server, photo: bytes) -> None:
         """20 requests for URLs of 4 MB each: those that do not fit wait or get a 503, so memory stays bounded."""
         body = bytes(4_000_000)

@@ -103,7 +103,7 @@ class Gateway:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
         with suppress(_Disconnected):
-            await _Exchange(self, scope, receive, send).run()
+            await _Cycle(self, scope, receive, send).run()
 
     def refusal(self, path: str) -> SegmentError | None:
         """Why a request for `path` cannot be answered before the model is ready, or None."""
@@ -114,7 +114,7 @@ class Gateway:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-class _Exchange:
+class _Cycle:
     """One request and its response."""
 
     def __init__(self, gateway: Gateway, scope: Message, receive: Receive, send: Send) -> None:

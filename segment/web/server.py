@@ -37,27 +37,44 @@ log = logging.getLogger(__name__)
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
-MAX_CONNECTIONS = 400
+MAX_CONNECTIONS = 128
 """If there are more connections, the one that has waited longest for a request's head is closed."""
-BACKLOG = 512
+BACKLOG = 128
 """Connections that the kernel accepts before the server does."""
+READ_BYTES = 16 << 10
+"""The most that is read from a connection at once, and the kernel's receive buffer of a connection in the backlog."""
+SOCKET_BYTES = 64 << 10
+"""The kernel's receive and send buffers of each connection. By default they grow to several MiB. (The kernel doubles
+the values, for its own data structures.)"""
 STOP_SECONDS = 8
 """Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
 
-class Protocol(H11Protocol):
-    """A connection with a deadline for the head of each request."""
+class Protocol(H11Protocol, asyncio.BufferedProtocol):
+    """A connection with a deadline for the head of each request.
+
+    Reading is paused after each piece of a body until the application asks for the next one. uvicorn alone would read
+    up to 320 KiB ahead, for which no memory is reserved.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """The buffer into which the event loop reads."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Handle `nbytes` bytes in the buffer."""
+        self.data_received(bytes(self._buffer[:nbytes]))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first head; close another connection if there are too many."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         self._start_deadline()
-        if len(self.connections) > MAX_CONNECTIONS:
-            waiting = [c for c in self.connections if isinstance(c, Protocol) and c._deadline]
-            min(waiting, key=lambda c: c._deadline.when() if c._deadline else 0.0).transport.abort()
+        self._limit_connections()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the deadline."""
@@ -67,6 +84,8 @@ class Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse `data`. The deadline of a further head starts with its first byte."""
         super().data_received(data)
+        if self.cycle is not None and self.cycle.body:
+            self.flow.pause_reading()
         if self.conn.their_state is not h11.IDLE:
             self._stop_deadline()
         elif not self._deadline and not self.transport.is_closing():
@@ -87,6 +106,13 @@ class Protocol(H11Protocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; abort it if the client does not read the rest of a response."""
         self.transport.abort() if self.transport.get_write_buffer_size() else super().timeout_keep_alive_handler()
+
+    def _limit_connections(self) -> None:
+        # A connection that is being closed stays in self.connections until the event loop's next turn.
+        connections = [c for c in self.connections if isinstance(c, Protocol) and not c.transport.is_closing()]
+        if len(connections) > MAX_CONNECTIONS:
+            deadlines = {c: c._deadline.when() for c in connections if c._deadline}
+            min(deadlines, key=deadlines.__getitem__).transport.abort()
 
     def _start_deadline(self) -> None:
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
@@ -204,6 +230,9 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. asyncio only sets it on sockets that were created with the protocol number of TCP. Without
     # it, the body of a response waits for the client's delayed acknowledgement of the head, which takes 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Inherited, too. The receive buffer is enlarged when the server takes the connection.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
     return listening
 
 
