@@ -22,7 +22,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, files):
-        if (ROOT / name).is_file() and name.startswith(("segment/", "pyproject", "README", "LICENSE", "NOTICE")):
+        if (ROOT / name).is_file() and name.startswith(
+            ("segment/", "pyproject", "docs/library.md", "LICENSE", "NOTICE")
+        ):
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(folder / "source")]

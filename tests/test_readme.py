@@ -1,13 +1,20 @@
-"""Settings, files and links named in README.md exist."""
+"""Settings, files and links named in README.md exist, and docs/library.md is right as the page of the package."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from segment.settings import describe
+import pytest
+from PIL import Image
 
-README = Path("README.md").read_text(encoding="utf-8")
+from devtools.server import ROOT
+from segment.extras import EXTRAS
+from segment.settings import describe
+from training.shapes import scene
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 
 
 def test_the_settings_table_matches_the_settings() -> None:
@@ -15,9 +22,30 @@ def test_the_settings_table_matches_the_settings() -> None:
     assert table == [(name, default, about) for name, default, about in describe()]
 
 
+def test_the_page_of_the_package_has_no_relative_links() -> None:
+    """A package index shows it without the repository."""
+    assert all(target.startswith(("https://", "#")) for target in re.findall(r"\]\(([^)]+)", LIBRARY))
+
+
+def test_the_page_of_the_package_names_every_extra() -> None:
+    table = LIBRARY.partition("| extra | for |")[2]
+    assert {
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    } == {*EXTRAS.values()}
+
+
+def test_the_python_code_on_the_page_of_the_package_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(scene(50_004, (640, 480))[0]).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", LIBRARY, re.DOTALL):
+        exec(code, names)
+    assert names["results"]
+
+
 def test_every_named_file_exists() -> None:
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", README):
-        assert Path(target).exists(), target
+        assert (ROOT / target).exists(), target
 
 
 def test_links_to_headings_exist() -> None:
