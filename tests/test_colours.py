@@ -85,6 +85,14 @@ def test_instances_beside_each_other_have_colours_that_differ() -> None:
             assert apart(colours[i], colours[j]) > 0.11, (a.bounds, b.bounds)
 
 
+def test_people_in_a_row_have_colours_that_differ() -> None:
+    """Narrow instances are neighbours though the gap between them is as wide as they are, also on a street."""
+    found = [solid(x, 60, x + 12, 130) for x in range(10, 230, 24)]
+    colours = chosen(found, Image.new("RGB", SIZE, (176, 172, 166)))
+    assert len(set(colours)) >= 6
+    assert min(apart(one, other) for one, other in itertools.pairwise(colours)) > 0.2
+
+
 def test_colours_repeat_late() -> None:
     """Distant instances may share a colour, but unused colours that stand out as well are chosen first."""
     found = [solid(x, y, x + 8, y + 8) for y in range(10, 210, 40) for x in range(10, 160, 40)]

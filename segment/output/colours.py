@@ -34,12 +34,15 @@ dd0022 ffaaee aaaa00 665599 ee0088 aaddff bb7700 aa77ff aa1155 ffddaa
 PALETTE: tuple[Colour, ...] = tuple((int(h[:2], 16), int(h[2:4], 16), int(h[4:], 16)) for h in _HEX.split())
 """30 colours that are easy to tell apart; consecutive ones differ most."""
 
-ENOUGH = 0.3
-"""Distance in OKLab above which colours count as equally different. The distance of black and white is 1."""
+ENOUGH = 0.25
+"""Distance in OKLab above which colours count as equally different. The distance of black and white is 1.
+
+With a larger distance, only a few colours contrast enough with a street or with skin, and most of a crowd would have
+the same one."""
 CLEAR = 0.2
 """Minimum distance at which a line of one colour is clearly visible on another colour without a casing."""
 BESIDE = 0.25
-"""Instances are neighbours if their boxes intersect when each is enlarged on all sides by this share of its size."""
+"""Instances are neighbours if their boxes meet when each is enlarged on all sides by this share of its longer side."""
 THUMBNAIL = 256
 """The photo's colours are sampled at about this many pixels on the longer side."""
 
@@ -140,8 +143,8 @@ def _ground(lab: Lab, mask: Mask, size: tuple[int, int]) -> Lab:
 def _beside(detections: Detections) -> NDArray[np.bool_]:
     """Whether each two instances are neighbours: (N, N) bool."""
     x0, y0, x1, y1 = detections.boxes.T
-    x, y = BESIDE * (x1 - x0), BESIDE * (y1 - y0)
-    left, top, right, bottom = (edge[:, None] for edge in (x0 - x, y0 - y, x1 + x, y1 + y))
+    margin = BESIDE * np.maximum(x1 - x0, y1 - y0)
+    left, top, right, bottom = (edge[:, None] for edge in (x0 - margin, y0 - margin, x1 + margin, y1 + margin))
     meet: NDArray[np.bool_] = (left <= right.T) & (right >= left.T) & (top <= bottom.T) & (bottom >= top.T)
     return meet
 

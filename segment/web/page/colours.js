@@ -1,9 +1,9 @@
 // The colour of each object, by the same rules as the service's overlay (segment/output/colours.py): it contrasts with the photo
 // and with the colours of neighbours. Distances are measured in OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/).
 
-const ENOUGH = 0.3;    // larger distances between colours count as this
+const ENOUGH = 0.25;   // larger distances between colours count as this
 const CLEAR = 0.2;     // lines whose distance is smaller get a casing
-const BESIDE = 0.25;   // objects are beside each other if their boxes, each enlarged by this share of its sides, meet
+const BESIDE = 0.25;   // objects are beside each other if their boxes, each enlarged by this share of its longer side, meet
 const THUMBNAIL = 256; // pixels of the longer side of the photo that is sampled
 
 /** A colour (red, green, blue in 0-255) in OKLab. */
@@ -47,8 +47,8 @@ export function chooseColours(objects, picture, size, palette) {
 }
 
 function beside(a, b) {
-  return [0, 1].every((i) => a[i] - BESIDE * a[i + 2] <= b[i] + (1 + BESIDE) * b[i + 2]
-    && b[i] - BESIDE * b[i + 2] <= a[i] + (1 + BESIDE) * a[i + 2]);
+  const margin = BESIDE * (Math.max(a[2], a[3]) + Math.max(b[2], b[3]));
+  return [0, 1].every((i) => a[i] - margin <= b[i] + b[i + 2] && b[i] - margin <= a[i] + a[i + 2]);
 }
 
 /** A function of an object: the mean colours, in OKLab, of what is below its mask and of what is around it. */
