@@ -1,15 +1,15 @@
 """Extract, from two PyPI packages, the argument schema of the google and google-beta resources that terraform/ uses.
 
-Terraform checks a configuration against what its provider says it accepts, and the provider comes from a registry
-that a test must not need. HashiCorp publishes the same knowledge on PyPI: the CDK's bindings of the google provider
-are generated from the provider's own schema, and each generated class says of every argument whether it is required,
-optional or computed. This script reads that from the TypeScript source embedded in the package and writes it in the
-format of `terraform providers schema -json`, for the resources named in terraform/*.tf alone:
+Terraform checks a configuration against the provider's schema. The provider is downloaded from a registry, which a test
+should not depend on. HashiCorp publishes the same information on PyPI: the CDK's bindings of the google provider are
+generated from the provider's schema, and each generated class states for every argument whether it is required,
+optional or computed. This script reads it from the TypeScript source embedded in the package, and writes it in the
+format of `terraform providers schema -json`, only for the resources that terraform/*.tf uses:
 
-    python tests/terraform/extract_schema.py        writes google.schema.json beside itself
+    python tests/terraform/extract_schema.py        writes google.schema.json beside this file
 
-Run it after using a resource for the first time, or to move to a newer provider. stub_provider.py serves the result.
-It knows names, nesting and types; it does not know enum values, rules between arguments, or what the API will say.
+Run it after using a new resource, or to use a newer provider. stub_provider.py serves the result. The schema contains
+names, nesting and types; it does not contain enum values or rules between arguments.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROVIDER_ARGUMENTS = ("project", "region", "zone", "billing_project", "user_proj
 HERE = Path(__file__).resolve().parent
 MODULE = HERE.parents[1] / "terraform"
 
-# In a generated class every argument is one comment, followed by the field or getter that gives its type:
+# In a generated class, each argument has a comment, followed by the field or getter with its type:
 #     // ack_deadline_seconds - computed: true, optional: true, required: false
 #     private _ackDeadlineSeconds?: number;
 ARGUMENT = re.compile(
@@ -70,7 +70,7 @@ class Source:
     """The TypeScript source of one resource, data source or provider: its classes by name."""
 
     def __init__(self, javascript: str) -> None:
-        """Read the source map that the compiler left at the end of `javascript`."""
+        """Read the source map that the compiler appended to `javascript`."""
         source_map = json.loads(base64.b64decode(javascript.rsplit("base64,", 1)[1]))
         (self.text,) = source_map["sourcesContent"]
         classes = re.finditer(r"^export class (\w+) extends cdktf\.(\w+) \{\n(.*?)^\}", self.text, re.M | re.S)
@@ -81,7 +81,7 @@ class Source:
                 self.main = name
 
     def block(self, name: str, only: tuple[str, ...] = ()) -> dict[str, Any]:
-        """What may be written between the braces of the class `name`, as Terraform's JSON puts it."""
+        """The block of the class `name` in Terraform's JSON notation. `only`: names of the attributes to include."""
         attributes: dict[str, Any] = {}
         blocks: dict[str, Any] = {}
         for argument in ARGUMENT.finditer(self.bodies[name]):
@@ -101,7 +101,7 @@ class Source:
         return block
 
     def nested_block(self, name: str, nested: re.Match[str], required: bool) -> dict[str, Any]:
-        """A block in a block: one at most where the class holds it directly, any number where it holds a list."""
+        """A block in a block. It can occur once if the class contains it directly, or several times if it contains a list."""
         block: dict[str, Any] = {"block": self.block(nested["struct"] + "OutputReference")}
         if name == "timeouts":
             return {"nesting_mode": "single", **block}
@@ -134,9 +134,9 @@ def attribute_type(code: str) -> Any:
 
 
 def used(keyword: str, provider: str) -> list[str]:
-    """The types of `provider` that terraform/*.tf names after `keyword`, which is "resource" or "data".
+    """The types of `provider` that terraform/*.tf uses. `keyword`: "resource" or "data".
 
-    A block belongs to the provider that its first argument names, else to google.
+    The provider of a block is its first argument `provider`, or google by default.
     """
     text = "\n".join(path.read_text() for path in sorted(MODULE.glob("*.tf")))
     blocks = re.findall(rf'^{keyword} "(google_\w+)" "\w+" \{{\n(?:  provider += (\S+)\n)?', text, re.M)
@@ -144,7 +144,7 @@ def used(keyword: str, provider: str) -> list[str]:
 
 
 def sources(provider: str) -> Iterator[tuple[str, Source]]:
-    """(type or "provider", its source) for everything used of `provider`, from the wheel that pip downloads."""
+    """(type or "provider", its source) of each used type of `provider`, from the wheel that pip downloads."""
     wanted = {"provider"}
     for name in used("resource", provider):  # the folders of the beta provider keep the prefix
         wanted |= {name.removeprefix("google_").replace("_", "-"), name.replace("_", "-")}
@@ -167,7 +167,7 @@ def sources(provider: str) -> Iterator[tuple[str, Source]]:
 
 
 def tables_of(provider: str) -> dict[str, Any]:
-    """The schemas of one provider and of what is used of it. Exits if the package lacks a type."""
+    """The schemas of a provider and of its used types. Exits if the package does not contain a type."""
     tables: dict[str, Any] = {"provider": {}, "resource_schemas": {}, "data_source_schemas": {}}
     for folder, source in sources(provider):
         if folder == "provider":
@@ -185,12 +185,12 @@ def tables_of(provider: str) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """The extract, in the format of `terraform providers schema -json`."""
+    """The schemas of all providers, in the format of `terraform providers schema -json`."""
     return {"format_version": "1.0", "provider_schemas": {REGISTRY + name: tables_of(name) for name in PACKAGES}}
 
 
 def write(extract: dict[str, Any], path: Path) -> None:
-    """One resource per line, so that a change of the schema reads well as a diff and the file stays small."""
+    """Write one resource per line, so that diffs are readable and the file is small."""
     text = json.dumps(extract, separators=(",", ":"), sort_keys=True)
     path.write_text(re.sub(r'("(?:google_\w+|provider|resource_schemas)":\{)', r"\n\1", text) + "\n")
 

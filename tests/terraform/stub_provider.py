@@ -1,12 +1,12 @@
-"""Terraform providers that know what google and google-beta accept, and can do nothing.
+"""Stubs of the Terraform providers google and google-beta, which only return their schemas.
 
-`terraform validate` and `terraform test` with `mock_provider` ask a provider only for its schema. This serves the one
-in google.schema.json over Terraform's plugin protocol 6
-(https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin6.0.proto; the PyPI package `tf` has the
-generated messages). Terraform talks to a provider that runs already, instead of installing and starting one, when
-TF_REATTACH_PROVIDERS says where (https://developer.hashicorp.com/terraform/plugin/debugging). So, by hand:
+`terraform validate` and `terraform test` with `mock_provider` only request a provider's schema. These stubs serve the
+schemas in google.schema.json over Terraform's plugin protocol 6
+(https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin6.0.proto; the PyPI package `tf` contains
+the generated messages). With TF_REATTACH_PROVIDERS, Terraform connects to a running provider instead of installing and
+starting one (https://developer.hashicorp.com/terraform/plugin/debugging). To use them by hand:
 
-    python tests/terraform/stub_provider.py FOLDER &    prints the value for TF_REATTACH_PROVIDERS; ends with its stdin
+    python tests/terraform/stub_provider.py FOLDER &    prints the value of TF_REATTACH_PROVIDERS; ends with its stdin
     cd terraform && terraform init -backend=false && terraform validate && terraform test
 """
 
@@ -55,7 +55,7 @@ def schema_message(schema: dict[str, Any]) -> Any:
 
 
 class StubProvider(rpc.ProviderServicer):  # type: ignore[misc, unused-ignore]
-    """Answers what is asked before anything is done; every other call is the base class's UNIMPLEMENTED."""
+    """Implements the calls for validation; the base class answers all others with UNIMPLEMENTED."""
 
     def __init__(self, tables: dict[str, Any]) -> None:
         self.schemas = pb.GetProviderSchema.Response(provider=schema_message(tables["provider"]))
@@ -81,7 +81,7 @@ class StubProvider(rpc.ProviderServicer):  # type: ignore[misc, unused-ignore]
 
 
 def start(tables: dict[str, Any], socket: Path) -> tuple[grpc.Server, dict[str, Any]]:
-    """A running server of one provider on a Unix socket, and how Terraform attaches to it."""
+    """Start a server of one provider on a Unix socket. Returns it, and its entry in TF_REATTACH_PROVIDERS."""
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     rpc.add_ProviderServicer_to_server(StubProvider(tables), server)
     server.add_insecure_port(f"unix://{socket}")
@@ -91,7 +91,7 @@ def start(tables: dict[str, Any], socket: Path) -> tuple[grpc.Server, dict[str, 
 
 
 def serve(folder: Path) -> None:
-    """Serve each provider on a Unix socket in `folder`, say where on one line of stdout, and end with stdin."""
+    """Serve each provider on a Unix socket in `folder`, print TF_REATTACH_PROVIDERS, and end with stdin."""
     providers = json.loads(SCHEMA.read_text())["provider_schemas"]
     started = {name: start(tables, folder / Path(name).name) for name, tables in providers.items()}
     print(json.dumps({name: reattach for name, (_, reattach) in started.items()}), flush=True)
