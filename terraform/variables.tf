@@ -51,7 +51,7 @@ variable "labels" {
 
   validation {
     condition     = alltrue([for key, value in var.labels : can(regex("^[a-z][a-z0-9_-]{0,62}$", key)) && can(regex("^[a-z0-9_-]{0,63}$", value))])
-    error_message = "labels must be of lower-case letters, digits, hyphens and underscores, at most 63, keys starting with a letter."
+    error_message = "labels must consist of up to 63 lower-case letters, digits, hyphens and underscores; keys must start with a letter."
   }
 }
 
@@ -137,7 +137,7 @@ variable "concurrency" {
 
   validation {
     condition     = var.concurrency >= 1 && var.concurrency <= 80 && floor(var.concurrency) == var.concurrency
-    error_message = "concurrency must be a whole number from 1 to 80; more would only wait."
+    error_message = "concurrency must be a whole number from 1 to 80; further requests would only wait."
   }
 }
 
@@ -252,7 +252,7 @@ variable "model" {
 
   validation {
     condition     = var.model == null ? true : trimspace(var.model) != ""
-    error_message = "model must name a model; null is what the image was built with."
+    error_message = "model must not be empty; null means the model that the image was built with."
   }
 }
 
@@ -318,7 +318,7 @@ variable "wait_seconds" {
 
   validation {
     condition     = var.wait_seconds >= 0 && var.wait_seconds <= var.timeout_seconds - 5
-    error_message = "wait_seconds must be at least 5 below timeout_seconds, so that what has waited can still be done."
+    error_message = "wait_seconds must be at least 5 below timeout_seconds, so that a request that has waited can still be processed."
   }
 }
 
@@ -329,11 +329,11 @@ variable "environment" {
 
   validation {
     condition     = alltrue([for name in keys(var.environment) : can(regex("^SEGMENT_[A-Z_]+$", name))])
-    error_message = "environment must name settings of the code, all of which start with SEGMENT_."
+    error_message = "the names in environment must be settings of the service, which start with SEGMENT_."
   }
   validation {
     condition     = length(setintersection(keys(var.environment), local.own_settings)) == 0
-    error_message = "environment must not name a setting that has a variable of its own here, or that follows from one: ${join(", ", setintersection(keys(var.environment), local.own_settings))}."
+    error_message = "environment must not contain settings that have a Terraform variable or are derived from one: ${join(", ", setintersection(keys(var.environment), local.own_settings))}."
   }
 }
 
@@ -368,7 +368,7 @@ variable "input_project" {
 
   validation {
     condition     = var.input_project == null || !var.create_input_bucket
-    error_message = "input_project needs create_input_bucket = false: a bucket made here is in project_id."
+    error_message = "input_project needs create_input_bucket = false: a bucket that is created is in project_id."
   }
 }
 
@@ -379,7 +379,7 @@ variable "input_prefix" {
 
   validation {
     condition     = !startswith(var.input_prefix, "/") && trimspace(var.input_prefix) == var.input_prefix
-    error_message = "input_prefix must not start with a slash or have spaces around it: objects' names do not."
+    error_message = "input_prefix must not start with a slash or have spaces around it: names of objects do not."
   }
 }
 
@@ -405,7 +405,7 @@ variable "output_bucket" {
   }
   validation {
     condition     = coalesce(var.output_bucket, local.default_output_bucket) != local.input_bucket
-    error_message = "output_bucket must not be the input bucket: each result would be an event again."
+    error_message = "output_bucket must not be the input bucket: each result would cause another event."
   }
 }
 
@@ -472,7 +472,7 @@ variable "ack_deadline_seconds" {
   }
   validation {
     condition     = var.ack_deadline_seconds >= var.timeout_seconds
-    error_message = "ack_deadline_seconds must be at least timeout_seconds, or a photo is delivered again while it is being segmented."
+    error_message = "ack_deadline_seconds must be at least timeout_seconds, or photos are redelivered while they are being segmented."
   }
 }
 

@@ -129,7 +129,7 @@ def test_terraforms_own_tests_pass(tested: tuple[int, list[dict[str, Any]]]) -> 
     assert status == 0
 
 
-def test_schema_is_of_what_the_module_uses() -> None:
+def test_schema_contains_the_used_resources() -> None:
     tables = json.loads(SCHEMA.read_text())["provider_schemas"].values()
     text = "\n".join(path.read_text() for path in MODULE.glob("*.tf"))
     assert set(re.findall(r'^resource "(\w+)"', text, re.M)) == set().union(
@@ -153,7 +153,7 @@ def test_every_variable_and_output_is_described() -> None:
 @pytest.mark.parametrize(
     ("framework", "what"), [("terraform", ["--directory", MODULE]), ("dockerfile", ["--file", ROOT / "Dockerfile"])]
 )
-def test_checkov_finds_nothing_that_is_not_explained(framework: str, what: list[str | Path]) -> None:
+def test_checkov_findings_are_explained(framework: str, what: list[str | Path]) -> None:
     done = subprocess.run(
         [TOOLS / "checkov", "--framework", framework, *what, "--skip-download", "--output", "json"],
         capture_output=True,
@@ -185,7 +185,7 @@ def containers(module: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @needs_terraform
 @needs_tools
-def test_code_understands_every_setting(tested: tuple[int, list[dict[str, Any]]]) -> None:
+def test_environment_contains_valid_settings(tested: tuple[int, list[dict[str, Any]]]) -> None:
     told: set[str] = set()
     for event in tested[1]:
         values = event.get("test_state") or event.get("test_plan", {}).get("planned_values") or {}
@@ -209,7 +209,7 @@ def run_variables(run: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["render_factor", "min_score", "max_detections"])
-def test_bounds_are_those_of_the_code(name: str) -> None:
+def test_bounds_are_those_of_the_settings(name: str) -> None:
     for run in ("accepts_the_least", "accepts_the_most"):
         Settings.from_environment({PREFIX + name.upper(): run_variables(run)[name]})
     for run in ("refuses_too_little", "refuses_too_much"):
@@ -218,7 +218,7 @@ def test_bounds_are_those_of_the_code(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), [("fit", choices(Fit)), ("output_formats", choices(Format))])
-def test_words_are_those_of_the_code(name: str, words: tuple[str, ...]) -> None:
+def test_choices_are_those_of_the_settings(name: str, words: tuple[str, ...]) -> None:
     text = (MODULE / "variables.tf").read_text()
     found = re.search(rf'variable "{name}" \{{.*?condition[^\n]*?(\["[^\n]*?\])', text, re.S)
     assert found
@@ -249,7 +249,7 @@ def change(path: Path, old: str, new: str) -> None:
         ("iam.tf", '"google_service_account" "push"', '"google_servce_account" "push"', "Invalid resource type"),
     ],
 )
-def test_schema_check_finds(terraform: Terraform, module: Path, file: str, old: str, new: str, message: str) -> None:
+def test_validation_finds_errors(terraform: Terraform, module: Path, file: str, old: str, new: str, message: str) -> None:
     change(module / file, old, new)
     done = terraform(module, "validate", "-no-color")
     assert done.returncode != 0
@@ -282,10 +282,10 @@ def test_missing_grant_is_found(terraform: Terraform, module: Path, grant: str) 
             "iam.tf",
             "roles/storage.objectViewer",
             "roles/storage.objectAdmin",
-            "Photos are read, not written.",
+            "can read photos but not write them.",
         ),
-        ("grants", "iam.tf", "roles/storage.objectCreator", "roles/storage.objectUser", "Results are created, never"),
-        ("grants", "iam.tf", "roles/pubsub.subscriber", "roles/pubsub.viewer", "take what it cannot deliver"),
+        ("grants", "iam.tf", "roles/storage.objectCreator", "roles/storage.objectUser", "can create results but not overwrite"),
+        ("grants", "iam.tf", "roles/pubsub.subscriber", "roles/pubsub.viewer", "remove undeliverable messages"),
         (
             "grants",
             "iam.tf",
@@ -293,8 +293,8 @@ def test_missing_grant_is_found(terraform: Terraform, module: Path, grant: str) 
             '= "serviceAccount:x"',
             "Pub/Sub may publish dead letters.",
         ),
-        ("events", "events.tf", "= var.ack_deadline_seconds", "= 10", "The deadline is no shorter"),
-        ("events", "events.tf", "google_pubsub_topic.dead.id", "google_pubsub_topic.photos.id", "is a dead letter"),
+        ("events", "events.tf", "= var.ack_deadline_seconds", "= 10", "deadline is not shorter"),
+        ("events", "events.tf", "google_pubsub_topic.dead.id", "google_pubsub_topic.photos.id", "becomes a dead letter"),
         ("events", "variables.tf", "default     = 512\n", "default     = 256\n", "must be at least 512 on the second"),
         (
             "events",
@@ -306,7 +306,7 @@ def test_missing_grant_is_found(terraform: Terraform, module: Path, grant: str) 
         ("events", "storage.tf", "${var.name}-output", "${var.name}-input", "output_bucket must not be the input"),
     ],
 )
-def test_own_tests_find(
+def test_terraforms_own_tests_find_errors(
     terraform: Terraform, module: Path, test: str, file: str, old: str, new: str, message: str
 ) -> None:
     change(module / file, old, new)
@@ -325,7 +325,7 @@ def test_own_tests_find(
         (["input_bucket=photos", "output_bucket=photos"], "output_bucket must not be the input bucket"),
     ],
 )
-def test_refusal_says_what_would_do(
+def test_refusals_say_what_is_valid(
     terraform: Terraform, initialised: Path, variables: list[str], message: str
 ) -> None:
     arguments = [f"-var={variable}" for variable in variables]
@@ -337,7 +337,7 @@ def test_refusal_says_what_would_do(
 @needs_terraform
 @needs_tools
 @pytest.mark.slow
-def test_every_rule_has_a_refusal(terraform: Terraform, module: Path) -> None:
+def test_every_validation_rule_is_tested(terraform: Terraform, module: Path) -> None:
     """terraform/tests/variables.tftest.hcl fails if any single `validation` block is removed."""
     path = module / "variables.tf"
     whole = path.read_text()

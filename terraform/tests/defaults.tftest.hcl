@@ -1,4 +1,4 @@
-# What a project id and an image alone make.
+# The resources that a project id and an image create, with the defaults of all other variables.
 
 mock_provider "google-beta" {
   mock_resource "google_project_service_identity" {
@@ -35,7 +35,7 @@ run "services" {
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].containers[0].resources[0].cpu_idle && service.template[0].containers[0].resources[0].startup_cpu_boost])
-    error_message = "CPU is paid for during requests only, and boosted at start."
+    error_message = "CPU is billed during requests only, with a startup boost."
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].execution_environment == "EXECUTION_ENVIRONMENT_GEN2"])
@@ -43,23 +43,23 @@ run "services" {
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].scaling[0].min_instance_count == 0 && service.template[0].scaling[0].max_instance_count == 10])
-    error_message = "Nothing runs, and nothing is paid for, without requests; ten instances are the most."
+    error_message = "There are 0 to 10 instances."
   }
   assert {
     condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].max_instance_request_concurrency } == { http = 4, events = 2 }
-    error_message = "An instance is given four requests at once, or two photos of the bucket."
+    error_message = "An instance handles 4 requests, or 2 photos of the bucket, at the same time."
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].timeout == "60s"])
-    error_message = "A request takes a minute at most."
+    error_message = "The timeout of a request is 60 s."
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].containers[0].startup_probe[0].http_get[0].path == "/ready" && service.template[0].containers[0].liveness_probe[0].http_get[0].path == "/health"])
-    error_message = "Startup waits for the model, liveness for the process; both over HTTP."
+    error_message = "The startup probe is GET /ready, the liveness probe GET /health."
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].containers[0].startup_probe[0].period_seconds * service.template[0].containers[0].startup_probe[0].failure_threshold <= 240])
-    error_message = "Cloud Run allows 240 s for a start."
+    error_message = "The startup probe fails after 240 s, Cloud Run's maximum."
   }
   assert {
     condition = {
@@ -87,29 +87,29 @@ run "services" {
         THREADS                  = "6"
       }
     }
-    error_message = "The code is told its target, its size and its buckets; everything else is its own default."
+    error_message = "Only the function target, the size and the buckets are set in the environment."
   }
   assert {
     condition     = google_cloud_run_v2_service.segment["http"].ingress == "INGRESS_TRAFFIC_ALL" && google_cloud_run_v2_service.segment["events"].ingress == "INGRESS_TRAFFIC_INTERNAL_ONLY"
-    error_message = "The HTTP service can be reached, the events service from inside only."
+    error_message = "The ingress of the HTTP service is all, of the events service internal."
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : length(service.template[0].volumes) == 0 && length(service.template[0].containers[0].volume_mounts) == 0])
-    error_message = "The model is in the image; nothing is mounted."
+    error_message = "No bucket with models is mounted."
   }
 }
 
 run "private" {
   assert {
     condition     = length(google_cloud_run_v2_service_iam_member.callers) == 0
-    error_message = "Nobody may call the HTTP service until named."
+    error_message = "The HTTP service has no invokers."
   }
 }
 
 run "job" {
   assert {
     condition     = google_cloud_run_v2_job.backfill.name == "segment-backfill" && google_cloud_run_v2_job.backfill.template[0].task_count == 4 && google_cloud_run_v2_job.backfill.template[0].parallelism == 4
-    error_message = "Four tasks share the bucket."
+    error_message = "The job has 4 parallel tasks."
   }
   assert {
     condition     = google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].command == tolist(["python"]) && google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].args == tolist(["-m", "segment", "backfill", "gs://my-project-segment-input/"])
@@ -117,7 +117,7 @@ run "job" {
   }
   assert {
     condition     = google_cloud_run_v2_job.backfill.template[0].template[0].timeout == "86400s" && google_cloud_run_v2_job.backfill.template[0].template[0].max_retries == 3
-    error_message = "A task may run a day and is tried four times."
+    error_message = "A task may run for a day, and is retried 3 times."
   }
   assert {
     condition = { for env in google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].env : env.name => env.value } == {
@@ -136,30 +136,30 @@ run "job" {
 run "storage" {
   assert {
     condition     = google_storage_bucket.input[0].name == "my-project-segment-input" && google_storage_bucket.output[0].name == "my-project-segment-output"
-    error_message = "Bucket names come from the project's id, which is unique, and the deployment's name."
+    error_message = "Bucket names consist of the project's id, which is unique, and the deployment's name."
   }
   assert {
     condition     = alltrue([for bucket in [google_storage_bucket.input[0], google_storage_bucket.output[0]] : bucket.uniform_bucket_level_access && bucket.public_access_prevention == "enforced" && !bucket.force_destroy])
-    error_message = "Buckets have uniform access, cannot be made public and are not destroyed with photos in them."
+    error_message = "Buckets have uniform access, prevent public access, and are not destroyed with their contents."
   }
   assert {
     condition     = alltrue([for bucket in [google_storage_bucket.input[0], google_storage_bucket.output[0]] : length(bucket.lifecycle_rule) == 1 && one(bucket.lifecycle_rule[0].action).type == "AbortIncompleteMultipartUpload"])
-    error_message = "Only what was never finished is deleted by itself."
+    error_message = "Only incomplete uploads are deleted automatically."
   }
   assert {
     condition     = google_storage_bucket.output[0].soft_delete_policy[0].retention_duration_seconds == 0
-    error_message = "Deleted results are not paid for."
+    error_message = "Soft delete is disabled for results."
   }
   assert {
     condition     = google_artifact_registry_repository.images[0].format == "DOCKER" && google_artifact_registry_repository.images[0].cleanup_policies != null && !google_artifact_registry_repository.images[0].cleanup_policy_dry_run
-    error_message = "The repository keeps the last images only."
+    error_message = "The repository keeps the latest images."
   }
 }
 
 run "monitoring" {
   assert {
     condition     = [for policies in [google_monitoring_alert_policy.memory_kills, google_monitoring_alert_policy.dead_letters, google_monitoring_alert_policy.oldest_photo, google_monitoring_alert_policy.backfill] : length(policies)] == [1, 1, 1, 1]
-    error_message = "All four alerts are on."
+    error_message = "There are four alert policies."
   }
   assert {
     condition     = strcontains(google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].filter, "subscription_id=\"segment-photos\"") && google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].threshold_value == 3600
@@ -175,21 +175,21 @@ run "monitoring" {
   }
   assert {
     condition     = [for condition in google_monitoring_alert_policy.memory_kills[0].conditions : strcontains(condition.condition_prometheus_query_language[0].query, ":user_segment_memory_kills{")] == [true, true]
-    error_message = "The alert reads that metric, for services and for jobs."
+    error_message = "The alert policy uses that metric for services and jobs."
   }
   assert {
     condition     = strcontains(google_monitoring_alert_policy.dead_letters[0].conditions[0].condition_threshold[0].filter, "subscription_id=\"segment-dead\"")
-    error_message = "The alert watches the dead letters' subscription."
+    error_message = "The alert policy uses the dead letters' subscription."
   }
   assert {
     condition     = length(google_billing_budget.month) == 0 && length(google_monitoring_notification_channel.email) == 0
-    error_message = "No budget and no mail unless asked for."
+    error_message = "There is no budget and no notification channel."
   }
 }
 
 run "apis" {
   assert {
     condition     = length(google_project_service.used) == 8 && alltrue([for api in google_project_service.used : !api.disable_on_destroy])
-    error_message = "The APIs in use are switched on, and stay on."
+    error_message = "The required APIs are enabled, and stay enabled."
   }
 }

@@ -1,4 +1,4 @@
-# The way of an event, from the bucket to the service or to the dead letters.
+# The delivery of an event, from the bucket to the service or to the dead letters.
 
 mock_provider "google-beta" {
   mock_resource "google_project_service_identity" {
@@ -27,42 +27,42 @@ run "delivery" {
   }
   assert {
     condition     = google_storage_notification.photos.payload_format == "JSON_API_V1" && google_storage_notification.photos.event_types == toset(["OBJECT_FINALIZE"])
-    error_message = "New objects only, with the object's resource as payload."
+    error_message = "Only new objects are notified, with the object resource as payload."
   }
   assert {
     condition     = google_pubsub_subscription.photos.topic == google_pubsub_topic.photos.id && google_pubsub_subscription.photos.push_config[0].push_endpoint == google_cloud_run_v2_service.segment["events"].uri
-    error_message = "The topic is pushed to the events service."
+    error_message = "The subscription pushes to the events service."
   }
   assert {
     condition     = google_pubsub_subscription.photos.push_config[0].oidc_token[0].service_account_email == google_service_account.push.email && google_pubsub_subscription.photos.push_config[0].oidc_token[0].audience == google_cloud_run_v2_service.segment["events"].uri
-    error_message = "The push signs as the push account, for the service's address."
+    error_message = "Push requests are authenticated as the push account, for the service's address."
   }
   assert {
     condition     = google_pubsub_subscription.photos.ack_deadline_seconds >= tonumber(trimsuffix(google_cloud_run_v2_service.segment["events"].template[0].timeout, "s"))
-    error_message = "The deadline is no shorter than the service's timeout."
+    error_message = "The acknowledgement deadline is not shorter than the service's timeout."
   }
   assert {
     condition     = google_pubsub_subscription.photos.ack_deadline_seconds == 120 && google_pubsub_subscription.photos.expiration_policy[0].ttl == ""
-    error_message = "Two minutes for a photo; the subscription never expires."
+    error_message = "The acknowledgement deadline is 120 s, and the subscription never expires."
   }
   assert {
     condition     = google_pubsub_subscription.photos.retry_policy[0].minimum_backoff == "10s" && google_pubsub_subscription.photos.retry_policy[0].maximum_backoff == "600s"
-    error_message = "What fails is tried again ever more slowly."
+    error_message = "Failed events are retried with exponential backoff."
   }
   assert {
     condition     = google_pubsub_subscription.photos.dead_letter_policy[0].dead_letter_topic == google_pubsub_topic.dead.id && google_pubsub_subscription.photos.dead_letter_policy[0].max_delivery_attempts == 100
-    error_message = "After a hundred deliveries an event is a dead letter."
+    error_message = "After 100 deliveries, an event becomes a dead letter."
   }
   assert {
     condition     = google_pubsub_subscription.dead.topic == google_pubsub_topic.dead.id && google_pubsub_subscription.dead.message_retention_duration == "1209600s" && google_pubsub_subscription.dead.expiration_policy[0].ttl == ""
-    error_message = "Dead letters wait two weeks in a subscription of their own."
+    error_message = "Dead letters are kept for 14 days in a separate subscription."
   }
   assert {
     condition     = length(google_pubsub_subscription.dead.push_config) == 0 && length(google_pubsub_subscription.dead.dead_letter_policy) == 0
-    error_message = "Dead letters are pulled when that is asked for, and kept when they fail again."
+    error_message = "The subscription of dead letters has no push endpoint, and keeps letters that fail again."
   }
   assert {
     condition     = google_pubsub_subscription_iam_member.redrive_takes_off.subscription == google_pubsub_subscription.dead.name && google_pubsub_subscription_iam_member.redrive_takes_off.member == google_service_account.bucket.member && google_pubsub_subscription_iam_member.redrive_takes_off.role == "roles/pubsub.subscriber"
-    error_message = "The backfill job may take dead letters off their subscription."
+    error_message = "The account of the backfill job is a subscriber of the dead letters' subscription."
   }
 }

@@ -1,4 +1,4 @@
-# Who runs as whom, and who is allowed what. Every grant is asserted here: a missing one would show only when a photo is lost.
+# Service accounts and their permissions. Every grant is asserted here, as a missing one would only be noticed when a photo is lost.
 
 mock_provider "google-beta" {
   mock_resource "google_project_service_identity" {
@@ -26,27 +26,27 @@ variables {
 run "accounts_and_grants" {
   assert {
     condition     = google_cloud_run_v2_service.segment["http"].template[0].service_account == google_service_account.http.email
-    error_message = "The HTTP service runs as an account that may do nothing."
+    error_message = "The HTTP service runs as an account without permissions."
   }
   assert {
     condition     = google_cloud_run_v2_service.segment["events"].template[0].service_account == google_service_account.bucket.email && google_cloud_run_v2_job.backfill.template[0].template[0].service_account == google_service_account.bucket.email
-    error_message = "The events service and the job run as the account that may use the buckets."
+    error_message = "The events service and the job run as the account with access to the buckets."
   }
   assert {
     condition     = [google_service_account.http.account_id, google_service_account.bucket.account_id, google_service_account.push.account_id] == ["segment-http", "segment-bucket", "segment-push"]
-    error_message = "Accounts carry the deployment's name."
+    error_message = "The names of accounts start with the deployment's name."
   }
   assert {
     condition     = google_storage_bucket_iam_member.reads_photos.role == "roles/storage.objectViewer" && google_storage_bucket_iam_member.reads_photos.bucket == google_storage_bucket.input[0].name && google_storage_bucket_iam_member.reads_photos.member == google_service_account.bucket.member
-    error_message = "Photos are read, not written."
+    error_message = "The account can read photos but not write them."
   }
   assert {
     condition     = google_storage_bucket_iam_member.creates_results.role == "roles/storage.objectCreator" && google_storage_bucket_iam_member.creates_results.bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.creates_results.member == google_service_account.bucket.member
-    error_message = "Results are created, never overwritten or deleted."
+    error_message = "The account can create results but not overwrite or delete them."
   }
   assert {
     condition     = google_storage_bucket_iam_member.reads_results.role == "roles/storage.objectViewer" && google_storage_bucket_iam_member.reads_results.bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.reads_results.member == google_service_account.bucket.member
-    error_message = "Results that exist are seen."
+    error_message = "The account can list results."
   }
   assert {
     condition     = google_pubsub_topic_iam_member.storage_publishes.role == "roles/pubsub.publisher" && google_pubsub_topic_iam_member.storage_publishes.topic == google_pubsub_topic.photos.name && google_pubsub_topic_iam_member.storage_publishes.member == "serviceAccount:service-123456789012@gs-project-accounts.iam.gserviceaccount.com"
@@ -58,11 +58,11 @@ run "accounts_and_grants" {
   }
   assert {
     condition     = google_service_account_iam_member.pubsub_signs_as_push.role == "roles/iam.serviceAccountTokenCreator" && google_service_account_iam_member.pubsub_signs_as_push.service_account_id == google_service_account.push.name && google_service_account_iam_member.pubsub_signs_as_push.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
-    error_message = "Pub/Sub may sign as the push account."
+    error_message = "Pub/Sub may create tokens of the push account."
   }
   assert {
     condition     = google_pubsub_subscription_iam_member.pubsub_takes_off.role == "roles/pubsub.subscriber" && google_pubsub_subscription_iam_member.pubsub_takes_off.subscription == google_pubsub_subscription.photos.name && google_pubsub_subscription_iam_member.pubsub_takes_off.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
-    error_message = "Pub/Sub may take what it cannot deliver off the subscription."
+    error_message = "Pub/Sub may remove undeliverable messages from the subscription."
   }
   assert {
     condition     = google_pubsub_topic_iam_member.pubsub_publishes_dead.role == "roles/pubsub.publisher" && google_pubsub_topic_iam_member.pubsub_publishes_dead.topic == google_pubsub_topic.dead.name && google_pubsub_topic_iam_member.pubsub_publishes_dead.member == "serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
@@ -70,11 +70,11 @@ run "accounts_and_grants" {
   }
   assert {
     condition     = google_pubsub_subscription_iam_member.redrive_takes_off.role == "roles/pubsub.subscriber" && google_pubsub_subscription_iam_member.redrive_takes_off.subscription == google_pubsub_subscription.dead.name && google_pubsub_subscription_iam_member.redrive_takes_off.member == google_service_account.bucket.member
-    error_message = "The backfill job may take dead letters off their subscription."
+    error_message = "The account of the backfill job is a subscriber of the dead letters' subscription."
   }
   assert {
     condition     = google_cloud_run_v2_service_iam_member.callers["allUsers"].role == "roles/run.invoker" && google_cloud_run_v2_service_iam_member.callers["allUsers"].name == "segment"
-    error_message = "Callers may call the HTTP service."
+    error_message = "Invokers may call the HTTP service."
   }
   assert {
     condition     = { for key, grant in google_storage_bucket_iam_member.model : key => [grant.bucket, grant.role, grant.member] } == { http = ["models", "roles/storage.objectViewer", google_service_account.http.member], bucket = ["models", "roles/storage.objectViewer", google_service_account.bucket.member] }
@@ -82,7 +82,7 @@ run "accounts_and_grants" {
   }
   assert {
     condition     = length(google_storage_bucket_iam_member.replaces_dataset) == 0
-    error_message = "Without a dataset, nothing may be replaced."
+    error_message = "Without a dataset, the account cannot replace objects."
   }
 }
 
@@ -94,11 +94,11 @@ run "dataset" {
 
   assert {
     condition     = google_storage_bucket_iam_member.replaces_dataset[0].role == "roles/storage.objectUser" && google_storage_bucket_iam_member.replaces_dataset[0].bucket == google_storage_bucket.output[0].name && google_storage_bucket_iam_member.replaces_dataset[0].member == google_service_account.bucket.member
-    error_message = "The dataset may be replaced."
+    error_message = "The account can replace the dataset."
   }
   assert {
     condition     = google_storage_bucket_iam_member.replaces_dataset[0].condition[0].expression == join(" || ", [for name in ["instances.json", "instances.parquet/", "errors.csv", "_segment/dataset/"] : "resource.name.startsWith(\"projects/_/buckets/my-project-segment-output/objects/out/${name}\")"])
-    error_message = "Results of photos may not be replaced."
+    error_message = "The account cannot replace results of photos."
   }
   assert {
     condition     = google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].args == tolist(["-m", "segment", "backfill", "gs://my-project-segment-input/", "--dataset", "coco,parquet"])

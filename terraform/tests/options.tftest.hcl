@@ -1,4 +1,4 @@
-# What is not the default: each option arrives where it belongs.
+# Values other than the defaults: each is applied to the right resources.
 
 mock_provider "google-beta" {
   mock_resource "google_project_service_identity" {
@@ -25,7 +25,7 @@ run "public" {
   variables { public = true }
   assert {
     condition     = [for caller in google_cloud_run_v2_service_iam_member.callers : [caller.name, caller.role, caller.member]] == [["segment", "roles/run.invoker", "allUsers"]]
-    error_message = "public opens the HTTP service to everyone, and nothing else."
+    error_message = "public allows everyone to call the HTTP service only."
   }
 }
 
@@ -102,7 +102,7 @@ run "settings" {
         THREADS                  = "7"
       }
     }
-    error_message = "Both services get the common settings and each its own."
+    error_message = "Both services have the common settings, and each its own."
   }
   assert {
     condition     = google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].threshold_value == 600
@@ -110,23 +110,23 @@ run "settings" {
   }
   assert {
     condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].scaling[0].max_instance_count } == { http = 3, events = 4 }
-    error_message = "Each service has its own bound."
+    error_message = "Each service has its own maximum number of instances."
   }
   assert {
     condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.template[0].scaling[0].min_instance_count } == { http = 2, events = 0 }
-    error_message = "Only the HTTP service is kept warm."
+    error_message = "Only the HTTP service has minimum instances."
   }
   assert {
     condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.ingress } == { http = "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER", events = "INGRESS_TRAFFIC_INTERNAL_ONLY" }
-    error_message = "ingress is the HTTP service's."
+    error_message = "ingress applies to the HTTP service."
   }
   assert {
     condition     = google_storage_notification.photos.object_name_prefix == "photos/" && google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].args[3] == "gs://my-project-segment-input/photos/"
-    error_message = "Events and the backfill begin at the prefix."
+    error_message = "The prefix applies to events and to the backfill job."
   }
   assert {
     condition     = google_storage_bucket.input[0].labels == tomap({ team = "vision" }) && google_pubsub_topic.photos.labels == tomap({ team = "vision" })
-    error_message = "Labels are put on what carries them."
+    error_message = "All resources that support labels have them."
   }
 }
 
@@ -137,11 +137,11 @@ run "mounted_model" {
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].volumes[0].gcs[0].bucket == "models" && service.template[0].volumes[0].gcs[0].read_only && service.template[0].containers[0].volume_mounts[0].mount_path == "/models"])
-    error_message = "The bucket is mounted, read only, in both services."
+    error_message = "The bucket is mounted read-only in both services."
   }
   assert {
     condition     = google_cloud_run_v2_job.backfill.template[0].template[0].volumes[0].gcs[0].bucket == "models" && google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].volume_mounts[0].mount_path == "/models"
-    error_message = "And in the job."
+    error_message = "The bucket is mounted read-only in the job."
   }
 }
 
@@ -154,11 +154,11 @@ run "first_generation" {
   }
   assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].execution_environment == "EXECUTION_ENVIRONMENT_GEN1" && service.template[0].containers[0].resources[0].limits == tomap({ cpu = "0.5", memory = "256Mi" })])
-    error_message = "The services get less than the second generation would allow."
+    error_message = "The services have less memory than the second generation allows."
   }
   assert {
     condition     = { for env in google_cloud_run_v2_job.backfill.template[0].template[0].containers[0].env : env.name => env.value if contains(["SEGMENT_MEMORY", "SEGMENT_THREADS"], env.name) } == { SEGMENT_MEMORY = "512Mi", SEGMENT_THREADS = "1" }
-    error_message = "The job, always second generation, is told what it really has."
+    error_message = "The job, which always uses the second generation, has that generation's minimum memory as its setting."
   }
 }
 
@@ -175,19 +175,19 @@ run "existing_buckets" {
   }
   assert {
     condition     = length(google_storage_bucket.input) + length(google_storage_bucket.output) + length(google_artifact_registry_repository.images) + length(google_project_service.used) + length(google_monitoring_alert_policy.memory_kills) + length(google_monitoring_alert_policy.dead_letters) + length(google_monitoring_alert_policy.oldest_photo) + length(google_monitoring_alert_policy.backfill) == 0
-    error_message = "Nothing is made that is there already or not wanted."
+    error_message = "Existing buckets and the repository are not created."
   }
   assert {
     condition     = [google_storage_notification.photos.bucket, google_storage_bucket_iam_member.reads_photos.bucket, google_storage_bucket_iam_member.creates_results.bucket, google_storage_bucket_iam_member.reads_results.bucket] == ["photos", "photos", "results", "results"]
-    error_message = "The existing buckets are watched, read and written."
+    error_message = "The existing buckets are used for notifications, reading and writing."
   }
   assert {
     condition     = data.google_storage_project_service_account.input.project == "photos-project"
-    error_message = "The service agent of the bucket's own project publishes its notifications."
+    error_message = "The service agent of the bucket's project may publish notifications."
   }
   assert {
     condition     = output.input_bucket == "photos" && output.output_bucket == "results" && output.repository == null
-    error_message = "Outputs name what is used."
+    error_message = "The outputs contain the existing buckets."
   }
 }
 
@@ -202,26 +202,26 @@ run "retention_and_mails" {
   }
   assert {
     condition     = [for bucket in [google_storage_bucket.input[0], google_storage_bucket.output[0]] : [one(bucket.lifecycle_rule[1].action).type, one(bucket.lifecycle_rule[1].condition).age]] == [["Delete", 30], ["Delete", 90]]
-    error_message = "Photos and results are deleted after their days."
+    error_message = "Photos and results are deleted after the given number of days."
   }
   assert {
     condition     = google_storage_bucket.input[0].force_destroy && google_storage_bucket.output[0].force_destroy && google_cloud_run_v2_job.backfill.deletion_protection
-    error_message = "Both can be set."
+    error_message = "Both retention periods can be set."
   }
   assert {
     condition     = google_monitoring_notification_channel.email["me@example.com"].labels == tomap({ email_address = "me@example.com" }) && length(google_monitoring_alert_policy.memory_kills[0].notification_channels) == 1 && length(google_monitoring_alert_policy.dead_letters[0].notification_channels) == 1
-    error_message = "Alerts are mailed."
+    error_message = "Alert policies have the mail addresses as notification channels."
   }
   assert {
     condition     = google_billing_budget.month[0].amount[0].specified_amount[0].units == "20" && google_billing_budget.month[0].budget_filter[0].projects == toset(["projects/123456789012"]) && [for rule in google_billing_budget.month[0].threshold_rules : rule.threshold_percent] == [0.5, 0.9, 1]
-    error_message = "The budget watches this project and says so at 50, 90 and 100 %."
+    error_message = "The budget covers this project, with thresholds of 50, 90 and 100 %."
   }
 }
 
 run "outputs" {
   assert {
     condition     = output.url == google_cloud_run_v2_service.segment["http"].uri && output.repository == "us-central1-docker.pkg.dev/my-project/segment" && output.services == { http = "segment", events = "segment-events" } && output.backfill_job == "segment-backfill" && output.dead_letters == "segment-dead"
-    error_message = "Outputs name what was made."
+    error_message = "The outputs contain the created resources."
   }
 }
 
@@ -229,7 +229,7 @@ run "minimal_example" {
   module { source = "./examples/minimal" }
   assert {
     condition     = output.input_bucket == "my-project-segment-input"
-    error_message = "The minimal example makes the default deployment."
+    error_message = "The minimal example creates the default deployment."
   }
 }
 

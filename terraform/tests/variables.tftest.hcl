@@ -1,6 +1,6 @@
-# Every rule of variables.tf: values on its edge that pass, then values beyond it that are refused. All failures that a run
-# expects must come, so one run can break a rule of many variables at once. A rule that compares two variables is looked at only if both are
-# good in themselves, hence the runs of their own for these.
+# Every validation rule of variables.tf: values at the limit that are valid, then values beyond it that are refused. A run must
+# produce all failures that it expects, so one run can violate the rules of many variables. A rule that compares two variables is
+# only evaluated if both are valid by themselves, so these rules have separate runs.
 
 mock_provider "google-beta" {
   mock_resource "google_project_service_identity" {
@@ -22,9 +22,9 @@ variables {
   image      = "us-central1-docker.pkg.dev/my-project/segment/segment:1.0.0"
 }
 
-# Passed.
+# Valid values.
 
-run "accepts_the_least" {
+run "accepts_minimum_values" {
   command = plan
   variables {
     project_id            = "abcdef"
@@ -74,7 +74,7 @@ run "accepts_the_least" {
   }
 }
 
-run "accepts_the_most" {
+run "accepts_maximum_values" {
   command = plan
   variables {
     project_id            = "a23456789012345678901234567890"
@@ -119,7 +119,7 @@ run "accepts_the_most" {
   }
 }
 
-# Cloud Run's table of memory against CPUs, from edge to edge.
+# Cloud Run's limits of memory by number of CPUs.
 run "accepts_512_MiB_below_half_a_cpu" {
   command = plan
   variables {
@@ -185,14 +185,14 @@ run "accepts_24_GiB_with_6_cpus" {
   }
 }
 
-run "accepts_a_render_factor_that_follows_the_memory" {
+run "accepts_render_factor_auto" {
   command = plan
   variables { render_factor = "auto" }
 }
 
-# Refused.
+# Invalid values.
 
-run "refuses_too_little" {
+run "refuses_values_below_the_minimum" {
   command = plan
   variables {
     project_id            = "abcde"
@@ -233,7 +233,7 @@ run "refuses_too_little" {
   expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.model, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.backfill_dataset, var.alert_emails, var.budget]
 }
 
-run "refuses_too_much" {
+run "refuses_values_above_the_maximum" {
   command = plan
   variables {
     project_id            = "a234567890123456789012345678901"
@@ -273,7 +273,7 @@ run "refuses_too_much" {
   expect_failures = [var.project_id, var.image, var.region, var.name, var.labels, var.keep_images, var.generation, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.invokers, var.ingress, var.cors_origins, var.render_factor, var.fit, var.min_score, var.max_detections, var.input_bucket, var.input_prefix, var.input_retention_days, var.output_prefix, var.output_formats, var.output_retention_days, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.backfill_dataset, var.alert_emails, var.budget]
 }
 
-run "refuses_fractions_and_what_lacks_its_end" {
+run "refuses_fractions_and_incomplete_values" {
   command = plan
   variables {
     keep_images           = 1.5
@@ -313,7 +313,7 @@ run "refuses_less_than_512_MiB_on_the_second_generation" {
   expect_failures = [var.memory_mib]
 }
 
-run "refuses_half_a_MiB" {
+run "refuses_a_fraction_of_a_MiB" {
   command = plan
   variables {
     memory_mib = 512.5
@@ -441,7 +441,7 @@ run "refuses_3_cpu" {
   expect_failures = [var.cpu]
 }
 
-run "refuses_part_of_a_cpu_on_the_second_generation" {
+run "refuses_less_than_1_cpu_on_the_second_generation" {
   command = plan
   variables {
     cpu         = 0.5
@@ -450,7 +450,7 @@ run "refuses_part_of_a_cpu_on_the_second_generation" {
   expect_failures = [var.cpu]
 }
 
-run "refuses_part_of_a_cpu_for_two_requests_at_once" {
+run "refuses_less_than_1_cpu_with_concurrency_2" {
   command = plan
   variables {
     cpu         = 0.5
@@ -460,7 +460,7 @@ run "refuses_part_of_a_cpu_for_two_requests_at_once" {
   expect_failures = [var.cpu]
 }
 
-run "refuses_fewer_instances_than_none" {
+run "refuses_negative_min_instances" {
   command = plan
   variables {
     min_instances = -1
@@ -468,7 +468,7 @@ run "refuses_fewer_instances_than_none" {
   expect_failures = [var.min_instances]
 }
 
-run "refuses_half_an_instance" {
+run "refuses_a_fraction_of_an_instance" {
   command = plan
   variables {
     min_instances = 0.5
@@ -476,7 +476,7 @@ run "refuses_half_an_instance" {
   expect_failures = [var.min_instances]
 }
 
-run "refuses_a_least_above_the_most" {
+run "refuses_min_instances_above_max_instances" {
   command = plan
   variables {
     min_instances = 3
@@ -485,7 +485,7 @@ run "refuses_a_least_above_the_most" {
   expect_failures = [var.min_instances]
 }
 
-run "refuses_waiting_backwards" {
+run "refuses_negative_wait_seconds" {
   command = plan
   variables {
     wait_seconds = -1
@@ -493,7 +493,7 @@ run "refuses_waiting_backwards" {
   expect_failures = [var.wait_seconds]
 }
 
-run "refuses_waiting_as_long_as_a_request_may_take" {
+run "refuses_wait_seconds_equal_to_timeout_seconds" {
   command = plan
   variables {
     wait_seconds    = 56
@@ -511,7 +511,7 @@ run "refuses_a_mounted_model_on_the_first_generation" {
   expect_failures = [var.model_bucket]
 }
 
-run "refuses_a_variable_that_is_no_setting" {
+run "refuses_an_environment_variable_without_prefix" {
   command = plan
   variables {
     environment = { PORT = "80" }
@@ -519,7 +519,7 @@ run "refuses_a_variable_that_is_no_setting" {
   expect_failures = [var.environment]
 }
 
-run "refuses_a_setting_with_a_variable_of_its_own" {
+run "refuses_a_setting_that_has_a_terraform_variable" {
   command = plan
   variables {
     environment = { SEGMENT_FIT = "square" }
@@ -527,7 +527,7 @@ run "refuses_a_setting_with_a_variable_of_its_own" {
   expect_failures = [var.environment]
 }
 
-run "refuses_a_setting_that_follows_from_a_variable" {
+run "refuses_a_setting_that_is_derived_from_a_variable" {
   command = plan
   variables {
     environment = { SEGMENT_MEMORY = "1Gi" }
@@ -535,7 +535,7 @@ run "refuses_a_setting_that_follows_from_a_variable" {
   expect_failures = [var.environment]
 }
 
-run "refuses_no_name_for_an_existing_input_bucket" {
+run "refuses_an_existing_input_bucket_without_a_name" {
   command = plan
   variables {
     create_input_bucket = false
@@ -543,7 +543,7 @@ run "refuses_no_name_for_an_existing_input_bucket" {
   expect_failures = [var.create_input_bucket]
 }
 
-run "refuses_no_name_for_an_existing_output_bucket" {
+run "refuses_an_existing_output_bucket_without_a_name" {
   command = plan
   variables {
     create_output_bucket = false
@@ -551,7 +551,7 @@ run "refuses_no_name_for_an_existing_output_bucket" {
   expect_failures = [var.create_output_bucket]
 }
 
-run "refuses_an_output_bucket_that_is_no_name" {
+run "refuses_an_invalid_name_of_the_output_bucket" {
   command = plan
   variables {
     output_bucket = "gs://results"
@@ -559,7 +559,7 @@ run "refuses_an_output_bucket_that_is_no_name" {
   expect_failures = [var.output_bucket]
 }
 
-run "refuses_one_bucket_for_both" {
+run "refuses_the_same_bucket_for_photos_and_results" {
   command = plan
   variables {
     input_bucket  = "photos"
@@ -619,7 +619,7 @@ run "refuses_an_ack_deadline_of_120_5_s" {
   expect_failures = [var.ack_deadline_seconds]
 }
 
-run "refuses_two_photos_at_once_with_less_than_a_cpu" {
+run "refuses_less_than_1_cpu_with_events_concurrency_2" {
   command = plan
   variables {
     generation         = 1
@@ -630,7 +630,7 @@ run "refuses_two_photos_at_once_with_less_than_a_cpu" {
   expect_failures = [var.cpu]
 }
 
-run "refuses_another_project_for_a_bucket_made_here" {
+run "refuses_input_project_with_a_created_bucket" {
   command = plan
   variables {
     input_project = "photos-project"
@@ -638,7 +638,7 @@ run "refuses_another_project_for_a_bucket_made_here" {
   expect_failures = [var.input_project]
 }
 
-run "refuses_only_a_dataset_without_its_formats" {
+run "refuses_backfill_dataset_only_without_formats" {
   command = plan
   variables {
     backfill_dataset_only = true
