@@ -123,7 +123,7 @@ def test_share_of_a_task_never_changes(cloud: Cloud) -> None:
     assert len(cloud.objects("results")) - 1 == 2 * len(cloud.objects("photos")) > 2 * done
 
 
-def test_photos_that_are_done_cost_listing_calls_only(cloud: Cloud) -> None:
+def test_finished_photos_only_need_listing_calls(cloud: Cloud) -> None:
     """One call per 1,000 photos and one per 1,000 results."""
     assert service().model_digest
     for n in range(1500):
@@ -136,7 +136,7 @@ def test_photos_that_are_done_cost_listing_calls_only(cloud: Cloud) -> None:
     assert len(cloud.objects("results")) == 3000
 
 
-def test_a_new_photo_costs_three_calls(cloud: Cloud) -> None:
+def test_new_photo_needs_three_calls(cloud: Cloud) -> None:
     for n in range(10):
         cloud.put("photos", f"{n}.jpg", photo(1))
     cloud.requests.clear()
@@ -144,7 +144,7 @@ def test_a_new_photo_costs_three_calls(cloud: Cloud) -> None:
     assert len(cloud.requests) == 2 + 10 * 3, "two listings; one read and two writes per photo"
 
 
-def test_killed_run_is_taken_up_again(cloud: Cloud) -> None:
+def test_killed_run_is_continued(cloud: Cloud) -> None:
     items = [cloud.put("photos", f"{n}.jpg", photo(n)) for n in range(6)]
     hold = cloud.faults.add(Fault("hold", "after", path="^/upload/", skip=5))
     words, rest = command("gs://photos", "gs://results/x", STORAGE_EMULATOR_HOST=cloud.url)
@@ -164,7 +164,7 @@ def test_killed_run_is_taken_up_again(cloud: Cloud) -> None:
     assert set(Counter(write.name for write in cloud.writes if write.bucket == "results").values()) == {1}
 
 
-def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud) -> None:
+def test_temporary_failure_sets_the_exit_code(cloud: Cloud) -> None:
     for n in range(4):
         cloud.put("photos", f"{n}.jpg", photo(n))
     cloud.put("photos", "notes.txt", b"no photo")
@@ -177,7 +177,7 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud) -> None:
     assert len(cloud.objects("results")) == 4 * 2 + 1
 
 
-def test_failed_page_of_a_listing_does_not_end_the_run(
+def test_failed_page_of_a_listing_is_retried(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(listing, "PAUSES", (0.01, 0.01))
@@ -225,7 +225,7 @@ def test_sigterm_ends_process_1(cloud: Cloud) -> None:
     assert "Stopped by SIGTERM" in output
 
 
-def test_backfill_waits_as_long_as_it_takes(cloud: Cloud) -> None:
+def test_backfill_waits_without_a_limit(cloud: Cloud) -> None:
     """Each photo takes longer than SEGMENT_WAIT_SECONDS, and there is memory for one at a time."""
     for n in range(6):
         cloud.put("photos", f"{n}.jpg", photo(n))
@@ -242,7 +242,7 @@ def test_backfill_waits_as_long_as_it_takes(cloud: Cloud) -> None:
     assert len(cloud.objects("results")) == 12
 
 
-def test_what_failed_for_good_is_not_tried_again(cloud: Cloud) -> None:
+def test_permanent_failure_is_not_retried(cloud: Cloud) -> None:
     cloud.put("photos", "notes.txt", b"no photo")
     assert run("gs://photos") == 0
     (name,) = cloud.objects("results")
@@ -297,13 +297,13 @@ def test_bucket_that_cannot_be_listed_is_explained(cloud: Cloud) -> None:
         (("gs://photos", ""), "SEGMENT_OUTPUT_BUCKET"),
     ],
 )
-def test_bad_place_is_explained(arguments: tuple[str, str], said: str) -> None:
+def test_invalid_address_is_refused(arguments: tuple[str, str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         run(*arguments)
 
 
 @pytest.mark.parametrize(("index", "count"), [("1", "1"), ("-1", "2"), ("x", "2"), ("0", "0"), ("0", "")])
-def test_task_that_cannot_be_is_refused(index: str, count: str) -> None:
+def test_invalid_task_number_is_refused(index: str, count: str) -> None:
     with pytest.raises(SettingsError, match="CLOUD_RUN_TASK_INDEX"):
         backfill.task({"CLOUD_RUN_TASK_INDEX": index, "CLOUD_RUN_TASK_COUNT": count})
 
@@ -315,7 +315,7 @@ def test_without_cloud_run_there_is_one_task() -> None:
 # Folders
 
 
-def test_folder_to_folder_is_the_same(photos: Path, tmp_path: Path) -> None:
+def test_folders_give_the_same_results_as_buckets(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos, out) == 0
     found = written(out)
@@ -347,7 +347,7 @@ def test_changed_photo_is_another_generation(photos: Path, tmp_path: Path) -> No
     ]
 
 
-def test_half_a_result_is_completed(photos: Path, tmp_path: Path) -> None:
+def test_incomplete_results_are_completed(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos, out) == 0
     before = written(out)

@@ -270,7 +270,7 @@ def test_results_of_another_model_are_not_mixed_in(
     assert len(json.loads(found["instances.json"])["images"]) == 2
 
 
-def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_without_photos_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     assert run(tmp_path / "photos", tmp_path / "out", "-d", "coco") == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -282,7 +282,7 @@ def test_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 # Failures
 
 
-def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
+def test_temporary_failure_sets_the_exit_code(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     from devtools.gcs import Fault
 
     cloud.faults.add(Fault(503, path="photos/o/b.jpg"))
@@ -295,7 +295,7 @@ def test_failure_that_may_pass_is_told_by_the_exit_code(cloud: Cloud, capsys: py
 
 
 @pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
-def test_what_no_worker_can_do_ends_the_run_in_a_sentence(
+def test_error_of_all_workers_ends_the_run_with_one_sentence(
     photos: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEGMENT_MEMORY", "64Mi")

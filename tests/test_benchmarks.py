@@ -31,7 +31,7 @@ from segment.model import EMBEDDED
 from training.shapes import scene
 
 
-def test_the_services_environment_is_the_dockerfiles() -> None:
+def test_measured_environment_is_that_of_the_dockerfile() -> None:
     environment = serving.environment()
     assert environment["FUNCTION_TARGET"] == "segment_http"
     assert {name for name in environment if name.startswith("MALLOC_")}
@@ -87,7 +87,7 @@ def test_a_group_is_gone_afterwards() -> None:
     assert not group.path.exists()
 
 
-def test_average_precision_of_the_truth_itself_is_100() -> None:
+def test_average_precision_of_the_ground_truth_is_100() -> None:
     truth = accuracy.Truth()
     for seed in range(4):
         truth.add(seed, *scene(seed)[1:])
@@ -97,7 +97,7 @@ def test_average_precision_of_the_truth_itself_is_100() -> None:
         assert truth.evaluate(perfect, kind)["all"] == pytest.approx(100, abs=0.1)
 
 
-def test_a_boundary_is_what_lies_within_2_percent_of_the_diagonal() -> None:
+def test_boundary_is_2_percent_of_the_diagonal_wide() -> None:
     mask = np.zeros((300, 400), np.uint8)  # its diagonal is 500 pixels
     mask[100:200, :120] = 1
     found = masks.decode(accuracy.boundary(masks.encode(np.asfortranarray(mask))))
@@ -198,7 +198,7 @@ def test_memory_of_a_folder_is_that_of_a_process(capsys: pytest.CaptureFixture[s
     assert 40 < before <= largest < 400
 
 
-def test_what_detail_costs_is_the_worst_loss_on_large_shapes() -> None:
+def test_cost_of_detail_is_the_largest_loss_on_large_shapes() -> None:
     """Losses are computed per model, from large scenes only."""
 
     def row(model: str, scenes: str, detail: int, box: float, mask: float) -> detail_costs.Row:

@@ -166,7 +166,7 @@ def test_result_equals_the_http_response(cloud: Cloud, handler: Server) -> None:
         assert answer(jpeg, "png") == results(cloud, jpeg)["overlay.png"].content
 
 
-def test_every_format_has_the_name_that_is_looked_for() -> None:
+def test_every_format_has_its_file_name() -> None:
     result = service().segment(photo(1), Options.defaults(service().settings), tuple(FORMATS))
     assert [file.name for file in result.files] == [info.file_name for info in FORMATS.values()]
 
@@ -184,7 +184,7 @@ def test_second_delivery_reads_and_writes_nothing(cloud: Cloud, handler: Server)
 
 
 @pytest.mark.parametrize("lost", ["overlay.png", "detections.json"])
-def test_half_a_result_is_completed(cloud: Cloud, handler: Server, lost: str) -> None:
+def test_incomplete_results_are_completed(cloud: Cloud, handler: Server, lost: str) -> None:
     item = cloud.put("photos", f"without {lost}.jpg", photo(5))
     assert eventarc(handler.url, item).ok
     before = results(cloud, item)
@@ -204,7 +204,7 @@ def test_four_deliveries_at_once_do_the_work_once(cloud: Cloud, handler: Server)
     assert_complete(cloud, item)
 
 
-def test_overwritten_object_is_left_to_the_event_of_the_new_generation(cloud: Cloud, handler: Server) -> None:
+def test_overwritten_object_is_ignored(cloud: Cloud, handler: Server) -> None:
     old = cloud.put("photos", "overwritten.jpg", photo(6))
     new = cloud.put("photos", "overwritten.jpg", photo(7))
     assert eventarc(handler.url, new).ok
@@ -222,7 +222,7 @@ def test_deleted_object_is_no_error(cloud: Cloud, handler: Server) -> None:
     assert not results(cloud, item)
 
 
-def test_storm_of_deliveries_gives_each_object_one_result(cloud: Cloud, handler: Server) -> None:
+def test_concurrent_deliveries_give_each_object_one_result(cloud: Cloud, handler: Server) -> None:
     """200 deliveries of 50 objects, shuffled, four at a time; one storage request in five fails."""
     dice = random.Random(5)
     items = [cloud.put("photos", f"storm/{n}.jpg", photo(100 + n)) for n in range(50)]
@@ -279,7 +279,7 @@ def test_many_at_once_keep_to_the_memory_limit(cloud: Cloud) -> None:
 # Killed workers
 
 
-def test_after_a_kill_at_any_point_the_next_delivery_completes(cloud: Cloud, tmp_path: Path) -> None:
+def test_delivery_after_a_kill_at_any_point_completes_the_results(cloud: Cloud, tmp_path: Path) -> None:
     """The worker is killed during and after each storage request of a delivery, and while the pipeline runs."""
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         pytest.skip("needs /proc/PID/task/PID/children to find the worker")
@@ -377,13 +377,13 @@ def test_error_says_what_was_wrong(cloud: Cloud, handler: Server) -> None:
     assert sum(write.name.startswith("notes.txt/") for write in cloud.writes) == 1
 
 
-def test_name_without_room_for_results_is_acknowledged(cloud: Cloud, handler: Server) -> None:
+def test_event_of_a_name_too_long_for_results_is_acknowledged(cloud: Cloud, handler: Server) -> None:
     item = cloud.put("photos", "n" * 1020, photo(1))
     assert eventarc(handler.url, item).ok
     assert last_entry(handler)["severity"] == "ERROR"
 
 
-def test_name_with_room_for_an_error_only_gets_one(cloud: Cloud, handler: Server) -> None:
+def test_name_too_long_for_results_gets_an_error(cloud: Cloud, handler: Server) -> None:
     item = cloud.put("photos", "n" * 994, photo(1))
     assert eventarc(handler.url, item).ok
     assert error(cloud, item)["title"] == "Name too long"
@@ -408,7 +408,7 @@ def test_object_that_may_not_be_read_gets_an_error(cloud: Cloud, handler: Server
 
 
 @pytest.mark.parametrize("path", ["^/storage/v1/b/results/o\\?", "^/upload/"])
-def test_results_that_may_not_be_written_are_an_error_at_once(cloud: Cloud, handler: Server, path: str) -> None:
+def test_denied_writes_are_logged_as_an_error(cloud: Cloud, handler: Server, path: str) -> None:
     item = cloud.put("photos", f"no entry {len(path)}.jpg", photo(11))
     cloud.faults.add(Fault(403, path=path))
     assert eventarc(handler.url, item).ok
@@ -426,7 +426,7 @@ def test_missing_buckets_are_logged_at_once(cloud: Cloud, handler: Server) -> No
         assert last_entry(lost)["severity"] == "ERROR"
 
 
-def test_worst_files_end_as_errors_and_are_acknowledged(cloud: Cloud, handler: Server) -> None:
+def test_hostile_files_get_an_error_and_are_acknowledged(cloud: Cloud, handler: Server) -> None:
     items = [cloud.put("photos", f"worst/{name}", content) for name, content in worst.files()]
     with ThreadPoolExecutor(4) as four:
         assert all(answer.ok for answer in four.map(pubsub, [handler.url] * len(items), items))
@@ -510,7 +510,7 @@ def test_delivery_keeps_to_its_time_limit(cloud: Cloud, path: str) -> None:
         cloud.faults.clear()
 
 
-def test_spurious_precondition_failure_loses_nothing(cloud: Cloud, handler: Server) -> None:
+def test_spurious_precondition_failure_is_retried(cloud: Cloud, handler: Server) -> None:
     item = cloud.put("photos", "412.jpg", photo(10))
     cloud.faults.add(Fault(412, path="^/upload/", times=1))
     assert eventarc(handler.url, item).status_code == 503
@@ -584,7 +584,7 @@ def _message(data: Any, attributes: Any) -> dict[str, Any]:
         b"[" * 100_000,
     ],
 )
-def test_request_that_is_no_event_is_acknowledged_with_an_error(handler: Server, body: bytes) -> None:
+def test_request_without_an_event_is_logged_and_acknowledged(handler: Server, body: bytes) -> None:
     answer = requests.post(handler.url, body, headers={"Content-Type": "application/json"}, timeout=10)
     assert answer.ok
     assert last_entry(handler)["severity"] == "ERROR"
@@ -606,19 +606,19 @@ def test_request_that_is_no_event_is_acknowledged_with_an_error(handler: Server,
         _RESOURCE | {"size": "big"},
     ],
 )
-def test_event_that_names_no_object_is_acknowledged_with_an_error(handler: Server, data: Any) -> None:
+def test_event_without_an_object_is_logged_and_acknowledged(handler: Server, data: Any) -> None:
     assert post_event(handler.url, data, "objects/a.jpg").ok
     assert last_entry(handler)["severity"] == "ERROR"
 
 
 @pytest.mark.parametrize("kind", ["deleted", "archived", "metadataUpdated"])
-def test_event_about_something_else_is_acknowledged(handler: Server, kind: str) -> None:
+def test_other_types_of_events_are_acknowledged(handler: Server, kind: str) -> None:
     assert post_event(handler.url, _RESOURCE, "objects/a.jpg", kind).ok
     assert last_entry(handler)["severity"] == "INFO"
 
 
 @pytest.mark.parametrize("kind", ["OBJECT_DELETE", "OBJECT_METADATA_UPDATE", "OBJECT_ARCHIVE"])
-def test_message_about_something_else_is_acknowledged(cloud: Cloud, handler: Server, kind: str) -> None:
+def test_other_types_of_messages_are_acknowledged(cloud: Cloud, handler: Server, kind: str) -> None:
     item = cloud.put("photos", "other.jpg", photo(1))
     assert pubsub(handler.url, item, kind).ok
     assert last_entry(handler)["severity"] == "INFO"

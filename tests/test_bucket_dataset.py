@@ -196,7 +196,7 @@ def test_results_of_earlier_runs_and_events_are_included(
     check(cloud, truth)
 
 
-def test_a_task_that_is_started_again_leaves_no_duplicates(
+def test_restarted_task_leaves_no_duplicates(
     cloud: Cloud,
     service: Service,
     truth: tuple[bytes, list[dict[str, Any]]],
@@ -215,7 +215,7 @@ def test_a_task_that_is_started_again_leaves_no_duplicates(
     check(cloud, truth)
 
 
-def test_last_task_that_fails_combines_the_parts_when_it_is_started_again(
+def test_restarted_last_task_combines_the_parts(
     cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(service, 0, 2) == 0
@@ -258,7 +258,7 @@ class TestDatasetOnly:
         assert main(["backfill", "gs://photos", "gs://results", "-d", "coco,parquet", "--dataset-only"]) == 0
         self.check(cloud, truth)
 
-    def test_killed_tasks_continue_and_segment_no_photo_twice(
+    def test_killed_tasks_continue_without_segmenting_photos_again(
         self, cloud: Cloud, service: Service, truth: tuple[bytes, list[dict[str, Any]]]
     ) -> None:
         for writes in (4, 10):  # the first attempts write one and two parts, each as lines and Parquet
@@ -329,7 +329,7 @@ class TestDatasetOnly:
                 ):
                     task.start()
 
-    def test_an_attempt_that_was_killed_is_completed_from_those_before(self, tmp_path: Path) -> None:
+    def test_killed_attempt_is_completed_from_earlier_ones(self, tmp_path: Path) -> None:
         store = Folder(tmp_path)
         for attempt, numbers in ((0, (0, 1, 2, 3, 5)), (1, (0, 2))):  # photo 1 was deleted in between
             for part, number in enumerate(numbers):
@@ -394,6 +394,6 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypa
         (["gs://photos", "gs://results", "--dataset-only"], "needs the formats of the dataset"),
     ],
 )
-def test_a_bad_option_is_explained(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_is_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backfill", *arguments]) == 1
     assert words in capsys.readouterr().err

@@ -91,7 +91,7 @@ OTHER: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("other", OTHER, ids=str)
-def test_what_is_there_decides_how_the_rest_is_made(cloud: Cloud, other: dict[str, str]) -> None:
+def test_missing_results_are_made_with_the_settings_of_the_existing(cloud: Cloud, other: dict[str, str]) -> None:
     cloud.put("photos", "a.jpg", photo())
     crash_after_one_write(cloud, service())
     assert deliver(cloud, service(**other)) == "segmented"
@@ -101,14 +101,14 @@ def test_what_is_there_decides_how_the_rest_is_made(cloud: Cloud, other: dict[st
 
 
 @pytest.mark.parametrize("other", OTHER, ids=str)
-def test_format_added_later_agrees_with_the_others(cloud: Cloud, other: dict[str, str]) -> None:
+def test_added_format_is_made_with_the_settings_of_the_existing(cloud: Cloud, other: dict[str, str]) -> None:
     cloud.put("photos", "a.jpg", photo())
     deliver(cloud, service())
     assert deliver(cloud, service(**other | {"output_formats": "png,json,ids"})) == "segmented"
     assert there(cloud) == expected(service(output_formats="png,json,ids"))
 
 
-def test_options_without_a_setting_are_kept_too(cloud: Cloud) -> None:
+def test_options_without_a_setting_are_recorded(cloud: Cloud) -> None:
     cloud.put("photos", "a.jpg", photo())
     options = Options.parse({"classes": "circle,star", "segmentation": "polygons"}, service().settings)
     assert deliver(cloud, service(output_formats="json"), options) == "segmented"
@@ -117,7 +117,7 @@ def test_options_without_a_setting_are_kept_too(cloud: Cloud) -> None:
     assert there(cloud) == {file.name: file.body for file in result.files}
 
 
-def test_complete_results_are_never_touched(cloud: Cloud) -> None:
+def test_complete_results_are_not_modified(cloud: Cloud) -> None:
     cloud.put("photos", "a.jpg", photo())
     deliver(cloud, service())
     before = len(cloud.requests)
@@ -132,14 +132,14 @@ def renamed(tmp_path: Path) -> Service:
     return service(model=str(tmp_path / "other.onnx"), render_factor="12")
 
 
-def test_results_of_another_model_are_replaced_as_one(cloud: Cloud, renamed: Service) -> None:
+def test_results_of_another_model_are_all_replaced(cloud: Cloud, renamed: Service) -> None:
     cloud.put("photos", "a.jpg", photo())
     crash_after_one_write(cloud, service())
     assert deliver(cloud, renamed) == "segmented"
     assert there(cloud) == expected(renamed)
 
 
-def test_results_that_can_be_neither_completed_nor_replaced_are_left(cloud: Cloud, renamed: Service) -> None:
+def test_results_that_cannot_be_completed_or_replaced_are_kept(cloud: Cloud, renamed: Service) -> None:
     cloud.put("photos", "a.jpg", photo())
     crash_after_one_write(cloud, service())
     before = there(cloud)
@@ -149,14 +149,14 @@ def test_results_that_can_be_neither_completed_nor_replaced_are_left(cloud: Clou
     assert there(cloud) == before
 
 
-def test_more_detections_than_memory_is_planned_for_are_not_resumed(cloud: Cloud) -> None:
+def test_results_with_more_detections_than_planned_are_not_resumed(cloud: Cloud) -> None:
     cloud.put("photos", "a.jpg", photo())
     crash_after_one_write(cloud, service(max_detections="50"))
     assert deliver(cloud, service(max_detections="5")) == "segmented"
     assert there(cloud) == expected(service(max_detections="5"))
 
 
-def test_old_results_that_disagree_are_replaced_when_a_format_is_added(cloud: Cloud) -> None:
+def test_inconsistent_results_are_replaced_when_a_format_is_added(cloud: Cloud) -> None:
     item = cloud.put("photos", "a.jpg", photo())
     for number, name in enumerate(("overlay.png", "detections.json")):
         about = {"segment-source": "gs://photos/a.jpg", "segment-settings": str(number)}
@@ -165,7 +165,7 @@ def test_old_results_that_disagree_are_replaced_when_a_format_is_added(cloud: Cl
     assert there(cloud) == expected(service())
 
 
-def test_two_services_at_once_leave_one_run(cloud: Cloud) -> None:
+def test_concurrent_services_leave_results_of_one_run(cloud: Cloud) -> None:
     """The second service finds no results; before it writes its own, the first service writes one file."""
     cloud.put("photos", "a.jpg", photo())
     first, second = service(), service(render_factor="12")
@@ -196,7 +196,7 @@ def in_folders(tmp_path: Path, by: Service) -> tuple[str, dict[str, bytes]]:
     return kind, {path.name: path.read_bytes() for path in found}
 
 
-def test_half_a_result_in_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
+def test_incomplete_results_in_a_folder_are_all_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(photo())
     assert in_folders(tmp_path, service()) == ("segmented", expected(service()))
@@ -210,7 +210,7 @@ def test_half_a_result_in_a_folder_is_replaced_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["bucket", "folder"])
-def test_refusal_is_repeated_only_when_another_limit_holds(cloud: Cloud, tmp_path: Path, where: str) -> None:
+def test_refused_photo_is_retried_only_after_a_limit_changed(cloud: Cloud, tmp_path: Path, where: str) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(photo())
     cloud.put("photos", "a.jpg", photo())
@@ -227,7 +227,7 @@ def test_refusal_is_repeated_only_when_another_limit_holds(cloud: Cloud, tmp_pat
     assert turn(service()) == ("segmented", expected(service()))
 
 
-def test_refusal_for_memory_is_lifted_by_a_larger_instance(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_refused_for_memory_is_retried_with_more_memory(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "held", lambda: 100 << 20)  # does not depend on the other tests of this process
     cloud.put("photos", "a.jpg", photo())
     huge = {"render_factor": "256", "bytes_per_pixel": "1000"}
@@ -238,7 +238,7 @@ def test_refusal_for_memory_is_lifted_by_a_larger_instance(cloud: Cloud, monkeyp
     assert there(cloud) == expected(service(memory="1600Mi"))
 
 
-def test_error_that_may_not_be_deleted_does_not_count_beside_results(cloud: Cloud) -> None:
+def test_error_json_beside_results_is_ignored(cloud: Cloud) -> None:
     cloud.put("photos", "a.jpg", photo())
     deliver(cloud, service(max_upload="1Ki"))
     cloud.faults.add(Fault(403, method="DELETE"))

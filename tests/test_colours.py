@@ -55,7 +55,7 @@ def test_neighbours_in_the_palette_differ_most() -> None:
     assert consecutive.min() > 45
 
 
-def test_text_on_every_colour_can_be_read() -> None:
+def test_text_contrasts_with_every_colour() -> None:
     luminance = ((np.array(PALETTE) / 255) ** 2.2) @ [0.2126, 0.7152, 0.0722]
     dark = np.array([ink(colour) == (0, 0, 0) for colour in PALETTE])
     contrast = np.where(dark, (luminance + 0.05) / 0.05, 1.05 / (luminance + 0.05))
@@ -65,7 +65,7 @@ def test_text_on_every_colour_can_be_read() -> None:
 @pytest.mark.parametrize(
     "ground", [*itertools.product((0, 128, 255), repeat=3), RED_BUS, (60, 62, 66), (230, 200, 170)]
 )
-def test_a_colour_stands_out_on_whatever_is_below_it(ground: Colour) -> None:
+def test_colour_contrasts_with_the_photo(ground: Colour) -> None:
     (colour,) = chosen([solid(40, 40, 200, 180)], Image.new("RGB", SIZE, ground))
     assert apart(colour, ground) >= ENOUGH
 
@@ -77,7 +77,7 @@ def test_colours_around_an_instance_count_too() -> None:
     assert min(apart(colour, RED_BUS), apart(colour, (20, 160, 60))) >= CLEAR
 
 
-def test_instances_beside_each_other_have_colours_that_differ() -> None:
+def test_neighbours_have_different_colours() -> None:
     found = [solid(x, y, x + 26, y + 26) for y in range(10, 220, 28) for x in range(10, 300, 28)]
     colours = chosen(found, Image.new("RGB", SIZE, (128, 128, 128)))
     for (i, a), (j, b) in itertools.combinations(enumerate(found), 2):
@@ -93,7 +93,7 @@ def test_people_in_a_row_have_colours_that_differ() -> None:
     assert min(apart(one, other) for one, other in itertools.pairwise(colours)) > 0.2
 
 
-def test_colours_repeat_late() -> None:
+def test_colours_repeat_only_after_the_whole_palette() -> None:
     """Distant instances may share a colour, but unused colours that stand out as well are chosen first."""
     found = [solid(x, y, x + 8, y + 8) for y in range(10, 210, 40) for x in range(10, 160, 40)]
     colours = chosen(found, Image.new("RGB", SIZE, (10, 10, 10)))
@@ -106,7 +106,7 @@ def test_a_class_has_the_same_colour_in_every_photo() -> None:
     assert [paint.colour for paint in on_red] == [paint.colour for paint in on_blue] == [PALETTE[1], PALETTE[0]]
 
 
-def test_a_class_whose_colour_does_not_stand_out_is_known() -> None:
+def test_class_colour_without_contrast_is_reported() -> None:
     found = detections([solid(10, 10, 60, 60)], SIZE)
     (hidden,) = by_class(Image.new("RGB", SIZE, PALETTE[0]), found)
     (seen,) = by_class(Image.new("RGB", SIZE, (0, 0, 0)), found)

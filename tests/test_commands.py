@@ -81,7 +81,7 @@ class TestImage:
         assert "_broken.jpg: This JPEG is truncated" in errors
         assert "nowhere.jpg" in errors
 
-    def test_no_photo_s_results_overwrite_another_s(
+    def test_photos_with_the_same_name_do_not_overwrite_results(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (photos / "a.png").write_bytes((photos / "a.jpg").read_bytes())
@@ -105,13 +105,13 @@ class TestImage:
             (["-f", "gif"], "--format is 'gif'; it must be one or more of png"),
         ],
     )
-    def test_a_bad_option_is_explained(
+    def test_invalid_option_is_refused(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
     ) -> None:
         assert run("image", photos, "-o", tmp_path / "out", *arguments) == 1
         assert words in capsys.readouterr().err
 
-    def test_a_bad_setting_is_explained(
+    def test_invalid_setting_is_refused(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SEGMENT_FIT", "stretch")
@@ -120,7 +120,7 @@ class TestImage:
 
 
 class TestConvert:
-    def test_the_demo_model_is_what_the_checkpoint_converts_to(self, tmp_path: Path) -> None:
+    def test_demo_model_is_the_converted_checkpoint(self, tmp_path: Path) -> None:
         """The converted checkpoint and the embedded model find identical boxes and scores."""
         from segment import load
 
@@ -225,7 +225,7 @@ class TestDoor:
             main(["--version"])
         assert capsys.readouterr().out == f"segment-serverless {segment.__version__}\n"
 
-    def test_an_unknown_command_is_a_wrong_command_line(self) -> None:
+    def test_unknown_command_exits_with_2(self) -> None:
         with pytest.raises(SystemExit) as end:
             run("segmentise")
         assert end.value.code == 2

@@ -56,9 +56,7 @@ class TestMemoryLimit:
     def test_without_a_control_group(self, tree: Path, limit: int) -> None:
         assert container.memory_limit() == limit
 
-    def test_a_setting_or_a_group_may_allow_more_than_the_default(
-        self, tree: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_setting_or_cgroup_can_exceed_the_default_limit(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(container, "machine_memory", lambda: 64 * GIB)
         assert container.memory_limit(32 * GIB) == 32 * GIB
         assert container.memory_limit(100 * GIB) == 64 * GIB

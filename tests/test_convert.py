@@ -88,7 +88,7 @@ def _same_mask(found: Any, mask: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_converted_checkpoint_answers_as_detectron2_does(name: str, tmp_path: Path) -> None:
+def test_converted_checkpoint_matches_detectron2(name: str, tmp_path: Path) -> None:
     onnx.save(converted(GOLDEN, name), tmp_path / "model.onnx")
     shares = agreement(tmp_path / "model.onnx", np.load(GOLDEN / f"{name}.npz"))
     assert len(shares) == 3
@@ -107,13 +107,13 @@ def test_implicit_pointrend_runs_with_either_input_of_its_points(seen: str, tmp_
     assert all(np.asarray(mask.grid).shape == (224, 224) for mask in found.masks)
 
 
-def test_the_embedded_demo_answers_as_detectron2_does() -> None:
+def test_embedded_demo_matches_detectron2() -> None:
     shares = agreement(Path("segment/models/shapes.onnx"), np.load(GOLDEN / "shapes.npz"))
     assert len(shares) == 8
     assert min(shares) >= SHARE
 
 
-def test_the_embedded_demo_is_what_its_checkpoint_converts_to() -> None:
+def test_embedded_demo_is_the_converted_checkpoint() -> None:
     fresh = converted(TRAINING, "shapes").graph
     shipped = onnx.load("segment/models/shapes.onnx").graph
     assert [node.op_type for node in fresh.node] == [node.op_type for node in shipped.node]
@@ -131,14 +131,14 @@ def test_the_layers_of_the_mask_head_take_no_memory_per_instance() -> None:
     assert 0 < facts.bytes_per_instance < 2 * crop + mask
 
 
-def test_a_file_keeps_its_contract() -> None:
+def test_model_file_has_the_documented_inputs_and_outputs() -> None:
     model = converted(GOLDEN, "r50")
     onnx.checker.check_model(model, full_check=True)
     assert [i.name for i in model.graph.input] == ["image", "min_score", "max_detections"]
     assert [o.name for o in model.graph.output] == ["boxes", "scores", "classes", "masks"]
 
 
-def test_limits_narrow_what_is_found(tmp_path: Path) -> None:
+def test_score_and_count_limits_apply(tmp_path: Path) -> None:
     onnx.save(converted(GOLDEN, "r50"), tmp_path / "model.onnx")
     engine = load(tmp_path / "model.onnx", threads=1, memory=Footprint(0, 0.0))
     image = np.load(GOLDEN / "r50.npz")["image0"]
@@ -150,7 +150,7 @@ def test_limits_narrow_what_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (31, 33), (500, 40)])
-def test_any_size_goes_in(size: tuple[int, int]) -> None:
+def test_any_image_size_is_accepted(size: tuple[int, int]) -> None:
     engine = load(Path("segment/models/shapes.onnx"), threads=1, memory=Footprint(0, 0.0))
     found = engine(np.full((*size, 3), 90, np.uint8), 0.0, 10)
     assert found.size == (size[1], size[0])
@@ -158,7 +158,7 @@ def test_any_size_goes_in(size: tuple[int, int]) -> None:
     assert (found.boxes[:, 2] <= size[1]).all()
 
 
-def test_fewer_proposals_are_a_choice() -> None:
+def test_number_of_proposals_can_be_reduced() -> None:
     model = convert.load(Path("segment/models/shapes.onnx"))
     assert convert.limit(model, 100_000) == 200
     assert convert.limit(model, 10) == 10
@@ -221,7 +221,7 @@ def changed(key: str, value: Any, name: str = "r50") -> dict[str, Any]:
         ("INPUT.FORMAT", "YUV-BT.601"),
     ],
 )
-def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+def test_unsupported_values_are_refused_with_their_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
         config.parse(changed(key, value))
 
@@ -243,7 +243,7 @@ def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
         ("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 0),
     ],
 )
-def test_what_does_not_convert_of_pointrend_is_refused_by_key(key: str, value: Any) -> None:
+def test_unsupported_values_of_pointrend_are_refused_with_their_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=key.rpartition(".")[0].replace(".", r"\.")):
         config.parse(changed(key, value, "pointrend"))
 
@@ -251,14 +251,14 @@ def test_what_does_not_convert_of_pointrend_is_refused_by_key(key: str, value: A
 @pytest.mark.parametrize(
     ("heads", "mask_head"), [("StandardROIHeads", "CoarseMaskHead"), ("PointRendROIHeads", "MaskRCNNConvUpsampleHead")]
 )
-def test_heads_that_do_not_belong_together_are_refused(heads: str, mask_head: str) -> None:
+def test_incompatible_heads_are_refused(heads: str, mask_head: str) -> None:
     document = changed("MODEL.ROI_MASK_HEAD.NAME", mask_head, "pointrend")
     document["MODEL"]["ROI_HEADS"]["NAME"] = heads
     with pytest.raises(ConversionError, match=r"MODEL\.ROI_"):
         config.parse(document)
 
 
-def test_a_config_of_2020_is_that_of_today() -> None:
+def test_config_of_2020_is_read_like_todays() -> None:
     """Configs of 2020 call PointRend's mask head CoarseMaskHead, and its tensors have other names."""
     document = changed("MODEL.ROI_MASK_HEAD.NAME", "CoarseMaskHead", "pointrend")
     document["MODEL"]["ROI_HEADS"]["NAME"] = "PointRendROIHeads"
@@ -276,7 +276,7 @@ def test_a_config_of_2020_is_that_of_today() -> None:
     assert convert.convert(today, earlier) == convert.convert(today, tensors)
 
 
-def test_a_config_is_read_with_those_that_it_builds_on(tmp_path: Path) -> None:
+def test_base_configs_are_read(tmp_path: Path) -> None:
     """As in fvcore: paths are relative to the file, later bases override earlier ones, the file overrides its bases."""
     (tmp_path / "configs").mkdir()
     base = yaml.safe_load((GOLDEN / "r50.yaml").read_text())
@@ -313,7 +313,7 @@ def test_a_base_that_cannot_be_used_is_refused(tmp_path: Path, base: str | list[
         config.read(path)
 
 
-def test_a_config_from_a_url_chooses_no_files_of_this_machine(tmp_path: Path) -> None:
+def test_config_from_a_url_cannot_read_local_files(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text((GOLDEN / "r50.yaml").read_text())
     path = tmp_path / "config.yaml"
     path.write_text("_BASE_: base.yaml\n")
@@ -352,7 +352,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
         convert.convert(config.read(GOLDEN / "r50.yaml"), given)
 
 
-def test_a_tensor_without_a_place_is_named() -> None:
+def test_unused_tensor_is_named() -> None:
     given = tensors()
     given["backbone.bottom_up.res4.6.conv1.weight"] = np.zeros((1,), np.float32)  # exists in a deeper network only
     with pytest.raises(ConversionError, match=r"res4\.6\.conv1\.weight"):
@@ -488,7 +488,7 @@ def test_a_damaged_pth_is_refused(tmp_path: Path) -> None:
 # Model files
 
 
-def test_a_file_describes_itself() -> None:
+def test_model_file_contains_its_metadata() -> None:
     facts = modelfile.ModelMetadata.from_metadata(modelfile.metadata(Path("segment/models/shapes.onnx")))
     assert facts is not None
     assert facts.labels == ("circle", "square", "triangle", "star", "ring")

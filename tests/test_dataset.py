@@ -210,7 +210,7 @@ def test_a_killed_run_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (out / "instances.json").read_bytes() == (tmp_path / "fresh" / "instances.json").read_bytes()
 
 
-def test_results_in_the_folder_of_the_photos_are_no_photos(photos: Path) -> None:
+def test_results_in_the_folder_of_the_photos_are_not_segmented(photos: Path) -> None:
     for _ in range(2):
         assert run(photos / "deeper", "-o", photos / "deeper" / "out", "-f", "png", "-d", "coco") == 0
         assert names(load(photos / "deeper" / "out")) == ["IMG_0001.jpg", "b.png"]
@@ -234,7 +234,7 @@ def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
         (["-s", "classes=unicorn"], "The model has no class 'unicorn'"),
     ],
 )
-def test_a_bad_option_is_explained(
+def test_invalid_option_is_refused(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert run(photos, "-o", tmp_path / "out", *arguments) == 1

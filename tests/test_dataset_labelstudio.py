@@ -53,7 +53,7 @@ def run(photos: Path, out: Path, *arguments: object) -> list[dict[str, Any]]:
     return tasks
 
 
-def test_every_instance_is_a_brush_region_by_default(photos: Path, tmp_path: Path) -> None:
+def test_default_regions_are_brushes(photos: Path, tmp_path: Path) -> None:
     tasks = run(photos, tmp_path / "out")
     assert [task["data"]["image"] for task in tasks] == [
         "/data/local-files/?d=a.jpg",
@@ -149,7 +149,7 @@ def test_labels_are_escaped() -> None:
         (CONFIG, ["-s", "segmentation=polygons"], "omit segmentation=polygons"),
     ],
 )
-def test_a_bad_option_is_explained(
+def test_invalid_option_is_refused(
     photos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

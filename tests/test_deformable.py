@@ -27,13 +27,13 @@ STABLE = (0, 2)
 noise of 1e-4 grey levels 10 or 11, so that image is not compared."""
 
 
-def test_the_golden_answers_as_detectron2_does(tmp_path: Path) -> None:
+def test_golden_model_matches_detectron2(tmp_path: Path) -> None:
     onnx.save(converted(GOLDEN, "dconv"), tmp_path / "model.onnx")
     shares = agreement(tmp_path / "model.onnx", np.load(GOLDEN / "dconv.npz"))
     assert min(shares[i] for i in STABLE) >= SHARE
 
 
-def test_modulated_in_groups_answers_as_detectron2_does(tmp_path: Path) -> None:
+def test_modulated_convolutions_in_groups_match_detectron2(tmp_path: Path) -> None:
     """devtools/golden.py made the file. With noise of 1e-4 grey levels, detectron2 finds all 60 detections again."""
     onnx.save(converted(GOLDEN, "dconv-v2"), tmp_path / "model.onnx")
     shares = agreement(tmp_path / "model.onnx", np.load(GOLDEN / "dconv-v2.npz"))
@@ -126,7 +126,7 @@ def test_a_layer_is_what_its_definition_says(changes: dict[str, Any], stride: in
         ("MODEL.RESNETS.DEFORM_NUM_GROUPS", 3),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused_by_key(key: str, value: Any) -> None:
+def test_inconsistent_config_is_refused_with_its_key(key: str, value: Any) -> None:
     given = changed("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True])
     given["MODEL"]["RESNETS"][key.rpartition(".")[2]] = value
     with pytest.raises(ConversionError, match=key.replace(".", r"\.")):

@@ -56,17 +56,17 @@ def test_detail_finds_more(service: Service, photo: bytes) -> None:
     assert fine.instances > plain.instances
 
 
-def test_most_detections_holds_for_the_merged(service: Service, photo: bytes) -> None:
+def test_max_detections_applies_after_merging(service: Service, photo: bytes) -> None:
     assert segment(service, photo, detail="2", max_detections="3").instances == 3
 
 
-def test_classes_are_chosen_from_the_merged(service: Service, photo: bytes) -> None:
+def test_classes_are_selected_after_merging(service: Service, photo: bytes) -> None:
     every = segment(service, photo, detail="2").instances
     some = segment(service, photo, detail="2", classes="circle,ring").instances
     assert 0 < some < every
 
 
-def test_auto_keeps_to_the_limit_on_pixels(photo: bytes) -> None:
+def test_auto_detail_respects_the_pixel_limit(photo: bytes) -> None:
     little, much = (
         Service(
             Settings(
@@ -79,7 +79,7 @@ def test_auto_keeps_to_the_limit_on_pixels(photo: bytes) -> None:
     assert segment(much, photo).detail == 4
 
 
-def test_what_is_found_at_a_high_score_is_found_at_any_lower_one(service: Service, photo: bytes) -> None:
+def test_lower_min_score_keeps_all_instances(service: Service, photo: bytes) -> None:
     found = {}
     for score in ("0.01", "0.05", "0.3", "0.6", "0.9"):
         (file,) = segment(service, photo, detail="2", min_score=score).files
@@ -104,7 +104,7 @@ def planned(size: tuple[int, int], detail: str, capacity: int = 1000 * MIB) -> t
     return made.detail, made.detect_size, made.detect_bytes, made.network_bytes
 
 
-def test_detail_is_decoded_as_sharply_as_it_is_seen() -> None:
+def test_detail_decodes_enough_pixels_for_tiles() -> None:
     (_, look, own, run), (_, fine_look, fine_own, fine_run) = planned((4000, 3000), "1"), planned((4000, 3000), "2")
     assert look == (448, 352)
     assert fine_look == (726, 571)  # a tile is 1 / 1.8 of the photo, and may be enlarged by a tenth
@@ -116,16 +116,16 @@ def test_detail_is_decoded_as_sharply_as_it_is_seen() -> None:
     ("size", "detail"),
     [((400, 300), 1), ((500, 400), 2), ((1000, 750), 3), ((4000, 3000), 4)],
 )
-def test_auto_goes_as_far_as_the_photo_has_pixels(size: tuple[int, int], detail: int) -> None:
+def test_auto_detail_does_not_exceed_the_photos_pixels(size: tuple[int, int], detail: int) -> None:
     assert planned(size, "auto")[0] == detail
 
 
-def test_auto_keeps_to_the_memory() -> None:
+def test_auto_detail_fits_the_memory() -> None:
     _, _, own, run = planned((4000, 3000), "2")
     assert planned((4000, 3000), "auto", own + run)[0] == 2
 
 
-def test_too_much_detail_is_refused_with_what_would_fit() -> None:
+def test_too_large_detail_is_refused_with_a_valid_value() -> None:
     _, _, own, run = planned((4000, 3000), "1")
     with pytest.raises(TooLarge, match=r"at detail 4 .* or reduce detail"):
         planned((4000, 3000), "4", own + run)

@@ -39,7 +39,7 @@ def test_at_scales_boxes_and_masks_alike(drawn: list[Mask], size: tuple[int, int
     assert np.allclose(back.boxes, before.boxes, rtol=1e-5, atol=1e-4)
 
 
-def test_at_keeps_the_part_of_the_frame_that_a_mask_covers() -> None:
+def test_at_scales_the_place_of_masks() -> None:
     def parts(detections: Detections) -> list[float]:
         whole = detections.size[0] * detections.size[1]
         strips = [mask.strips(detections.size) for mask in detections.masks]

@@ -48,7 +48,7 @@ def test_base_and_packages_are_pinned() -> None:
         assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in lines), name
 
 
-def test_constraints_hold_what_the_image_needs() -> None:
+def test_constraints_pin_all_packages_of_the_image() -> None:
     constraints = pins("constraints.txt")
     for package, version in pins("requirements.txt").items():
         assert constraints.get(package) == version, f"renew constraints.txt: {package} is {version}"
@@ -79,14 +79,14 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
             assert source not in ignored
 
 
-def test_code_understands_the_images_settings() -> None:
+def test_environment_of_the_image_is_valid() -> None:
     for stage in ("serving", "detectron2", "beam"):
         found = re.findall(rf"({PREFIX}[A-Z_]+)=(\S+)", STAGES["app"] + STAGES[stage])
         assert found
         Settings.from_environment(dict(found))
 
 
-def test_detectron2_is_the_documented_commit() -> None:
+def test_dockerfile_uses_the_documented_detectron2() -> None:
     found = re.search(r"ARG DETECTRON2=([0-9a-f]{40})", DOCKERFILE)
     assert found
     assert found[1] in (ROOT / "requirements-detectron2.txt").read_text()

@@ -76,7 +76,7 @@ def test_without_detectron2(tmp_path: Path) -> None:
 
 @needs_detectron2
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_what_detectron2_answers(name: str, tmp_path: Path) -> None:
+def test_results_are_those_of_detectron2(name: str, tmp_path: Path) -> None:
     engine = load(folder_of(name, tmp_path))
     answers = np.load(GOLDEN / f"{name}.npz")
     for i in range(3):
@@ -105,7 +105,7 @@ def test_agrees_with_the_converted_model(name: str, tmp_path: Path) -> None:
 
 
 @needs_detectron2
-def test_keeps_to_score_and_count(tmp_path: Path) -> None:
+def test_score_and_count_limits_apply(tmp_path: Path) -> None:
     engine = load(folder_of("r50", tmp_path))
     image = np.load(GOLDEN / "r50.npz")["image0"]
     everything = engine(image, 0.0, 100)
@@ -128,7 +128,7 @@ def test_serves_through_the_settings(tmp_path: Path) -> None:
 
 
 @needs_detectron2
-def test_the_render_factor_is_not_undone(tmp_path: Path) -> None:
+def test_image_is_not_resized_again(tmp_path: Path) -> None:
     engine = load(folder_of("r50", tmp_path))
     seen: list[tuple[int, ...]] = []
     engine._model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))

@@ -47,7 +47,7 @@ def test_an_unknown_file_is_refused_with_what_was_expected_and_found(tmp_path: P
         assert part in str(refusal.value)
 
 
-def test_an_unknown_file_is_refused_by_its_measurement_too(tmp_path: Path) -> None:
+def test_unknown_file_is_refused_when_measured(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not of a supported model family"):
         load(unknown(tmp_path / "m.onnx"), threads=1)
 
@@ -78,12 +78,12 @@ def test_an_unknown_file_is_refused_by_its_measurement_too(tmp_path: Path) -> No
     ],
     ids=["a batch of two", "int8 without a scale", "int8 outputs without", "no classes", "grey"],
 )
-def test_what_looks_alike_is_refused(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+def test_similar_signatures_are_refused(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
     with pytest.raises(ModelError, match="not of a supported model family"):
         recognise(Signature("m.onnx", tuple(inputs), tuple(outputs)), ())
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_file_that_is_not_onnx(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"no model at all")
     with pytest.raises(ModelError, match=r"m\.onnx"):
@@ -92,7 +92,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         load(tmp_path / "absent.onnx", threads=1)
 
 
-def test_a_foreign_file_is_measured_once_where_there_is_a_cache(tmp_path: Path) -> None:
+def test_measurement_of_other_files_is_cached(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).uniform(0, 1, (15, 84)).astype(np.float32)
     path = onnxfiles.yolo(
         tmp_path / "m.onnx", rows, np.ones((8, 3), np.float32), np.zeros(8, np.float32), size=None,
@@ -120,15 +120,13 @@ def test_a_fixed_size_takes_fixed_memory(tmp_path: Path) -> None:
     assert found.bytes_per_pixel == 0
 
 
-def test_a_measurement_that_takes_too_long_is_not_blamed_on_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_measurement_timeout_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "TIMEOUT_SECONDS", 0.01)
     with pytest.raises(ModelError, match=r"Measuring the memory of m\.onnx took more than 0\.01 s\. Try again"):
         footprint.measure(tmp_path / "m.onnx")
 
 
-def test_a_measurement_that_ends_is_blamed_on_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_measurement_is_reported_as_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(ModelError, match="may have too little"):
         footprint.measure(tmp_path / "m.onnx")
@@ -156,7 +154,7 @@ def test_the_service_answers_with_a_foreign_file(tmp_path: Path, size: tuple[int
             assert (mask ^ expected).sum() <= 0.02 * max(expected.sum(), 50)
 
 
-def test_our_own_files_need_no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converted_files_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "measure", None)
     engine = load(EMBEDDED, threads=1)
     assert engine.labels == ("circle", "square", "triangle", "star", "ring")
@@ -191,7 +189,7 @@ def test_suppression_is_that_of_plain_loops(boxes: reference.Floats, classes: in
 
 
 @given(*[st.tuples(st.integers(1, 3000), st.integers(1, 3000))] * 2)
-def test_a_letterbox_holds_the_image_and_brings_boxes_back(image: tuple[int, int], canvas: tuple[int, int]) -> None:
+def test_letterbox_contains_the_image_and_maps_boxes_back(image: tuple[int, int], canvas: tuple[int, int]) -> None:
     box = Letterbox.fit(image, canvas)
     for i in (0, 1):
         assert 0 <= box.offset[i] <= canvas[i] - box.inner[i] - box.offset[i]

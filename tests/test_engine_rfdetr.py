@@ -70,7 +70,7 @@ def test_an_instance_without_a_mask_keeps_its_box(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(300, 300), (1000, 300), (7, 7)])
-def test_as_many_as_wanted(tmp_path: Path, limit: int, expected: int) -> None:
+def test_max_detections_limits_the_result(tmp_path: Path, limit: int, expected: int) -> None:
     truth = Truth(91)
     assert truth.check(truth.open(tmp_path / "m.onnx"), photo((20, 30)), 0.0, limit) == expected
 
@@ -100,7 +100,7 @@ def test_a_background_needs_no_label(tmp_path: Path) -> None:
     assert engine.labels == ("cat", "dog", "background")
 
 
-def test_boxes_without_an_area_take_no_place(tmp_path: Path) -> None:
+def test_empty_boxes_do_not_count(tmp_path: Path) -> None:
     truth = Truth(5)
     best = np.argsort(-truth.logits.max(1), kind="stable")
     truth.boxes[best[:5], 2] = 0

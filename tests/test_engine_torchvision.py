@@ -91,7 +91,7 @@ def test_masks_are_as_small_as_the_engine_says(size: tuple[int, int], tmp_path: 
         assert all(0 < mask.probabilities.nbytes <= engine.mask_bytes(size) < 64 << 10 for mask in found.masks)
 
 
-def test_boxes_without_an_area_take_no_place(tmp_path: Path) -> None:
+def test_empty_boxes_do_not_count(tmp_path: Path) -> None:
     boxes = BOXES.copy()
     boxes[:5, 2] = boxes[:5, 0]
     found = open_file(tmp_path / "m.onnx", boxes=boxes)(photo((100, 90)), 0.0, 3)

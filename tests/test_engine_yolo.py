@@ -204,7 +204,7 @@ def test_nothing_found(tmp_path: Path) -> None:
     assert found.size == (50, 40)
 
 
-def test_as_many_as_wanted_best_first(tmp_path: Path) -> None:
+def test_max_detections_keeps_the_best(tmp_path: Path) -> None:
     truth = Truth((320, 320), 2100, 80)
     engine = open_file(truth.save(tmp_path / "m.onnx"))
     found = engine(photo((320, 320)), 0.0, 300)
@@ -247,7 +247,7 @@ def test_quantised_input_and_outputs(tmp_path: Path) -> None:
     assert truth.check(open_file(path)(image, 0.5, 300), image, canvas, 0.5, masks) > 10
 
 
-def test_bytes_that_stand_for_themselves(tmp_path: Path) -> None:
+def test_uint8_without_a_scale(tmp_path: Path) -> None:
     truth = Truth((96, 64), GRID, 3)
     exact = open_file(truth.save(tmp_path / "exact.onnx"))(photo((96, 64)), 0.5, 300)
     truth.weights /= 255  # the input of the file is 0-255 instead of 0-1
@@ -257,7 +257,7 @@ def test_bytes_that_stand_for_themselves(tmp_path: Path) -> None:
         np.testing.assert_allclose(mine.grid, other.grid, atol=1e-3)
 
 
-def test_labels_given_go_before_the_files_own(tmp_path: Path) -> None:
+def test_given_labels_replace_those_of_the_file(tmp_path: Path) -> None:
     path = Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx")
     assert open_file(path, ("a", "b", "c")).labels == ("a", "b", "c")
 
@@ -270,13 +270,13 @@ def test_labels_must_be_as_many_as_the_classes(tmp_path: Path, metadata: dict[st
 
 
 @pytest.mark.parametrize("names", ["{0: __import__('os')}", "{1: 'a'}", "(", "7"])
-def test_names_that_are_none_are_passed_over(tmp_path: Path, names: str) -> None:
+def test_invalid_names_are_ignored(tmp_path: Path, names: str) -> None:
     engine = open_file(Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx", metadata={"names": names}))
     assert engine.labels == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("layout", ["raw", "final"])
-def test_boxes_without_an_area_on_the_photo_take_no_place(tmp_path: Path, layout: str) -> None:
+def test_boxes_outside_the_photo_do_not_count(tmp_path: Path, layout: str) -> None:
     truth = Truth((96, 64), GRID if layout == "raw" else 300, 3)
     truth.boxes[np.argsort(-truth.scores.max(1), kind="stable")[:5], :2] = -500  # outside
     rows = np.ascontiguousarray(getattr(truth, layout))

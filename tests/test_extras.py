@@ -56,7 +56,7 @@ def test_every_package_that_is_imported_is_a_dependency_or_in_an_extra() -> None
     assert optional <= set(extras.EXTRAS)
 
 
-def test_an_installed_distribution_is_extended_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_distribution_is_extended_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: name)
     assert extras.command("video") == "pip install 'segment-serverless[video]'"
 
@@ -71,7 +71,7 @@ def test_a_clone_is_installed_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
     assert extras.command("convert") == f"pip install '{ROOT}[convert]'"
 
 
-def test_a_missing_package_is_one_sentence_and_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_message_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackage) as raised:
         extras.require("nncf")

@@ -92,7 +92,7 @@ def segmented(url: str) -> int:
     return len(json.loads(done.stdout)["annotations"])
 
 
-def test_a_name_that_is_none_stops_with_what_to_do(clone: Path) -> None:
+def test_unknown_model_name_stops_with_advice(clone: Path) -> None:
     command = ["make", "run", "MODEL=mask_rcnn_R_51", f"PYTHON={sys.executable}"]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode != 0

@@ -92,7 +92,7 @@ def test_resumable_upload_survives_a_cut_in_a_chunk(cloud: Cloud, bucket: Bucket
     assert len(cloud.writes) == 1
 
 
-def test_generations_grow_and_the_old_one_is_gone(bucket: Bucket) -> None:
+def test_generations_increase_and_replace_older_ones(bucket: Bucket) -> None:
     first = upload(bucket, "a", b"1")
     second = upload(bucket, "a", b"2")
     assert second.generation > first.generation
@@ -141,7 +141,7 @@ def test_list_goes_over_pages(cloud: Cloud, client: Client) -> None:
     assert [blob.name for blob in client.list_blobs("photos", start_offset="b/2", end_offset="d")] == ["b/2", "b/c/3"]
 
 
-def test_virtual_bucket_lists_what_is_never_in_memory(cloud: Cloud, client: Client) -> None:
+def test_virtual_bucket_lists_generated_objects(cloud: Cloud, client: Client) -> None:
     """Part of 10 billion generated objects is listed in order, with a written object among them."""
 
     def listing(start: str) -> Iterator[Object]:
@@ -184,7 +184,7 @@ def test_damaged_upload_is_refused(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("effect", [429, 503, "cut", "stall"])
 @pytest.mark.parametrize("when", ["before", "half", "after"])
-def test_client_gets_over_any_fault(cloud: Cloud, bucket: Bucket, effect: int, when: str) -> None:
+def test_client_retries_all_faults(cloud: Cloud, bucket: Bucket, effect: int, when: str) -> None:
     content = bytes(range(256)) * 2000
     uploading = cloud.faults.add(Fault(effect, when, method="POST", times=1, seconds=0.1))  # type: ignore[arg-type]
     downloading = cloud.faults.add(Fault(effect, when, path="alt=media", times=1, seconds=0.1))  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def test_precondition_failure_on_demand_writes_nothing(cloud: Cloud, bucket: Buc
     assert not cloud.writes
 
 
-def test_half_an_upload_is_never_written(cloud: Cloud, bucket: Bucket) -> None:
+def test_incomplete_upload_is_not_written(cloud: Cloud, bucket: Bucket) -> None:
     cloud.faults.add(Fault("cut", "half", method="POST"))
     with pytest.raises(requests.ConnectionError):
         upload(bucket, "a", b"1" * 100_000, retry=None)

@@ -38,7 +38,7 @@ def chosen(head: BoxHead, boxes: Any, scores: Any, folder: Path) -> tuple[NDArra
 
 
 @pytest.mark.parametrize("agnostic", [True, False])
-def test_boxes_without_an_area_take_no_places(agnostic: bool, tmp_path: Path) -> None:
+def test_empty_boxes_do_not_count(agnostic: bool, tmp_path: Path) -> None:
     head = replace(HEAD, agnostic=agnostic, max_detections=2, min_score=0.05)
     one, two, three = [0.0, 0, 10, 10], [20.0, 20, 40, 50], [60.0, 0, 90, 9]
     boxes = [[row] if agnostic else [row, row] for row in (NOTHING, one, [7.0, 7, 7, 7], two, three)]
@@ -49,7 +49,7 @@ def test_boxes_without_an_area_take_no_places(agnostic: bool, tmp_path: Path) ->
     assert labels.tolist() == [0, 1]
 
 
-def test_with_nothing_but_such_boxes_nothing_is_found(tmp_path: Path) -> None:
+def test_only_empty_boxes_give_no_detections(tmp_path: Path) -> None:
     head = replace(HEAD, agnostic=True)
     found, best, labels = chosen(head, [[NOTHING]], [[0.9, 0.9]], tmp_path)
     assert (len(found), len(best), len(labels)) == (0, 0, 0)

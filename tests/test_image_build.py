@@ -303,7 +303,7 @@ def test_image_is_small(image: Built) -> None:
     assert BASE_MIB + added <= LARGEST_MIB
 
 
-def test_image_holds_no_more_than_serving_needs(image: Built) -> None:
+def test_image_contains_only_serving_packages(image: Built) -> None:
     (packages,) = image.root.glob("venv/lib/python3*/site-packages")
     assert not [
         name
@@ -317,7 +317,7 @@ def test_image_holds_no_more_than_serving_needs(image: Built) -> None:
     assert not [path.name for path in (image.root / "app").iterdir() if path.name in {"tests", "terraform", ".git"}]
 
 
-def test_image_says_how_it_runs(image: Built) -> None:
+def test_image_metadata_has_port_user_and_command(image: Built) -> None:
     environment = image.environment()
     assert image.config["User"] == "10001"
     assert image.config["Healthcheck"]["Test"][:2] == ["CMD", "python"]

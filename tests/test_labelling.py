@@ -78,7 +78,7 @@ class TestConfig:
             ("<View>" + " " * (1 << 20), "the maximum is 1,048,576"),
         ],
     )
-    def test_a_config_without_use_is_refused(self, config: str, words: str) -> None:
+    def test_config_without_matching_labels_is_refused(self, config: str, words: str) -> None:
         with pytest.raises(RequestError, match=words):
             controls(config, CLASSES)
 

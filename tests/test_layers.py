@@ -129,7 +129,7 @@ def test_the_environment_is_only_read_by_entry_points() -> None:
 
 
 @pytest.mark.parametrize("code", ["import main", "import segment", "import segment.bucket.backfill, segment.commands"])
-def test_importing_loads_nothing_heavy(code: str) -> None:
+def test_imports_load_no_heavy_packages(code: str) -> None:
     heavy = ["torch", "detectron2", "onnx", "onnxruntime", "openvino", "nncf", "segment.convert", "scipy", "matplotlib"]
     program = f"{code}; import sys, json; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, timeout=60)

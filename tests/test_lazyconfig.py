@@ -121,7 +121,7 @@ def test_listed_stages_can_have_what_default_stages_cannot() -> None:
         ("3.dilation_per_block", [1, 2, 2]),
     ],
 )
-def test_what_does_not_convert_of_listed_stages_is_refused_by_key(key: str, value: Any) -> None:
+def test_unsupported_values_of_listed_stages_are_refused_with_their_key(key: str, value: Any) -> None:
     given = listed()
     number, name = key.split(".")
     given["model"]["backbone"]["bottom_up"]["stages"][int(number)][name] = value
@@ -129,7 +129,7 @@ def test_what_does_not_convert_of_listed_stages_is_refused_by_key(key: str, valu
         config.parse(given)
 
 
-def test_as_many_stages_as_the_pyramid_reads_are_needed() -> None:
+def test_stages_of_the_pyramid_are_required() -> None:
     given = listed()
     del given["model"]["backbone"]["bottom_up"]["stages"][3]
     with pytest.raises(ConversionError, match="stages lists fewer stages"):
@@ -138,7 +138,7 @@ def test_as_many_stages_as_the_pyramid_reads_are_needed() -> None:
         config.parse(changed("model.backbone.bottom_up.depth", 5, "lazy-regnetx"))
 
 
-def test_norms_that_could_not_be_saved_are_batch_norms() -> None:
+def test_unsaved_norms_are_batch_norms() -> None:
     """The zoo's LSJ configs create the norm of their heads with a lambda, of which only the name is saved."""
     ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")
     wanted = config.parse(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ").config)
@@ -208,7 +208,7 @@ def test_a_cascade_whose_stages_differ_is_refused() -> None:
         ("dataloader.test.mapper.image_format", "RGB"),
     ],
 )
-def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+def test_unsupported_values_are_refused_with_their_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
         config.parse(changed(key, value))
 
@@ -255,7 +255,7 @@ def test_interpolations(reference: str) -> None:
         "${}",
     ],
 )
-def test_interpolations_that_lead_nowhere_are_refused(reference: str) -> None:
+def test_unresolved_interpolations_are_refused(reference: str) -> None:
     with pytest.raises(ConversionError, match=r"interpolation"):
         config.parse(changed("model.roi_heads.mask_head.num_classes", reference))
 
@@ -283,7 +283,7 @@ def test_interpolations_that_lead_nowhere_are_refused(reference: str) -> None:
         "!custom x",
     ],
 )
-def test_tags_that_would_import_or_call_are_refused(value: str, tmp_path: Path) -> None:
+def test_tags_with_imports_or_calls_are_refused(value: str, tmp_path: Path) -> None:
     path, trace = tmp_path / "config.yaml", tmp_path / "trace"
     path.write_text((GOLDEN / "lazy-r50.yaml").read_text() + "extra: " + value.replace("TRACE", str(trace)) + "\n")
     with pytest.raises(ConversionError, match=r"config\.yaml"):
@@ -315,7 +315,7 @@ def test_names_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
     ids=["expands", "circle", "deep", "long", "number", "list", "value", "target"],
 )
-def test_odd_files_are_refused(text: str, tmp_path: Path) -> None:
+def test_malformed_files_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConversionError):
         config.read(tmp_path / "config.yaml")

@@ -50,7 +50,7 @@ def found(results: Results | None) -> set[str] | None:
     st.data(),
 )
 @example({"a": 17, "a.jpg": 1, "a/1": 5, "a/17": 88, "a/2": 3}, {("a", 17, FILES[0]), ("a/17", 88, FILES[0])}, None)
-def test_each_photo_comes_once_with_its_own_results(
+def test_each_photo_is_listed_once_with_its_results(
     names: dict[str, int], others: set[tuple[str, int, str]], data: st.DataObject | None
 ) -> None:
     there = {f"out/{name}/{generation}/{file}" for name, generation, file in others}
@@ -67,7 +67,7 @@ def test_each_photo_comes_once_with_its_own_results(
 
 
 @given(st.dictionaries(NAME, st.integers(1, 12), max_size=12), st.sets(NAME, max_size=3))
-def test_ranges_together_are_the_whole(names: dict[str, int], cuts: set[str]) -> None:
+def test_ranges_contain_all_names(names: dict[str, int], cuts: set[str]) -> None:
     """A photo whose results are in the next range is returned without them."""
     there = {folder_of("", photo) + FILES[0] for photo in photos(names)}
     edges = ["", *sorted(cuts), ""]

@@ -14,7 +14,7 @@ from devtools.server import ROOT, Server, free_port, serve, start
 HEAVY = ("torch", "detectron2", "onnx", "onnxruntime", "openvino", "matplotlib", "cv2")
 
 
-def test_importing_loads_nothing_heavy() -> None:
+def test_imports_load_no_heavy_packages() -> None:
     code = f"import main, sys, json; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, timeout=60)
     assert json.loads(done.stdout.splitlines()[-1]) == []
@@ -37,7 +37,7 @@ def test_an_unknown_setting_stops_the_start() -> None:
     assert output.startswith(b"segment: Unknown setting SEGMENT_RENDERFACTOR. Valid settings: SEGMENT_MODEL, ")
 
 
-def test_both_targets_answer_the_probes_and_end_at_once() -> None:
+def test_both_targets_answer_probes_and_stop_on_sigterm() -> None:
     with serve("segment_object", SEGMENT_OUTPUT_BUCKET="results") as server:
         assert requests.get(server.url + "/health", timeout=5).json() == {"status": "alive"}
         assert requests.get(server.url + "/ready", timeout=60).json() == {"status": "ready", "model": "shapes"}

@@ -84,7 +84,7 @@ def test_strips_and_columns_are_the_mask_in_order(mask: Mask, size: tuple[int, i
 
 
 @given(masks(), st.floats(0.1, 10), st.floats(0.1, 10))
-def test_scaling_there_and_back(mask: Mask, sx: float, sy: float) -> None:
+def test_scaling_is_invertible(mask: Mask, sx: float, sy: float) -> None:
     back = mask.scaled(sx, sy).scaled(1 / sx, 1 / sy)
     assert np.allclose(back.place, mask.place, rtol=1e-6, atol=1e-6)
     assert back.grid is mask.grid
@@ -119,7 +119,7 @@ def test_a_degenerate_box_has_no_pixel(place: tuple[float, float, float, float])
 @given(st.floats(0.5, 20), st.floats(-30, 30), st.floats(0, 2 * math.pi))
 @example(steepness=0.5, offset=0, angle=0)
 @settings(deadline=None)
-def test_edge_distance_is_in_pixels_whatever_the_slope(steepness: float, offset: float, angle: float) -> None:
+def test_edge_distance_is_independent_of_the_slope(steepness: float, offset: float, angle: float) -> None:
     y, x = np.mgrid[:40, :50].astype(np.float32)
     distance = (x - 25) * math.cos(angle) + (y - 20) * math.sin(angle) + offset
     found = edge_distance((0.5 + distance / (40 * steepness)).astype(np.float32))

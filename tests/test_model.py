@@ -140,7 +140,7 @@ def test_an_array_that_is_not_rgb_is_refused(model: segment.Model, array: Any) -
         model(array)
 
 
-def test_something_else_is_refused(model: segment.Model) -> None:
+def test_other_types_are_refused(model: segment.Model) -> None:
     other: Any = [[0, 0, 0]]
     with pytest.raises(UnsupportedImage, match="not list"):
         model(other)
@@ -183,7 +183,7 @@ def test_where_a_model_is_found() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no model", b"\x08\x07\x12\x04test\x3a\x10"], ids=["empty", "text", "cut off"]
 )
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"broken\.onnx"):
@@ -203,7 +203,7 @@ def test_settings_can_give_the_memory() -> None:
     assert model.labels == CLASSES
 
 
-def test_each_figure_of_memory_can_be_given_alone() -> None:
+def test_each_memory_setting_can_be_given_alone() -> None:
     def footprint(**given: Any) -> Footprint:
         return from_settings(Settings(cache=str(CACHE), **given)).footprint
 
@@ -233,7 +233,7 @@ def test_each_figure_of_memory_can_be_given_alone() -> None:
         ("labels", "[" * 100_000),
     ],
 )
-def test_a_file_that_describes_itself_oddly_is_refused(name: str, value: str) -> None:
+def test_invalid_metadata_is_refused(name: str, value: str) -> None:
     """Requests are admitted by the memory figures in the metadata, so invalid metadata must be refused."""
     described = metadata(EMBEDDED) | {f"{PREFIX}{name}": value}
     with pytest.raises(ModelError, match=r"metadata of the model file"):
@@ -268,7 +268,7 @@ def test_photos_of_all_sizes_leak_no_memory() -> None:
     assert int(grown.stdout) <= 8
 
 
-def test_a_name_bytes_an_image_and_an_array_are_the_same_photo(model: segment.Model, tmp_path: Path) -> None:
+def test_all_types_of_photos_give_the_same_result(model: segment.Model, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     Image.fromarray(scene(50_004, (320, 240))[0]).save(path)
     with Image.open(path) as opened:

@@ -44,7 +44,7 @@ def test_values_are_parsed() -> None:
         ("colour", "red", "Unknown option 'colour'. Valid options: render_factor, fit"),
     ],
 )
-def test_refusals_name_the_option_the_value_and_the_valid_values(name: str, word: str, expected: str) -> None:
+def test_errors_contain_option_value_and_valid_values(name: str, word: str, expected: str) -> None:
     with pytest.raises(OptionError) as raised:
         Options.parse({name: word}, SETTINGS)
     assert raised.value.name == name

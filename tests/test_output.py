@@ -117,7 +117,7 @@ def test_coco_of_anything(drawn: list[Mask], size: tuple[int, int], segmentation
             assert bool(annotation["segmentation"]) <= bool(annotation["area"])
 
 
-def test_numbers_have_no_more_digits_than_significant() -> None:
+def test_numbers_are_rounded_in_json() -> None:
     found = detections([solid(1 / 3, -0.001, 20 / 3, 9)], SIZE)
     text = coco(found, LABELS, "polygons", {}).body.decode()
     assert '"bbox":[0.33,0.0,6.33,9.0]' in text
@@ -125,14 +125,14 @@ def test_numbers_have_no_more_digits_than_significant() -> None:
     assert "-0.0" not in text
 
 
-def test_no_instance_is_an_empty_list_and_an_empty_zip() -> None:
+def test_no_instances_give_an_empty_list_and_zip() -> None:
     nothing = detections([], SIZE)
     assert document(nothing)["annotations"] == []
     assert not np.asarray(Image.open(io.BytesIO(ids(nothing).body))).any()
     assert zipfile.ZipFile(io.BytesIO(cutouts(photo(), nothing, LABELS).body)).namelist() == []
 
 
-def test_ids_are_the_instances_and_the_best_is_on_top() -> None:
+def test_ids_show_the_best_instance_on_top() -> None:
     image = Image.open(io.BytesIO(ids(some()).body))
     assert (image.mode, image.size) == ("L", SIZE)
     values = np.asarray(image)

@@ -53,7 +53,7 @@ def test_each_part_can_be_turned_off() -> None:
     assert not changed(drawn([mask], **ONLY_TEXT))[60:].any()
 
 
-def test_a_mask_is_filled_but_for_its_hole_and_has_a_contour() -> None:
+def test_mask_is_filled_with_contour_and_hole() -> None:
     found = [ring(60, 60, 260, 220)]
     pixels, paint = drawn(found, **ONLY_MASKS), colour(found)
     filled = tuple(round(128 + module.FILL * (value - 128)) for value in paint)
@@ -121,7 +121,7 @@ def test_specks_and_pin_holes_have_no_contour() -> None:
     assert (pixels[round(20 + 8.5 * 7.5), round(20 + 8.5 * 10)] == GREY).all(), "the pin hole stays a hole"
 
 
-def test_only_what_is_small_beside_the_mask_is_a_speck() -> None:
+def test_specks_are_small_relative_to_the_mask() -> None:
     cleaned = without_specks(flecked()).probabilities >= 0.5
     expected = np.zeros((28, 28), bool)
     expected[2:22, 2:22] = True
@@ -133,7 +133,7 @@ def test_only_what_is_small_beside_the_mask_is_a_speck() -> None:
     assert (without_specks(mask).probabilities == two).all()
 
 
-def test_a_speck_beside_a_corner_leaves_the_corner() -> None:
+def test_removing_a_speck_keeps_a_corner_beside_it() -> None:
     grid = np.zeros((28, 28), np.float32)
     grid[2:22, 2:22] = 1
     grid[22, 22] = 0.9
@@ -141,7 +141,7 @@ def test_a_speck_beside_a_corner_leaves_the_corner() -> None:
     assert (cleaned[2:22, 2:22] == 1).all()
 
 
-def test_a_speck_in_a_pin_hole_and_a_pin_hole_in_a_speck_go_too() -> None:
+def test_nested_specks_and_holes_are_removed() -> None:
     grid = np.zeros((56, 56), np.float32)
     grid[2:42, 2:42] = 1
     grid[10:15, 10:15] = 0
@@ -200,7 +200,7 @@ def test_colours_by_class_are_the_same_in_every_photo() -> None:
 
 
 @pytest.mark.parametrize("shown", [ONLY_MASKS, ONLY_BOXES], ids=["mask", "box"])
-def test_a_class_whose_colour_is_that_of_the_photo_has_a_casing(shown: dict[str, Any]) -> None:
+def test_class_colour_without_contrast_has_a_casing(shown: dict[str, Any]) -> None:
     photo = Image.new("RGB", SIZE, PALETTE[0])
     draw(photo, detections([solid(60, 60, 260, 220)], SIZE), LABELS, colours="class", **shown)
     difference = np.abs(np.asarray(photo).astype(int) - PALETTE[0]).max(axis=2)

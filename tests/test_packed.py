@@ -48,7 +48,7 @@ def test_a_packed_mask_has_the_same_pixels(seed: int, width: float, height: floa
     assert differ.sum() <= max(5, 0.02 * inside.sum(), 0.05 * edge)
 
 
-def test_its_own_cells_are_kept_exactly() -> None:
+def test_packing_a_packed_grid_changes_nothing() -> None:
     for seed in range(10):
         steps = as_steps(blob(seed))
         assert np.array_equal(np.asarray(pack(steps)) >= THRESHOLD, steps >= 128)
@@ -72,14 +72,14 @@ def test_noise_is_bounded(shape: tuple[int, int]) -> None:
     assert np.asarray(packed).dtype == np.float32
 
 
-def test_a_grid_as_fine_as_pointrends_keeps_its_cells() -> None:
+def test_fine_grid_keeps_its_cells() -> None:
     """Random values cannot be compressed and must be reduced in precision, but no cell may cross the threshold."""
     steps = np.random.default_rng(0).integers(0, 256, (224, 224), np.uint8)
     assert np.array_equal(np.asarray(pack(steps)) >= THRESHOLD, steps >= 128)
 
 
 @pytest.mark.parametrize("value", [0, 127, 128, 255])
-def test_what_is_all_or_nothing_stays_so(value: int) -> None:
+def test_binary_grid_stays_binary(value: int) -> None:
     packed = pack(np.full((224, 224), value, np.uint8))
     assert len(packed.data) < 1024
     assert (np.asarray(packed) >= THRESHOLD).all() == (value >= 128)

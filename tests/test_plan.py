@@ -62,7 +62,7 @@ class TestWhatFits:
         assert found.detect_bytes + found.network_bytes < 100 * MIB
         assert found.output_bytes < 20 * MIB
 
-    def test_a_hundred_megapixels_are_drawn_smaller_in_little_memory(self) -> None:
+    def test_hundred_megapixels_are_reduced_in_little_memory(self) -> None:
         little, much = planned(jpeg(10_000, 10_000), 150, "jpeg"), planned(jpeg(10_000, 10_000), 4000, "jpeg")
         assert much.picture_size == (10_000, 10_000)
         assert 1000 < little.picture_size[0] < 10_000
@@ -110,15 +110,15 @@ class TestRefusals:
             r"Send a PNG of up to about [\d.]+ megapixels, or a larger baseline JPEG\.$", str(refusal.value)
         )
 
-    def test_a_progressive_jpeg_is_called_one(self) -> None:
+    def test_error_names_a_progressive_jpeg(self) -> None:
         with pytest.raises(TooLarge, match="This progressive JPEG of 12000 x 9000 pixels"):
             planned(jpeg(12_000, 9_000, progressive=True), 100)
 
-    def test_without_free_memory_the_error_asks_for_more(self) -> None:
+    def test_error_without_free_memory_asks_for_more(self) -> None:
         with pytest.raises(TooLarge, match=r"Give the instance more memory\.$"):
             planned(png(9000, 9000), 28)
 
-    def test_detail_can_be_the_reason(self) -> None:
+    def test_error_names_detail(self) -> None:
         with pytest.raises(TooLarge, match="at detail 4"):
             planned(jpeg(8000, 6000), 62, "json", render_factor=25, detail=4)
 

@@ -62,7 +62,7 @@ def test_filled_polygons_equal_the_mask(mask: Mask) -> None:
         assert (points <= SIZE).all()
 
 
-def test_a_hole_stays_a_hole_for_other_readers_too() -> None:
+def test_other_readers_keep_holes() -> None:
     mask = ring(20, 30, 120, 110)
     (outline,) = polygons(mask, SIZE)
     canvas = Image.new("1", SIZE)

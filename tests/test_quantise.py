@@ -39,7 +39,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_int8_file_is_small_and_says_what_it_is(int8: Path) -> None:
+def test_int8_file_is_small_and_has_metadata(int8: Path) -> None:
     facts = modelfile.ModelMetadata.from_metadata(modelfile.metadata(int8))
     assert facts is not None
     assert facts.precision == "int8"
@@ -91,7 +91,7 @@ def test_the_default_calibration_has_a_source_for_each_photograph() -> None:
         assert all(a > b for a, b in zip(shown[1:], plain[1:], strict=True)), "the contrast of its parts must increase"
 
 
-def test_nothing_that_computes_with_coordinates_is_quantised(int8: Path) -> None:
+def test_coordinates_are_not_quantised(int8: Path) -> None:
     graph = onnx.load(int8).graph
     made_by = {name: node for node in graph.node for name in node.output}
     # Layers, operations fused with them, and operations on pixels and crops before a layer.
@@ -120,7 +120,7 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
         convert.load(tmp_path)
 
 
-def test_a_model_that_finds_nothing_in_the_photos_is_refused() -> None:
+def test_calibration_without_detections_is_refused() -> None:
     grey = np.full((64, 64, 3), 114, np.uint8)
     with pytest.raises(ConversionError, match="found no instance with a score of at least"):
         quantise.quantise(convert.load(DEMO), [grey])

@@ -93,7 +93,7 @@ def test_events_that_fail_again_are_kept(cloud: Cloud, server: Server) -> None:
     assert len(cloud.objects("results")) == 4
 
 
-def test_a_call_that_fails_is_made_again(cloud: Cloud, server: Server) -> None:
+def test_failed_call_is_retried(cloud: Cloud, server: Server) -> None:
     put(cloud, server, "a.png")
     server.failures += [503]
     assert run() == 0
@@ -109,7 +109,7 @@ def test_a_call_that_fails_is_made_again(cloud: Cloud, server: Server) -> None:
         ([], "There is no source"),
     ],
 )
-def test_a_bad_call_is_explained(
+def test_refused_call_is_explained(
     cloud: Cloud, server: Server, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     assert main(["backfill", *arguments]) == 1

@@ -73,7 +73,7 @@ def test_the_zoos_rows_are_what_detectron2_saves() -> None:
         ("out_features", ["s4"]),
     ],
 )
-def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+def test_unsupported_values_are_refused_with_their_key(key: str, value: Any) -> None:
     given = lazy()
     given["model"]["backbone"]["in_features"] = ["s1", "s2", "s3", "s4"]
     given["model"]["backbone"]["bottom_up"][key] = value
@@ -81,7 +81,7 @@ def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
         config.parse(given)
 
 
-def test_a_norm_that_could_not_be_saved_needs_a_checkpoint_of_batch_norms() -> None:
+def test_unsaved_norm_requires_batch_norms_in_the_checkpoint() -> None:
     given, tensors = lazy(), checkpoint.read(GOLDEN / "lazy-regnety.pkl")
     for head in ("box_head", "mask_head"):
         given["model"]["roi_heads"][head]["conv_norm"] = document.Name("a.<lambda>")

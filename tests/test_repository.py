@@ -22,14 +22,14 @@ WORKFLOW: dict[str, Any] = yaml.safe_load((GITHUB / "workflows" / "test.yml").re
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_same_versions_of_python_are_named_everywhere() -> None:
+def test_python_versions_are_consistent() -> None:
     classifiers = [c.rpartition(" :: ")[2] for c in PROJECT["classifiers"] if c.startswith("Programming Language")]
     assert tuple(WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"]) == PYTHONS
     assert tuple(classifiers) == PYTHONS
     assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
 
 
-def test_the_workflow_runs_make_test_and_allows_no_skip() -> None:
+def test_workflow_runs_make_test_without_skips() -> None:
     commands = [step["run"] for step in WORKFLOW["jobs"]["test"]["steps"] if "run" in step]
     assert any(command.endswith("make test") and "REQUIRE_ALL=1" in command for command in commands)
 
@@ -62,7 +62,7 @@ def test_make_checks_the_model_before_it_installs(model: str, message: str) -> N
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-def test_make_installs_the_converter_only_for_what_is_converted() -> None:
+def test_make_installs_the_converter_only_if_needed() -> None:
     def planned(model: str) -> str:
         command = ["make", "--dry-run", "--always-make", "run", f"MODEL={model}"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout

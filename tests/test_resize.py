@@ -42,7 +42,7 @@ def test_aspect_keeps_the_shape_and_uses_the_budget(width: int, height: int, fac
 
 
 @given(sides, sides, factors)
-def test_a_photo_on_its_side_gives_the_size_on_its_side(width: int, height: int, factor: int) -> None:
+def test_portrait_and_landscape_give_transposed_sizes(width: int, height: int, factor: int) -> None:
     upright = fitted_size((width, height), factor, "aspect")
     turned = fitted_size((height, width), factor, "aspect")
 

@@ -111,7 +111,7 @@ print(time.process_time() - time.thread_time() - before)
 """
 
 
-def test_matrix_products_leave_other_cpus_to_the_network() -> None:
+def test_matrix_products_use_one_thread() -> None:
     """OpenBLAS must not start threads: they wait in a loop and took at least as much CPU time as the calling thread."""
     own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", PRODUCTS], env=own, capture_output=True, text=True, check=True)
@@ -193,7 +193,7 @@ def test_reports_sizes_and_options(service: Service, photo: bytes) -> None:
     assert all(milliseconds >= 0 for milliseconds in result.timings.values())
 
 
-def test_classes_are_chosen_from_all_that_is_found(service: Service, photo: bytes) -> None:
+def test_classes_are_selected_before_max_detections(service: Service, photo: bytes) -> None:
     everything = document(segment(service, photo, min_score="0.05"))["annotations"]
     name = everything[-1]["category_name"]
     chosen = document(segment(service, photo, min_score="0.05", classes=name))["annotations"]
@@ -250,7 +250,7 @@ def test_a_file_that_is_not_a_photo_is_refused(service: Service, data: bytes, er
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("webp", 16_383), ("jpeg", 65_500), ("png", 66_000)])
-def test_a_photo_longer_than_a_format_allows_comes_back_smaller(service: Service, kind: Format, longest: int) -> None:
+def test_photo_larger_than_a_format_allows_is_reduced(service: Service, kind: Format, longest: int) -> None:
     body = io.BytesIO()
     Image.new("L", (2, 66_000), 200).save(body, "PNG")
     result = service.segment(body.getvalue(), Options.defaults(service.settings), (kind,))
@@ -297,7 +297,7 @@ def tight() -> Service:
 
 
 class TestLittleMemory:
-    def test_a_large_photo_comes_back_smaller_and_says_so(self, tight: Service) -> None:
+    def test_large_photo_is_reduced_and_reports_its_size(self, tight: Service) -> None:
         result = segment(tight, encoded((9000, 6000), quality=60), "jpeg")
         assert result.photo_size == (9000, 6000)
         assert result.picture_size[0] < 9000
@@ -349,7 +349,7 @@ def test_headers_are_read_one_at_a_time(service: Service, photo: bytes, monkeypa
     assert max(most) == 1
 
 
-def test_a_machine_without_limits_refuses_what_takes_8_gib(monkeypatch: pytest.MonkeyPatch, photo: bytes) -> None:
+def test_default_limit_refuses_requests_of_8_gib(monkeypatch: pytest.MonkeyPatch, photo: bytes) -> None:
     body = io.BytesIO()
     Image.new("1", (1, 1)).save(body, "PNG")
     bomb = bytearray(body.getvalue())
@@ -367,7 +367,7 @@ def test_a_machine_without_limits_refuses_what_takes_8_gib(monkeypatch: pytest.M
     assert used[0] == used[1], "auto must depend on the limit only, not on the machine's memory"
 
 
-def test_a_model_larger_than_the_memory_is_reported_for_each_request() -> None:
+def test_model_too_large_for_the_memory_fails_each_request() -> None:
     service = Service(Settings(memory=20 * MIB, cache=str(CACHE)))
     for _ in range(2):
         with pytest.raises(ModelError, match="too little for the smallest render factor"):
@@ -375,7 +375,7 @@ def test_a_model_larger_than_the_memory_is_reported_for_each_request() -> None:
     assert not service.ready
 
 
-def test_a_file_of_a_fixed_size_does_not_echo_what_it_ignores(tmp_path: Path, photo: bytes) -> None:
+def test_model_with_a_fixed_size_omits_ignored_options(tmp_path: Path, photo: bytes) -> None:
     truth = Truth((96, 64), 96 * 64 // 64 + 96 * 64 // 256 + 96 * 64 // 1024, 3)
     path = str(truth.save(tmp_path / "m.onnx"))
     fixed = Service(Settings(model=path, memory=limit_with(900 * MIB), fixed_bytes=MIB, bytes_per_pixel=100))

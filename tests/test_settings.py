@@ -45,7 +45,7 @@ def test_every_kind_of_value() -> None:
         ("SEGMENT_MIN_SCORE", "50%", "a number from 0 to 1"),
     ],
 )
-def test_a_bad_value_is_refused_with_name_value_and_what_would_do(name: str, value: str, expected: str) -> None:
+def test_invalid_value_is_refused_with_name_value_and_range(name: str, value: str, expected: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(f"{name} is {value!r}; it must be ")) as raised:
         Settings.from_environment({name: value})
     assert expected in str(raised.value)

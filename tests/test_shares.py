@@ -121,7 +121,7 @@ def test_folders_of_different_sizes(tasks: int, most: float, monkeypatch: pytest
 @given(
     st.sets(st.text(st.sampled_from("a1/.é\U0010ffff\ud7ff"), min_size=1, max_size=9), max_size=80), st.integers(1, 9)
 )
-def test_every_name_falls_to_one_task(names: set[str], tasks: int) -> None:
+def test_every_name_is_in_one_share(names: set[str], tasks: int) -> None:
     """The ranges are disjoint and complete. Pages of three names make the division descend into folders."""
     ordered = sorted(names)
     store = Names(ordered.__getitem__, len(ordered))
@@ -158,7 +158,7 @@ def test_a_name_that_all_others_start_with() -> None:
     assert max(found) < 1.5 * 50_000 / 4
 
 
-def test_names_outside_the_prefix_are_not_looked_at() -> None:
+def test_names_outside_the_prefix_are_not_listed() -> None:
     names = Names(date, 3_000_000)
     divided = shares.divided(names, "2003/", 4)
     own = [part.start for task in divided.ranges for part in task if part.start]

@@ -111,7 +111,7 @@ def test_requests_wait_while_the_prepared_model_is_loaded() -> None:
     assert isinstance(startup.refusal(), ModelError)
 
 
-def test_the_output_of_libraries_is_not_taken_for_progress() -> None:
+def test_output_of_libraries_is_ignored() -> None:
     """NNCF prints progress bars to standard output during quantisation."""
     step = Progress("convert", "Converting.").to_json()
     command = [sys.executable, "-c", f"print('Statistics collection 100 %'); print({step!r}); print('null')"]

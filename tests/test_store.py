@@ -264,7 +264,7 @@ def test_folder_reads_the_given_generation(photos: Path) -> None:
         lambda folder: folder.write("a.jpg/b", b"", "", {}),
     ],
 )
-def test_folder_does_not_leave_its_root(photos: Path, attempt: Callable[[Folder], object]) -> None:
+def test_folder_refuses_names_outside_its_root(photos: Path, attempt: Callable[[Folder], object]) -> None:
     with pytest.raises(StorageError):
         attempt(Folder(photos))
     assert not (photos.parent / "outside").exists()

@@ -53,7 +53,7 @@ def gap(tag: Tag, box: NDArray[np.float32]) -> float:
 
 
 @pytest.mark.parametrize("people", [24, 60, 102])
-def test_in_a_crowd_no_tag_covers_a_face_or_another_tag(people: int) -> None:
+def test_tags_in_a_crowd_do_not_cover_faces_or_tags(people: int) -> None:
     boxes = crowd(people)
     found = placed(boxes)
     rects = np.array([tag.rect for tag in found], np.float32)
@@ -75,7 +75,7 @@ def test_a_core_holds_the_centre_and_the_face() -> None:
     assert rect[3] >= 250
 
 
-def test_a_tag_is_at_its_box_or_has_a_leader_line_to_it() -> None:
+def test_tag_is_beside_its_box_or_has_a_leader_line() -> None:
     for boxes in (crowd(60), np.array([[x, y, x + 6, y + 5] for x in range(90, 200, 11) for y in range(90, 200, 11)])):
         for tag in placed(boxes):
             box = boxes[tag.index]
@@ -88,12 +88,12 @@ def test_a_tag_is_at_its_box_or_has_a_leader_line_to_it() -> None:
                 assert gap(tag, box) <= (max(tags.REACH) + 1) * (tag.rect[3] - tag.rect[1])
 
 
-def test_among_tiny_things_names_stand_beside_with_leader_lines() -> None:
+def test_tags_of_tiny_instances_have_leader_lines() -> None:
     found = placed([(x, y, x + 6, y + 5) for x in range(600, 660, 12) for y in range(400, 430, 10)])
     assert any(tag.leader for tag in found)
 
 
-def test_letters_are_as_large_as_suits_the_instance() -> None:
+def test_text_size_depends_on_the_instance() -> None:
     tiny, small, large = (tags.letters(np.array([0, 0, side, side], np.float32), SIZE) for side in (8, 100, 800))
     assert 9 <= tiny < small < large <= 24
 
@@ -113,7 +113,7 @@ def test_a_tag_stays_on_the_photo(box: tuple[float, float, float, float]) -> Non
     assert tag.text == "person 97%"
 
 
-def test_most_of_a_thumbnail_stays_to_be_seen() -> None:
+def test_tags_cover_little_of_a_thumbnail() -> None:
     found = placed([(4 * i, 3 * i, 4 * i + 20, 3 * i + 20) for i in range(10)], (64, 48))
     assert sum((r - left) * (b - t) for left, t, r, b in (tag.rect for tag in found)) <= HIDDEN * 64 * 48
 

@@ -210,9 +210,9 @@ def run_variables(run: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["render_factor", "min_score", "max_detections"])
 def test_bounds_are_those_of_the_settings(name: str) -> None:
-    for run in ("accepts_the_least", "accepts_the_most"):
+    for run in ("accepts_minimum_values", "accepts_maximum_values"):
         Settings.from_environment({PREFIX + name.upper(): run_variables(run)[name]})
-    for run in ("refuses_too_little", "refuses_too_much"):
+    for run in ("refuses_values_below_the_minimum", "refuses_values_above_the_maximum"):
         with pytest.raises(SettingsError):
             Settings.from_environment({PREFIX + name.upper(): run_variables(run)[name]})
 
@@ -249,7 +249,9 @@ def change(path: Path, old: str, new: str) -> None:
         ("iam.tf", '"google_service_account" "push"', '"google_servce_account" "push"', "Invalid resource type"),
     ],
 )
-def test_validation_finds_errors(terraform: Terraform, module: Path, file: str, old: str, new: str, message: str) -> None:
+def test_validation_finds_errors(
+    terraform: Terraform, module: Path, file: str, old: str, new: str, message: str
+) -> None:
     change(module / file, old, new)
     done = terraform(module, "validate", "-no-color")
     assert done.returncode != 0
@@ -284,7 +286,13 @@ def test_missing_grant_is_found(terraform: Terraform, module: Path, grant: str) 
             "roles/storage.objectAdmin",
             "can read photos but not write them.",
         ),
-        ("grants", "iam.tf", "roles/storage.objectCreator", "roles/storage.objectUser", "can create results but not overwrite"),
+        (
+            "grants",
+            "iam.tf",
+            "roles/storage.objectCreator",
+            "roles/storage.objectUser",
+            "can create results but not overwrite",
+        ),
         ("grants", "iam.tf", "roles/pubsub.subscriber", "roles/pubsub.viewer", "remove undeliverable messages"),
         (
             "grants",
@@ -294,7 +302,13 @@ def test_missing_grant_is_found(terraform: Terraform, module: Path, grant: str) 
             "Pub/Sub may publish dead letters.",
         ),
         ("events", "events.tf", "= var.ack_deadline_seconds", "= 10", "deadline is not shorter"),
-        ("events", "events.tf", "google_pubsub_topic.dead.id", "google_pubsub_topic.photos.id", "becomes a dead letter"),
+        (
+            "events",
+            "events.tf",
+            "google_pubsub_topic.dead.id",
+            "google_pubsub_topic.photos.id",
+            "becomes a dead letter",
+        ),
         ("events", "variables.tf", "default     = 512\n", "default     = 256\n", "must be at least 512 on the second"),
         (
             "events",

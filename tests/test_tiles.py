@@ -191,7 +191,9 @@ def test_tiles_alone_are_joined(things: list[Thing], detail: int) -> None:
 
 @given(things=scenes(), detail=st.integers(2, 4), longer_than=st.integers(10, 100))
 @settings(deadline=None, max_examples=25)
-def test_whole_view_that_misses_small_things(things: list[Thing], detail: int, longer_than: int) -> None:
+def test_small_instances_missed_in_the_whole_photo_are_found_in_tiles(
+    things: list[Thing], detail: int, longer_than: int
+) -> None:
     assert_found(merged(things, detail, see(things, WHOLE_PHOTO, longer_than=longer_than)), things)
 
 
@@ -216,7 +218,7 @@ def test_no_tiles_is_the_whole() -> None:
     assert merge(whole, []) is whole
 
 
-def test_nothing_anywhere() -> None:
+def test_no_detections_in_any_view() -> None:
     found = merged([], 3, nothing())
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
@@ -272,21 +274,21 @@ def test_joined_logits_keep_their_edge() -> None:
     assert_found(merge(nothing(), parts), [thing], iou=0.95)
 
 
-def test_what_a_tile_shows_complete_is_taken_as_it_is() -> None:
+def test_instance_complete_in_a_tile_is_used_unchanged() -> None:
     thing = Thing((116, 84, 126, 94), 0, True)  # in the overlap of all four tiles
     parts = [(tile, see([thing], tile, 28)) for tile in tiles(SIZE, 2)]
     found = merge(see([thing], WHOLE_PHOTO, 7), parts)
     assert [mask.grid.shape for mask in found.masks] == [(28, 28)]
 
 
-def test_large_is_taken_from_the_whole_view() -> None:
+def test_large_instance_is_taken_from_the_whole_photo() -> None:
     thing = Thing((10, 10, 230, 170), 0, True)
     found = merged([thing], 3, see([thing], WHOLE_PHOTO, 28))
     assert [mask.grid.shape for mask in found.masks] == [(28, 28)]
     assert_found(found, [thing], iou=0.95)
 
 
-def test_what_the_whole_view_should_show_keeps_its_score_there() -> None:
+def test_visible_instance_keeps_the_score_of_the_whole_photo() -> None:
     """A detection in a tile that is large enough for the whole view (VISIBLE) is not added and raises no score."""
     tile = tiles(SIZE, 2)[0]
     side, seen = VISIBLE + 2, (20.0, 20.0, 20 + VISIBLE + 2, 20 + VISIBLE + 2)
@@ -310,7 +312,7 @@ def test_parts_within_a_large_object_are_not_objects() -> None:
     assert len(merge(one((10, 10, 230, 170), 0.95), tiny, SIZE)) == 2
 
 
-def test_large_in_the_network_is_taken_from_the_whole_view() -> None:
+def test_instance_large_in_the_network_is_taken_from_the_whole_photo() -> None:
     """The mask is from the whole view if the object is large enough in the network's input, else from the tile."""
     thing, fine = Thing((10, 10, 58, 58), 0, True), (2 * SIZE[0], 2 * SIZE[1])
     parts = [(tile, see([thing], tile, 7)) for tile in tiles(SIZE, 2)]
@@ -325,7 +327,7 @@ def test_a_part_is_a_duplicate_within_its_class() -> None:
     assert len(merge(one(square, label=0), [in_tile(tile, one(inside, label=1))])) == 2
 
 
-def test_of_two_classes_in_one_place_the_better_view_decides() -> None:
+def test_better_view_decides_between_two_classes() -> None:
     tile = tiles(SIZE, 2)[0]
     small, large = (20.0, 20.0, 50.0, 50.0), (10.0, 10.0, 110.0, 90.0)
     for box, label in ((small, 1), (large, 0)):  # the small box has the tile's class, the large box the whole view's
@@ -339,7 +341,7 @@ def test_a_part_inside_the_whole_is_a_duplicate() -> None:
     assert found.boxes.tolist() == [[10, 10, 110, 90]]
 
 
-def test_what_one_view_sees_as_two_stays_two() -> None:
+def test_two_instances_of_one_view_stay_separate() -> None:
     tile = tiles(SIZE, 2)[0]
     outer, inner = one((20, 20, 60, 60), 0.9), one((30, 30, 50, 50), 0.8)
     both = Detections(
@@ -352,7 +354,7 @@ def test_what_one_view_sees_as_two_stays_two() -> None:
     assert len(merge(nothing(), [in_tile(tile, both)])) == 2
 
 
-def test_what_an_edge_cuts_and_the_next_tile_does_not_confirm_is_dropped() -> None:
+def test_unconfirmed_part_at_a_tile_edge_is_dropped() -> None:
     """A box that the first tile's edge cuts is dropped if the second tile, which shows all of it, has no such box."""
     first, second = (tile for tile in tiles(SIZE, 2) if tile[1] == 0)
     seen = (float(first[2] - 12), 30.0, float(first[2]), 42.0)
@@ -364,13 +366,13 @@ def test_what_an_edge_cuts_and_the_next_tile_does_not_confirm_is_dropped() -> No
     assert len(merge(nothing(), [in_tile(first, one(at_the_border))])) == 1
 
 
-def test_neighbours_that_touch_at_the_seam_stay_two() -> None:
+def test_touching_neighbours_at_a_seam_stay_separate() -> None:
     left, right = (tile for tile in tiles(SIZE, 2) if tile[1] == 0)
     found = merge(nothing(), [in_tile(left, one((80, 30, 118, 60))), in_tile(right, one((118, 30, 160, 60)))])
     assert len(found) == 2
 
 
-def test_empty_masks_are_no_trouble() -> None:
+def test_empty_masks_are_accepted() -> None:
     tile = tiles(SIZE, 2)[0]
     square = (20.0, 20.0, 50.0, 50.0)
     assert len(merge(one(square, fill=0), [in_tile(tile, one(square, fill=0))])) >= 1
@@ -441,7 +443,7 @@ def test_a_duplicate_passes_its_score_on_to_the_most_confident_only() -> None:
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_a_confident_find_is_not_removed_by_a_doubtful_one(label: int) -> None:
+def test_confident_instance_is_not_removed_by_an_uncertain_one(label: int) -> None:
     confident, doubtful = ((20, 20, 60, 60), 0.67, label), ((14, 14, 66, 66), 0.06, 0)
     found = merge(_boxes([confident], SIZE), _views([doubtful]))
     assert max(score for score, at in zip(found.scores, found.classes, strict=True) if at == label) >= 0.66
@@ -487,7 +489,7 @@ RECTANGLES = st.lists(
     low=st.sampled_from([0.0, 0.01, 0.03, 0.05]),
     network_size=st.sampled_from([COARSE, SIZE, (480, 360)]),
 )
-def test_candidates_below_the_threshold_change_nothing(
+def test_instances_below_candidate_score_do_not_change_others(
     whole: list[tuple[Region, float, int]],
     parts: list[tuple[Region, float, int]],
     low: float,

@@ -48,7 +48,7 @@ def test_scenes_stay_the_same_to_the_bit(seed: int) -> None:
     assert digest[:16] == SCENES[seed][2]
 
 
-def test_scene_is_what_it_says() -> None:
+def test_scene_matches_its_ground_truth() -> None:
     image, masks, classes = scene(7, (200, 160))
     assert (image.shape, image.dtype.name) == ((160, 200, 3), "uint8")
     assert (masks.dtype.name, classes.dtype.name) == ("bool", "int64")
@@ -64,7 +64,7 @@ def test_page_shows_scenes_of_this_generator() -> None:
             assert np.abs(np.asarray(shown, np.int64) - drawn).mean() < 12
 
 
-def test_demo_model_knows_the_shapes() -> None:
+def test_demo_model_finds_the_shapes() -> None:
     """It finds over 75 % of the objects of 1,000 pixels or more, with their class and an IoU over 0.5."""
     model = segment.load(cache=CACHE)
     assert model.labels == CLASSES
@@ -97,7 +97,7 @@ def test_a_trained_pointrend_has_the_demos_boxes_and_finer_masks() -> None:
     assert [dim.dim_value for dim in masks][1:] == [224, 224]
 
 
-def test_a_view_shows_shapes_of_all_sizes_cut_by_the_frame() -> None:
+def test_views_contain_cut_shapes_of_all_sizes() -> None:
     areas, cut = [], 0
     for seed in range(20):
         image, masks, classes = view(seed, (240, 180))

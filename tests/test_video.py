@@ -170,7 +170,7 @@ def test_a_stopped_run_goes_on_with_the_next_frame(
     assert len(names(out)) == 8
 
 
-def test_a_damaged_frame_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_frame_is_listed_in_errors_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip, out = damaged(write(tmp_path / "clip.mp4")), tmp_path / "out"
     for _ in range(2):
         assert run(clip, "-o", out, "-d", "coco", "-f", "png") == 1
@@ -181,7 +181,7 @@ def test_a_damaged_frame_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.count(" instances in ") == 7, "the second run must not segment again"
 
 
-def test_broken_videos_are_rows(tmp_path: Path) -> None:
+def test_broken_videos_are_listed_in_errors_csv(tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     (photos / "text.mp4").write_text("no video")
@@ -217,7 +217,7 @@ def test_a_turned_video_is_upright(tmp_path: Path) -> None:
     assert shown(tmp_path / "out" / "clip.overlay.mp4")[0][1].shape == turned.shape
 
 
-def test_odd_sizes_are_made_even(tmp_path: Path) -> None:
+def test_odd_sizes_are_rounded_to_even(tmp_path: Path) -> None:
     with video.Writer(tmp_path / "odd.mp4") as writer:
         for number in range(3):
             Image.fromarray(scene(number, (33, 31))[0]).save(tmp_path / "frame.jpg")
@@ -240,7 +240,7 @@ def test_nothing_is_left_of_a_video_that_was_not_finished(tmp_path: Path) -> Non
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+def test_file_without_video_stream_is_refused(tmp_path: Path) -> None:
     container: Any = av.open(str(tmp_path / "sound.mp4"), "w")
     with container:
         stream = container.add_stream("aac", rate=44_100)
@@ -252,7 +252,7 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         list(video.frames(tmp_path / "sound.mp4"))
 
 
-def test_a_missing_package_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_listed_in_errors_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = write(tmp_path / "clip.mp4", frames=1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(clip, "-o", tmp_path / "out") == 1

@@ -107,7 +107,7 @@ def test_what_lazyconfig_save_wrote_is_read() -> None:
         ("top_block._target_", "detectron2.modeling.backbone.fpn.LastLevelP6P7"),
     ],
 )
-def test_what_does_not_convert_is_refused_by_key(key: str, value: Any) -> None:
+def test_unsupported_values_are_refused_with_their_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=r"model\.backbone\." + key.rpartition(".")[0].replace(".", r"\.")):
         config.parse(changed(key, value))
 
@@ -123,7 +123,7 @@ def test_the_zoos_rows_are_what_detectron2_saves(file: str, row: str) -> None:
     assert config.read(GOLDEN / f"{file}.yaml") == config.parse(zoo.entry(row).config)
 
 
-def test_arguments_that_only_training_reads_change_nothing() -> None:
+def test_training_arguments_are_ignored() -> None:
     given = lazy()
     given["model"]["backbone"]["net"] |= {"drop_path_rate": 0.9, "use_act_checkpoint": True, "rel_pos_zero_init": False}
     assert config.parse(given) == config.read(GOLDEN / "vitdet.yaml")
@@ -137,7 +137,7 @@ def test_arguments_that_only_training_reads_change_nothing() -> None:
         "!!python/tuple [!!python/name:os.system '', !!python/tuple [], {}, null]}",
     ],
 )
-def test_a_norm_layer_that_would_call_something_is_refused(keyword: str, tmp_path: Path) -> None:
+def test_norm_layer_with_a_call_is_refused(keyword: str, tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / "config.yaml"
     lines = (GOLDEN / "vitdet.yaml").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if "norm_layer" in line)
@@ -153,7 +153,7 @@ def model(name: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("name", ["vitdet", "vitdet-dynamic"])
-def test_any_size_goes_in(name: str, tmp_path: Path) -> None:
+def test_any_image_size_is_accepted(name: str, tmp_path: Path) -> None:
     onnx.save(model(name), tmp_path / "model.onnx")
     engine = load(tmp_path / "model.onnx", threads=1, memory=Footprint(0, 0.0))
     for size in ((1, 1), (31, 33), (500, 40)):

@@ -195,7 +195,7 @@ class TestRefusals:
             check_problem(post(server, json={"url": album}), 400, "not have a public address")
             check_problem(post(server, json={"url": "http://169.254.169.254/computeMetadata/v1/"}), 400)
 
-    def test_an_upload_that_breaks_off_is_no_photo(self, server: Server, photo: bytes) -> None:
+    def test_interrupted_upload_is_refused(self, server: Server, photo: bytes) -> None:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
         connection.putrequest("POST", "/segment")
         connection.putheader("Content-Type", "image/jpeg")
@@ -242,7 +242,7 @@ class TestTheWeb:
         assert (part.status_code, part.content) == (206, whole.content[2:6])
         assert requests.get(url, headers={"Range": "bytes=9999999-"}, timeout=5).status_code == 416
 
-    def test_the_page_admits_nothing_foreign(self, server: Server) -> None:
+    def test_page_policy_allows_only_its_own_resources(self, server: Server) -> None:
         policy = requests.get(server.url, timeout=5).headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy

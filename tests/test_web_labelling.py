@@ -117,7 +117,7 @@ class TestOff:
 
 
 class TestDocument:
-    def test_it_has_the_paths_that_are_on(self, tools: Server, server: Server) -> None:
+    def test_document_has_the_enabled_paths(self, tools: Server, server: Server) -> None:
         document = requests.get(tools.url + "/openapi.json", timeout=5).json()
         paths = {path: set(methods) for path, methods in document["paths"].items() if path in labelling_paths()}
         assert paths == {path: {verb.lower() for verb in verbs} for path, verbs in labelling_paths().items()}
@@ -125,7 +125,7 @@ class TestDocument:
         page = requests.get(tools.url + "/docs", timeout=5).text
         assert all(f"<code>{path}</code>" in page for path in labelling_paths())
 
-    def test_answers_are_as_it_says(self, tools: Server, photo: bytes) -> None:
+    def test_responses_match_the_document(self, tools: Server, photo: bytes) -> None:
         schema = schemathesis.openapi.from_url(tools.url + "/openapi.json")
         image = base64.b64encode(photo).decode()
         bodies: dict[str, Any] = {
@@ -183,7 +183,7 @@ class TestLabelStudio:
         assert answer.status_code == 200, answer.text
         assert answer.json()["results"][0]["result"]
 
-    def test_cloud_storage_is_read_through_label_studio_without_its_token(self, tools: Server, studio: str) -> None:
+    def test_cloud_storage_is_read_through_signed_urls(self, tools: Server, studio: str) -> None:
         port = urlsplit(studio).port
         LabelStudio.asked.clear()
         LabelStudio.elsewhere = f"http://127.0.0.1:{port}/public.jpg"
@@ -192,7 +192,7 @@ class TestLabelStudio:
         assert LabelStudio.asked[0] == (f"/tasks/12/presign/?fileuri={identity}", f"Token {TOKEN}")
         assert LabelStudio.asked[1][0] == "/public.jpg"
 
-    def test_the_token_goes_nowhere_else(self, tools: Server, studio: str) -> None:
+    def test_token_is_only_sent_to_label_studio(self, tools: Server, studio: str) -> None:
         port = urlsplit(studio).port
         LabelStudio.asked.clear()
         LabelStudio.elsewhere = f"http://localhost:{port}/public.jpg"

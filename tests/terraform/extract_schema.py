@@ -101,7 +101,7 @@ class Source:
         return block
 
     def nested_block(self, name: str, nested: re.Match[str], required: bool) -> dict[str, Any]:
-        """A block in a block. It can occur once if the class contains it directly, or several times if it contains a list."""
+        """A block in a block. It can occur several times if the class contains a list, otherwise once."""
         block: dict[str, Any] = {"block": self.block(nested["struct"] + "OutputReference")}
         if name == "timeouts":
             return {"nesting_mode": "single", **block}
