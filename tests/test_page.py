@@ -145,6 +145,12 @@ class TestPhotos:
             expect(objects(page).first).to_be_visible(timeout=30_000)
             page.get_by_role("button", name="Clear").click()
 
+    def test_the_keyboard_goes_on_at_the_photo(self, page: Page) -> None:
+        page.locator(".example").first.focus()
+        page.keyboard.press("Enter")
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+        expect(page.locator("#frame")).to_be_focused()
+
     def test_a_touch_screen_is_not_asked_to_drop(self, chrome: Browser, server: Server) -> None:
         context = chrome.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
         page = context.new_page()
@@ -419,6 +425,16 @@ class TestLayers:
         expect(objects(result).nth(1)).to_have_attribute("aria-pressed", "true")
         result.keyboard.press("ArrowUp")
         expect(objects(result).first).to_be_focused()
+        result.keyboard.press("End")
+        expect(objects(result).last).to_be_focused()
+
+    def test_the_list_of_objects_is_one_tab_stop(self, result: Page) -> None:
+        assert objects(result).count() > 2
+        objects(result).nth(1).focus()
+        result.keyboard.press("Tab")
+        expect(result.locator("#factor")).to_be_focused()
+        result.keyboard.press("Shift+Tab")
+        expect(objects(result).nth(1)).to_be_focused()
 
     def test_compare(self, result: Page) -> None:
         before = ink(result)

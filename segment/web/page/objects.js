@@ -11,7 +11,9 @@ function listObjects() {
   rows.clear();
   for (const object of objects) rows.set(object, row(object));
   $("objects").replaceChildren(...rows.values());
-  if (focused) $("objects").querySelector(`[data-id="${focused}"] button`)?.focus();
+  const before = focused && $("objects").querySelector(`[data-id="${focused}"] button`);
+  makeTabStop(before || $("objects").querySelector("button"));
+  if (before) before.focus();
   $("count").textContent = found().length ? `${objects.length} of ${found().length}` : "";
   $("none").hidden = objects.length > 0 || !state.current?.objects;
   $("none").textContent = found().length
@@ -20,6 +22,11 @@ function listObjects() {
   $("score").value = state.minScore;
   $("score-out").textContent = state.minScore.toFixed(2);
   showFocus();
+}
+
+/** Make this button of the list the only one that Tab stops at; the arrow keys move to the others. */
+function makeTabStop(chosen) {
+  for (const item of rows.values()) item.firstElementChild.tabIndex = item.firstElementChild === chosen ? 0 : -1;
 }
 
 function row(object) {
@@ -31,7 +38,7 @@ function row(object) {
   button.style.setProperty("--score", `${score * 100}%`);
   button.addEventListener("mouseenter", () => light(object));
   button.addEventListener("mouseleave", () => light(null));
-  button.addEventListener("focus", () => light(object));
+  button.addEventListener("focus", () => { makeTabStop(button); light(object); });
   button.addEventListener("blur", () => light(null));
   button.addEventListener("click", () => pin(object));
   return element("li", { data: { id: object.id } }, button);
@@ -74,8 +81,9 @@ for (const layer of ["masks", "boxes", "labels"]) {
 }
 $("colours").addEventListener("change", () => { state.colours = $("colours").value; emit("filter"); });
 $("objects").addEventListener("keydown", (event) => {
-  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key], items = [...rows.values()];
-  if (!step) return;
+  const items = [...rows.values()], at = items.indexOf(document.activeElement.closest("li"));
+  const next = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1 }[event.key];
+  if (next === undefined) return;
   event.preventDefault();
-  items[items.indexOf(document.activeElement.closest("li")) + step]?.firstElementChild.focus();
+  items[next]?.firstElementChild.focus();
 });

@@ -65,6 +65,8 @@ export function showProblem(problem) {
 function showState() {
   const { current } = state, done = Boolean(current?.objects);
   $("work").dataset.state = current?.picture ? "shown" : "empty";
+  $("viewer").hidden = !current?.picture;
+  if (current?.picture && $("drop").contains(document.activeElement)) $("frame").focus();
   $("drop").hidden = Boolean(current?.picture);
   $("intro").classList.toggle("sr-only", state.photos.length > 0); // it holds the page's only h1
   for (const part of ["result", "view", "save", "sections", "under"]) $(part).hidden = !current?.picture;

@@ -185,7 +185,6 @@ let photoShown = null, pictureShown = null;
 
 on("photo", () => {
   const picture = state.current?.picture ?? null;
-  $("viewer").hidden = !picture;
   if (!picture) { photoShown = pictureShown = null; return; }
   if (photoShown !== state.current) {
     zoom = 1;
