@@ -1,0 +1,74 @@
+"""Write PNG files (https://www.w3.org/TR/png-3/), several times as fast as Pillow.
+
+Pillow tries all five filters on each row, which takes longer than the compression. Here each row is stored as its
+difference from the row above (filter "Up"), and ISA-L compresses it. `python -m benchmarks.png` compares time and size.
+
+Rows are filtered and compressed in strips, so memory does not grow with the picture.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+from PIL import Image
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FORMATS = {"L": (8, 0), "I;16": (16, 0), "RGB": (8, 2), "RGBA": (8, 6)}
+"""Pillow's modes, and the bit depth and colour type of the PNG."""
+UP = 2
+LEVEL = 2
+STRIP_BYTES = 1 << 18
+"""Size of the strips, and of the chunks of compressed data, at least."""
+
+
+def encode(image: Image.Image) -> bytes:
+    """The PNG file of `image`, whose mode is one of FORMATS."""
+    depth, colour = FORMATS[image.mode]
+    file = io.BytesIO()
+    file.write(SIGNATURE)
+    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", *image.size, depth, colour, 0, 0, 0))
+    _write_pixels(file, image)
+    _write_chunk(file, b"IEND", b"")
+    return file.getvalue()
+
+
+def _write_pixels(file: io.BytesIO, image: Image.Image) -> None:
+    width, height = image.size
+    compressor = isal_zlib.compressobj(LEVEL)
+    above = _rows(image.crop((0, 0, width, 1))) * 0
+    data, step = b"", max(1, STRIP_BYTES // above.shape[1])
+    for top in range(0, height, step):
+        rows = np.concatenate([above, _rows(image.crop((0, top, width, min(top + step, height))))])
+        above = rows[-1:]
+        data += compressor.compress(_filtered(rows))
+        if len(data) >= STRIP_BYTES:
+            _write_chunk(file, b"IDAT", data)
+            data = b""
+    _write_chunk(file, b"IDAT", data + compressor.flush())
+
+
+def _rows(image: Image.Image) -> NDArray[np.uint8]:
+    """The bytes of each row; 16-bit values are big-endian."""
+    pixels = np.asarray(image)
+    if pixels.itemsize == 2:
+        pixels = pixels.astype(">u2")
+    return np.ascontiguousarray(pixels).view(np.uint8).reshape(image.height, -1)
+
+
+def _filtered(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each row but the first, as the number of the filter and the differences from the row above modulo 256."""
+    filtered = np.empty((len(rows) - 1, rows.shape[1] + 1), np.uint8)
+    filtered[:, 0] = UP
+    np.subtract(rows[1:], rows[:-1], out=filtered[:, 1:])
+    return filtered
+
+
+def _write_chunk(file: io.BytesIO, kind: bytes, data: bytes) -> None:
+    file.write(struct.pack(">I", len(data)))
+    file.write(kind)
+    file.write(data)
+    file.write(struct.pack(">I", isal_zlib.crc32(data, isal_zlib.crc32(kind))))
