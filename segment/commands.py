@@ -167,9 +167,20 @@ def cvat(arguments: argparse.Namespace) -> int:
     """Print the configuration of CVAT's function for a model, for deploy/cvat/function.yaml."""
     from segment.labelling import cvat
 
-    service = Service(Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model}))
-    print(cvat.function_yaml(service.model_name, service.labels, arguments.image), end="")
+    name, labels = _name_and_labels(Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model}))
+    print(cvat.function_yaml(name, labels, arguments.image), end="")
     return 0
+
+
+def _name_and_labels(settings: Settings) -> tuple[str, tuple[str, ...]]:
+    """The name of the model and its classes. A model of the zoo does not have to be downloaded. Raises ModelError."""
+    from segment import zoo
+
+    name = settings.model.removesuffix(zoo.INT8)
+    if name in zoo.entries() and not settings.labels and not Path(settings.model).exists():
+        return settings.model, zoo.labels(zoo.entry(name))
+    service = Service(settings)
+    return service.model_name, service.labels
 
 
 def backfill(arguments: argparse.Namespace) -> int:

@@ -91,6 +91,17 @@ def test_the_configuration_is_what_the_command_prints(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == (FOLDER / "function.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_3x", "mask_rcnn_R_50_FPN_3x-int8"])
+def test_a_model_of_the_zoo_does_not_have_to_be_downloaded(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["cvat", name, "--image", "registry/segment:1"]) == 0
+    about = yaml.safe_load(capsys.readouterr().out)["metadata"]["annotations"]
+    assert about["name"] == f"Segment: {name}"
+    assert [label["name"] for label in json.loads(about["spec"])][:2] == ["person", "bicycle"]
+
+
 def test_the_configuration_is_what_cvat_reads() -> None:
     text = cvat.function_yaml('a "model": 1', ["hair drier", "it's #1: ünï", "a\nb"], "registry/segment:1")
     configuration = yaml.safe_load(text)
