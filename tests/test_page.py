@@ -379,6 +379,15 @@ class TestLayers:
         result.locator("#classes").get_by_label(name, exact=True).uncheck()
         assert 0 < objects(result).count() < before
         assert name not in objects(result).locator(".name").all_inner_texts()
+        expect(result.locator("#classes").get_by_label(name, exact=True)).to_be_focused()
+
+    def test_classes_below_the_lowest_score_are_not_listed(self, result: Page) -> None:
+        slide(result, "#score", 0.05)
+        every = result.locator("#classes label").all_inner_texts()
+        slide(result, "#score", 0.9)
+        names = objects(result).locator(".name").all_inner_texts()
+        assert result.locator("#classes label").all_inner_texts() == sorted(set(names))
+        assert len(set(names)) < len(every)
 
     def test_switches_and_colours(self, result: Page) -> None:
         seen = [ink(result)]
@@ -563,7 +572,7 @@ class TestOneObject:
         slide(page, "#score", 0.05)
         assert ink(page)
         tags = page.evaluate("window.tags")
-        assert len(tags) > 15
+        assert len(tags) > 10
         overlapping = [
             (a, b)
             for i, a in enumerate(tags)
@@ -571,6 +580,8 @@ class TestOneObject:
             if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
         ]
         assert overlapping == []
+        width, height = photo_size(page)
+        assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in tags) <= 0.15 * width * height * page_scale(page) ** 2
 
     def test_labels_leave_the_middle_of_objects_free_and_point_at_them(self, page: Page) -> None:
         """120 boxes from tiny to large, close together, as in a crowd."""

@@ -10,6 +10,8 @@ const OF_SIDE = 1 / 25;      // the width of an object's lines by the root of it
 const CASING = 1.5;          // width of both sides of a casing together
 const LETTERS = [11, 14];    // sizes of labels, at least and at most
 const OF_OBJECT = 0.2;       // size of a label by the root of the box's area
+const OF_PHOTO = 1 / 45;     // the same, at most, by the root of the area of the photo that is visible
+const HIDDEN = 0.15;         // the part of this area that all labels together may cover
 
 /** Make the canvas as large as it is shown, and return its context with CSS pixels as the unit. */
 export function prepare(canvas) {
@@ -94,20 +96,24 @@ function drawBox(context, { bbox }, { colour, clear }, view) {
   stroke(context, colour, clear, lineWidth(bbox, view), 1, () => context.strokeRect(left, top, right - left, bottom - top));
 }
 
-/** Write names on tags: name and score, the name alone if these do not fit, or nothing. */
+/** Write names on tags, best score first: name and score, the name alone if these do not fit, or nothing. */
 function drawTags(context, objects, paintOf, view, [width, height]) {
   const canvas = [0, 0, context.canvas.clientWidth, context.canvas.clientHeight];
   const photo = toView([0, 0, width, height], view);
   const bounds = [0, 1].map((i) => Math.max(canvas[i], photo[i])).concat([2, 3].map((i) => Math.min(canvas[i], photo[i])));
   const seen = objects.map((object) => ({ object, box: toView(object.bbox, view) })).filter(({ box }) => overlap(box, bounds));
   const cores = seen.map(({ box }) => core(box)), taken = [], placed = [];
+  const area = Math.max(0, bounds[2] - bounds[0]) * Math.max(0, bounds[3] - bounds[1]);
+  const largest = OF_PHOTO * Math.sqrt(area);
+  let room = HIDDEN * area;
   for (const { object, box } of seen) {
-    const letters = between(LETTERS, OF_OBJECT * side(object.bbox, view));
+    const letters = between(LETTERS, Math.min(largest, OF_OBJECT * side(object.bbox, view)));
     context.font = font(letters);
     for (const text of [`${object.category_name} ${Math.round(object.score * 100)} %`, object.category_name]) {
       const size = [context.measureText(text).width + 0.7 * letters, 1.4 * letters];
-      const tag = placeTag(box, size, bounds, cores, taken);
+      const tag = size[0] * size[1] <= room && placeTag(box, size, bounds, cores, taken);
       if (!tag) continue;
+      room -= size[0] * size[1];
       taken.push(tag);
       placed.push({ tag, text, letters, line: leader(tag, box), colour: paintOf(object).colour });
       break;

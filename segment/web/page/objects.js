@@ -57,10 +57,13 @@ function showFocus() {
   }
 }
 
+/** List the classes with an object of the lowest score or more, and those that were unchecked. */
 function listClasses() {
-  const names = classesFound();
-  state.hiddenClasses = new Set([...state.hiddenClasses].filter((name) => names.includes(name)));
+  const high = new Set(found().filter(({ score }) => score >= state.minScore).map((object) => object.category_name));
+  state.hiddenClasses = new Set([...state.hiddenClasses].filter((name) => classesFound().includes(name)));
+  const names = classesFound().filter((name) => high.has(name) || state.hiddenClasses.has(name));
   $("classes").hidden = names.length < 2 && !state.hiddenClasses.size;
+  if ([...$("classes").children].map((label) => label.textContent).join() === names.join()) return; // keep the focus
   $("classes").replaceChildren(...names.map((name) => {
     const box = element("input", { type: "checkbox", checked: !state.hiddenClasses.has(name) });
     box.addEventListener("change", () => {
@@ -71,7 +74,7 @@ function listClasses() {
   }));
 }
 
-on("photo", listClasses);
+on("photo filter", listClasses);
 on("photo filter model", listObjects);
 on("focus", showFocus);
 
