@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from segment.web.app import PAGE
+from segment.web.assets import PAGE
 
 
 def constants(script: str) -> dict[str, Any]:

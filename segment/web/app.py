@@ -17,12 +17,10 @@ Errors are problem documents (problems.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +42,9 @@ from segment.progress import Progress
 from segment.service import Result, Service
 from segment.settings import Settings
 from segment.web import docs, labelling, openapi, problems
+from segment.web.assets import EXAMPLES, assets
 from segment.web.exchange import Exchange, Handler, handler
+from segment.web.responses import CHUNK, cacheable, finished, json_response
 from segment.web.upload import read
 
 if TYPE_CHECKING:
@@ -64,26 +64,6 @@ PROBES = ("/health", "/ready", "/progress")
 """Paths that clients poll; they are available on every target."""
 STREAM_BYTES = 24 << 20
 """Larger responses are streamed, because Cloud Run limits other responses to 32 MiB."""
-CHUNK = 1 << 16
-DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
-"""Limits for reading and discarding a refused body, so that the client gets to read the response."""
-PAGE = Path(__file__).parent / "page"
-EXAMPLES = {
-    "scene-1.jpg": "stars, circles and a ring",
-    "scene-2.jpg": "a busy scene of overlapping shapes",
-    "scene-3.jpg": "striped circles and rings",
-    "coins.jpg": "a photograph of ancient coins",
-}
-"""Example photos for the demo model: file name and description."""
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def handle(service: Service, request: Request) -> Response:
@@ -116,10 +96,7 @@ def _respond(service: Service, request: Request, answer: Callable[[], Response])
     except Exception:
         log.exception("Unexpected error")
         response = problems.problem(500, "Failed", "An unexpected error occurred. It has been logged.")
-    response.headers.update({k: v for k, v in SECURITY_HEADERS.items() if k not in response.headers})
-    _allow_origin(request, response, service.settings)
-    _log(request, response, time.perf_counter() - start)
-    return _after_the_body(request, response)
+    return finished(request, response, service.settings, time.perf_counter() - start, quiet=request.path in PROBES)
 
 
 def add_probes(app: Flask, service: Service) -> None:
@@ -197,19 +174,19 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _health(_service: Service, _request: Request) -> Response:
-    return _json({"status": "alive"})
+    return json_response({"status": "alive"})
 
 
 def _ready(service: Service, _request: Request) -> Response:
     """Loads the model in this request, because Cloud Run may not give a background thread any CPU."""
     service.load()
-    return _json({"status": "ready", "model": service.model_name})
+    return json_response({"status": "ready", "model": service.model_name})
 
 
 def _progress(service: Service, request: Request) -> Response:
     """Does not load the model; one that needs no preparation is loaded by the first request that needs it."""
     loaded = Progress("ready", "The model is loaded.") if service.ready else Progress("load", "Loading the model.")
-    return _json(asdict(request.environ.get(PROGRESS, loaded)))
+    return json_response(asdict(request.environ.get(PROGRESS, loaded)))
 
 
 def _model(service: Service, request: Request) -> Response:
@@ -223,7 +200,7 @@ def _model(service: Service, request: Request) -> Response:
         "demo": demo,
         "examples": [{"src": src, "about": text} for src, text in EXAMPLES.items()] if demo else [],
     }
-    return _cacheable(json.dumps(about).encode(), "application/json", request)
+    return cacheable(json.dumps(about).encode(), "application/json", request)
 
 
 def _document(service: Service) -> dict[str, Any]:
@@ -231,120 +208,23 @@ def _document(service: Service) -> dict[str, Any]:
 
 
 def _openapi(service: Service, request: Request) -> Response:
-    return _cacheable(json.dumps(_document(service)).encode(), "application/json", request)
+    return cacheable(json.dumps(_document(service)).encode(), "application/json", request)
 
 
 def _docs(service: Service, request: Request) -> Response:
     page = docs.page(_document(service), problems.problems())
-    return _cacheable(page.encode(), "text/html; charset=utf-8", request)
+    return cacheable(page.encode(), "text/html; charset=utf-8", request)
 
 
-def _asset(name: str, content_type: str) -> Handler:
+def _asset(file: Path, content_type: str) -> Handler:
     def answer(_service: Service, request: Request) -> Response:
-        return _cacheable((PAGE / name).read_bytes(), content_type, request)
+        return cacheable(file.read_bytes(), content_type, request)
 
     return answer
 
 
-def _json(value: object) -> Response:
-    return Response(json.dumps(value), content_type="application/json", headers={"Cache-Control": "no-store"})
-
-
-def _cacheable(body: bytes, content_type: str, request: Request) -> Response:
-    """A response that caches revalidate each time, with ETag (304 if unchanged) and support for ranges."""
-    response = Response(body, content_type=content_type, headers={"Cache-Control": "no-cache"})
-    if content_type.startswith("text/html"):
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-        response.headers["Permissions-Policy"] = "camera=(self), microphone=(), geolocation=()"
-    response.set_etag(hashlib.sha256(body).hexdigest()[:16])
-    response.make_conditional(request, accept_ranges=True, complete_length=len(body))
-    return response
-
-
-# Headers of all responses
-
-
-def _allow_origin(request: Request, response: Response, settings: Settings) -> None:
-    """Allow the origins in the settings to read the response (CORS, https://fetch.spec.whatwg.org)."""
-    allowed = settings.cors_origins
-    if not allowed:
-        return
-    origin = request.headers.get("Origin")
-    if "*" not in allowed:
-        response.vary.add("Origin")
-        if origin not in allowed:
-            return
-    headers = response.headers
-    headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else str(origin)
-    headers["Access-Control-Expose-Headers"] = ", ".join(openapi.RESULT_HEADERS)
-    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-        headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
-        headers["Access-Control-Allow-Headers"] = "Content-Type"
-        headers["Access-Control-Max-Age"] = "86400"
-
-
-def _log(request: Request, response: Response, seconds: float) -> None:
-    fields: dict[str, object] = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
-    for header in ("Segment-Instances", "Segment-Network-Size", "Segment-Photo-Size"):
-        if header in response.headers:
-            fields[header.removeprefix("Segment-").replace("-", "_").lower()] = response.headers[header]
-    if response.mimetype == "application/problem+json":
-        fields["problem"] = json.loads(response.get_data())["title"]
-    quiet = request.path in PROBES and response.status_code < 400
-    level = logging.DEBUG if quiet else logging.INFO
-    log.log(level, "%s %s %d", request.method, request.path, response.status_code, extra=fields)
-
-
-def _after_the_body(request: Request, response: Response) -> Response:
-    """Return the response as a stream, after discarding a limited part of the request's body.
-
-    functions-framework reads the whole remaining body into memory before it responds, unless the response is a stream.
-    If nothing was read, the client of a refused upload would see a broken connection instead of the response.
-    `request.stream` ends at the Content-Length, also where the server's own stream does not (Werkzeug's).
-    """
-    left, until = DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
-    with suppress(Exception):  # servers raise various types for a malformed or truncated body
-        while left > 0 and time.monotonic() < until and (dropped := len(request.stream.read(CHUNK))):
-            left -= dropped
-    if not response.is_streamed:
-        body = response.get_data()
-        response.headers["Content-Length"] = str(len(body))
-        response.response = iter([body])
-    return response
-
-
-SCRIPTS = (
-    "about",
-    "colours",
-    "cutout",
-    "detections",
-    "docs",
-    "dom",
-    "downloads",
-    "drawing",
-    "masks",
-    "network",
-    "objects",
-    "page",
-    "photolist",
-    "photos",
-    "service",
-    "snippets",
-    "sources",
-    "startup",
-    "state",
-    "tags",
-    "viewer",
-)
-_ASSETS = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in SCRIPTS},
-    **{f"/{name}": (name, "image/jpeg") for name in EXAMPLES},
-}
 ROUTES: dict[str, dict[str, Handler]] = {
-    **{path: {"GET": _asset(name, content_type)} for path, (name, content_type) in _ASSETS.items()},
+    **{path: {"GET": _asset(file, content_type)} for path, (file, content_type) in assets().items()},
     "/segment": {"GET": _segment, "POST": _segment},
     "/detect": {"GET": _segment, "POST": _segment},
     "/model": {"GET": _model},

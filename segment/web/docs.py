@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import jinja2
 
+from segment.web.assets import PAGE
 from segment.web.openapi import RESULT_HEADERS, Problems
 from segment.web.problems import anchor
 from segment.web.schemas import Json
 
-TEMPLATE = Path(__file__).parent / "page" / "docs.html"
+TEMPLATE = PAGE / "docs.html"
 PROBLEM_SAMPLE: Json = {
     "type": "/docs#bad-option",
     "title": "Bad option",

@@ -27,8 +27,9 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestHeader
 from segment.errors import Busy, SegmentError, TooLarge
 from segment.memory import Reservation
 from segment.service import Service
-from segment.web.app import CHUNK, DRAIN_BYTES, DRAIN_SECONDS, PROGRESS, refuse
+from segment.web.app import PROGRESS, refuse
 from segment.web.exchange import CANCELLED, RECEIVED
+from segment.web.responses import CHUNK, DRAIN_BYTES, DRAIN_SECONDS
 from segment.web.startup import Startup
 
 if TYPE_CHECKING:

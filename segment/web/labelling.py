@@ -16,7 +16,6 @@ cvat/apps/lambda_manager/views.py call. They are only served if SEGMENT_LABELLIN
 from __future__ import annotations
 
 import hmac
-import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +35,7 @@ from segment.options import Options
 from segment.service import Service
 from segment.settings import Labelling, Settings
 from segment.web.exchange import Exchange, Handler, handler
+from segment.web.responses import json_response
 from segment.web.taskphoto import TaskPhotos
 from segment.web.upload import read, read_object
 
@@ -67,14 +67,14 @@ def _setup(exchange: Exchange) -> Response:
     config = _field(body, "schema", str)
     if any(tag in config for tag in labelstudio.REGIONS):  # a new project has none yet
         _controls(exchange.service, config)
-    return _json({"model_version": _version(exchange.service)})
+    return json_response({"model_version": _version(exchange.service)})
 
 
 @handler
 def _webhook(exchange: Exchange) -> Response:
     _check_password(exchange)
     _read_object(exchange)
-    return _json({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 @handler
@@ -154,11 +154,11 @@ def _version(service: Service) -> str:
 
 
 def _functions(service: Service, _request: Request) -> Response:
-    return _json({cvat.NAME: cvat.function(service.model_name, service.labels)})
+    return json_response({cvat.NAME: cvat.function(service.model_name, service.labels)})
 
 
 def _function(service: Service, _request: Request) -> Response:
-    return _json(cvat.function(service.model_name, service.labels))
+    return json_response(cvat.function(service.model_name, service.labels))
 
 
 @handler
@@ -196,10 +196,6 @@ def _field(body: Json, name: str, kind: type[str] | type[list[Any]]) -> Any:
         expected = "a string" if kind is str else "a list"
         raise RequestError(f"`{name}` must be {expected}, as Label Studio sends it.")
     return value
-
-
-def _json(value: object) -> Response:
-    return Response(json.dumps(value), content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 def _stream(pieces: Iterable[bytes]) -> Response:
