@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import checkpoints
 from benchmarks.serving import ROOT
-from segment import container, convert, zoo
+from segment import container, convert, process, zoo
 from segment.convert import config as configs
 from segment.convert.architecture import SimplePyramid
 from segment.engine import footprint, load
@@ -51,13 +51,13 @@ def write(name: str, square: int | None, path: Path) -> None:
 
 def run(path: Path, size: tuple[int, int]) -> str:
     """Load a model in this process and run it twice. Returns CPU seconds of the second run, MiB loaded and of runs."""
-    container.configure_malloc()
+    process.configure_malloc()
     before = container.anonymous()
     engine = load(path, threads=2, memory=Footprint(0, 0.0))
     width, height = size
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     engine.release()
-    container.trim_heap()
+    process.trim_heap()
     loaded = container.anonymous()
     with footprint.highest() as peak:
         for _ in range(2):

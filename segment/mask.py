@@ -32,7 +32,7 @@ STRIP_PIXELS = 1 << 18
 """Number of pixels pasted at once: 1 MiB of float32."""
 DISTANCE_PIXELS = 24_000
 """Number of pixels whose distances are computed at once: 96 KB of float32. The many steps of this need many arrays, and
-malloc maps larger ones anew each time (container.py), which takes longer than the arithmetic."""
+malloc maps larger ones anew each time (process.py), which takes longer than the arithmetic."""
 PRODUCT_CELLS = 64
 """Largest number of rows or columns that are interpolated as a matrix product."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segment import container, image
+from segment import container, image, process
 from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
@@ -136,7 +136,7 @@ class Model:
     def release(self) -> None:
         """Free the memory that is kept between runs."""
         self.engine.release()
-        container.trim_heap()
+        process.trim_heap()
 
     def _run(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         start = time.perf_counter()

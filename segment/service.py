@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from PIL import Image
 
-from segment import container, image
+from segment import container, image, process
 from segment.detections import Detections
 from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, ModelError
@@ -324,8 +324,8 @@ def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> Non
 
 def _load(settings: Settings) -> _Loaded:
     start = time.perf_counter()
-    container.configure_malloc()
-    container.limit_blas_threads()
+    process.configure_malloc()
+    process.limit_blas_threads()
     model = from_settings(settings)
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())

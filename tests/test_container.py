@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import cgroup
 from devtools.server import ROOT
-from segment import container
+from segment import container, process
 
 MIB = 1 << 20
 UNLIMITED_V1 = 0x7FFFFFFFFFFFF000
@@ -127,7 +127,7 @@ def test_held_counts_what_was_allocated() -> None:
     block = np.ones(64 * MIB, np.uint8)
     assert 60 * MIB < container.held() - before < 80 * MIB
     del block
-    container.trim_heap()
+    process.trim_heap()
     assert container.held() - before < 16 * MIB
     assert container.peak() > before
 

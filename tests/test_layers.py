@@ -16,7 +16,7 @@ from devtools.server import ROOT
 
 LEVELS = (
     ("packed",),
-    ("errors", "mask", "resize", "container", "log", "formats", "values", "progress"),
+    ("errors", "mask", "resize", "container", "process", "log", "formats", "values", "progress"),
     ("settings", "memory", "image", "detections", "labels", "modelfile", "extras"),
     ("options", "tiles", "engine", "zoo"),
     ("output", "plan", "convert"),

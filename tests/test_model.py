@@ -245,9 +245,9 @@ def test_invalid_metadata_is_refused(name: str, value: str) -> None:
 
 SIZES = """
 import numpy as np
-from segment import container, model
+from segment import container, model, process
 
-container.configure_malloc()
+process.configure_malloc()
 network = model.load()
 sizes = [(height, width) for height in range(32, 320, 64) for width in range(32, 320, 64)]
 

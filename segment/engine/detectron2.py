@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segment import container
+from segment import process
 from segment.detections import Detections, from_boxes
 from segment.engine import footprint
 from segment.engine.footprint import Footprint
@@ -93,7 +93,7 @@ class Detectron2:
             found = found[found.scores.argsort(descending=True)[:max_detections]]
             boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
             grids = found.pred_masks[:, 0].numpy()
-            container.trim_heap()  # otherwise, memory freed by this run would add to the peak of the next one
+            process.trim_heap()  # otherwise, memory freed by this run would add to the peak of the next one
         return from_boxes(boxes, scores, classes, grids, (width, height))
 
 

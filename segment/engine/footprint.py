@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segment import container
+from segment import container, process
 from segment.errors import ModelError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def main() -> None:
     from segment.engine import load
 
     try:
-        container.configure_malloc()
+        process.configure_malloc()
         engine = load(arguments.file, threads=arguments.threads, cache=arguments.cache, memory=Footprint(0, 0))
         print(json.dumps(asdict(measure_engine(engine, arguments.instances))))
     except ModelError as error:
@@ -134,7 +134,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     # The first run prepares a layout of the weights for its size. Other sizes may need another one; both are kept.
     engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
     engine.release()
-    container.trim_heap()
+    process.trim_heap()
     before = container.anonymous()
 
     def run(size: tuple[int, int], grain: int, instances: int) -> None:
@@ -144,7 +144,7 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
 
     def peak(instances: int, *sizes: tuple[int, int]) -> float:
         engine.release()
-        container.trim_heap()
+        process.trim_heap()
         with highest() as sampled:
             for size, grain in product(sizes, GRAINS):
                 run(size, grain, instances)

@@ -7,9 +7,9 @@ import sys
 from PIL import AvifImagePlugin
 
 from segment import image
-from segment.container import configure_malloc
 from segment.errors import SegmentError
 from segment.image import rgb, sandbox
+from segment.process import configure_malloc
 
 
 def main(limit: str, width: str, height: str) -> int:
