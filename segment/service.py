@@ -180,16 +180,8 @@ class Service:
         returns True.
         """
         formats = tuple(formats or (options.format,))
-        loaded = self._load()
-        classes = class_indices(options.classes, loaded.model.labels)
-        header = self._read_header(data)
-        planned = plan(header, options, formats, loaded.constraints)
-        watch = _Stopwatch(cancelled)
-        with watch.waiting(loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled)):
-            with watch("decode"):
-                photo = image.decode(data, header, planned.detect_size)
-            with watch("network"):
-                found = self._find(photo, planned, options, classes, cancelled).at(header.size)
+        loaded, watch = self._load(), _Stopwatch(cancelled)
+        with self._detected(data, options, formats, watch) as (header, planned, photo, found):
             if planned.keep:
                 files = self._write(photo, found, planned, options, formats, watch)
                 _hold(files, loaded.budget, until)
@@ -226,21 +218,44 @@ class Service:
         `write` is given the instances in pixels of the photo. The memory of the pieces is reserved one by one and held
         until `until` is closed. Options of formats are not used. Raises what `segment` raises.
         """
-        loaded = self._load()
-        classes = class_indices(options.classes, loaded.model.labels)
-        header = self._read_header(data)
-        planned = plan(header, options, ("json",), loaded.constraints)
-        with loaded.budget.reserve(planned.own_bytes, planned.network_bytes, cancelled):
-            photo = image.decode(data, header, planned.detect_size)
-            found = self._find(photo, planned, options, classes, cancelled).at(header.size)
-        del photo
+        budget = self._load().budget
+        with self._detected(data, options, ("json",), _Stopwatch(cancelled)) as (_, planned, photo, found):
+            del photo
         pieces = []
-        with loaded.budget.reserve(planned.output_bytes, 0, cancelled) as held:
+        with budget.reserve(planned.output_bytes, 0, cancelled) as held:
             for piece in write(found):
                 held.grow(len(piece))
                 pieces.append(piece)
-            until.enter_context(loaded.budget.hold(sum(map(len, pieces))))
+            until.enter_context(budget.hold(sum(map(len, pieces))))
         return pieces
+
+    @contextmanager
+    def _detected(
+        self, data: bytes, options: Options, formats: Sequence[Format], watch: _Stopwatch
+    ) -> Iterator[tuple[image.Header, Plan, Image.Image, Detections]]:
+        """The photo's header, the plan of the request, the decoded photo, and the instances in the photo's pixels.
+
+        The memory of the detection is reserved while the context runs.
+        """
+        loaded = self._load()
+        classes = class_indices(options.classes, loaded.model.labels)
+        header = self._read_header(data)
+        planned = plan(header, options, formats, loaded.constraints)
+        with watch.waiting(loaded.budget.reserve(planned.own_bytes, planned.network_bytes, watch.cancelled)):
+            with watch("decode"):
+                photo = image.decode(data, header, planned.detect_size)
+            with watch("network"):
+                found = loaded.model.find(
+                    photo,
+                    planned.network_size,
+                    options.min_score,
+                    options.max_detections,
+                    planned.detail,
+                    classes,
+                    self.settings.max_detections,
+                    watch.cancelled,
+                )
+            yield header, planned, photo, found.at(header.size)
 
     def _read_header(self, data: bytes) -> image.Header:
         """Read one header at a time, because the metadata take memory before the plan can reserve any."""
@@ -259,25 +274,6 @@ class Service:
                         self._failure = str(error)  # another attempt would fail in the same way
                         raise
         return self._loaded
-
-    def _find(
-        self,
-        photo: Image.Image,
-        planned: Plan,
-        options: Options,
-        classes: frozenset[int],
-        cancelled: Callable[[], bool],
-    ) -> Detections:
-        return self._load().model.find(
-            photo,
-            planned.network_size,
-            options.min_score,
-            options.max_detections,
-            planned.detail,
-            classes,
-            self.settings.max_detections,
-            cancelled,
-        )
 
     def _write(
         self,
