@@ -1,24 +1,24 @@
 """The exceptions that this package raises.
 
-    SegmentError                    base class
-    ├── SettingsError               a SEGMENT_ environment variable is unknown or invalid; the process does not start
-    ├── ModelError                  the model file is missing, damaged or of an unsupported family
-    ├── MissingPackage              an optional package is not installed; the message has the command that installs it
-    ├── ConversionError             a config or checkpoint cannot be converted; the message names the key or tensor
-    ├── RequestError                the request is invalid; the same request will fail again
-    │   ├── OptionError             an option is unknown or out of range
-    │   ├── ImageError              the bytes cannot be decoded as an image
-    │   │   ├── UnsupportedImage    not an image, or an unsupported image format
-    │   │   └── CorruptImage        the image is truncated or damaged
-    │   ├── TooLarge                the request needs more bytes, pixels or memory than this instance can provide
-    │   └── FetchError              the URL could not be fetched
-    │       └── RefusedURL          the URL is malformed, or points to an address that is not public
-    ├── StorageError                reading or writing a bucket or folder failed; a retry may succeed
-    │   └── StorageRefused          it fails until somebody intervenes: permission denied, no such bucket, bad request
-    ├── PipelineError               a Beam pipeline did not start, or did not finish
-    ├── Busy                        no memory or time at the moment; a retry may succeed
-    │   └── Starting                the model is still being prepared
-    └── Cancelled                   the client has closed the connection
+    SegmentError
+    ├── SettingsError
+    ├── ModelError
+    ├── MissingPackage
+    ├── ConversionError
+    ├── RequestError
+    │   ├── OptionError
+    │   ├── ImageError
+    │   │   ├── UnsupportedImage
+    │   │   └── CorruptImage
+    │   ├── TooLarge
+    │   └── FetchError
+    │       └── RefusedURL
+    ├── StorageError
+    │   └── StorageRefused
+    ├── PipelineError
+    ├── Busy
+    │   └── Starting
+    └── Cancelled
 
 Each message is a complete sentence for the user: what was wrong, which value, and what would work. Messages contain no
 internal details such as server paths or stack traces. `segment/web/problems.py` maps the errors to HTTP status codes,
@@ -33,7 +33,7 @@ class SegmentError(Exception):
 
 
 class SettingsError(SegmentError):
-    """A SEGMENT_ environment variable is unknown or invalid."""
+    """A SEGMENT_ environment variable is unknown or invalid; the process does not start."""
 
 
 class ModelError(SegmentError):
@@ -41,11 +41,11 @@ class ModelError(SegmentError):
 
 
 class MissingPackage(SegmentError):
-    """An optional package is not installed."""
+    """An optional package is not installed; the message has the command that installs it."""
 
 
 class ConversionError(SegmentError):
-    """A config or checkpoint cannot be converted into a model file."""
+    """A config or checkpoint cannot be converted into a model file; the message names the key or tensor."""
 
 
 class RequestError(SegmentError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from devtools.server import ROOT
+from segment import options
 from segment.extras import EXTRAS
-from segment.settings import describe
+from segment.model import Model
+from segment.settings import Settings, describe
 from training.shapes import scene
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,6 +23,20 @@ LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 def test_the_settings_table_matches_the_settings() -> None:
     table = re.findall(r"^\| `(SEGMENT_\w+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     assert table == [(name, default, about) for name, default, about in describe()]
+
+
+def test_the_options_table_matches_the_options() -> None:
+    table = README.partition("| option | default | |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(options.describe(Settings()))
+
+
+def test_the_options_table_of_the_page_of_the_package_matches_the_library() -> None:
+    table = LIBRARY.partition("| option | default | |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (\w[\w.]*) \|", table, re.MULTILINE)
+    defaults = options.Options.defaults(Settings())
+    own = inspect.signature(Model.__call__).parameters.keys() - {"self", "photo"}
+    assert dict(rows) == {name: str(getattr(defaults, name) or "all") for name in own}
 
 
 def test_the_page_of_the_package_has_no_relative_links() -> None:
