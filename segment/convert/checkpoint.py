@@ -166,7 +166,7 @@ def _array_constructors() -> dict[tuple[str, str], Callable[[], Any]]:
         ("torch._utils", "_rebuild_parameter"): lambda: _rebuild_parameter,
     }
     for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        constructors[home, "_reconstruct"] = lambda: core._reconstruct
+        constructors[home, "_reconstruct"] = lambda: core._reconstruct  # noqa: SLF001 - named in pickles
         constructors[home, "scalar"] = lambda: core.scalar
     constructors["numpy._core.numeric", "_frombuffer"] = lambda: _from_buffer
     constructors["numpy.core.numeric", "_frombuffer"] = lambda: _from_buffer

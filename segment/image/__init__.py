@@ -43,7 +43,7 @@ def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.I
             image.draft(None, (height, width) if header.orientation >= 5 else (width, height))
         image.load()
         # _new() makes a plain image of the same pixels, without a reference to the decoder.
-        result = image._new(image.im) if header.as_stored else upright_rgb(image, header.orientation)
+        result = image._new(image.im) if header.as_stored else upright_rgb(image, header.orientation)  # noqa: SLF001
     if result.size != header.decoded_size(target):
         raise CorruptImage(f"The size of this {header.format} differs from the size in its header.")
     return result

@@ -56,7 +56,7 @@ def client() -> Client:
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     made = Client(project=None)
     for scheme in ("https://", "http://"):
-        made._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
+        made._http.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))  # noqa: SLF001 - there is no public way
     return made
 
 
