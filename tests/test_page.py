@@ -313,6 +313,20 @@ class TestProblems:
         expect(page.locator("#photos .state")).to_have_text([re.compile("object"), re.compile("object"), "Failed"])
         expect(page.get_by_role("alert")).to_be_hidden()
 
+    def test_try_to_show_again(self, page: Page, photo: bytes) -> None:
+        """The service converts a TIFF for the browser when it is opened; that request can fail, too."""
+        scan = io.BytesIO()
+        Image.open(io.BytesIO(photo)).save(scan, "TIFF")
+        page.route("**/segment?*format=jpeg*", lambda route: route.fulfill(status=503, body="<html>"))
+        page.set_input_files("#file", [file("a.jpg", photo), file("b.tif", scan.getvalue())])
+        expect(page.locator("#photos .state").last).to_contain_text("object", timeout=30_000)
+        page.locator("#photos .open").last.click()
+        expect(page.get_by_role("alert")).to_contain_text("Error 503")
+        page.unroute("**/segment?*format=jpeg*")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#photos li").last.locator("canvas")).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+
     def test_the_model_cannot_be_loaded_at_first(self, page: Page, photo: bytes) -> None:
         page.route("**/model", lambda route: route.fulfill(status=500, body="<html>"))
         page.reload()

@@ -32,8 +32,9 @@ export function drawPhoto(canvas, picture, [width, height], { scale, x, y }) {
 }
 
 /**
- * Draw `objects`, best score first, as `layers` says ({masks, boxes, labels}). `paintOf` gives an object's
- * {colour, clear}; a colour that is not clear does not stand out on the photo, and its lines get a casing. With `one`, everything but that object is darkened.
+ * Draw `objects`, best score first, as `layers` says ({masks, boxes, labels}). `paintOf` gives an object's {colour, clear}; a
+ * colour that is not clear does not stand out on the photo, and its lines get a casing. With `one`, everything but that object is
+ * darkened.
  */
 export function drawObjects(canvas, objects, { view, size, layers, paintOf, one = null }) {
   const context = prepare(canvas);

@@ -25,10 +25,13 @@ export function addPhotos(sources) {
 export function showPhoto(photo) {
   state.current = photo;
   if (photo.status === "cancelled") photo.status = "waiting";
+  if (photo.status === "done") photo.problem = null; // it was not shown; this is tried again now
   emit("photos", "photo");
-  display(photo).catch((problem) => { photo.problem = problem; emit("photos"); });
+  display(photo).catch((error) => { photo.problem = asProblem(error); emit("photos"); });
   work();
 }
+
+const asProblem = (error) => error instanceof Problem ? error : new Problem("Failed", "The photo or its result could not be shown.");
 
 export function removePhoto(photo) {
   const at = state.photos.indexOf(photo);
@@ -66,11 +69,10 @@ export function segmentAgain() {
   work();
 }
 
-/** Segment the photos again whose problem may have passed. */
+/** Segment or show the photos again whose problem may have passed. */
 function retry() {
   for (const photo of state.photos) if (photo.status === "failed" && photo.problem.passing) photo.status = "waiting";
-  emit("photos");
-  work();
+  if (state.current) showPhoto(state.current);
 }
 
 /** The photo that is segmented next. */
@@ -111,7 +113,7 @@ async function segmentPhoto(photo, signal) {
     if (photo === state.current) await display(photo, signal); else await addThumbnail(photo);
   } catch (error) {
     if (error instanceof Aborted || signal.aborted) return; // the caller of abort() has set the status
-    photo.problem = error instanceof Problem ? error : new Problem("Failed", "The response could not be shown.");
+    photo.problem = asProblem(error);
     photo.status = "failed";
   }
 }
