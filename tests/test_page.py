@@ -827,6 +827,13 @@ class TestDocs:
         expect(page.locator("#try-text")).to_contain_text("a number from 0 to 1")
         expect(page.locator("#try-picture")).to_be_hidden()
 
+    def test_tables_fit_a_phone(self, page: Page, server: Server) -> None:
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto(server.url + "/docs#option-detail")
+        expect(page.locator("#option-detail td").last).to_be_in_viewport(ratio=1)
+        wide = "(tables) => tables.filter((table) => table.scrollWidth > table.clientWidth + 1).length"
+        assert page.locator(".scroll").evaluate_all(wide) == 0
+
 
 class TestLoading:
     def test_says_that_the_model_is_being_loaded_and_takes_photos(
