@@ -33,7 +33,7 @@ from segment.convert import calibration
 from segment.convert import config as configs
 from segment.convert.quantise import network_input, quantise
 from segment.model import EMBEDDED
-from segment.modelfile import ModelMetadata, metadata
+from segment.modelfile import ModelMetadata
 from training.shapes import scene
 
 Pictures = Callable[[], Iterator[NDArray[np.uint8]]]
@@ -147,7 +147,7 @@ def plain(wanted: Callable[[str], bool] = lambda photo: True) -> Pictures:
 
 def _facts() -> ModelMetadata:
     """The metadata that determine the size of the network's input: render factor 25 and stride 32 for both models."""
-    facts = ModelMetadata.from_metadata(metadata(EMBEDDED))
+    facts = ModelMetadata.read(EMBEDDED)
     assert facts
     return facts
 

@@ -18,7 +18,7 @@ from segment.errors import OptionError, SegmentError, SettingsError
 from segment.formats import Format
 from segment.labels import listed, read_labels
 from segment.model import locate
-from segment.modelfile import ModelMetadata, metadata
+from segment.modelfile import ModelMetadata
 from segment.options import Options, parse_option
 from segment.preparation import Preparation, check_calibration, check_output, write
 from segment.progress import Progress
@@ -41,7 +41,7 @@ def image(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environment(os.environ)
     datasets = _choices("dataset", arguments.dataset, FolderDataset)
     formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
-    options = Options.parse(dict(_pair(text) for text in arguments.set), settings)
+    options = Options.parse(dict(_option(text) for text in arguments.set), settings)
     config = _text("label-config", arguments.label_config) if arguments.label_config else ""
     job = Job(arguments.output, options, formats, datasets, config, arguments.image_root)
     return run.run(arguments.photos, job, Service(settings), _jobs(arguments.jobs))
@@ -71,14 +71,14 @@ def quantise(arguments: argparse.Namespace) -> int:
 
 
 def _write(model: onnx.ModelProto, arguments: argparse.Namespace, int8: bool) -> int:
-    write(model, arguments.output, int8, arguments.calibrate, arguments.proposals, _Terminal())
-    return _done(arguments.output)
+    write(model, arguments.output, int8, arguments.calibrate, arguments.proposals, _TerminalReport())
+    return _print_summary(arguments.output)
 
 
-def _done(path: Path) -> int:
-    """Print a summary of a model file that was written."""
-    if facts := ModelMetadata.from_metadata(metadata(path)):
-        print(f"{path}: {len(facts.labels)} classes, {facts.precision}, {_size(path)}")
+def _print_summary(path: Path) -> int:
+    """Print a summary of a model file that was written. Returns 0."""
+    if converted := ModelMetadata.read(path):
+        print(f"{path}: {len(converted.labels)} classes, {converted.precision}, {_size(path)}")
     return 0
 
 
@@ -86,13 +86,13 @@ def info(arguments: argparse.Namespace) -> int:
     """Describe a model file, and what this machine can do with it."""
     settings = Settings.from_environment({**os.environ, "SEGMENT_MODEL": arguments.model})
     path = locate(settings)
-    facts = ModelMetadata.from_metadata(metadata(path))
+    converted = ModelMetadata.read(path)
     service = Service(settings)
     about = service.describe()
     rows = {
         "file": f"{path} ({_size(path)})",
-        "source": facts.source if facts else "not converted here",
-        "precision": facts.precision if facts else "as exported",
+        "source": converted.source if converted else "not converted here",
+        "precision": converted.precision if converted else "as exported",
         "classes": f"{len(service.labels)}: {listed(service.labels, 10)}",
         "memory of a run": _per_run(service.footprint),
         "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
@@ -115,12 +115,12 @@ def fetch(arguments: argparse.Namespace) -> int:
     """Download a model and convert it."""
     preparation = _preparation(arguments)
     preparation.check()
-    return _done(preparation.make(arguments.output, _Terminal()))
+    return _print_summary(preparation.make(arguments.output, _TerminalReport()))
 
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Prepare a model for serving, unless it is prepared already."""
-    report = _Pipe() if arguments.progress else _Terminal()
+    report = _PipeReport() if arguments.progress else _TerminalReport()
     try:
         preparation = _preparation(arguments)
         preparation.check()
@@ -139,7 +139,7 @@ def _preparation(arguments: argparse.Namespace) -> Preparation:
     return Preparation(model, int8=int8, mirror=Settings.from_environment(os.environ).zoo_url, **given)
 
 
-class _Terminal:
+class _TerminalReport:
     """Prints each stage of a preparation once; the download draws its own progress bar."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class _Terminal:
         self._last = progress.text
 
 
-class _Pipe(_Terminal):
+class _PipeReport(_TerminalReport):
     """Also writes each step to standard output, for the process that has started this one (web/startup.py)."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ def beam(arguments: argparse.Namespace) -> int:
     formats = _choices("format", arguments.format, Format) or (() if datasets else settings.output_formats)
     if formats and datasets and "json" not in formats:
         formats = (*formats, "json")  # from which the dataset takes photos that are done
-    options = dict(_pair(text) for text in arguments.set)
+    options = dict(_option(text) for text in arguments.set)
     job = Job(Source.parse(arguments.input), _absolute(arguments.output), options, bool(formats), datasets)
     return pipeline.run(job, formats, arguments.runner, arguments.rest, os.environ)
 
@@ -248,7 +248,7 @@ def serve(arguments: argparse.Namespace) -> int:
         if arguments.labels and preparation.is_model_file:
             os.environ["SEGMENT_LABELS"] = arguments.labels
         if not preparation.ready:
-            command = [sys.executable, "-m", "segment", "prepare", "--progress", *_words(arguments)]
+            command = [sys.executable, "-m", "segment", "prepare", "--progress", *_prepare_arguments(arguments)]
     threads = _whole_number("THREADS", 8, 1, 1000)
     return server.run(host, port, threads, source, target, command)
 
@@ -261,13 +261,13 @@ def _whole_number(variable: str, default: int, low: int, high: int) -> int:
         raise SettingsError(f"{variable} {error}") from None
 
 
-def _words(arguments: argparse.Namespace) -> list[str]:
+def _prepare_arguments(arguments: argparse.Namespace) -> list[str]:
     """The arguments of `prepare` for the model of `serve`."""
-    words = [arguments.model, *(["--int8"] if arguments.int8 else [])]
+    given = [arguments.model, *(["--int8"] if arguments.int8 else [])]
     for name in ("config", "labels", "calibrate", "proposals"):
         if value := getattr(arguments, name):
-            words += [f"--{name}", str(value)]
-    return words
+            given += [f"--{name}", str(value)]
+    return given
 
 
 def warm(arguments: argparse.Namespace) -> int:
@@ -300,7 +300,7 @@ def _absolute(address: str) -> str:
     return address if address.startswith("gs://") else str(Path(address).resolve())
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _option(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise OptionError(name, f"{text!r} is not an option; use OPTION=VALUE, such as render_factor=40.")
@@ -308,7 +308,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _per_run(memory: Footprint) -> str:
-    """Memory of a run, in words."""
+    """Memory of a run as text."""
     return (
         f"{memory.fixed_bytes / MIB:.0f} MiB, {memory.bytes_per_pixel:.0f} bytes per pixel, "
         f"{memory.bytes_per_instance / 1024:.0f} KiB per instance"

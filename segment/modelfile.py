@@ -43,6 +43,11 @@ class ModelMetadata:
     source: str
     square: int = 0
 
+    @classmethod
+    def read(cls, path: Path) -> ModelMetadata | None:
+        """The metadata of a model file; None if the file was not converted by this package. Raises ModelError."""
+        return cls.from_metadata(metadata(path))
+
     def to_metadata(self) -> dict[str, str]:
         """As ONNX metadata: keys with PREFIX, JSON values."""
         return {PREFIX + name: json.dumps(value) for name, value in vars(self).items()}

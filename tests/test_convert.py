@@ -1,4 +1,4 @@
-"""The converter: converted models are compared with detectron2's detections in tests/golden (see its README)."""
+"""The converter: converted models are compared with detectron2's detections in tests/golden (devtools/golden.py)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from segment.engine import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 from segment.labels import read_labels
-from segment.modelfile import ModelMetadata, metadata
+from segment.modelfile import ModelMetadata
 from training import shapes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -123,7 +123,7 @@ def test_embedded_demo_is_the_converted_checkpoint() -> None:
 
 def test_the_layers_of_the_mask_head_take_no_memory_per_instance() -> None:
     """The layers run on a few instances at a time; only the crops are kept for all, before and after concatenation."""
-    facts = ModelMetadata.from_metadata(metadata(Path("segment/models/shapes.onnx")))
+    facts = ModelMetadata.read(Path("segment/models/shapes.onnx"))
     settings = config.read(TRAINING / "shapes.yaml")
     crop = 4 * settings.channels * settings.mask_head.pooler.resolution**2
     mask = 4 * settings.mask_side**2 * 4

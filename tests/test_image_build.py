@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks import cgroup, models
 from benchmarks.cgroup import Group, group
 from devtools.server import free_port
-from segment.modelfile import ModelMetadata, metadata
+from segment.modelfile import ModelMetadata
 from tests import mirror as mirrors
 from training.shapes import CLASSES, scene
 
@@ -418,7 +418,7 @@ def built_model(buildah: Buildah) -> ModelMetadata:
     """The metadata of the model file from the stage `model`, which must be the only file in its folder."""
     with buildah.mounted("model") as (root, _):
         assert [path.name for path in (root / "model").iterdir()] == ["model.onnx"]
-        facts = ModelMetadata.from_metadata(metadata(root / "model/model.onnx"))
+        facts = ModelMetadata.read(root / "model/model.onnx")
     assert facts
     assert facts.bytes_per_pixel > 0
     return facts

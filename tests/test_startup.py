@@ -19,7 +19,7 @@ from devtools.server import ROOT, Server, serve
 from segment.__main__ import main
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError, Starting
-from segment.modelfile import ModelMetadata, metadata
+from segment.modelfile import ModelMetadata
 from segment.preparation import Preparation
 from segment.progress import Progress
 from segment.service import Service
@@ -203,7 +203,7 @@ def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
     seen: list[str] = []
     path = first.prepare(lambda progress: seen.append(progress.stage))
     assert seen == ["convert", "measure"]
-    facts = ModelMetadata.from_metadata(metadata(path))
+    facts = ModelMetadata.read(path)
     assert facts
     assert facts.labels == tuple("abcdefgh")
     assert Preparation(str(weights)).prepare() == path

@@ -35,7 +35,7 @@ from segment.dataset.job import check_datasets
 from segment.errors import PipelineError, SettingsError
 from segment.labels import class_indices, read_labels
 from segment.model import locate
-from segment.modelfile import ModelMetadata, metadata
+from segment.modelfile import ModelMetadata
 from segment.options import Options
 from segment.settings import PREFIX, Settings
 
@@ -177,8 +177,8 @@ def _check_model(options: Options, settings: Settings) -> None:
     """
     if settings.engine != "openvino":
         return
-    facts = ModelMetadata.from_metadata(metadata(locate(settings)))
-    labels = read_labels(Path(settings.labels)) if settings.labels else facts.labels if facts else ()
+    converted = ModelMetadata.read(locate(settings))
+    labels = read_labels(Path(settings.labels)) if settings.labels else converted.labels if converted else ()
     if labels:
         class_indices(options.classes, labels)
 

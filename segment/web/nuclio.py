@@ -46,8 +46,8 @@ def handler(context: Any, event: Any) -> Any:
 def _shapes(service: Service, body: Any, until: ExitStack) -> list[bytes]:
     if not isinstance(body, Mapping) or not isinstance(body.get("image"), str):
         raise RequestError('The body must be JSON with a photo in base64, such as {"image": "/9j/4AAQ..."}.')
-    words = {"min_score": json.dumps(body["threshold"])} if "threshold" in body else {}
-    options = Options.parse(words, service.settings)
+    raw_options = {"min_score": json.dumps(body["threshold"])} if "threshold" in body else {}
+    options = Options.parse(raw_options, service.settings)
     until.enter_context(service.receive()).grow(len(body["image"]))
     data = from_base64(body["image"])
     return service.annotate(data, options, lambda found: cvat.shapes(found, service.labels), until)

@@ -58,14 +58,14 @@ class Entry:
 @functools.cache
 def entries() -> Mapping[str, Entry]:
     """Every model of the zoo by name."""
-    facts = tomllib.loads((FOLDER / "models.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads((FOLDER / "models.toml").read_text(encoding="utf-8"))
 
     def entry(name: str, file: str, base: str = "base", parts: Sequence[str] = (), **rest: Any) -> Entry:
-        config = functools.reduce(merged, [facts["parts"][part] for part in parts], facts[base])
-        rest.setdefault("license", facts["license"])
-        return Entry(name=name, file=file, base=facts["url"], config=config, **rest)
+        config = functools.reduce(merged, [table["parts"][part] for part in parts], table[base])
+        rest.setdefault("license", table["license"])
+        return Entry(name=name, file=file, base=table["url"], config=config, **rest)
 
-    return {name: entry(name, **row) for name, row in facts["models"].items()}
+    return {name: entry(name, **row) for name, row in table["models"].items()}
 
 
 def entry(name: str) -> Entry:

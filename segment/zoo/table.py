@@ -83,14 +83,14 @@ def _cell(text: str, width: int, column: Column) -> str:
 
 
 def _notes() -> list[str]:
-    facts = _document()
+    document = _document()
     return [
         "AP: average precision in percent on the data set's validation images, as published by detectron2. MB: size of "
         "the",
         "download and of the converted files. MiB held: peak memory of the service with a photo of 12 megapixels. ms: "
         "time of the network.",
-        f"Measured at render factor {facts['render_factor']} on {facts['machine']}; int8 with "
-        f"{facts['int8_proposals']} proposals; - is not measured.",
+        f"Measured at render factor {document['render_factor']} on {document['machine']}; int8 with "
+        f"{document['int8_proposals']} proposals; - is not measured.",
         f"All are from detectron2's model zoo ({next(iter(zoo.entries().values())).base}).",
     ]
 

@@ -119,15 +119,15 @@ def load(
 ) -> FileEngine:
     """Load a model file; see segment.engine.load."""
     properties = metadata(path)
-    facts = ModelMetadata.from_metadata(properties)
-    if memory is None and facts:
-        memory = Footprint(facts.fixed_bytes, facts.bytes_per_pixel, facts.bytes_per_instance)
+    converted = ModelMetadata.from_metadata(properties)
+    if memory is None and converted:
+        memory = Footprint(converted.fixed_bytes, converted.bytes_per_pixel, converted.bytes_per_instance)
     if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= overrides.keys():
         memory = Footprint(0, 0.0)
     # Measure before this process loads the network, as both might not fit into memory.
     memory = memory or footprint.known(path, threads=threads, cache=cache)
     memory = replace(memory, **dict[str, Any](overrides))
-    network = Network(path, threads, cache, read_scales=facts is None)
+    network = Network(path, threads, cache, read_scales=converted is None)
     signature = Signature(path.name, network.inputs, network.outputs, properties)
     family = recognise(signature, labels)
     if "bytes_per_pixel" not in overrides:

@@ -74,12 +74,12 @@ class MaskRcnn:
 
 def recognise(signature: Signature, labels: tuple[str, ...]) -> MaskRcnn | None:
     """The family of a file with this signature, or None. `labels` replace the file's own. Raises ModelError."""
-    facts = ModelMetadata.from_metadata(signature.metadata)
+    converted = ModelMetadata.from_metadata(signature.metadata)
     ours = tuple(port.name for port in signature.inputs) == INPUTS and len(signature.outputs) == len(OUTPUTS)
     shapes_fit = all(port.fits(*shape) for port, shape in zip(signature.outputs, OUTPUTS.values(), strict=False))
-    if not (facts and ours and shapes_fit):
+    if not (converted and ours and shapes_fit):
         return None
     masks = signature.outputs[-1]
     _, height, width = masks.shape
-    names, grid = labels_for(len(facts.labels), labels, facts.labels), (height or 28, width or 28)
-    return MaskRcnn(names, facts.stride, grid, facts.square, packed=masks.type == "uint8")
+    names, grid = labels_for(len(converted.labels), labels, converted.labels), (height or 28, width or 28)
+    return MaskRcnn(names, converted.stride, grid, converted.square, packed=masks.type == "uint8")
