@@ -48,7 +48,7 @@ ABOUT = {
     "packed": (SERVING, "compressed masks"),
     "mask": (SERVING, "paste one mask"),
     "resize": (SERVING, "render factor → size"),
-    "container": (SERVING, "cgroup limits, memory held"),
+    "container": (SERVING, "memory and CPUs"),
     "process": (SERVING, "malloc, BLAS threads"),
     "log": (SERVING, "JSON log entries"),
     "formats": (SERVING, "output formats"),
