@@ -286,8 +286,10 @@ def _choices(name: str, given: str, choices: Any) -> tuple[Any, ...]:
 def _text(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(name, f"--{name}: {path} cannot be read: {error}.") from None
+    except OSError as error:
+        raise OptionError(name, f"--{name}: {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise OptionError(name, f"--{name}: {path} is not text in UTF-8. Save it as UTF-8.") from None
 
 
 def _jobs(given: str) -> int | None:

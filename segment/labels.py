@@ -61,8 +61,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"The labels file {path.name} cannot be read: {error}.") from None
+    except OSError as error:
+        raise ModelError(f"The labels file {path.name} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"The labels file {path.name} is not text in UTF-8. Save it as UTF-8.") from None
     labels = _json_labels(path, text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
     if not any(labels):
         raise ModelError(f"The labels file {path.name} is empty. Write one class name per line.")

@@ -111,7 +111,7 @@ def metadata(path: Path) -> dict[str, str]:
             size = path.stat().st_size
             return dict(_properties(file, size))
     except OSError as error:
-        raise ModelError(f"The model {path.name} cannot be read: {error.strerror}.") from None
+        raise ModelError(f"The model {path.name or path} cannot be read: {error.strerror}.") from None
     except (EOFError, UnicodeDecodeError, _Malformed):
         raise ModelError(f"{path.name} is not an ONNX file, or it is truncated.") from None
 

@@ -12,10 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from segment import values
 from segment.detections import Detections
 from segment.errors import MissingPackage
 from segment.mask import THRESHOLD
-from segment.options import Segmentation
+from segment.options import Segmentation, parse_option
 from segment.output.coco import annotation
 
 
@@ -45,8 +46,9 @@ class Results(Detections):
 
         Each has `image_id`, `category_id` (index into `labels` plus one), `category_name`, `bbox` (x, y, width, height
         in pixels), `score`, `area` in pixels and `segmentation`: compressed RLE, or polygons. COCO's tools fill the
-        holes of polygons, so use RLE with them.
+        holes of polygons, so use RLE with them. Raises OptionError for another `segmentation`.
         """
+        parse_option("segmentation", values.choice(Segmentation), segmentation)
         return [annotation(self, index, self.labels, segmentation, image_id) for index in range(len(self))]
 
     def to_supervision(self, dense: bool = False) -> Any:

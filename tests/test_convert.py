@@ -23,7 +23,7 @@ from segment import convert, modelfile
 from segment.convert import checkpoint, config
 from segment.engine import load
 from segment.engine.footprint import Footprint
-from segment.errors import ConversionError
+from segment.errors import ConversionError, ModelError
 from segment.labels import read_labels
 from segment.modelfile import ModelMetadata
 from training import shapes
@@ -327,6 +327,11 @@ def test_labels_come_from_lines_or_from_metadata(tmp_path: Path) -> None:
     lines.write_text("cat\n\n dog \n")
     metadata.write_text('{"thing_classes": ["cat", "dog"], "name": "pets"}')
     assert read_labels(lines) == read_labels(metadata) == ("cat", "dog")
+    lines.write_bytes("Bär".encode("latin-1"))
+    with pytest.raises(ModelError, match=r"labels\.txt is not text in UTF-8"):
+        read_labels(lines)
+    with pytest.raises(ModelError, match=r"nowhere\.txt cannot be read: No such file or directory\."):
+        read_labels(tmp_path / "nowhere.txt")
     with pytest.raises(ConversionError, match="2 labels, but the config has 7 classes"):
         convert.convert(config.read(GOLDEN / "r50.yaml"), checkpoint.read(GOLDEN / "r50.pkl"), ("cat", "dog"))
 

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segment.detections import Detections, from_boxes
-from segment.errors import MissingPackage
+from segment.errors import MissingPackage, OptionError
 from segment.mask import THRESHOLD
 from segment.results import Results
 
@@ -56,6 +56,11 @@ def test_the_labels_stay(found: Results) -> None:
     assert found.names == ["car", "person", "bicycle", "car"]
     assert found[[1]].names == ["person"]
     assert found.at((10, 10)).labels == LABELS
+
+
+def test_to_coco_refuses_another_encoding(found: Results) -> None:
+    with pytest.raises(OptionError, match="segmentation is 'masks'; it must be one of rle, polygons"):
+        found.to_coco(segmentation="masks")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("segmentation", ["rle", "polygons"])
