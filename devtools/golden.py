@@ -78,6 +78,10 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "mask_rcnn_R_50_C4_3x",
         {RESNETS + "DEFORM_ON_PER_STAGE": [False, True, True, False], RESNETS + "DEFORM_MODULATED": True},
     ),
+    "roialign": (  # configs of 2019 and before
+        "mask_rcnn_R_50_FPN_3x",
+        {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign", "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign"},
+    ),
     "pointrend-agnostic": (
         "pointrend_rcnn_R_50_FPN_3x_coco",
         {
@@ -91,8 +95,8 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 
-LAZY = ("lazy-stages",)
-"""LazyConfigs, each with a function below."""
+LAZY = ("lazy-stages", "lazy-c4")
+"""LazyConfigs (see `_lazy`)."""
 
 
 def main() -> None:
@@ -113,7 +117,7 @@ def make(name: str, folder: Path, seed: int, offsets: float) -> list[float]:
     if name in LAZY:
         from detectron2.config import LazyConfig
 
-        config = _lazy_stages()
+        config = _lazy(name)
         LazyConfig.save(config, str(file))
     else:
         base, changes = FAMILIES[name]
@@ -158,44 +162,53 @@ def _config(below: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
     return config
 
 
-def _lazy_stages() -> Any:
+def _lazy(name: str) -> Any:
     """A LazyConfig with a list of stages that neither a YAML config nor make_default_stages can express.
 
     It has non-standard numbers of blocks, a wide bottleneck in two groups, and deformable convolutions in res4 only.
+    `lazy-c4` has res5 in the heads, ROIAlign as in configs of 2019, and no feature pyramid.
     """
-    from detectron2.config import LazyCall
     from detectron2.model_zoo import get_config
+
+    c4 = name == "lazy-c4"
+    config = get_config(f"common/models/mask_rcnn_{'c4' if c4 else 'fpn'}.py")
+    model, heads = config.model, config.model.roi_heads
+    network = model.backbone if c4 else model.backbone.bottom_up
+    network.stem.out_channels = 8
+    network.stages = [_stage(i, blocks) for i, blocks in enumerate((2, 1, 3) if c4 else (2, 1, 3, 1))]
+    if c4:
+        heads.res5.update(in_channels=128, bottleneck_channels=128, out_channels=256, num_groups=2, stride_in_1x1=False)
+        heads.pooler.pooler_type = "ROIAlign"
+        model.proposal_generator.head.in_channels = 128
+        heads.mask_head.conv_dims = [32]
+    else:
+        model.backbone.out_channels = model.proposal_generator.head.in_channels = 32
+        heads.box_head.input_shape.channels = heads.mask_head.input_shape.channels = 32
+        heads.box_head.fc_dims = [64, 64]
+        heads.box_predictor.input_shape.channels = 64
+        heads.mask_head.conv_dims = [32] * 5
+    heads.num_classes = CLASSES
+    heads.box_predictor.test_score_thresh, heads.box_predictor.test_topk_per_image = 0.01, FOUND
+    model.pixel_std = NARROW["MODEL.PIXEL_STD"]
+    return config
+
+
+def _stage(i: int, blocks: int) -> Any:
+    from detectron2.config import LazyCall
     from detectron2.modeling import ResNet
     from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
 
-    config = get_config("common/models/mask_rcnn_fpn.py")
-    model = config.model
-    bottom_up = model.backbone.bottom_up
-    bottom_up.stem.out_channels = 8
-    bottom_up.stages = [
-        LazyCall(ResNet.make_stage)(
-            block_class=DeformBottleneckBlock if i == 2 else BottleneckBlock,
-            num_blocks=blocks,
-            stride_per_block=[2 if i else 1] + [1] * (blocks - 1),
-            in_channels=f"${{..{i - 1}.out_channels}}" if i else "${...stem.out_channels}",
-            bottleneck_channels=16 << i,
-            out_channels=32 << i,
-            num_groups=2,
-            norm="FrozenBN",
-            stride_in_1x1=False,
-        )
-        for i, blocks in enumerate((2, 1, 3, 1))
-    ]
-    model.backbone.out_channels = model.proposal_generator.head.in_channels = 32
-    heads = model.roi_heads
-    heads.num_classes = CLASSES
-    heads.box_head.input_shape.channels = heads.mask_head.input_shape.channels = 32
-    heads.box_head.fc_dims = [64, 64]
-    heads.box_predictor.input_shape.channels = 64
-    heads.box_predictor.test_score_thresh, heads.box_predictor.test_topk_per_image = 0.01, FOUND
-    heads.mask_head.conv_dims = [32] * 5
-    model.pixel_std = NARROW["MODEL.PIXEL_STD"]
-    return config
+    return LazyCall(ResNet.make_stage)(
+        block_class=DeformBottleneckBlock if i == 2 else BottleneckBlock,
+        num_blocks=blocks,
+        stride_per_block=[2 if i else 1] + [1] * (blocks - 1),
+        in_channels=f"${{..{i - 1}.out_channels}}" if i else "${...stem.out_channels}",
+        bottleneck_channels=16 << i,
+        out_channels=32 << i,
+        num_groups=2,
+        norm="FrozenBN",
+        stride_in_1x1=False,
+    )
 
 
 def _model(config: Any, tensors: Mapping[str, Any]) -> Any:

@@ -38,6 +38,8 @@ FAMILIES = (
     "cascade",
     "c4",
     "dc5",
+    "roialign",
+    "lazy-c4",
     "lazy-regnety",
     "lazy-stages",
     "vitdet",

@@ -192,7 +192,7 @@ def test_a_cascade_whose_stages_differ_is_refused() -> None:
         ("model.proposal_generator.anchor_generator.strides", [8, 16, 32, 64, 128]),
         ("model.proposal_generator.post_nms_topk", [1000, 0]),
         ("model.roi_heads._target_", "detectron2.projects.point_rend.PointRendROIHeads"),
-        ("model.roi_heads.box_pooler.pooler_type", "ROIAlign"),
+        ("model.roi_heads.box_pooler.pooler_type", "ROIPool"),
         ("model.roi_heads.box_pooler.scales", [0.25]),
         ("model.roi_heads.box_head.fc_dims", []),
         ("model.roi_heads.box_head.fc_dims", [512, 1024]),
@@ -211,6 +211,47 @@ def test_a_cascade_whose_stages_differ_is_refused() -> None:
 def test_unsupported_values_are_refused_with_their_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
         config.parse(changed(key, value))
+
+
+def test_a_c4_is_read_as_the_yaml_config_of_the_same_model() -> None:
+    assert config.read(GOLDEN / "lazy-r50-c4.yaml") == config.parse(zoo.entry("mask_rcnn_R_50_C4_1x").config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.backbone.out_features", ["res5"]),
+        ("model.proposal_generator.in_features", ["res5"]),
+        ("model.roi_heads._target_", "detectron2.modeling.roi_heads.StandardROIHeads"),
+        ("model.roi_heads.in_features", ["res3", "res4"]),
+        ("model.roi_heads.pooler.pooler_type", "ROIAlignRotated"),
+        ("model.roi_heads.res5._target_", "detectron2.modeling.ResNet.make_default_stages"),
+        ("model.roi_heads.res5.norm", "BN"),
+        ("model.roi_heads.res5.num_blocks", 2),
+        ("model.roi_heads.res5.stride_per_block", [1, 1, 1]),
+        ("model.roi_heads.res5.bottleneck_channels", 256),
+        ("model.roi_heads.box_predictor.box_dim", 5),
+    ],
+)
+def test_a_c4_with_other_parts_is_refused_by_key(key: str, value: Any) -> None:
+    with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
+        config.parse(changed(key, value, "lazy-r50-c4"))
+
+
+def test_a_resnet_has_the_stages_up_to_its_last_feature_map() -> None:
+    given = changed("model.backbone.bottom_up.out_features", ["res2", "res3", "res4"])
+    given["model"]["backbone"]["in_features"] = ["res2", "res3", "res4"]
+    given["model"]["proposal_generator"] |= {"in_features": ["p2", "p3", "p4", "p5"]}
+    given["model"]["proposal_generator"]["anchor_generator"] |= {
+        "sizes": [[32], [64], [128], [256]],
+        "strides": [4, 8, 16, 32],
+    }
+    for part in ("box", "mask"):
+        given["model"]["roi_heads"][f"{part}_in_features"] = ["p2", "p3", "p4"]
+        given["model"]["roi_heads"][f"{part}_pooler"]["scales"] = [1 / 4, 1 / 8, 1 / 16]
+    network = config.parse(given).bottom_up
+    assert isinstance(network, ResNet)
+    assert network.blocks == (3, 4, 6)
 
 
 @pytest.mark.parametrize("network", ["MViT", "SwinTransformer"])

@@ -14,6 +14,7 @@ BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSync
 NORMS = ("", "GN", *BATCH_NORMS)
 HEAD_NORMS = (*NORMS, "LN")
 """Norms of heads and of the simple feature pyramid. LN is a layer norm over the channels of each position."""
+POOLER_TYPES = ("ROIAlignV2", "ROIAlign")
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,12 @@ class Proposals:
 
 @dataclass(frozen=True)
 class Pooler:
-    """ROIAlignV2 on the pyramid's `levels`."""
+    """RoIAlign on the pyramid's `levels`. `aligned`: whether it is detectron2's ROIAlignV2, or ROIAlign (pooler.py)."""
 
     levels: tuple[int, ...]
     resolution: int
     sampling_ratio: int
+    aligned: bool = True
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from segment.convert.architecture import (
     BLOCKS,
     HEAD_NORMS,
     NORMS,
+    POOLER_TYPES,
     Anchors,
     BoxHead,
     Config,
@@ -37,7 +38,7 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "Res5ROIHeads",
         ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads", "PointRendROIHeads"),
     ),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", POOLER_TYPES),
     "MODEL.MASK_ON": (False, (True,)),
     "MODEL.KEYPOINT_ON": (False, (False,)),
     "MODEL.LOAD_PROPOSALS": (False, (False,)),
@@ -60,7 +61,7 @@ _REQUIRED_OF_POINT_REND: dict[str, tuple[Any, tuple[Any, ...]]] = {
 _REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "MaskRCNNConvUpsampleHead": {
         "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
-        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("ROIAlignV2",)),
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", POOLER_TYPES),
     },
     "PointRendMaskHead": {
         "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
@@ -336,6 +337,7 @@ def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) ->
         levels=levels,
         resolution=keys.whole(head + ".POOLER_RESOLUTION", resolution),
         sampling_ratio=keys.whole(head + ".POOLER_SAMPLING_RATIO", 0, low=0),
+        aligned=keys.get(head + ".POOLER_TYPE", "ROIAlignV2") == "ROIAlignV2",
     )
 
 

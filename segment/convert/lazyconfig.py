@@ -19,6 +19,7 @@ from segment.convert.architecture import (
     BLOCKS,
     HEAD_NORMS,
     NORMS,
+    POOLER_TYPES,
     Anchors,
     BoxHead,
     Config,
@@ -41,6 +42,8 @@ _PREDICTOR = "FastRCNNOutputLayers"
 _GROUPS = (1, 2, 4, 8, 16, 32, 64)
 MAX_STAGES = 4
 """Stages of a ResNet, from res2."""
+RES4 = 4
+"""The stage that Res5ROIHeads reads."""
 LAST_LEVEL = 5
 """The coarsest level of a simple feature pyramid, because LastLevelMaxPool pools p5."""
 MAX_SQUARE = 4096
@@ -55,9 +58,8 @@ def parse(document: Mapping[str, Any]) -> Config:
     """The facts of a LazyConfig given as nested values. Raises ConversionError, which names the key."""
     model = Call(document, ("model",), "GeneralizedRCNN")
     image_format = _image_format(document, model)
-    bottom_up, pyramid = _backbone(model.call("backbone", "FPN", "SimpleFeaturePyramid"))
-    heads = model.call("roi_heads", "StandardROIHeads", "CascadeROIHeads")
-    levels = (*pyramid.levels, pyramid.levels[-1] + 1)
+    bottom_up, pyramid, maps = _backbone(model.call("backbone", "FPN", "SimpleFeaturePyramid", "ResNet"))
+    heads = model.call("roi_heads", *(("StandardROIHeads", "CascadeROIHeads") if pyramid else ("Res5ROIHeads",)))
     config = Config(
         format=image_format,
         mean=model.numbers("pixel_mean", 3),
@@ -65,9 +67,11 @@ def parse(document: Mapping[str, Any]) -> Config:
         classes=heads.whole("num_classes"),
         bottom_up=bottom_up,
         pyramid=pyramid,
-        proposals=_proposals(model.call("proposal_generator", "RPN"), levels),
-        box=_box_head(heads, levels),
-        mask=_mask_head(heads, levels),
+        feature=0 if pyramid else RES4,
+        proposals=_proposals(model.call("proposal_generator", "RPN"), maps),
+        box=_box_head(heads, maps) if pyramid else _res5_head(heads, maps, bottom_up),
+        mask=_mask_head(heads, maps),
+        res5_heads=not pyramid,
     )
     heads.absent("keypoint_in_features", "keypoint_pooler", "keypoint_head")
     heads.finish()
@@ -89,9 +93,17 @@ def _image_format(document: Mapping[str, Any], model: Call) -> str:
     return image_format
 
 
-def _backbone(call: Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyramid]:
+def _backbone(
+    call: Call,
+) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyramid | None, dict[str, int]]:
+    """The bottom-up network, its pyramid if it has one, and the maps of the backbone: level by name."""
     bottom_up: ResNet | RegNet | ViT
-    pyramid: Pyramid | SimplePyramid
+    pyramid: Pyramid | SimplePyramid | None = None
+    if call.target == "ResNet":
+        bottom_up = _bottom_up(call)
+        if len(bottom_up.blocks) < RES4 - 1 or RES4 not in _network_levels(call, "out_features"):
+            raise ConversionError(f"{call.key('out_features')} lacks res4, which Res5ROIHeads reads.")
+        return bottom_up, None, {f"res{RES4}": RES4}
     if call.target == "SimpleFeaturePyramid":
         bottom_up = _vit(call.call("net", "ViT"))
         pyramid = _simple_pyramid(call, bottom_up)
@@ -100,16 +112,22 @@ def _backbone(call: Call) -> tuple[ResNet | RegNet | ViT, Pyramid | SimplePyrami
         pyramid = _pyramid(call)
         bottom_up = _bottom_up(network, pyramid.levels)
     call.finish()
-    return bottom_up, pyramid
+    return bottom_up, pyramid, {f"p{level}": level for level in (*pyramid.levels, pyramid.levels[-1] + 1)}
 
 
-def _bottom_up(call: Call, levels: tuple[int, ...]) -> ResNet | RegNet:
+def _bottom_up(call: Call, levels: tuple[int, ...] = ()) -> ResNet | RegNet:
+    """The network with at least the maps `levels`. A ResNet has only the stages up to the last of its out_features."""
     network = _regnet(call) if call.target == "RegNet" else _resnet(call)
-    if levels[-1] > len(network.blocks) + 1:
+    given = _network_levels(call, "out_features")
+    if max(given) > len(network.blocks) + 1:
         stages = "depth, w_0, w_a and w_m give" if isinstance(network, RegNet) else "stages lists"
-        raise ConversionError(f"{call.key(stages)} fewer stages than the feature pyramid's in_features.")
-    if not set(levels) <= set(_network_levels(call, "out_features")):
+        raise ConversionError(f"{call.key(stages)} fewer stages than out_features.")
+    if not set(levels) <= set(given):
         raise ConversionError(f"{call.key('out_features')} lacks maps that the feature pyramid's in_features lists.")
+    if isinstance(network, ResNet):
+        built = network.blocks[: max(given) - 1]
+        deformable = tuple(stage for stage in network.deformable if stage <= max(given))
+        network = replace(network, blocks=built, deformable=deformable)
     call.finish()
     return network
 
@@ -350,8 +368,8 @@ def _pyramid(call: Call) -> Pyramid:
     )
 
 
-def _proposals(call: Call, allowed: tuple[int, ...]) -> Proposals:
-    levels = call.levels("in_features", _pyramid_names(allowed))
+def _proposals(call: Call, maps: Mapping[str, int]) -> Proposals:
+    levels = call.levels("in_features", maps)
     head = call.call("head", "StandardRPNHead")
     anchors = call.call("anchor_generator", "DefaultAnchorGenerator")
     head.one_of("box_dim", (4,), 4)
@@ -379,10 +397,6 @@ def _proposals(call: Call, allowed: tuple[int, ...]) -> Proposals:
     return proposals
 
 
-def _pyramid_names(levels: tuple[int, ...]) -> dict[str, int]:
-    return {f"p{level}": level for level in levels}
-
-
 def _at_test_time(call: Call, name: str) -> int:
     """The second value of a pair (training, test)."""
     _, count = call.numbers(name, 2)
@@ -398,8 +412,8 @@ def _box_weights(call: Call) -> tuple[float, ...]:
     return weights
 
 
-def _box_head(heads: Call, allowed: tuple[int, ...]) -> BoxHead:
-    pooler = _pooler(heads, "box", allowed)
+def _box_head(heads: Call, maps: Mapping[str, int]) -> BoxHead:
+    pooler = _pooler(heads, maps, "box_in_features", "box_pooler")
     if heads.target == "StandardROIHeads":
         head, predictor = heads.call("box_head", "FastRCNNConvFCHead"), heads.call("box_predictor", _PREDICTOR)
         return _box_stage(head, predictor, pooler, cascade=False)
@@ -419,37 +433,71 @@ def _box_stage(head: Call, predictor: Call, pooler: Pooler, *, cascade: bool) ->
     convs, fcs = head.dims("conv_dims"), head.dims("fc_dims")
     if not fcs:
         raise ConversionError(f"{head.key('fc_dims')} is empty; it must contain at least one layer.")
-    agnostic = predictor.flag("cls_agnostic_bbox_reg")
-    if cascade and not agnostic:
-        raise ConversionError(f"{predictor.key('cls_agnostic_bbox_reg')} must be true in a cascade.")
-    stage = BoxHead(
-        pooler=pooler,
+    stage = replace(
+        _box_predictor(predictor, pooler),
         convs=len(convs),
         conv_channels=convs[0] if convs else 256,
         norm=head.norm("conv_norm", "", HEAD_NORMS),
         fcs=len(fcs),
         fc_channels=fcs[0],
-        agnostic=agnostic,
-        sigmoid=predictor.flag("use_sigmoid_ce"),
         cascade=cascade,
-        box_weights=(_box_weights(predictor),),
-        min_score=predictor.number("test_score_thresh", 0.0),
-        nms=predictor.number("test_nms_thresh", 0.5),
-        max_detections=predictor.whole("test_topk_per_image", 100),
     )
+    if cascade and not stage.agnostic:
+        raise ConversionError(f"{predictor.key('cls_agnostic_bbox_reg')} must be true in a cascade.")
     head.finish(_BY_SHAPE)
-    predictor.finish(_BY_SHAPE)
     return stage
 
 
-def _mask_head(heads: Call, allowed: tuple[int, ...]) -> MaskHead:
+def _box_predictor(call: Call, pooler: Pooler) -> BoxHead:
+    """The box head without layers of its own, as in Res5ROIHeads."""
+    predictor = BoxHead(
+        pooler=pooler,
+        convs=0,
+        conv_channels=256,
+        norm="",
+        fcs=0,
+        fc_channels=1024,
+        agnostic=call.flag("cls_agnostic_bbox_reg"),
+        sigmoid=call.flag("use_sigmoid_ce"),
+        cascade=False,
+        box_weights=(_box_weights(call),),
+        min_score=call.number("test_score_thresh", 0.0),
+        nms=call.number("test_nms_thresh", 0.5),
+        max_detections=call.whole("test_topk_per_image", 100),
+    )
+    call.finish(_BY_SHAPE)
+    return predictor
+
+
+def _res5_head(heads: Call, maps: Mapping[str, int], bottom_up: ResNet | RegNet | ViT) -> BoxHead:
+    """The box head of Res5ROIHeads. Its res5 must be that of the backbone's ResNet."""
+    assert isinstance(bottom_up, ResNet)
+    res5, channels = heads.call("res5", "make_stage"), bottom_up.channels(RES4)
+    block = _block(res5, required=True)
+    own = (block.norm, block.groups, block.stride_in_1x1, block.deformable)
+    if own != (bottom_up.norm, bottom_up.groups, bottom_up.stride_in_1x1, False):
+        raise ConversionError(
+            f"{res5.key('norm')}, num_groups and stride_in_1x1 must be those of the backbone's stages, and block_class "
+            "must be BottleneckBlock."
+        )
+    res5.one_of("num_blocks", (BLOCKS[50][3],))
+    res5.one_of("stride_per_block", ([2, 1, 1], (2, 1, 1)))
+    res5.one_of("in_channels", (channels,))
+    res5.one_of("bottleneck_channels", (8 * bottom_up.groups * bottom_up.width_per_group,))
+    res5.one_of("out_channels", (2 * channels,))
+    res5.finish()
+    return _box_predictor(heads.call("box_predictor", _PREDICTOR), _pooler(heads, maps, "in_features", "pooler"))
+
+
+def _mask_head(heads: Call, maps: Mapping[str, int]) -> MaskHead:
     call = heads.call("mask_head", "MaskRCNNConvUpsampleHead")
     dims = call.dims("conv_dims")
     if not dims:
         raise ConversionError(f"{call.key('conv_dims')} is empty; its last value is the width of the upsampling.")
     classes = call.whole("num_classes")
+    pooler = ("in_features", "pooler") if heads.target == "Res5ROIHeads" else ("mask_in_features", "mask_pooler")
     mask = MaskHead(
-        pooler=_pooler(heads, "mask", allowed),
+        pooler=_pooler(heads, maps, *pooler),
         convs=len(dims) - 1,
         channels=dims[0],
         norm=call.norm("conv_norm", "", HEAD_NORMS),
@@ -459,15 +507,16 @@ def _mask_head(heads: Call, allowed: tuple[int, ...]) -> MaskHead:
     return mask
 
 
-def _pooler(heads: Call, part: str, allowed: tuple[int, ...]) -> Pooler:
-    levels = heads.levels(f"{part}_in_features", _pyramid_names(allowed))
-    call = heads.call(f"{part}_pooler", "ROIPooler")
-    call.one_of("pooler_type", ("ROIAlignV2",))
+def _pooler(heads: Call, maps: Mapping[str, int], features: str, name: str) -> Pooler:
+    """The ROIPooler called `name`, which crops from the maps listed by `features`."""
+    levels = heads.levels(features, maps)
+    call = heads.call(name, "ROIPooler")
+    aligned = call.one_of("pooler_type", POOLER_TYPES) == "ROIAlignV2"
     call.one_of("canonical_box_size", (224,), 224)
     call.one_of("canonical_level", (4,), 4)
     scales = call.numbers("scales", len(levels))
     if scales != tuple(0.5**level for level in levels):
-        raise ConversionError(f"{call.key('scales')} is {scales}; it must be 1 / stride of {part}_in_features.")
-    pooler = Pooler(levels, call.whole("output_size"), call.whole("sampling_ratio", low=0))
+        raise ConversionError(f"{call.key('scales')} is {scales}; it must be 1 / stride of {features}.")
+    pooler = Pooler(levels, call.whole("output_size"), call.whole("sampling_ratio", low=0), aligned)
     call.finish()
     return pooler

@@ -1,7 +1,7 @@
 """Crops of the feature maps. The level of each crop depends on the size of its box.
 
 RoIAlign: He et al., "Mask R-CNN", 2017, section 3. Levels: Lin et al., "Feature Pyramid Networks", 2017, equation 1.
-detectron2/modeling/poolers.py (assign_boxes_to_levels, ROIPooler).
+detectron2/modeling/poolers.py (assign_boxes_to_levels, ROIPooler) and layers/roi_align.py.
 
 The crops of 1,000 boxes are the largest tensors of a network: each copy takes 50 MB. Therefore they stay in the order
 of the levels instead of the order of the boxes, and a caller can ask for a few rows of bins at a time (`rows`). The
@@ -30,7 +30,7 @@ _ZERO = numpy_helper.from_array(np.zeros(1, np.int64))
 
 @dataclass(frozen=True)
 class Rois:
-    """Boxes by level. Tensor names: `boxes` (n, 4) and `images` (n,) int64, all zero, for each level of the pooler.
+    """Boxes to crop by level. Tensor names: `boxes` (n, 4) and `images` (n,) int64, all zero, for each level.
 
     `order` (N,) int64: the i-th crop belongs to box order[i]; empty if the crops are in the order of the boxes.
     """
@@ -55,7 +55,7 @@ class Rois:
 def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
     """Group boxes (N, 4) by the level from which each is cropped."""
     if len(pooler.levels) == 1:
-        return Rois([boxes], [images(g, boxes)], "")
+        return Rois([_aligned(g, pooler, boxes, pooler.levels[0])], [images(g, boxes)], "")
     size = g.op("Sqrt", box.area(g, boxes))
     ratio = g.op("Add", g.op("Div", size, g.scalar(CANONICAL_SIZE)), g.scalar(1e-8))
     log2 = g.op("Div", g.op("Log", ratio), g.scalar(0.6931471805599453))
@@ -66,7 +66,21 @@ def assign(g: Graph, pooler: Pooler, boxes: str) -> Rois:
     on_level = g.op("Equal", g.op("Unsqueeze", level, g.ints(1)), levels)  # (N, levels)
     counts = g.op("ReduceSum", g.cast(on_level, INT64), g.ints(0), keepdims=0)
     by_level = g.ops("Split", g.gather(boxes, order), counts, outputs=len(pooler.levels), axis=0)
-    return Rois(by_level, [images(g, part) for part in by_level], order)
+    cropped = [_aligned(g, pooler, part, level) for part, level in zip(by_level, pooler.levels, strict=True)]
+    return Rois(cropped, [images(g, part) for part in by_level], order)
+
+
+def _aligned(g: Graph, pooler: Pooler, boxes: str, level: int) -> str:
+    """The boxes (n, 4) from which ROIAlignV2 crops what the pooler crops from `boxes`.
+
+    The older ROIAlign samples half a cell further to the right and below, and enlarges boxes to at least one cell.
+    """
+    if pooler.aligned:
+        return boxes
+    cell = float(2**level)
+    low, high = g.ops("Split", boxes, g.ints(2, 2), outputs=2, axis=1)
+    high = g.op("Max", high, g.op("Add", low, g.scalar(cell)))
+    return g.op("Add", g.op("Concat", low, high, axis=1), g.scalar(cell / 2))
 
 
 def images(g: Graph, boxes: str) -> str:
