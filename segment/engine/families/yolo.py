@@ -36,8 +36,6 @@ EXPECTED = (
     "1 x anchors x (5 + classes + P) or 1 x rows x (6 + P), and prototypes 1 x P x h x w"
 )
 
-IOU_THRESHOLD = 0.7
-"""IoU threshold of NMS within a class; Ultralytics' default in validation and prediction."""
 MAX_CANDIDATES = 30000
 """Maximum number of candidates for NMS; Ultralytics' default, too."""
 STRIDE = 32
@@ -55,6 +53,9 @@ _HEAD: Mapping[Kind, int] = {"final": 6, "raw": 4, "objectness": 5}
 """Number of channels of a row before the class scores; a final row has no class scores."""
 _ANCHORS: Mapping[Kind, int] = {"raw": 1, "objectness": 3}
 """Number of anchors per cell of each scale."""
+_IOU_THRESHOLD: Mapping[Kind, float] = {"raw": 0.7, "objectness": 0.45}
+"""IoU threshold of NMS within a class: the default of Ultralytics' predict commands for these files. At 0.7, v5
+leaves duplicates."""
 _SCALES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
 """Strides of a head's scales in pixels: the usual ones, and those of the P6 and P2 variants."""
 
@@ -188,7 +189,7 @@ def _best(table: NDArray[np.float32], rows: Rows, letterbox: Letterbox, min_scor
     boxes = np.concatenate([centres - halves, centres + halves], axis=1)
     visible = nonempty(letterbox.clip_to_image(boxes))
     boxes, scores, classes, anchors = boxes[visible], scores[visible], classes[visible], anchors[visible]
-    kept = suppress(boxes, scores, classes, IOU_THRESHOLD, limit)
+    kept = suppress(boxes, scores, classes, _IOU_THRESHOLD[rows.kind], limit)
     return _Found(boxes[kept], scores[kept], classes[kept], table[last:, anchors[kept]].T)
 
 
