@@ -206,7 +206,14 @@ class _Tree:
     def _differ(self, branches: Sequence[_Branch]) -> bool:
         """Whether folders differ much in size, from a sample of branches that contain several."""
         step = len(branches) // FOLDERS_SAMPLED or 1
-        return len({self._folder(branch.prefix, branch.names)[0].most for branch in branches[::step]}) > 1
+        return len({self._first_folder(branch).most for branch in branches[::step]}) > 1
+
+    def _first_folder(self, branch: _Branch) -> _Branch:
+        """The first folder of a branch that contains one in its first page; files beside folders are left out."""
+        names = [name for name in branch.names if _inside(name, branch.prefix)]
+        if len(names) < len(branch.names) and branch.names[-1].startswith(_folder_of(names[0])):
+            names = self._page(branch.prefix, names[0])  # the folder may continue after the page
+        return self._folder(branch.prefix, names)[0]
 
     def _divide_by_folder(self, branch: _Branch, most_calls: int) -> None:
         """Replace a branch by its folders, with bounds of their sizes. What remains after `most_calls` is a branch."""
@@ -233,9 +240,9 @@ class _Tree:
 
         If the folder fills the page, bounds of its size are found, and the names after it are another page.
         """
-        place = _folder_of(names[0])
-        if not place or len(place) < len(prefix):  # a file beside the folders
+        if not _inside(names[0], prefix):
             return _Branch(names[0], names[:1]), names[1:]
+        place = _folder_of(names[0])
         own = [name for name in names if name.startswith(place)]
         found = _Branch(place, own)
         if len(own) < PAGE:
@@ -353,6 +360,11 @@ def _after(prefix: str) -> str:
 def _folder_of(name: str) -> str:
     """The folder that a name is in, with the "/" at its end."""
     return name[: name.rfind("/") + 1]
+
+
+def _inside(name: str, prefix: str) -> bool:
+    """Whether a name that starts with `prefix` is in a folder, not a file beside the folders."""
+    return len(_folder_of(name)) >= max(len(prefix), 1)
 
 
 def _ahead(names: Sequence[str], pages: int) -> str:
