@@ -41,7 +41,7 @@ def image(arguments: argparse.Namespace) -> int:
     settings = Settings.from_environment(os.environ)
     datasets = _choices("dataset", arguments.dataset, FolderDataset)
     formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
-    options = Options.parse(dict(_option(text) for text in arguments.set), settings)
+    options = Options.parse(_options(arguments), settings)
     config = _text("label-config", arguments.label_config) if arguments.label_config else ""
     job = Job(arguments.output, options, formats, datasets, config, arguments.image_root)
     return run.run(arguments.photos, job, Service(settings), _jobs(arguments.jobs))
@@ -224,7 +224,7 @@ def beam(arguments: argparse.Namespace) -> int:
     formats = _choices("format", arguments.format, Format) or (() if datasets else settings.output_formats)
     if formats and datasets and "json" not in formats:
         formats = (*formats, "json")  # from which the dataset takes photos that are done
-    options = dict(_option(text) for text in arguments.set)
+    options = _options(arguments)
     job = Job(Source.parse(arguments.input), _absolute(arguments.output), options, bool(formats), datasets)
     return pipeline.run(job, formats, arguments.runner, arguments.rest, os.environ)
 
@@ -300,6 +300,16 @@ def _jobs(given: str) -> int | None:
 def _absolute(address: str) -> str:
     """A bucket's address as it is, a folder's from the root, for a process that runs elsewhere."""
     return address if address.startswith("gs://") else str(Path(address).resolve())
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, str]:
+    """The options given with -s, by name. Raises OptionError."""
+    options = dict(_option(text) for text in arguments.set)
+    if "format" in options:
+        raise OptionError(
+            "format", "-s format=... has no effect on files. Give their formats with -f, such as -f png,json."
+        )
+    return options
 
 
 def _option(text: str) -> tuple[str, str]:

@@ -102,6 +102,7 @@ class TestImage:
             (["-s", "render_factor=300"], "render_factor is '300'; it must be"),
             (["-s", "colour=red"], "Unknown option 'colour'"),
             (["-s", "render_factor"], "'render_factor' is not an option; use OPTION=VALUE"),
+            (["-s", "format=json"], "Give their formats with -f"),
             (["-f", "gif"], "--format is 'gif'; it must be one or more of png"),
         ],
     )

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segment import process
+from segment import extras, process
 from segment.detections import Detections, from_boxes
 from segment.engine import footprint
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError
 from segment.labels import read_labels
 
+INSTALLATION = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 WEIGHTS = ("model_final.pth", "model_final.pkl")
 
 
@@ -53,7 +54,8 @@ class Detectron2:
             from detectron2.modeling import GeneralizedRCNN
         except ImportError as error:
             raise ModelError(
-                f"SEGMENT_ENGINE=detectron2 needs detectron2 ({error}): see requirements-detectron2.txt."
+                f"SEGMENT_ENGINE=detectron2 needs detectron2 ({error}). Install its requirements with: "
+                f"{extras.command('detectron2')}; and detectron2 as {INSTALLATION} describes."
             ) from None
         torch.set_num_threads(threads)
         self._torch, self._infer, self._lock = torch, GeneralizedRCNN.inference, threading.Lock()
