@@ -3,6 +3,10 @@
 Both have a ResNet-50 with FPN and 80 classes, the zoo's shapes, and find 20 instances at render factor 25. Both are
 served at the same time and requested in turns, so that other load on the machine affects both equally. Then each is
 started alone and its memory is sampled during requests with a photo of 12 megapixels.
+
+The ratio depends on where a hypervisor places the virtual CPUs. PointRend's point head has many small operators, each
+split between the threads, which read each other's results. If two CPUs do not share an L3 cache, these reads cost as
+much as the second thread saves. A machine can change between both states within minutes.
 """
 
 from __future__ import annotations

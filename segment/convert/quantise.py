@@ -243,7 +243,7 @@ def _remove_probes(graph: onnx.GraphProto) -> None:
 def _tables_in_int8(graph: onnx.GraphProto) -> None:
     """Let PointRend sample its points from int8 tables: a quarter of the memory, and of the bytes read for a point."""
     quantisers = {node.input[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
-    scales: dict[str, list[str]] = {}  # by int8 tensor
+    scales: dict[str, list[str]] = {}
     for table in _tables(graph):
         first = _first(graph, table)
         if quantiser := quantisers.get(first.input[0]):
@@ -252,13 +252,10 @@ def _tables_in_int8(graph: onnx.GraphProto) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
-        scale = scales.get(node.input[0]) if node.input else None
-        if scale and node.op_type == "Gather":
-            scales[node.output[0]] = scale
-        elif scale and node.op_type == "Split":
-            for i, wide in enumerate(node.output):
-                narrow = node.output[i] = wide + ".quantised"
-                nodes.append(helper.make_node("DequantizeLinear", [narrow, *scale], [wide], wide + ".dequantised"))
+        if node.op_type == "Gather" and (scale := scales.get(node.input[0])):
+            wide, narrow = node.output[0], node.output[0] + ".quantised"
+            node.output[0] = narrow
+            nodes.append(helper.make_node("DequantizeLinear", [narrow, *scale], [wide], wide + ".dequantised"))
     del graph.node[:]
     graph.node.extend(nodes)
 
