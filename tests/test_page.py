@@ -308,6 +308,7 @@ class TestProblems:
         page.set_input_files("#file", [file("a.jpg", photo), file("b.jpg", photo), file("c.jpg", b"no image")])
         expect(page.locator("#photos .state")).to_have_text(["Failed"] * 3)
         expect(page.get_by_role("alert")).to_contain_text("Error 503")
+        assert violations(page) == []
         page.unroute("**/segment?*")
         page.get_by_role("button", name="Try again").click()
         expect(page.locator("#photos .state")).to_have_text([re.compile("object"), re.compile("object"), "Failed"])
