@@ -109,6 +109,16 @@ def test_implicit_pointrend_runs_with_either_input_of_its_points(seen: str, tmp_
     assert all(np.asarray(mask.grid).shape == (224, 224) for mask in found.masks)
 
 
+def test_implicit_pointrend_predicts_the_parameters_of_a_few_instances_at_a_time() -> None:
+    """For all instances of an image, they would take megabytes each."""
+    graph = converted(GOLDEN, "implicit").graph
+    loop = next(node for node in graph.node if node.op_type == "Loop")
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body")
+    layer = "roi_heads.mask_head.parameter_head.prediction"
+    assert layer in {node.name for node in body.node}
+    assert layer not in {node.name for node in graph.node}
+
+
 def test_embedded_demo_matches_detectron2() -> None:
     shares = agreement(Path("segment/models/shapes.onnx"), np.load(GOLDEN / "shapes.npz"))
     assert len(shares) == 8

@@ -205,8 +205,10 @@ def test_a_large_layer_is_quantised_without_nncf(monkeypatch: pytest.MonkeyPatch
     narrow = quantise.quantise(model, [np.load(GOLDEN / "implicit.npz")["image0"]])
     assert model.SerializeToString() == before
     constants = {constant.name: numpy_helper.to_array(constant) for constant in narrow.graph.initializer}
-    made_by = {output: node for node in narrow.graph.node for output in node.output}
-    layer = next(node for node in narrow.graph.node if node.name == name)
+    loop = next(node for node in narrow.graph.node if node.op_type == "Loop")
+    body = next(attribute.g for attribute in loop.attribute if attribute.name == "body").node
+    made_by = {output: node for node in body for output in node.output}
+    layer = next(node for node in body if node.name == name)
     assert made_by[layer.input[0]].op_type == made_by[layer.input[1]].op_type == "DequantizeLinear"
     steps, scale, _ = (constants[each] for each in made_by[layer.input[1]].input)
     assert steps.dtype == np.int8

@@ -71,11 +71,13 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     """
     surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
     kind = _Implicit if head.implicit else _Standard
-    width = kind.width(head, channels)
-    coarse = _conv_fc_head(g, w, head, channels, surfaces, _region(g, found.boxes), width)
-    predictor = kind(g, w, head, channels, surfaces)
+    predictor, width = kind(g, w, head, channels, surfaces), kind.width(head, channels)
+    x, size = _conv_fc_head(g, w, head, channels, surfaces, _region(g, found.boxes)), head.coarse.fc_channels
+    if not head.implicit:  # the parameters of Implicit PointRend take 1.1 MB per instance, so a chunk predicts its own
+        x, size = _coarse_prediction(g, w, head, x, width), width
     part = "mask_points"
-    boxes, label, coarse = chunks.begin(g, part, CHUNK, (found.boxes, (4,)), (found.classes, ()), (coarse, (width,)))
+    boxes, label, x = chunks.begin(g, part, CHUNK, (found.boxes, (4,)), (found.classes, ()), (x, (size,)))
+    coarse = _coarse_prediction(g, w, head, x, width) if head.implicit else x
     predictor.see(_region(g, boxes), label, coarse)
     side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)
     for _ in range(head.steps):
@@ -288,12 +290,9 @@ def _conv_fc_head(
     channels: int,
     surfaces: Mapping[int, _Surface],
     region: _Region,
-    width: int,
 ) -> str:
-    """The coarse head's outputs for each box, (N, width). Classes vary fastest; in the checkpoint, slowest."""
-    head, name = whole.coarse, f"{HEAD}.{'parameter_head' if whole.implicit else 'coarse_head'}"
-    columns = 1 if whole.implicit else whole.classes
-    rows = width // columns
+    """The outputs of the coarse head's layers before the last one for each box, (N, fc_channels)."""
+    head, name = whole.coarse, _coarse_name(whole)
     x = _joined(g, [_cropped(g, surfaces[level], region, head.resolution) for level in head.levels])
     into, out = channels * len(head.levels), head.conv_channels
     if into > out:
@@ -307,8 +306,24 @@ def _conv_fc_head(
         bias = w.take(f"{name}.fc{number}.bias", head.fc_channels)
         x = g.op("Relu", g.linear(x, weight, bias, name=f"{name}.fc{number}"))
         into = head.fc_channels
-    weight = w.take(f"{name}.prediction.weight", columns * rows, into).reshape(columns, rows, into).transpose(1, 0, 2)
-    bias = np.ascontiguousarray(w.take(f"{name}.prediction.bias", columns * rows).reshape(columns, rows).T).ravel()
+    return x
+
+
+def _coarse_name(head: PointRend) -> str:
+    """Prefix of the coarse head's tensor names in the checkpoint."""
+    return f"{HEAD}.{'parameter_head' if head.implicit else 'coarse_head'}"
+
+
+def _coarse_prediction(g: Graph, w: Weights, head: PointRend, x: str, width: int) -> str:
+    """The coarse head's last layer: x (N, fc_channels) -> (N, width).
+
+    Classes vary fastest; in the checkpoint, slowest.
+    """
+    name, into = _coarse_name(head), head.coarse.fc_channels
+    columns = 1 if head.implicit else head.classes
+    rows = width // columns
+    weight = w.take(f"{name}.prediction.weight", width, into).reshape(columns, rows, into).transpose(1, 0, 2)
+    bias = np.ascontiguousarray(w.take(f"{name}.prediction.bias", width).reshape(columns, rows).T).ravel()
     return g.linear(x, np.ascontiguousarray(weight).reshape(-1, into), bias, name=f"{name}.prediction")
 
 
