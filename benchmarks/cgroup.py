@@ -40,6 +40,8 @@ class Group:
             self._write("memory.max" if self.unified else "memory.limit_in_bytes", limit)
             with contextlib.suppress(OSError):  # no swap, if the kernel accounts for it
                 self._write(*(("memory.swap.max", 0) if self.unified else ("memory.memsw.limit_in_bytes", limit)))
+            if not self.unified:  # version 1 counts the memory of sockets only if it has a limit of its own
+                self._write("memory.kmem.tcp.limit_in_bytes", 1 << 40)
         except OSError:
             self.path.rmdir()
             raise
@@ -56,6 +58,13 @@ class Group:
         """Bytes that the kernel cannot reclaim: anonymous and shared memory. Each page is counted once."""
         stat = self._numbers("memory.stat")
         return stat["anon" if self.unified else "rss"] + stat["shmem"]
+
+    def kernel(self) -> int:
+        """Bytes that the kernel holds for the group's processes: page tables, stacks, sockets with their buffers."""
+        if self.unified:
+            stat = self._numbers("memory.stat")
+            return stat["kernel"] + stat["sock"]
+        return sum(int((self.path / f"memory.{kind}.usage_in_bytes").read_text()) for kind in ("kmem", "kmem.tcp"))
 
     def remove(self) -> None:
         """Remove the group. Its processes must have ended or be about to end."""

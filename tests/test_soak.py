@@ -19,9 +19,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +185,8 @@ ATTACKS = (
 
 
 @contextlib.contextmanager
-def attackers(server: Server, count: int) -> Iterator[None]:
-    """Run hostile clients: each sends one of ATTACKS, then a byte per second, and reconnects when it is closed."""
+def attackers(server: Server, count: int, attacks: Sequence[bytes] = ATTACKS) -> Iterator[None]:
+    """Run hostile clients: each sends one of `attacks`, then a byte per second, and reconnects when it is closed."""
     over = threading.Event()
 
     def attack(number: int) -> None:
@@ -194,7 +195,7 @@ def attackers(server: Server, count: int) -> Iterator[None]:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 connection.settimeout(5)
                 connection.connect(("127.0.0.1", urlsplit(server.url).port or 80))
-                connection.sendall(ATTACKS[number % len(ATTACKS)])
+                connection.sendall(attacks[number % len(attacks)])
                 while not over.wait(1):
                     connection.sendall(b"\xff")
             over.wait(0.2)
@@ -291,6 +292,31 @@ def warmed(model: Path, folder: Path) -> dict[str, str]:
 def test_demo_model_in_a_small_container(tmp_path: Path) -> None:
     with cgroup.group(256 * MIB) as group, serving.serving(warmed(EMBEDDED, tmp_path), group) as server:
         soak(server, group, 36, (4000, 3000), first=14)
+
+
+FLOODS = (
+    b"POST /segment HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n" + bytes(7_999_000),
+    b"POST /segment HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + (b"10000\r\n" + bytes(1 << 16) + b"\r\n") * 120,
+    b"GET /docs HTTP/1.1\r\nHost: a\r\n\r\n" * 500,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", FLOODS, ids=["body", "chunks", "pipeline"])
+def test_memory_of_390_flooding_clients(data: bytes, tmp_path: Path) -> None:
+    """What connections take beside the memory reserved for bodies is within the margin of a small instance."""
+    with cgroup.group(512 * MIB) as group, serving.serving(warmed(EMBEDDED, tmp_path), group) as server:
+        assert server.segment(dict(photos((64, 64)))["usual.jpg"]).ok  # the bodies leave no memory for others
+        held, kernel = group.held(), group.kernel()
+        received = 0.1 * requests.get(server.url + "/model", timeout=30).json()["memory_free"] / 0.9
+        with serving.peak(group.held) as most, serving.peak(group.kernel) as kernels, attackers(server, 390, (data,)):
+            time.sleep(8)
+        taken = max(0.0, most[0] - held - received)
+        print(f"{taken / MIB:.1f} MiB in the process, {(kernels[0] - kernel) / MIB:.1f} MiB in the kernel")
+        assert group.kills() == 0
+        assert taken + kernels[0] - kernel < 34 * MIB
+        assert requests.get(server.url + "/health", timeout=10).ok
 
 
 @pytest.mark.slow
