@@ -225,6 +225,21 @@ def test_one_connection_serves_many_requests(small: Server, photo: bytes) -> Non
             assert session.head(small.url + "/", timeout=5).headers["Content-Length"] != "0"
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://localhost:80/segment?format=json", 200),
+        (b"HTTPS://localhost/no%20where", 404),
+        (b"http://localhost", 405),
+    ],
+)
+def test_a_target_that_is_a_whole_url(small: Server, photo: bytes, target: bytes, status: int) -> None:
+    """As clients send it to a proxy; a server must accept it (RFC 9112, 3.2.2)."""
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    received = answer(connect(small, head % (target, len(photo)) + photo))
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_responses_on_one_connection_are_sent_at_once(small: Server) -> None:
     """The body is sent without waiting for the TCP acknowledgement of the headers, which Linux delays by 40 ms."""
     seconds = []

@@ -104,7 +104,7 @@ class Gateway:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
         with suppress(_Disconnected):
-            await _Cycle(self, scope, receive, send).run()
+            await _Cycle(self, _origin_form(scope), receive, send).run()
 
     def refusal(self, path: str) -> SegmentError | None:
         """Why a request for `path` cannot be answered before the model is ready, or None."""
@@ -341,6 +341,15 @@ def environment(scope: Message, body: io.RawIOBase) -> WSGIEnvironment:
             key = f"HTTP_{key}"
         environ[key] = f"{environ[key]},{value}" if key in environ else value
     return environ
+
+
+def _origin_form(scope: Message) -> Message:
+    """The scope with the path alone where the request's target is a whole URL (RFC 9112, 3.2.2), as sent to a proxy."""
+    scheme, *rest = scope["raw_path"].split(b"/", 3)
+    if scheme.lower() not in (b"http:", b"https:"):
+        return scope
+    path = b"/" + b"".join(rest[2:])
+    return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}
 
 
 def _too_large(limit: int) -> TooLarge:
