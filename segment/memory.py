@@ -17,7 +17,7 @@ from segment.errors import Busy, Cancelled, TooLarge
 from segment.values import MIB
 
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 16 << 20
-"""Memory that is never reserved. It covers up to 30 MiB of 96 connections that flood the server, of which the kernel
+"""Memory that is never reserved. It covers up to 35 MiB of 128 connections that flood the server, of which the kernel
 holds 22 MiB in its buffers (tests/test_soak.py, test_memory_of_390_flooding_clients), page tables and stacks, the
 allocator's overhead, and the layouts of weights that a network keeps for some input sizes: Footprint.fixed_bytes
 contains them, but is reserved only during a run, and runs on many sizes keep some MiB more."""

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
-MAX_CONNECTIONS = 96
+MAX_CONNECTIONS = 128
 """If there are more connections, the one that has waited longest for a request's head is closed."""
 BACKLOG = 128
 """Connections that the kernel accepts before the server does."""
