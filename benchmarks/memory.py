@@ -19,25 +19,24 @@ PHOTO = (4000, 3000)
 REQUESTS = 3
 INSTANCES = 100
 """The service's default of max_detections."""
-FEW_INSTANCES = 20
 LIMITS = {
-    ("int8", 16, INSTANCES): 256,
-    ("int8", 25, FEW_INSTANCES): 256,
-    ("int8", 25, INSTANCES): 272,
-    ("int8", 35, INSTANCES): 304,
-    ("int8", 50, INSTANCES): 352,
-    (models.THOROUGH, 16, INSTANCES): 272,
-    (models.THOROUGH, 25, INSTANCES): 288,
-    (models.THOROUGH, 35, INSTANCES): 320,
-    (models.THOROUGH, 50, INSTANCES): 384,
-    ("fp32", 16, INSTANCES): 496,
-    ("fp32", 25, FEW_INSTANCES): 464,
-    ("fp32", 25, INSTANCES): 528,
-    ("fp32", 35, INSTANCES): 560,
-    ("fp32", 50, INSTANCES): 656,
+    ("int8", 16, INSTANCES): 248,
+    ("int8", 25, 80): 256,
+    ("int8", 25, INSTANCES): 264,
+    ("int8", 35, INSTANCES): 296,
+    ("int8", 50, INSTANCES): 344,
+    (models.THOROUGH, 16, INSTANCES): 264,
+    (models.THOROUGH, 25, INSTANCES): 280,
+    (models.THOROUGH, 35, INSTANCES): 312,
+    (models.THOROUGH, 50, INSTANCES): 376,
+    ("fp32", 16, INSTANCES): 488,
+    ("fp32", 25, 20): 456,
+    ("fp32", 25, INSTANCES): 520,
+    ("fp32", 35, INSTANCES): 552,
+    ("fp32", 50, INSTANCES): 648,
 }
 """(network, render factor, max_detections) -> the limit in MiB from which the search starts."""
-STEP = 16
+STEP = 8
 """Limits that are tried, in MiB, are multiples of this."""
 
 
