@@ -68,10 +68,10 @@ def check_alive(server: Server, photo: bytes) -> None:
 
 class TestSlowClients:
     def test_slow_clients_do_not_block_others(self, small: Server, photo: bytes) -> None:
-        """50 clients send headers slowly, 50 a body, 50 a refused body. All connections are closed within 20 s."""
-        heads = [connect(small, b"POST /segment HTTP/1.1\r\n") for _ in range(50)]
-        bodies = [connect(small, HEAD + b"Content-Length: 1000000\r\n\r\n" + photo[:100]) for _ in range(50)]
-        refused = [connect(small, HEAD + b"Content-Length: 99000000\r\n\r\n" + photo[:100]) for _ in range(50)]
+        """40 clients send headers slowly, 40 a body, 40 a refused body. All connections are closed within 20 s."""
+        heads = [connect(small, b"POST /segment HTTP/1.1\r\n") for _ in range(40)]
+        bodies = [connect(small, HEAD + b"Content-Length: 1000000\r\n\r\n" + photo[:100]) for _ in range(40)]
+        refused = [connect(small, HEAD + b"Content-Length: 99000000\r\n\r\n" + photo[:100]) for _ in range(40)]
         over = threading.Event()
 
         def drip() -> None:
@@ -101,6 +101,19 @@ class TestSlowClients:
             for _ in range(50):
                 stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\n"))
                 stack.enter_context(connect(small, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"))
+            check_alive(small, photo)
+
+    def test_bodies_on_all_connections_do_not_keep_others_out(self, small: Server, photo: bytes) -> None:
+        """More clients send bodies than the server accepts connections. The oldest are closed."""
+        with ThreadPoolExecutor(160) as crowd, contextlib.ExitStack() as stack:
+            for _ in range(160):
+                connection = stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\n"))
+                connection.settimeout(5)
+                crowd.submit(_send, connection, bytes(5_900_000))
+            for _ in range(5):
+                assert requests.get(small.url + "/health", timeout=5).ok
+                time.sleep(0.2)
+            stack.close()
             check_alive(small, photo)
 
     def test_a_body_that_stalls_is_closed(self, small: Server, photo: bytes) -> None:

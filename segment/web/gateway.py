@@ -204,11 +204,13 @@ class _Cycle:
             return chunk
 
     async def _reserve(self, held: Reservation, count: int, clock: _Clock) -> None:
-        """Reserve `count` bytes. The time spent waiting does not count against the client."""
+        """Reserve `count` bytes. The time spent waiting does not count against the client. Raises _Disconnected."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         while not held.try_grow(count):
             await asyncio.sleep(POLL_SECONDS)
+            if self.scope["state"]["gone"]():
+                raise _Disconnected
             if loop.time() - start > self.service.settings.wait_seconds:
                 raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", 5)
         clock.pause(loop.time() - start)

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -38,14 +39,19 @@ HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
 MAX_CONNECTIONS = 128
-"""If there are more connections, the one that has waited longest for a request's head is closed."""
+"""If there are more connections, one is closed: the one that has waited longest for a request's head, or if there is
+none, for a body, or for the client to read a response."""
+NEW_SECONDS = 1.0
+"""Time in which a connection that has not sent a head yet is not closed in favour of others."""
 BACKLOG = 128
 """Connections that the kernel accepts before the server does."""
 READ_BYTES = 16 << 10
 """The most that is read from a connection at once, and the kernel's receive buffer of a connection in the backlog."""
 SOCKET_BYTES = 64 << 10
-"""The kernel's receive and send buffers of each connection. By default they grow to several MiB. (The kernel doubles
-the values, for its own data structures.)"""
+"""The kernel's send buffer of each connection, and the receive buffer of FAST_CONNECTIONS. By default they grow to
+several MiB. (The kernel doubles the values, for its own data structures.)"""
+FAST_CONNECTIONS = 32
+"""Further connections keep the receive buffer of the backlog, so they take less memory, but receive more slowly."""
 STOP_SECONDS = 8
 """Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
@@ -58,6 +64,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
+    _since = 0.0  # when the wait for the current request's head began
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -71,8 +78,9 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first head; close another connection if there are too many."""
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+        self.app_state = {**self.app_state, "abort": transport.abort, "gone": self._is_gone}
+        if len(self.connections) <= FAST_CONNECTIONS:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         self._start_deadline()
         self._limit_connections()
 
@@ -107,14 +115,33 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         """Close an idle connection; abort it if the client does not read the rest of a response."""
         self.transport.abort() if self.transport.get_write_buffer_size() else super().timeout_keep_alive_handler()
 
+    def _is_gone(self) -> bool:
+        """Whether the client has closed the connection. The event loop does not notice it while reading is paused."""
+        if self.transport.is_closing():
+            return True
+        closed = select.poll()
+        closed.register(self.transport.get_extra_info("socket"), getattr(select, "POLLRDHUP", 0))
+        return bool(closed.poll(0))
+
     def _limit_connections(self) -> None:
         # A connection that is being closed stays in self.connections until the event loop's next turn.
         connections = [c for c in self.connections if isinstance(c, Protocol) and not c.transport.is_closing()]
         if len(connections) > MAX_CONNECTIONS:
-            deadlines = {c: c._deadline.when() for c in connections if c._deadline}
-            min(deadlines, key=deadlines.__getitem__).transport.abort()
+            others = [c for c in connections if c is not self and c._waits_for_client()]
+            min(others, key=Protocol._rank, default=self).transport.abort()
+
+    def _waits_for_client(self) -> bool:
+        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self.transport.get_write_buffer_size() > 0
+
+    def _rank(self) -> tuple[int, float]:
+        """Among the connections that wait for their client, those with a lower rank are closed first."""
+        if self.conn.their_state is h11.IDLE:
+            is_new = self.loop.time() - self._since < NEW_SECONDS
+            return 3 if is_new else 0, self._since
+        return 1 if self.conn.their_state is h11.SEND_BODY else 2, self._since
 
     def _start_deadline(self) -> None:
+        self._since = self.loop.time()
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
     def _stop_deadline(self) -> None:
@@ -230,7 +257,7 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. asyncio only sets it on sockets that were created with the protocol number of TCP. Without
     # it, the body of a response waits for the client's delayed acknowledgement of the head, which takes 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Inherited, too. The receive buffer is enlarged when the server takes the connection.
+    # Inherited, too. The receive buffer can be enlarged when the server takes the connection.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READ_BYTES)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
     return listening
