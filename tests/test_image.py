@@ -432,6 +432,42 @@ def _peak(data: bytes, target: tuple[int, int]) -> list[str]:
     return ended.stdout.decode().split()
 
 
+RESIZE_PEAK = """
+import re, sys
+from PIL import Image
+from segment import image
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return int(re.search(name + r":\\s+(\\d+)", file.read())[1]) << 10
+
+width, height, target_width, target_height = map(int, sys.argv[1:])
+image.resize(Image.new("RGB", (9, 9)), (2, 2))
+photo = Image.new("RGB", (width, height))
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+image.resize(photo, (target_width, target_height))
+result = image.PIXEL_BYTES * target_width * target_height
+print(status("VmHWM") - before - result, image.resize_bytes((width, height), (target_width, target_height)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize(
+    "sizes",
+    [(4000, 3000, 446, 334), (4000, 3000, 700, 525), (4000, 3000, 3600, 2700), (9000, 600, 1500, 100)],
+    ids=["reduced", "not-reduced", "slightly", "wide"],
+)
+def test_resizing_takes_no_more_memory_than_planned(sizes: tuple[int, int, int, int]) -> None:
+    command = [sys.executable, "-c", RESIZE_PEAK, *map(str, sizes)]
+    root = Path(__file__).resolve().parents[1]
+    ended = subprocess.run(command, capture_output=True, check=True, cwd=root, timeout=60, text=True)
+    peak, said = map(int, ended.stdout.split())
+    assert peak <= said + (1 << 20)
+    assert said <= 2 * peak + (1 << 20)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize("kind", ["avif", "tif"])
 def test_a_larger_picture_inside_a_file_is_refused_within_the_planned_memory(kind: str) -> None:

@@ -11,6 +11,8 @@ not applied, as in detectron2.
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image
 
 from segment.errors import CorruptImage
@@ -19,7 +21,12 @@ from segment.image.header import Header, read_header
 from segment.image.pillow import opened, refusing
 from segment.image.rgb import upright_rgb
 
-__all__ = ["Header", "decode", "decode_here", "read_header", "resize"]
+__all__ = ["PIXEL_BYTES", "Header", "decode", "decode_here", "read_header", "resize", "resize_bytes"]
+
+PIXEL_BYTES = 4
+"""Per pixel of an RGB image in Pillow."""
+REDUCING_GAP = 3.0
+"""Minimum ratio of the sides of the reduced image to those of the result, see Pillow's Image.resize."""
 
 
 def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
@@ -55,4 +62,11 @@ def resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, 
     Bilinear, as in detectron2's ResizeTransform. An image more than three times too large is first reduced by an
     integer factor, which is faster at the same quality (Pillow's `reducing_gap`).
     """
-    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=REDUCING_GAP)
+
+
+def resize_bytes(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """Peak memory in bytes of resize() from `size` to `target`, both (width, height), without the two images."""
+    reduced = [math.ceil(n / max(1, int(n / to / REDUCING_GAP))) for n, to in zip(size, target, strict=True)]
+    reduction = 0 if reduced == list(size) else PIXEL_BYTES * math.prod(reduced)
+    return reduction + PIXEL_BYTES * target[0] * reduced[1]  # Pillow resizes rows first, then columns
