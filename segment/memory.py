@@ -17,10 +17,9 @@ from segment.errors import Busy, Cancelled, TooLarge
 from segment.values import MIB
 
 MARGIN_SHARE, MARGIN_BYTES = 0.1, 16 << 20
-"""Memory that is never reserved. It covers up to 35 MiB of 128 connections that flood the server, of which the kernel
-holds 22 MiB in its buffers (tests/test_soak.py, test_memory_of_390_flooding_clients), page tables and stacks, the
-allocator's overhead, and the layouts of weights that a network keeps for some input sizes: Footprint.fixed_bytes
-contains them, but is reserved only during a run, and runs on many sizes keep some MiB more."""
+"""Memory that is never reserved. It covers up to 26 MiB of 128 connections that flood the server (tests/test_soak.py,
+test_memory_of_390_flooding_clients), page tables and stacks, the allocator's overhead, and what a network keeps after
+runs on many sizes beyond the budget's `fixed`."""
 POLL_SECONDS = 0.5
 """How often a waiting request checks whether its client is still there."""
 
@@ -65,11 +64,18 @@ class Budget:
 
     A request needs memory of its own (photo, result), and memory for a run of the network. Runs take turns, so only the
     largest run of all requests counts. The network keeps buffers between runs and reuses them; `reclaim` is called to
-    free these when other memory is needed. At most `queue` requests wait, each for at most `wait_seconds`.
+    free these when other memory is needed. `fixed` bytes of a run cannot be freed, because the network keeps weights in
+    a further layout for some input sizes; they are reserved at all times. At most `queue` requests wait, each for at
+    most `wait_seconds`.
     """
 
     def __init__(
-        self, capacity: int, queue: int = 16, wait_seconds: float = 30.0, reclaim: Callable[[], None] = lambda: None
+        self,
+        capacity: int,
+        queue: int = 16,
+        wait_seconds: float = 30.0,
+        reclaim: Callable[[], None] = lambda: None,
+        fixed: int = 0,
     ) -> None:
         self.capacity = max(capacity, 0)
         self.wait_seconds = wait_seconds
@@ -78,13 +84,14 @@ class Budget:
         self._waiting: deque[object] = deque()
         self._holders: set[Reservation] = set()
         self._own = 0
+        self._fixed = fixed
         self._runs: list[int] = []
         self._kept = 0
         self._reclaiming = False
 
     def fits(self, own: int, network: int) -> bool:
         """Whether a request of this size is within the capacity."""
-        return own + network <= self.capacity
+        return own + max(network, self._fixed) <= self.capacity
 
     @contextlib.contextmanager
     def reserve(self, own: int = 0, network: int = 0, cancelled: Callable[[], bool] = _never) -> Iterator[Reservation]:
@@ -94,7 +101,7 @@ class Budget:
         returns True while waiting.
         """
         if not self.fits(own, network):
-            raise self._too_large(own + network)
+            raise self._too_large(own + max(network, self._fixed))
         reservation = Reservation(self)
         self._take(reservation, own, network, cancelled)
         try:
@@ -146,11 +153,15 @@ class Budget:
         self._changed.wait(min(left, POLL_SECONDS))
 
     def _admits(self, own: int, network: int) -> bool:
-        return not self._reclaiming and self._own + own + max([network, *self._runs]) <= self.capacity
+        return not self._reclaiming and self._own + own + self._run(network) <= self.capacity
+
+    def _run(self, network: int = 0) -> int:
+        """The bytes of the largest run of all requests, and of `network`; at least what is kept between runs."""
+        return max([self._fixed, network, *self._runs])
 
     def _needs_reclaim(self) -> bool:
         """Whether the network's buffers must be freed for other memory; updates the size that they may have."""
-        run = max(self._runs)
+        run = self._run()
         reclaim = self._own + max(run, self._kept) > self.capacity
         self._kept = run if reclaim else max(self._kept, run)
         return reclaim
@@ -172,8 +183,8 @@ class Budget:
     def _try_grow(self, reservation: Reservation, count: int) -> bool:
         with self._changed:
             if not self.fits(reservation.bytes + count, 0):
-                raise self._too_large(reservation.bytes + count)
-            reservation.blocked = self._own + count + max(self._runs, default=0) > self.capacity
+                raise self._too_large(reservation.bytes + count + self._fixed)
+            reservation.blocked = self._own + count + self._run() > self.capacity
             if not reservation.blocked:
                 self._add(reservation, count)
             elif all(other.blocked for other in self._holders if other.bytes):

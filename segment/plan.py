@@ -9,8 +9,8 @@ A photo is processed in two steps:
 The two decoded images are not in memory at the same time. If the decoder produces the same size for both and there is
 enough memory, the photo is decoded once and kept. The request's own memory in each step:
 
-    detection = working + max(decoding, decoded + network's input), in addition to the network's run
-    output    = working + max(decoding, decoded + resized + encoder)
+    detection = working + max(decoding, decoded + resize + network's input), in addition to the network's run
+    output    = working + drawing + max(decoding, decoded + resized + max(resize, encoder)) + kept by the network
 
 With a detail above 1, the photo is decoded larger and tiles of it are run one after the other; a run of the network
 takes the same memory. The network's input, and with it the detections, does not depend on the output format. The
@@ -27,15 +27,13 @@ from math import ceil, prod, sqrt
 from segment.engine.footprint import Footprint
 from segment.errors import TooLarge
 from segment.formats import FORMATS, Format
-from segment.image import Header
+from segment.image import PIXEL_BYTES, Header, resize_bytes
 from segment.options import Options
 from segment.resize import BASE, MAX_DETAIL, MAX_RENDER_FACTOR, MIN_RENDER_FACTOR, Fit, pixels
 from segment.tiles import magnification, views
 
 Size = tuple[int, int]
 
-PIXEL_BYTES = 4
-"""Per pixel of an RGB image in Pillow."""
 NETWORK_INPUT_BYTES = 7
 """Per pixel of the network's input: the resized image in Pillow and as an array."""
 TILE_SHARPNESS = 0.9
@@ -45,8 +43,10 @@ INSTANCE_BYTES = 1 << 10
 """Per instance, without its mask: box, score, class, and the Python objects."""
 OUTLINE_BYTES = 128 << 10
 """Per instance for its polygons in JSON, see MAX_POINTS in output/polygons.py."""
-WORKING_BYTES = 8 << 20
-"""Memory of each step that does not depend on sizes: strips of masks, text, rows of a resize."""
+WORKING_BYTES = 4 << 20
+"""Memory of each step that does not depend on sizes: text, and what was not freed yet."""
+DRAWING_BYTES = 4 << 20
+"""Additional memory of the output: strips of masks, tags, and samples of colours."""
 SMALLER = 0.9
 """A result that does not fit is reduced by this factor repeatedly, down to SMALLEST pixels per side."""
 SMALLEST = 64
@@ -158,7 +158,8 @@ def _detect_size(header: Header, network: Size, detail: int) -> Size:
 
 def _detect_bytes(header: Header, network: Size, detail: int, constraints: Constraints) -> int:
     size = _detect_size(header, network, detail)
-    pixels_bytes = PIXEL_BYTES * prod(header.decoded_size(size)) + NETWORK_INPUT_BYTES * prod(network)
+    decoded = header.decoded_size(size)
+    pixels_bytes = PIXEL_BYTES * prod(decoded) + resize_bytes(decoded, network) + NETWORK_INPUT_BYTES * prod(network)
     found = constraints.found_bytes(network) * views(detail)
     return WORKING_BYTES + max(header.decode_bytes(size), pixels_bytes + found)
 
@@ -170,18 +171,19 @@ def _output_bytes(header: Header, formats: Sequence[Format], picture: Size) -> i
         decode, decoded = header.decode_bytes(picture), PIXEL_BYTES * prod(size)
         if size != picture:
             decoded += PIXEL_BYTES * prod(picture)
-            resize = PIXEL_BYTES * picture[0] * size[1]  # Pillow resizes rows first, then columns
+            resize = resize_bytes(size, picture)
     encode = max(
         FORMATS[kind].encoder_bytes * prod(picture if FORMATS[kind].shows_photo else header.size) for kind in formats
     )
-    return WORKING_BYTES + max(decode, decoded + max(resize, int(encode)))
+    return WORKING_BYTES + DRAWING_BYTES + max(decode, decoded + max(resize, int(encode)))
 
 
 def _largest_picture(header: Header, formats: Sequence[Format], found: int, constraints: Constraints) -> Size:
     largest = min(FORMATS[kind].max_side for kind in formats)
     scale = min(1.0, largest / max(header.size))
     picture = _scaled(header.size, scale)
-    while (needed := found + _output_bytes(header, formats, picture)) > constraints.capacity:
+    kept = int(constraints.run.fixed_bytes)  # by the network, see Budget
+    while (needed := kept + found + _output_bytes(header, formats, picture)) > constraints.capacity:
         if not shows_photo(formats) or max(picture) <= SMALLEST:
             raise TooLarge(_photo_too_large(header, needed, constraints))
         scale *= SMALLER

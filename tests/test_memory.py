@@ -91,6 +91,16 @@ def test_runs_of_the_network_share_its_memory() -> None:
         pass
 
 
+def test_what_the_network_keeps_between_runs_is_reserved() -> None:
+    budget = Budget(100, queue=0, fixed=30)
+    assert budget.fits(70, 0)
+    assert not budget.fits(71, 20)
+    with held(budget, 40), budget.reserve(30, 0):
+        pass
+    with held(budget, 40), pytest.raises(Busy), budget.reserve(31, 0):
+        pass
+
+
 def test_a_request_that_does_not_fit_waits() -> None:
     budget, order = Budget(100), list[str]()
     with held(budget, 60) as end:
