@@ -174,7 +174,7 @@ def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.I
         header = image.read_header(photo)
         return image.decode(photo, header, header.size)
     if isinstance(photo, Image.Image):
-        return photo.convert("RGB")
+        return photo if photo.mode == "RGB" else photo.convert("RGB")
     if not isinstance(photo, np.ndarray):
         raise UnsupportedImage(
             f"A photo must be a file name, bytes, a Pillow image or a NumPy array, not {type(photo).__name__}."
