@@ -20,20 +20,18 @@ REQUESTS = 3
 INSTANCES = 100
 """The service's default of max_detections."""
 LIMITS = {
-    ("int8", 16, INSTANCES): 248,
-    ("int8", 25, 80): 256,
-    ("int8", 25, INSTANCES): 264,
-    ("int8", 35, INSTANCES): 296,
-    ("int8", 50, INSTANCES): 344,
-    (models.THOROUGH, 16, INSTANCES): 264,
-    (models.THOROUGH, 25, INSTANCES): 280,
-    (models.THOROUGH, 35, INSTANCES): 312,
-    (models.THOROUGH, 50, INSTANCES): 376,
-    ("fp32", 16, INSTANCES): 488,
-    ("fp32", 25, 20): 456,
-    ("fp32", 25, INSTANCES): 520,
-    ("fp32", 35, INSTANCES): 552,
-    ("fp32", 50, INSTANCES): 648,
+    ("int8", 16, INSTANCES): 272,
+    ("int8", 25, INSTANCES): 272,
+    ("int8", 35, INSTANCES): 288,
+    ("int8", 50, INSTANCES): 336,
+    (models.THOROUGH, 16, INSTANCES): 272,
+    (models.THOROUGH, 25, INSTANCES): 272,
+    (models.THOROUGH, 35, INSTANCES): 304,
+    (models.THOROUGH, 50, INSTANCES): 368,
+    ("fp32", 16, INSTANCES): 480,
+    ("fp32", 25, INSTANCES): 512,
+    ("fp32", 35, INSTANCES): 544,
+    ("fp32", 50, INSTANCES): 640,
 }
 """(network, render factor, max_detections) -> the limit in MiB from which the search starts."""
 STEP = 8
