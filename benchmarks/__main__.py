@@ -56,10 +56,11 @@ def rendering_rows(folder: Path) -> Iterator[Row]:
 
 
 def memory_rows(folder: Path) -> Iterator[Row]:
-    """Each precision and render factor with the default number of instances, and some with fewer."""
+    """The smallest limit for each precision and render factor, and what a smaller one allows."""
     for precision, factor, instances in memory.LIMITS:
         models.full_size(precision, folder)
         yield memory.measure, (precision, factor, instances, folder)
+    yield memory.measure_at, (*memory.SMALL, folder)
 
 
 def latency_rows(folder: Path) -> Iterator[Row]:

@@ -34,6 +34,8 @@ LIMITS = {
     ("fp32", 50, INSTANCES): 640,
 }
 """(network, render factor, max_detections) -> the limit in MiB from which the search starts."""
+SMALL = ("int8", 25, INSTANCES, 256)
+"""A row at a limit in which the result is smaller than the photo."""
 STEP = 8
 """Limits that are tried, in MiB, are multiples of this."""
 
@@ -63,16 +65,16 @@ class Memory:
 def measure(precision: str, render_factor: int, max_detections: int, folder: Path) -> Memory:
     """Measure one row at the smallest limit at which such requests are accepted."""
     limit = LIMITS[precision, render_factor, max_detections]
-    row = _at(limit, precision, render_factor, max_detections, folder)
+    row = measure_at(precision, render_factor, max_detections, limit, folder)
     while not row.accepted:
         limit += STEP
-        row = _at(limit, precision, render_factor, max_detections, folder)
-    while (smaller := _at(limit - STEP, precision, render_factor, max_detections, folder)).accepted:
+        row = measure_at(precision, render_factor, max_detections, limit, folder)
+    while (smaller := measure_at(precision, render_factor, max_detections, limit - STEP, folder)).accepted:
         limit, row = limit - STEP, smaller
     return row
 
 
-def _at(limit: int, precision: str, render_factor: int, max_detections: int, folder: Path) -> Memory:
+def measure_at(precision: str, render_factor: int, max_detections: int, limit: int, folder: Path) -> Memory:
     """Measure at one limit in MiB. Without root and control groups, there is no limit, and shared pages count twice."""
     photo = models.photo(PHOTO)
     settings = {"SEGMENT_MODEL": str(models.full_size(precision, folder)), "SEGMENT_MEMORY": f"{limit}Mi"}

@@ -133,7 +133,7 @@ def _memory(rows: Rows) -> list[str]:
         precision: [
             (r["render_factor"], r["held_mib"])
             for r in rows
-            if r["precision"] == precision and r["held_mib"] and r["max_detections"] == memory.INSTANCES
+            if r["precision"] == precision and r["picture"] == "{}x{}".format(*memory.PHOTO)
         ]
         for precision in models.NETWORKS
     }
@@ -141,7 +141,7 @@ def _memory(rows: Rows) -> list[str]:
         "## Memory of the whole service",
         "",
         f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay out; {limited}, which is the "
-        "smallest, in steps of 16 MiB, in which such a request is accepted. "
+        f"smallest, in steps of {memory.STEP} MiB, in which the overlay has the photo's size, but for the last row. "
         "Held is anonymous and shared memory, which the kernel cannot take back. The weights are laid out for render "
         "factor 25 when the model is loaded; small images want some of them otherwise, and both are kept.",
         "",

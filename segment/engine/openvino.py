@@ -51,8 +51,8 @@ def disable_telemetry() -> None:
 def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
     """Compile a model file for this machine, or load it from the cache. Raises ModelError."""
     disable_telemetry()
-    # oneDNN caches the code generated per layer and image size, by default 1,024 entries of about 50 kB. A Mask R-CNN
-    # R50-FPN holds 7 MiB less with 60 than with 200 after 70 runs of various sizes, and takes the same CPU time.
+    # oneDNN caches the code generated per layer and image size, by default 1,024 entries of about 50 kB. With few
+    # entries, less is held after runs of many sizes. A run of the same size does not need the cache.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "60")
     import openvino
 
