@@ -90,6 +90,23 @@ def file(name: str, data: bytes) -> FilePayload:
     return {"name": name, "mimeType": "image/jpeg", "buffer": data}
 
 
+class HeldRequest:
+    """A request of the page that is held back until `release`."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        page.route(url, lambda route: self._routes.append(route))  # noqa: PLW0108 (Playwright wants a function)
+
+    def release(self) -> None:
+        """Let the request go on, as soon as the page has sent it (what the page shows may be there before)."""
+        for _ in range(600):
+            if self._routes:
+                return self._routes.pop().continue_()
+            self._page.wait_for_timeout(50)
+        raise AssertionError("the page sent no request within 30 s")
+
+
 def objects(page: Page) -> Locator:
     return page.locator("#objects li > button")
 
@@ -700,16 +717,10 @@ class TestNetwork:
         expect(result.locator("#status")).to_contain_text("pixels, 5 times")
 
     def test_progress(self, page: Page, photo: bytes) -> None:
-        held: list[Route] = []
-
-        def hold(route: Route) -> None:
-            held.append(route)
-
-        page.route("**/segment?*", hold)
-        with page.expect_request("**/segment?*"):
-            page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
+        held = HeldRequest(page, "**/segment?*")
+        page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photo})
         expect(page.locator("#progress")).to_contain_text("the photo")
-        held[0].continue_()
+        held.release()
         expect(objects(page).first).to_be_visible(timeout=30_000)
         expect(page.locator("#progress")).to_be_hidden()
 
@@ -840,13 +851,13 @@ class TestLoading:
     def test_says_that_the_model_is_being_loaded_and_takes_photos(
         self, chrome: Browser, server: Server, photo: bytes
     ) -> None:
-        page, held = chrome.new_page(), list[Route]()
-        page.route("**/model", lambda route: held.append(route))  # noqa: PLW0108 (Playwright wants a function)
+        page = chrome.new_page()
+        held = HeldRequest(page, "**/model")
         page.goto(server.url)
         expect(page.locator("#loading")).to_contain_text("Loading the model")
         page.set_input_files("#file", [file("a.jpg", photo)])
         expect(page.locator("#photos .state")).to_have_text("Waiting")
-        held[0].continue_()
+        held.release()
         expect(objects(page).first).to_be_visible(timeout=30_000)
         expect(page.locator("#loading")).to_be_hidden()
         page.close()
