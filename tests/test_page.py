@@ -68,7 +68,7 @@ def page(context: BrowserContext, server: Server) -> Iterator[Page]:
         "request", lambda r: wrong.append(r.url) if not r.url.startswith((server.url, "blob:", "data:")) else None
     )
     opened.goto(server.url)
-    expect(opened.locator("#model-chip")).to_contain_text("shapes")
+    expect(opened.locator("#model-chip")).to_contain_text("shapes", timeout=30_000)  # the first page loads the model
     yield opened
     opened.close()
     assert wrong == []
@@ -186,6 +186,37 @@ class TestPhotos:
             const kinds = {drop: DragEvent, paste: ClipboardEvent};
             document.body.dispatchEvent(new kinds[event](event, init)); }""",
             [event, base64.b64encode(photo).decode()],
+        )
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+
+    def test_a_dropped_folder(self, page: Page, photo: bytes, tmp_path: Path) -> None:
+        for name in ("b10.jpg", "b9.JPG", "deep/c.jpg", "notes.txt"):
+            file = tmp_path / "holiday" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(photo)
+        self.drop(page, tmp_path / "holiday")
+        expect(page.locator("#photos .name")).to_have_text(["b9.JPG", "b10.jpg", "c.jpg"])
+        expect(page.locator("#photos .state").last).to_contain_text("object", timeout=30_000)
+
+    def test_a_dropped_folder_without_photos(self, page: Page, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("no photo")
+        self.drop(page, tmp_path)
+        expect(page.get_by_role("alert")).to_contain_text("No photos")
+
+    def drop(self, page: Page, path: Path) -> None:
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        devtools = page.context.new_cdp_session(page)
+        for kind in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 400, "y": 400, "data": data})
+
+    def test_a_photo_is_pasted_into_the_field_of_the_url(self, page: Page, photo: bytes) -> None:
+        page.evaluate(
+            """(text) => {
+            const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), data = new DataTransfer();
+            data.items.add(new File([bytes], 'a.jpg', {type: 'image/jpeg'}));
+            const init = {bubbles: true, cancelable: true, clipboardData: data};
+            document.getElementById('url').dispatchEvent(new ClipboardEvent('paste', init)); }""",
+            base64.b64encode(photo).decode(),
         )
         expect(objects(page).first).to_be_visible(timeout=30_000)
 
@@ -331,6 +362,44 @@ class TestProblems:
         expect(page.locator("#photos .state")).to_have_text([re.compile("object"), re.compile("object"), "Failed"])
         expect(page.get_by_role("alert")).to_be_hidden()
 
+    def test_a_busy_service_is_asked_again_by_itself(self, page: Page, photo: bytes) -> None:
+        asked: list[Route] = []
+
+        def busy_once(route: Route) -> None:
+            asked.append(route)
+            if len(asked) == 1:
+                route.fulfill(status=503, headers={"Retry-After": "2"}, body="<html>")
+            else:
+                route.continue_()
+
+        page.route("**/segment?*", busy_once)
+        page.set_input_files("#file", [file("a.jpg", photo)])
+        expect(page.locator("#progress")).to_contain_text("Trying again in 2 s")
+        expect(objects(page).first).to_be_visible(timeout=30_000)
+        assert len(asked) == 2
+
+    def test_cancel_while_the_service_is_busy(self, page: Page, photo: bytes) -> None:
+        page.route("**/segment?*", lambda route: route.fulfill(status=503, headers={"Retry-After": "60"}, body=""))
+        page.set_input_files("#file", [file("a.jpg", photo)])
+        expect(page.locator("#progress")).to_contain_text("Trying again in 60 s")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#progress")).to_be_hidden()
+        page.unroute("**/segment?*")
+        choose(page, photo)
+
+    def test_photos_that_failed_behind_the_one_shown(self, page: Page, photo: bytes) -> None:
+        """As when the connection breaks after the first of many photos."""
+        choose(page, photo, "a.jpg")
+        page.route("**/segment?*", lambda route: route.abort())
+        page.set_input_files("#more", [file("b.jpg", photo), file("c.jpg", photo)])
+        expect(page.locator("#photos .state").last).to_have_text("Failed")
+        page.locator("#photos .open").first.click()
+        expect(page.get_by_role("alert")).to_contain_text("2 of 3 photos failed")
+        page.unroute("**/segment?*")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#photos .state")).to_have_text([re.compile("object")] * 3, timeout=30_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+
     def test_try_to_show_again(self, page: Page, photo: bytes) -> None:
         """The service converts a TIFF for the browser when it is opened; that request can fail, too."""
         scan = io.BytesIO()
@@ -379,7 +448,7 @@ class TestProblems:
         expect(page.locator("#progress")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
         expect(page.locator("#progress")).to_be_hidden()
-        expect(page.get_by_role("alert")).to_be_hidden()
+        expect(page.get_by_role("alert")).to_contain_text("1 of 2 photos failed")
 
 
 class TestLayers:
@@ -909,7 +978,11 @@ class TestEveryone:
         assert violations(page) == []
         context.close()
 
-    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+    @pytest.mark.parametrize(
+        "size",
+        [(1280, 800), (390, 844), (844, 390), (640, 400)],
+        ids=["desktop", "phone", "phone on its side", "desktop at 200 %"],
+    )
     def test_everything_is_in_reach_without_scrolling(self, page: Page, photo: bytes, size: Size) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})
         choose(page, photo)
@@ -926,8 +999,10 @@ class TestEveryone:
                 button.click()
             for selector in ["#frame", "#more + *, label:has(#more)", "#zoom-in", *selectors]:
                 expect(page.locator(selector).first).to_be_in_viewport(ratio=1)
-        page.evaluate("scrollTo(0, 500)")
-        assert page.evaluate("scrollY") == 0
+        shown_at = page.evaluate("scrollY")  # a low window has only the header and the note above the photo
+        page.evaluate("scrollTo(0, 5000)")
+        assert page.evaluate("scrollY") == shown_at
+        assert shown_at == 0 or size[1] < 560
 
     def test_the_page_does_not_scroll_sideways(self, page: Page, photo: bytes) -> None:
         def check() -> None:
@@ -954,6 +1029,13 @@ class TestEveryone:
         choose(page, photo)
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         context.close()
+
+    def test_all_modules_are_requested_at_once(self, page: Page) -> None:
+        """On a slow network, one request after another for the modules that modules import takes seconds."""
+        links = page.locator("link[rel=modulepreload]").evaluate_all("(all) => all.map((link) => link.href)")
+        loaded = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
+        assert {url for url in loaded if url.endswith(".js")} - set(links) == {f"{page.url}page.js"}
+        assert set(links) <= set(loaded)
 
     def test_print_shows_the_photo_and_all_objects(self, result: Page) -> None:
         slide(result, "#score", 0.05)

@@ -234,13 +234,25 @@ class TestTheWeb:
         tag = whole.headers["ETag"]
         assert whole.headers["Cache-Control"] == "no-cache"
         head = requests.head(url, timeout=5)
-        assert (head.headers["Content-Length"], head.content) == (str(len(whole.content)), b"")
+        assert (head.headers["Content-Length"], head.content) == (whole.headers["Content-Length"], b"")
         if path != "/model":  # its body contains the last measured speed, so its ETag changes
             again = requests.get(url, headers={"If-None-Match": tag}, timeout=5)
             assert (again.status_code, again.content) == (304, b"")
         part = requests.get(url, headers={"Range": "bytes=2-5"}, timeout=5)
         assert (part.status_code, part.content) == (206, whole.content[2:6])
         assert requests.get(url, headers={"Range": "bytes=9999999-"}, timeout=5).status_code == 416
+
+    @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/openapi.json", "/docs"])
+    def test_text_is_sent_with_gzip_to_clients_that_accept_it(self, server: Server, path: str) -> None:
+        packed = requests.get(server.url + path, headers={"Accept-Encoding": "gzip"}, timeout=5)
+        plain = requests.get(server.url + path, headers={"Accept-Encoding": "identity"}, timeout=5)
+        assert "Content-Encoding" not in plain.headers
+        assert packed.headers["Content-Encoding"] == "gzip"
+        assert packed.content == plain.content
+        assert int(packed.headers["Content-Length"]) < 0.6 * len(plain.content)
+        assert packed.headers["ETag"] != plain.headers["ETag"]
+        for response in (packed, plain):
+            assert response.headers["Vary"] == "Accept-Encoding"
 
     def test_page_policy_allows_only_its_own_resources(self, server: Server) -> None:
         policy = requests.get(server.url, timeout=5).headers["Content-Security-Policy"]

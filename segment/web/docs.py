@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jinja2
 
@@ -59,8 +60,14 @@ def page(document: Json, problems: Problems) -> str:
         options=rows,
         headers=RESULT_HEADERS,
         problems=errors,
-        samples={name: json.dumps(sample, indent=2) for name, sample in samples.items()},
+        samples={name: _pretty(sample) for name, sample in samples.items()},
     )
+
+
+def _pretty(sample: Json) -> str:
+    """Indented JSON with lists of numbers on one line."""
+    text = json.dumps(sample, indent=2)
+    return re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def _admitted(schema: Json) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
@@ -16,6 +17,8 @@ from segment.web.openapi import RESULT_HEADERS
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 16
+PACKED = ("text/", "application/json")
+"""Prefixes of the media types that are sent with gzip if the client accepts it."""
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
 """Limits for reading and discarding a refused body, so that the client gets to read the response."""
 PAGE_POLICY = (
@@ -35,13 +38,20 @@ def json_response(value: object) -> Response:
 
 
 def cacheable(body: bytes, content_type: str, request: Request) -> Response:
-    """A response that caches revalidate each time, with ETag (304 if unchanged) and support for ranges."""
+    """A response that caches revalidate each time: ETag (304 if unchanged), ranges, and gzip for text."""
     response = Response(body, content_type=content_type, headers={"Cache-Control": "no-cache"})
     if content_type.startswith("text/html"):
         response.headers["Content-Security-Policy"] = PAGE_POLICY
         response.headers["Permissions-Policy"] = "camera=(self), microphone=(), geolocation=()"
-    response.set_etag(hashlib.sha256(body).hexdigest()[:16])
+    packable = content_type.startswith(PACKED) and "Range" not in request.headers
+    packed = packable and request.accept_encodings["gzip"] > 0
+    response.set_etag(hashlib.sha256(body).hexdigest()[:16] + ("-gzip" if packed else ""))
     response.make_conditional(request, accept_ranges=True, complete_length=len(body))
+    if content_type.startswith(PACKED):
+        response.vary.add("Accept-Encoding")
+    if packed and response.status_code == 200:
+        response.set_data(gzip.compress(body, mtime=0))
+        response.content_encoding = "gzip"
     return response
 
 

@@ -31,7 +31,8 @@ async function show(body) {
   $("try-body").hidden = !body.type.includes("json");
   if (body.type.startsWith("image/")) $("try-picture").src = $("try-link").href;
   if (!body.type.includes("json")) return;
-  const text = JSON.stringify(JSON.parse(await body.text()), null, 2);
+  const text = JSON.stringify(JSON.parse(await body.text()), null, 2)
+    .replace(/\[\s+([-\d.,\s]+?)\s+\]/g, (_, numbers) => `[${numbers.replace(/\s+/g, " ")}]`); // lists of numbers on one line
   $("try-text").textContent = text.length > MAX_CHARACTERS
     ? `${text.slice(0, MAX_CHARACTERS)}\n(${text.length - MAX_CHARACTERS} more characters)` : text;
 }

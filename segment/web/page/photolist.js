@@ -2,6 +2,7 @@
 
 import { $, element } from "./dom.js";
 import { cancel, removeAll, removePhoto, showPhoto } from "./photos.js";
+import { Problem } from "./service.js";
 import { emit, found, isShown, on, shown, state } from "./state.js";
 
 const rows = new Map(); // photo -> its <li>
@@ -53,20 +54,30 @@ function showProgress() {
   if (part === undefined) $("bar").removeAttribute("value"); else $("bar").value = part * 100;
 }
 
-/** Show the problem of something that was just done; null shows that of the model or of the current photo, if any. */
+/** Show the problem of something that was just done; null shows that of the model, of the current photo or of others, if any. */
 export function showProblem(problem) {
-  const lasting = state.problem ?? state.current?.problem, seen = problem ?? lasting;
+  const lasting = state.problem ?? state.current?.problem ?? problemOfOthers(), seen = problem ?? lasting;
   $("problem").hidden = !seen;
   $("again").hidden = seen !== lasting || !seen?.passing;
   $("problem-title").textContent = seen ? `${seen.title}:` : "";
   $("problem-detail").textContent = seen?.message ?? "";
 }
 
+/** What can be tried again after all photos have been sent. */
+function problemOfOthers() {
+  const { photos } = state, failed = photos.filter(({ status, problem }) => status === "failed" && problem.passing);
+  if (!failed.length || photos.some(({ status }) => ["waiting", "busy"].includes(status))) return null;
+  return new Problem(`${failed.length} of ${photos.length} photos failed`, failed[0].problem.message, true);
+}
+
 function showState() {
   const { current } = state, done = Boolean(current?.objects);
   $("work").dataset.state = current?.picture ? "shown" : "empty";
   $("viewer").hidden = !current?.picture;
-  if (current?.picture && $("drop").contains(document.activeElement)) $("frame").focus();
+  if (current?.picture && !$("drop").hidden) {
+    if ($("drop").contains(document.activeElement)) $("frame").focus();
+    $("work").scrollIntoView(); // where the window is too low for all
+  }
   $("drop").hidden = Boolean(current?.picture);
   $("intro").classList.toggle("sr-only", state.photos.length > 0); // it holds the page's only h1
   for (const part of ["result", "view", "save", "sections", "under"]) $(part).hidden = !current?.picture;

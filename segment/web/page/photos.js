@@ -105,7 +105,8 @@ async function segmentPhoto(photo, signal) {
       if (photo.url) return;
       if (part < 1) progress(`Sending the photo: ${percent(part)}`, part); else progress(`Finding objects${estimate()}`);
     };
-    const { blob, header } = await segment(photo, options, { signal, onSent });
+    const onWait = (wait) => progress(`The service is busy. Trying again in ${wait} s`);
+    const { blob, header } = await segment(photo, options, { signal, onSent, onWait });
     const answer = await readAnswer(blob, readDetections);
     if (signal.aborted) throw new Aborted();
     Object.assign(photo, answer, { summary: summarise(header), status: "done" });

@@ -1,11 +1,14 @@
 // Requests to the service. All errors are thrown as a Problem, including unexpected responses.
 
-/** `passing`: whether the same request may succeed later. */
+const TRIES = 6; // of a request that the service asks to repeat
+
+/** `passing`: whether the same request may succeed later. `retryAfter`: the seconds after which the service asks for it again. */
 export class Problem extends Error {
-  constructor(title, detail, passing = false) {
+  constructor(title, detail, passing = false, retryAfter = null) {
     super(detail);
     this.title = title;
     this.passing = passing;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -27,7 +30,7 @@ async function getJson(path) {
   } catch {
     throw new Problem(...UNREACHABLE);
   }
-  if (!response.ok) throw await problemOf(await response.blob(), response.status);
+  if (!response.ok) throw await problemOf(await response.blob(), response.status, response.headers.get("Retry-After"));
   try {
     const answer = await response.json();
     return answer;
@@ -37,12 +40,34 @@ async function getJson(path) {
 }
 
 /**
- * POST a photo with these options.
+ * POST a photo with these options, again while the service is busy (Retry-After), with growing pauses.
  *
- * `source`: {blob} or {url}. `onSent` gets the part that has been sent, 0 to 1. Resolves to {blob, header}, where `header`
- * gives a header's value by name; rejects with a Problem, or with Aborted after `signal` was aborted.
+ * `source`: {blob} or {url}. `onSent` gets the part that has been sent, 0 to 1; `onWait` the seconds until the next try. Resolves
+ * to {blob, header}, where `header` gives a header's value by name; rejects with a Problem, or with Aborted after `signal` was
+ * aborted.
  */
-export function segment(source, options, { signal, onSent } = {}) {
+export async function segment(source, options, { signal, onSent, onWait } = {}) {
+  for (let tried = 1; ; tried++) {
+    try {
+      return await post(source, options, signal, onSent);
+    } catch (problem) {
+      if (!problem.retryAfter || tried === TRIES) throw problem;
+      const wait = Math.max(problem.retryAfter, 2 ** (tried - 1));
+      onWait?.(wait);
+      await pause(wait * 1000, signal);
+    }
+  }
+}
+
+function pause(ms, signal) {
+  return new Promise((resolve, reject) => {
+    if (signal?.aborted) return reject(new Aborted());
+    const timer = setTimeout(resolve, ms);
+    signal?.addEventListener("abort", () => { clearTimeout(timer); reject(new Aborted()); });
+  });
+}
+
+function post(source, options, signal, onSent) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch does not report an upload's progress
     request.open("POST", "segment?" + new URLSearchParams(options));
@@ -50,8 +75,9 @@ export function segment(source, options, { signal, onSent } = {}) {
     request.upload.onprogress = (event) => onSent?.(event.loaded / event.total);
     request.upload.onload = () => onSent?.(1);
     request.onload = () => {
-      if (request.status === 200) resolve({ blob: request.response, header: (name) => request.getResponseHeader(name) ?? "" });
-      else problemOf(request.response, request.status).then(reject);
+      const header = (name) => request.getResponseHeader(name) ?? "";
+      if (request.status === 200) resolve({ blob: request.response, header });
+      else problemOf(request.response, request.status, header("Retry-After")).then(reject);
     };
     request.onerror = () => reject(new Problem(...UNREACHABLE));
     request.onabort = () => reject(new Aborted());
@@ -73,11 +99,11 @@ export async function readAnswer(blob, reader) {
   }
 }
 
-async function problemOf(blob, status) {
-  const passing = status >= 500 || [408, 429].includes(status);
+async function problemOf(blob, status, retryAfter) {
+  const passing = status >= 500 || [408, 429].includes(status), after = Number(retryAfter) || null; // not a date
   try {
     const { title, detail } = JSON.parse(await blob.text());
-    if (typeof title === "string" && typeof detail === "string") return new Problem(title, detail, passing);
+    if (typeof title === "string" && typeof detail === "string") return new Problem(title, detail, passing, after);
   } catch { /* not a problem document */ }
-  return new Problem(`Error ${status}`, `The service gave no reason.${passing ? " Try again in a moment." : ""}`, passing);
+  return new Problem(`Error ${status}`, `The service gave no reason.${passing ? " Try again in a moment." : ""}`, passing, after);
 }

@@ -6,6 +6,8 @@ import { showProblem } from "./photolist.js";
 import { Problem } from "./service.js";
 import { on, state } from "./state.js";
 
+const PICTURE = /\.(avif|bmp|gif|heic|heif|jpe?g|png|tiff?|webp)$/i; // names of the photos in a folder
+
 const takeFiles = (files) => addPhotos([...files].map((blob) => ({ blob, name: blob.name ?? "photo.jpg" })));
 const isUrl = (text) => /^https?:\/\/./i.test(text.trim());
 
@@ -21,11 +23,10 @@ for (const id of ["file", "more"]) {
 $("url-form").addEventListener("submit", (event) => { event.preventDefault(); takeUrl($("url").value); });
 
 addEventListener("paste", (event) => {
-  if (event.target.closest?.("input")) return;
   const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
   const text = event.clipboardData.getData("text/plain");
   if (files.length) takeFiles(files);
-  else if (isUrl(text)) takeUrl(text);
+  else if (isUrl(text) && !event.target.closest?.("input")) takeUrl(text);
 });
 
 for (const kind of ["dragenter", "dragover"]) addEventListener(kind, (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
@@ -33,10 +34,31 @@ addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.bo
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  const { files } = event.dataTransfer, text = event.dataTransfer.getData("text/uri-list") || event.dataTransfer.getData("text/plain");
-  if (files.length) takeFiles(files);
-  else if (text) takeUrl(text);
+  const { files, items } = event.dataTransfer, text = event.dataTransfer.getData("text/uri-list") || event.dataTransfer.getData("text/plain");
+  const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean); // readable in this event only
+  if (entries.some((entry) => entry.isDirectory)) takeEntries(entries);
+  else if (files.length) takeFiles(files);
+  else if (text) takeUrl(text.split(/\r?\n/).find((line) => !line.startsWith("#")) ?? text); // RFC 2483
 });
+
+async function takeEntries(entries) {
+  try {
+    const files = (await Promise.all(entries.map(filesIn))).flat();
+    if (files.length) takeFiles(files); else showProblem(new Problem("No photos", "The folder contains no photos."));
+  } catch {
+    showProblem(new Problem("Not readable", "The browser could not read the folder. Choose the photos in it instead."));
+  }
+}
+
+/** The file of an entry that was dropped, or the photos in a folder and its subfolders, by name. */
+async function filesIn(entry) {
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader(), within = [];
+  for (let some; (some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))).length;) within.push(...some);
+  const wanted = within.filter(({ isDirectory, name }) => isDirectory || PICTURE.test(name));
+  wanted.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+  return (await Promise.all(wanted.map(filesIn))).flat();
+}
 
 // Examples
 
