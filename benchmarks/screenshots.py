@@ -1,6 +1,6 @@
 """Take the README's pictures of the page: `python -m benchmarks.screenshots` (needs Chromium).
 
-Three states: empty, a result on a wide screen, and one selected object on a phone in dark mode.
+Two states: a result on a wide screen, and one selected object on a phone in dark mode.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ FOLDER = Path(__file__).parent.parent / "docs"
 
 
 def main() -> None:
-    """Write docs/page-empty.png, page-result.png and page-phone.png."""
-    FOLDER.mkdir(exist_ok=True)
+    """Write docs/page-result.png and docs/page-phone.png."""
     with serve() as server, browser() as running:
-        empty = _open(running, server.url, {"width": 1280, "height": 800}, dark=False)
-        _shoot(empty, "page-empty")
-        _segment(empty, 1)
-        _shoot(empty, "page-result")
+        desktop = _open(running, server.url, {"width": 1280, "height": 800}, dark=False)
+        _segment(desktop, 1)
+        _shoot(desktop, "page-result")
         phone = _open(running, server.url, {"width": 390, "height": 844}, dark=True)
         _segment(phone, 2)
         phone.locator("#objects li > button").first.click()
