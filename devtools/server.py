@@ -24,7 +24,8 @@ FRAMEWORK = (sys.executable, "-m", "functions_framework", "--source", str(ROOT /
 """The command of functions-framework: gunicorn with a master and a worker, which the master restarts."""
 CACHE = ROOT / ".cache" / "models"
 """The compiled models of `make run`, shared so that not every process compiles them."""
-START_SECONDS = 60.0
+START_SECONDS = 180.0
+_reservations: list[socket.socket] = []
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Server:
         """Stop it with SIGTERM, as Cloud Run does. Returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=40)
+        return self.process.wait(timeout=60)
 
 
 @contextlib.contextmanager
@@ -71,10 +72,16 @@ def start(
 
 
 def free_port() -> int:
-    """A free TCP port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free TCP port, reserved for this process and the servers that it starts.
+
+    A bound socket that does not listen stays open, so that no other process is given the port. Servers can still listen
+    on it, because they set SO_REUSEADDR, too.
+    """
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    _reservations.append(reservation)
+    return int(reservation.getsockname()[1])
 
 
 def _wait(server: Server) -> None:
@@ -83,7 +90,7 @@ def _wait(server: Server) -> None:
         if server.process.poll() is not None:
             raise RuntimeError(f"The server ended with {server.process.returncode}:\n{server.log()}")
         with contextlib.suppress(requests.ConnectionError):
-            if requests.get(server.url + "/health", timeout=5).ok:
+            if requests.get(server.url + "/health", timeout=START_SECONDS).ok:
                 return
         time.sleep(0.05)
     raise RuntimeError(f"The server did not answer in {START_SECONDS:g} s:\n{server.log()}")

@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The service with the demo model and limits that are small enough for tests to exceed."""
-    with serve(SEGMENT_MAX_UPLOAD="2Mi", SEGMENT_FETCH_PRIVATE="true", SEGMENT_FETCH_SECONDS="3") as running:
+    with serve(SEGMENT_MAX_UPLOAD="2Mi", SEGMENT_FETCH_PRIVATE="true", SEGMENT_FETCH_SECONDS="10") as running:
         yield running
 
 

@@ -77,7 +77,7 @@ def wait_for(url: str, seconds: float) -> float:
     start = time.monotonic()
     while time.monotonic() < start + seconds:
         with contextlib.suppress(requests.ConnectionError):
-            if requests.get(url, timeout=30).ok:
+            if requests.get(url, timeout=60).ok:
                 return time.monotonic() - start
         time.sleep(0.05)
     raise AssertionError(f"{url} did not answer in {seconds:g} s")

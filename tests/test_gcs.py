@@ -15,8 +15,8 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from devtools.gcs import Cloud, Fault, Object
 
-FAST = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05).with_timeout(5)
-TIMEOUT = (1.0, 1.0)
+FAST = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.05).with_timeout(60)
+TIMEOUT = (60.0, 60.0)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_resumable_upload_says_how_far_it_is(cloud: Cloud, bucket: Bucket) -> No
     content = b"y" * (300 << 10)
 
     def put(data: bytes, content_range: str) -> requests.Response:
-        return requests.put(session, data, headers={"Content-Range": content_range}, timeout=5)
+        return requests.put(session, data, headers={"Content-Range": content_range}, timeout=60)
 
     assert put(b"", f"bytes */{len(content)}").headers.get("Range") is None
     assert put(content[: 256 << 10], f"bytes 0-{(256 << 10) - 1}/{len(content)}").status_code == 308
@@ -166,18 +166,18 @@ def test_deleted_object_is_gone(bucket: Bucket) -> None:
 
 
 def test_errors_have_googles_shape(cloud: Cloud) -> None:
-    answer = requests.get(f"{cloud.url}/storage/v1/b/photos/o/none", timeout=5)
+    answer = requests.get(f"{cloud.url}/storage/v1/b/photos/o/none", timeout=60)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["errors"][0]["reason"]) == (404, 404, "notFound")
-    assert requests.get(f"{cloud.url}/storage/v1/b/nowhere/o", timeout=5).status_code == 404
-    assert requests.post(f"{cloud.url}/storage/v1/b", json={"name": "photos"}, timeout=5).status_code == 409
+    assert requests.get(f"{cloud.url}/storage/v1/b/nowhere/o", timeout=60).status_code == 404
+    assert requests.post(f"{cloud.url}/storage/v1/b", json={"name": "photos"}, timeout=60).status_code == 409
 
 
 def test_damaged_upload_is_refused(cloud: Cloud) -> None:
     about = {"name": "a", "crc32c": "AAAAAA=="}
     body = f"--x\r\n\r\n{json.dumps(about)}\r\n--x\r\nContent-Type: text/plain\r\n\r\nhello\r\n--x--"
     url = f"{cloud.url}/upload/storage/v1/b/photos/o?uploadType=multipart"
-    answer = requests.post(url, body, headers={"Content-Type": "multipart/related; boundary=x"}, timeout=5)
+    answer = requests.post(url, body, headers={"Content-Type": "multipart/related; boundary=x"}, timeout=60)
     assert answer.status_code == 400
     assert not cloud.writes
 
@@ -228,11 +228,11 @@ def test_request_is_held_until_released(cloud: Cloud, bucket: Bucket) -> None:
     gate = cloud.faults.add(Fault("hold", "after", method="POST", times=1))
     uploading = threading.Thread(target=upload, args=(bucket, "a", b"1"))
     uploading.start()
-    assert gate.reached.wait(5)
+    assert gate.reached.wait(60)
     assert cloud.objects("photos")["a"].content == b"1"
     assert uploading.is_alive()
     gate.release()
-    uploading.join(5)
+    uploading.join(60)
     assert not uploading.is_alive()
 
 

@@ -287,7 +287,7 @@ def started(image: Built, **environment: str) -> Iterator[Container]:
 def not_ready(url: str) -> str:
     """The reason why the service is not ready; empty if it is."""
     try:
-        answer = requests.get(f"{url}/ready", timeout=30)
+        answer = requests.get(f"{url}/ready", timeout=60)
     except requests.RequestException as error:
         return str(error)
     return "" if answer.status_code == 200 else answer.text

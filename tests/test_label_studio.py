@@ -82,7 +82,7 @@ def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         with suppress(requests.ConnectionError):
-            if requests.get(url + "/health", timeout=30).ok:
+            if requests.get(url + "/health", timeout=60).ok:
                 return
         time.sleep(1)
     pytest.fail(f"Label Studio did not start:\n{log.read_text()[-3000:]}")

@@ -39,17 +39,17 @@ def test_an_unknown_setting_stops_the_start() -> None:
 
 def test_both_targets_answer_probes_and_stop_on_sigterm() -> None:
     with serve("segment_object", SEGMENT_OUTPUT_BUCKET="results") as server:
-        assert requests.get(server.url + "/health", timeout=5).json() == {"status": "alive"}
+        assert requests.get(server.url + "/health", timeout=60).json() == {"status": "alive"}
         assert requests.get(server.url + "/ready", timeout=60).json() == {"status": "ready", "model": "shapes"}
-        assert requests.get(server.url + "/", timeout=5).status_code == 405
+        assert requests.get(server.url + "/", timeout=60).status_code == 405
         assert server.stop() == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_not_ready(tmp_path: Path) -> None:
     (damaged := tmp_path / "damaged.onnx").write_bytes(b"not a model")
     with serve(SEGMENT_MODEL=str(damaged)) as server:
-        assert requests.get(server.url + "/health", timeout=5).ok
-        response = requests.get(server.url + "/ready", timeout=30)
+        assert requests.get(server.url + "/health", timeout=60).ok
+        response = requests.get(server.url + "/ready", timeout=60)
         assert (response.status_code, response.json()["title"]) == (503, "Model unavailable")
         assert '"severity": "ERROR"' in server.log()
 

@@ -26,11 +26,11 @@ def held(budget: Budget, own: int, network: int = 0) -> Iterator[Callable[[], No
     def run() -> None:
         with budget.reserve(own, network):
             inside.set()
-            done.wait(10)
+            done.wait(60)
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert inside.wait(5)
+    assert inside.wait(60)
 
     def end() -> None:
         done.set()
@@ -144,7 +144,7 @@ def test_waiting_is_limited() -> None:
         start = time.monotonic()
         with pytest.raises(Busy, match=r"after 0\.1 s"), budget.reserve(60, 0):
             pass
-        assert 0.1 <= time.monotonic() - start < 2
+        assert 0.1 <= time.monotonic() - start < 30  # not until the other reservation ends
     with budget.reserve(100, 0):  # the request that timed out has left the queue
         pass
 
@@ -180,20 +180,19 @@ def test_waiting_is_limited_while_memory_is_reclaimed() -> None:
 
     def reclaim() -> None:
         started.set()
-        go_on.wait(10)
+        go_on.wait(60)
 
     budget = Budget(100, wait_seconds=0.2, reclaim=reclaim)
     with budget.reserve(10, 60):
         pass
     thread = threading.Thread(target=lambda: contextlib.ExitStack().enter_context(budget.reserve(50, 0)))
     thread.start()
-    assert started.wait(5)
-    start = time.monotonic()
+    assert started.wait(60)
     with pytest.raises(Busy), budget.reserve(1, 0):  # the memory is not free until reclaiming has ended
         pass
-    assert time.monotonic() - start < 2
+    assert thread.is_alive(), "it waited until reclaiming had ended"
     go_on.set()
-    thread.join(5)
+    thread.join(60)
     with budget.reserve(1, 0):
         pass
 
@@ -236,11 +235,11 @@ def test_a_deadlock_between_growing_reservations_is_resolved() -> None:
 
 
 def test_a_disconnected_client_does_not_wait() -> None:
-    budget = Budget(100, wait_seconds=20)
+    budget = Budget(100, wait_seconds=60)
     start = time.monotonic()
     with held(budget, 60), pytest.raises(Cancelled), budget.reserve(60, 0, cancelled=lambda: True):
         pass
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     with budget.reserve(100, 0):
         pass
 
@@ -272,6 +271,6 @@ def test_reservations_never_exceed_the_capacity(wishes: list[tuple[int, int]], d
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(ended) == len(wishes)
     assert highest[0] <= 100

@@ -31,7 +31,7 @@ SCHEMATHESIS = Path(__file__).parent / "schemathesis.toml"
 
 
 def test_options_are_those_of_the_code(server: Server) -> None:
-    document = requests.get(server.url + "/openapi.json", timeout=5).json()
+    document = requests.get(server.url + "/openapi.json", timeout=60).json()
     parameters = document["paths"]["/segment"]["post"]["parameters"]
     assert [p["name"] for p in parameters] == list(options.describe(Settings()))
     factor = next(p["schema"] for p in parameters if p["name"] == "render_factor")
@@ -40,21 +40,21 @@ def test_options_are_those_of_the_code(server: Server) -> None:
 
 def test_defaults_are_the_servers_own() -> None:
     with serve(SEGMENT_MIN_SCORE="0.7", SEGMENT_MAX_DETECTIONS="20") as server:
-        document = requests.get(server.url + "/openapi.json", timeout=5).json()
+        document = requests.get(server.url + "/openapi.json", timeout=60).json()
         schemas = {p["name"]: p["schema"] for p in document["paths"]["/segment"]["post"]["parameters"]}
         assert schemas["min_score"]["default"] == 0.7
         assert (schemas["max_detections"]["default"], schemas["max_detections"]["maximum"]) == (20, 20)
 
 
 def test_every_path_is_in_the_document_or_of_the_page(server: Server) -> None:
-    document = requests.get(server.url + "/openapi.json", timeout=5).json()
+    document = requests.get(server.url + "/openapi.json", timeout=60).json()
     assert set(document["paths"]) <= set(web.ROUTES)
     left = set(web.ROUTES) - set(document["paths"])
     assert all("." in path or path in {"/", "/docs", "/detect"} for path in left)
 
 
 def test_docs_show_every_option_operation_and_problem(server: Server) -> None:
-    page = requests.get(server.url + "/docs", timeout=5)
+    page = requests.get(server.url + "/docs", timeout=60)
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     for name in options.describe(Settings()):
         assert f'id="option-{name}"' in page.text
@@ -71,7 +71,7 @@ def test_docs_show_every_option_operation_and_problem(server: Server) -> None:
 
 def code(server: Server, element: str) -> str:
     """The text of an element of /docs."""
-    page = requests.get(server.url + "/docs", timeout=5).text
+    page = requests.get(server.url + "/docs", timeout=60).text
     found = re.search(rf'<code id="{element}">(.*?)</code>', page, re.DOTALL)
     assert found
     return html.unescape(found[1])
@@ -134,7 +134,7 @@ def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
         assert answer.json()["annotations"]
         schema["/segment"]["POST"].validate_response(answer)
     schema["/model"]["GET"].validate_response(requests.get(server.url + "/model", timeout=60))
-    schema["/segment"]["POST"].validate_response(requests.post(server.url + "/segment", timeout=5))
+    schema["/segment"]["POST"].validate_response(requests.post(server.url + "/segment", timeout=60))
 
 
 def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, t
     elsewhere = f"cd '{tmp_path}' && exec '{programs}/segment' serve"  # not in the checkout, which it would import
     with serve(command=("sh", "-c", elsewhere)) as server:
         assert requests.get(server.url + "/ready", timeout=120).ok
-        assert "<title>Segment</title>" in requests.get(server.url, timeout=10).text
+        assert "<title>Segment</title>" in requests.get(server.url, timeout=60).text
     for extra, arguments in NEEDS.items():
         done = subprocess.run(
             [programs / "segment", *arguments.split()], cwd=tmp_path, capture_output=True, text=True, check=False

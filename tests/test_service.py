@@ -104,18 +104,19 @@ from segment.settings import Settings
 
 Service(Settings()).load()
 grid = np.ones((600, 28), np.float32)
-before = time.process_time() - time.thread_time()
+own, all = time.thread_time(), time.process_time()
 for _ in range(300):
     np.matmul(grid, grid.T)
-print(time.process_time() - time.thread_time() - before)
+own, all = time.thread_time() - own, time.process_time() - all
+print((all - own) / own)
 """
 
 
 def test_matrix_products_use_one_thread() -> None:
-    """OpenBLAS must not start threads: they wait in a loop and took at least as much CPU time as the calling thread."""
+    """OpenBLAS must not start threads: they wait in a loop and take at least as much CPU time as the calling thread."""
     own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", PRODUCTS], env=own, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.02, "CPU seconds of other threads"
+    assert float(done.stdout) < 0.3, "CPU time of other threads, relative to that of the calling thread"
 
 
 def test_concurrent_requests_load_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def data_url(photo: bytes) -> str:
 class TestOff:
     @pytest.mark.parametrize("path", ["/predict", "/setup", "/webhook", "/api/functions", "/api/function_invocations"])
     def test_by_default(self, server: Server, path: str) -> None:
-        check_problem(requests.post(server.url + path, json={}, timeout=5), 404)
+        check_problem(requests.post(server.url + path, json={}, timeout=60), 404)
 
     def test_one_tool_alone_with_a_password(self) -> None:
         password = "secret"
@@ -118,11 +118,11 @@ class TestOff:
 
 class TestDocument:
     def test_document_has_the_enabled_paths(self, tools: Server, server: Server) -> None:
-        document = requests.get(tools.url + "/openapi.json", timeout=5).json()
+        document = requests.get(tools.url + "/openapi.json", timeout=60).json()
         paths = {path: set(methods) for path, methods in document["paths"].items() if path in labelling_paths()}
         assert paths == {path: {verb.lower() for verb in verbs} for path, verbs in labelling_paths().items()}
-        assert not set(requests.get(server.url + "/openapi.json", timeout=5).json()["paths"]) & set(labelling_paths())
-        page = requests.get(tools.url + "/docs", timeout=5).text
+        assert not set(requests.get(server.url + "/openapi.json", timeout=60).json()["paths"]) & set(labelling_paths())
+        page = requests.get(tools.url + "/docs", timeout=60).text
         assert all(f"<code>{path}</code>" in page for path in labelling_paths())
 
     def test_responses_match_the_document(self, tools: Server, photo: bytes) -> None:
