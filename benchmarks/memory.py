@@ -20,8 +20,8 @@ REQUESTS = 3
 INSTANCES = 100
 """The service's default of max_detections."""
 LIMITS = {
-    ("int8", 16, INSTANCES): 272,
-    ("int8", 25, INSTANCES): 272,
+    ("int8", 16, INSTANCES): 256,
+    ("int8", 25, INSTANCES): 256,
     ("int8", 35, INSTANCES): 288,
     ("int8", 50, INSTANCES): 336,
     (models.THOROUGH, 16, INSTANCES): 272,
@@ -34,7 +34,7 @@ LIMITS = {
     ("fp32", 50, INSTANCES): 640,
 }
 """(network, render factor, max_detections) -> the limit in MiB from which the search starts."""
-SMALL = ("int8", 25, INSTANCES, 256)
+SMALL = ("int8", 16, INSTANCES, 240)
 """A row at a limit in which the result is smaller than the photo."""
 STEP = 8
 """Limits that are tried, in MiB, are multiples of this."""

@@ -31,9 +31,14 @@ class FormatInfo:
     max_side: int = 2**31 - 1
 
 
+JPEG_BYTES = 0.75
+"""Maximum size of an overlay as JPEG, in bytes per pixel. Photos take about 0.2 to 0.5."""
+BUFFER_GROWTH = 9 / 8
+"""Memory of a growing buffer, relative to its content (Python's io.BytesIO)."""
+
 FORMATS: Mapping[Format, FormatInfo] = {
     "png": FormatInfo("overlay.png", "image/png", 4, True),
-    "jpeg": FormatInfo("overlay.jpg", "image/jpeg", 1.5, True, 65_500),
+    "jpeg": FormatInfo("overlay.jpg", "image/jpeg", JPEG_BYTES * BUFFER_GROWTH, True, 65_500),
     "webp": FormatInfo("overlay.webp", "image/webp", 9, True, 16_383),
     "json": FormatInfo("detections.json", "application/json", 0, False),
     "ids": FormatInfo("ids.png", "image/png", 4, False),

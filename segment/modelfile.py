@@ -29,8 +29,9 @@ class ModelMetadata:
     `labels`: class names by index. `precision`: fp32 or int8. `render_factor`: the render factor it was tuned for.
     `stride`: inputs whose sides are multiples of it need no padding. `fixed_bytes`, `bytes_per_pixel`,
     `bytes_per_instance`: memory of a run in addition to the loaded model, see engine/footprint.py; 0 if not measured.
-    `source`: the config and checkpoint it was converted from. `square`: side in pixels of the square that every image
-    is padded to, 0 if its size is free; photos are scaled to this length, and render factor and fit have no effect.
+    `kept_bytes`: the part of it that remains between runs. `source`: the config and checkpoint it was converted from.
+    `square`: side in pixels of the square that every image is padded to, 0 if its size is free; photos are scaled to
+    this length, and render factor and fit have no effect.
     """
 
     labels: tuple[str, ...]
@@ -40,6 +41,7 @@ class ModelMetadata:
     fixed_bytes: int
     bytes_per_pixel: float
     bytes_per_instance: float
+    kept_bytes: float
     source: str
     square: int = 0
 
@@ -62,7 +64,9 @@ class ModelMetadata:
             values = {name: json.loads(value) for name, value in ours.items()}
         except (ValueError, RecursionError):
             raise ModelError("The metadata of the model file is not valid JSON. Convert the model again.") from None
-        values.setdefault("square", 0)  # files of earlier versions do not have it
+        # Files of earlier versions do not have these.
+        values.setdefault("square", 0)
+        values.setdefault("kept_bytes", values.get("fixed_bytes"))
         for name, (fits, expected) in _CHECKS.items():
             if name not in values:
                 raise ModelError(f"The metadata of the model file lacks {name}. Convert the model again.")
@@ -98,6 +102,7 @@ _CHECKS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "fixed_bytes": _BYTES_CHECK,
     "bytes_per_pixel": _BYTES_CHECK,
     "bytes_per_instance": _BYTES_CHECK,
+    "kept_bytes": _BYTES_CHECK,
     "source": (_is_text, "a text"),
     "square": (_number(int, 0, 1 << 16), f"a whole number from 0 to {1 << 16}"),
 }

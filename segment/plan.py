@@ -182,7 +182,7 @@ def _largest_picture(header: Header, formats: Sequence[Format], found: int, cons
     largest = min(FORMATS[kind].max_side for kind in formats)
     scale = min(1.0, largest / max(header.size))
     picture = _scaled(header.size, scale)
-    kept = int(constraints.run.fixed_bytes)  # by the network, see Budget
+    kept = constraints.run.kept  # by the network, see Budget
     while (needed := kept + found + _output_bytes(header, formats, picture)) > constraints.capacity:
         if not shows_photo(formats) or max(picture) <= SMALLEST:
             raise TooLarge(_photo_too_large(header, needed, constraints))

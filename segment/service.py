@@ -336,8 +336,8 @@ def _load(settings: Settings) -> _Loaded:
         max_detections=settings.max_detections,
         detail_pixels=settings.detail_megapixels * 1e6,
     )
-    fixed = int(model.footprint.fixed_bytes)
-    budget = Budget(constraints.capacity, settings.queue, settings.wait_seconds, model.release, fixed)
+    kept = model.footprint.kept
+    budget = Budget(constraints.capacity, settings.queue, settings.wait_seconds, model.release, kept)
     if not replace(constraints, max_detections=1).largest_render_factor():
         raise ModelError(
             f"With the model {model.name} loaded, {room >> 20} MiB of this instance's {limit >> 20} MiB are left, too "

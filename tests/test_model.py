@@ -213,7 +213,7 @@ def test_each_memory_setting_can_be_given_alone() -> None:
     assert footprint(bytes_per_pixel=123.0) == replace(own, bytes_per_pixel=123.0)
     assert footprint(fixed_bytes=5 << 20) == replace(own, fixed_bytes=5 << 20)
     both = footprint(fixed_bytes=5 << 20, bytes_per_pixel=123.0)
-    assert both == Footprint(5 << 20, 123.0, own.bytes_per_instance)
+    assert both == replace(own, fixed_bytes=5 << 20, bytes_per_pixel=123.0)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,17 @@ def test_invalid_metadata_is_refused(name: str, value: str) -> None:
     described.pop(f"{PREFIX}{name}")
     with pytest.raises(ModelError, match=f"lacks {name}"):
         ModelMetadata.from_metadata(described)
+
+
+@pytest.mark.parametrize(("name", "value"), [("kept_bytes", "-1"), ("kept_bytes", "NaN"), ("square", "0.5")])
+def test_metadata_that_earlier_versions_lack(name: str, value: str) -> None:
+    described = metadata(EMBEDDED)
+    described.pop(PREFIX + name, None)
+    facts = ModelMetadata.from_metadata(described)
+    assert facts is not None
+    assert (facts.square, facts.kept_bytes) == (0, facts.fixed_bytes)
+    with pytest.raises(ModelError, match=rf"{name} in the metadata of the model file is {value}"):
+        ModelMetadata.from_metadata(described | {f"{PREFIX}{name}": value})
 
 
 SIZES = """

@@ -155,6 +155,17 @@ def test_a_plan_is_within_the_capacity(
         )
 
 
+def test_only_what_the_network_keeps_is_beside_the_result() -> None:
+    run = replace(RUN, kept_bytes=0)
+    before, after = (
+        plan(jpeg(8000, 6000), options(), ("png",), constraints(100, each)).picture_size for each in (RUN, run)
+    )
+    assert prod(after) > prod(before)
+    assert run.kept == 0
+    assert replace(RUN, kept_bytes=10 * MIB, fixed_bytes=MIB).kept == MIB
+    assert RUN.kept == RUN.fixed_bytes
+
+
 def test_masks_and_outlines_are_in_the_plan() -> None:
     """Masks are kept until the results are written; those of some models are as large as the network's input."""
     photo = jpeg(400, 400)
@@ -186,7 +197,7 @@ def test_the_number_of_detections_that_fits_is_named() -> None:
 
 def test_a_smaller_render_factor_or_fewer_detections_are_named() -> None:
     run = Footprint(fixed_bytes=30 * MIB, bytes_per_pixel=100, bytes_per_instance=MIB // 4)
-    tight = Constraints(80 * MIB, run, fitted_size)
+    tight = Constraints(76 * MIB, run, fitted_size)
     with pytest.raises(TooLarge) as refused:
         plan(jpeg(640, 480), options(render_factor=25), ("json",), tight)
     named = re.search(r"is (\d+), or set max_detections to (\d+) or less\.$", str(refused.value))

@@ -59,6 +59,7 @@ def convert(
         fixed_bytes=0,
         bytes_per_pixel=0.0,
         bytes_per_instance=0.0,
+        kept_bytes=0,
         source=source,
         square=network_config.square,
     )

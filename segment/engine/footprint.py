@@ -1,9 +1,12 @@
-"""The memory of a run in addition to the loaded model: fixed, per pixel and per instance; measured in a child process.
+"""The memory of a run in addition to the loaded model: fixed, per pixel, per instance; and what is kept between runs.
+
+It is measured in a child process.
 
 The child process loads the file and runs it on noise with the most demanding options (minimum score 0, maximum number
 of instances), at two areas with three shapes each, while a thread samples its anonymous memory. A line through the
 peaks of the two areas gives the fixed bytes and the bytes per pixel. File-backed pages are not counted, because the
-kernel can reclaim them.
+kernel can reclaim them. After all runs the buffers are released; what is left are mostly weights in further layouts,
+which the network keeps for some sizes.
 
 Measuring takes some seconds. The result is stored in the folder of compiled models, if there is one.
 """
@@ -41,6 +44,8 @@ SIDES = (320, 640)
 """Sides of two squares in pixels; each area is also run with aspect ratios of about 2:1 and 1:2."""
 GRAINS = (1, 8, 64)
 """Sizes in pixels of the noise's squares, so that small and large instances occupy different pyramid levels."""
+SMALL_SIDE = 128
+"""Side of a small square in pixels, for which other layouts of weights are kept."""
 MAX_DETECTIONS = 100
 SLACK = 1.05
 """Factor for the measured peaks: runs on other sizes and photos were up to 3 % above the line."""
@@ -53,15 +58,27 @@ LARGEST = float(1 << 40)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory in bytes of a run in addition to the loaded model: fixed, per pixel of the image, per instance."""
+    """Memory in bytes of a run in addition to the loaded model: fixed, per pixel of the image, per instance.
+
+    `kept_bytes`: memory that remains when the buffers are released after runs on many sizes. None: as `fixed_bytes`.
+    """
 
     fixed_bytes: int
     bytes_per_pixel: float
     bytes_per_instance: float = 0.0
+    kept_bytes: int | None = None
+
+    @property
+    def kept(self) -> int:
+        """Memory in bytes that the network keeps between runs; at most `fixed_bytes`, which a setting can lower."""
+        fixed = int(self.fixed_bytes)
+        return fixed if self.kept_bytes is None else min(fixed, int(self.kept_bytes))
 
     def __post_init__(self) -> None:
         """Raise ValueError for an invalid value."""
         for name, value in vars(self).items():
+            if name == "kept_bytes" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
                 raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {LARGEST:g}")
 
@@ -150,8 +167,13 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
                 run(size, grain, instances)
         return (sampled[0] - before) * SLACK
 
+    def kept() -> int:
+        engine.release()
+        process.trim_heap()
+        return max(0, int((container.anonymous() - before) * SLACK))
+
     if fixed_size:
-        return Footprint(int(peak(max_detections, fixed_size)), 0.0)
+        return Footprint(int(peak(max_detections, fixed_size)), 0.0, kept_bytes=kept())
     small, large = SIDES
     for size in (*_shapes(small, engine.stride), *_shapes(large, engine.stride)):
         run(size, GRAINS[0], max_detections)  # so that all peaks below include the layouts that are kept
@@ -161,7 +183,8 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
     per_instance = max(0.0, (low - few) / max(max_detections - 1, 1))
     fixed = low - per_pixel * small**2 - per_instance * max_detections
-    return Footprint(max(0, int(fixed)), round(per_pixel, 2), round(per_instance, 2))
+    run((SMALL_SIDE, SMALL_SIDE), GRAINS[0], max_detections)
+    return Footprint(max(0, int(fixed)), round(per_pixel, 2), round(per_instance, 2), kept())
 
 
 def _shapes(side: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -26,7 +26,9 @@ MAX_RAW_EXIF = 1 << 18
 METADATA_COPIES = 3
 """Copies in memory of what is read with the header: colour profiles, EXIF data; a WebP, AVIF or HEIC as a whole."""
 FIXED_BYTES = 6 << 20
-"""Memory of any decoder: tables, rows, read buffers, one strip."""
+"""Memory of a decoder other than JPEG's: tables, rows, read buffers, one strip."""
+JPEG_FIXED_BYTES, JPEG_ROW_BYTES = 2 << 20, 64
+"""The same for JPEG: in any case, and per pixel of a row. libjpeg has at most about 20 rows in memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ class Header:
         """Peak memory of the decoder in bytes, with its output upright, in the process in which it runs."""
         pixels = math.prod(self.decoded_size(target))
         copies = 0 if self.as_stored else 4
-        return FIXED_BYTES + self.decoder_bytes + pixels * (_stored_bytes(self.mode) + copies)
+        return self._fixed_bytes + self.decoder_bytes + pixels * (_stored_bytes(self.mode) + copies)
+
+    @property
+    def _fixed_bytes(self) -> int:
+        return JPEG_FIXED_BYTES + JPEG_ROW_BYTES * max(self.size) if self.format == "JPEG" else FIXED_BYTES
 
     def _scale(self, target: tuple[int, int]) -> int:
         """The factor by which the decoder reduces the image, chosen as in JpegImageFile.draft."""

@@ -9,29 +9,66 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segment.detections import Detections
-from segment.formats import File, OverlayFormat, file
+from segment.errors import TooLarge
+from segment.formats import JPEG_BYTES, File, OverlayFormat, file
 from segment.mask import THRESHOLD, Mask, Region
 from segment.output import png
 
-_SAVE: Mapping[OverlayFormat, Mapping[str, Any]] = {
-    "jpeg": {"quality": 90},  # 3 ms, 0.3 MB
-    "webp": {"quality": 85, "method": 1},  # 35 ms, 0.2 MB; method 4 takes three times as long and saves a sixth
-}
+_WEBP: Mapping[str, Any] = {"quality": 85, "method": 1}
+"""35 ms, 0.2 MB; method 4 takes three times as long and saves a sixth."""
+_JPEG_QUALITIES = (90, 75, 60, 40, 20)
+"""Qualities of a JPEG that are tried until its size is within the limit. Even random pixels fit at 60."""
+_JPEG_HEADER_BYTES = 1 << 16
+"""Added to the limit, for the headers and tiny pictures."""
 
 
 def picture(image: Image.Image, format: OverlayFormat) -> File:
     """Encode `image`, a photo with its detections drawn on it."""
     if format == "png":
         return file(format, png.encode(image))
+    if format == "jpeg":
+        return file(format, _jpeg(image))
     buffer = io.BytesIO()
-    image.save(buffer, format, **_SAVE[format])
+    image.save(buffer, format, **_WEBP)
     return file(format, buffer.getvalue())
+
+
+class _Full(Exception):
+    pass
+
+
+class _LimitedFile(io.BytesIO):
+    """A file in memory. Raises _Full instead of exceeding `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def write(self, data: Any) -> int:
+        """Append `data`."""
+        if self.tell() + len(data) > self.limit:
+            raise _Full
+        return super().write(data)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    """Encode with quality 90 (3 ms, 0.3 MB), or less if the file would exceed JPEG_BYTES per pixel, as noise does.
+
+    The size of a JPEG is not known in advance, so the limit is what lets the plan reserve memory for it.
+    """
+    limit = _JPEG_HEADER_BYTES + int(JPEG_BYTES * image.width * image.height)
+    for quality in _JPEG_QUALITIES:
+        with suppress(_Full), _LimitedFile(limit) as buffer:
+            image.save(buffer, "jpeg", quality=quality)
+            return buffer.getvalue()
+    raise TooLarge("The overlay cannot be compressed as JPEG. Ask for png or webp.")
 
 
 def ids(detections: Detections) -> File:

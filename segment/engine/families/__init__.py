@@ -121,7 +121,9 @@ def load(
     properties = metadata(path)
     converted = ModelMetadata.from_metadata(properties)
     if memory is None and converted:
-        memory = Footprint(converted.fixed_bytes, converted.bytes_per_pixel, converted.bytes_per_instance)
+        memory = Footprint(
+            converted.fixed_bytes, converted.bytes_per_pixel, converted.bytes_per_instance, int(converted.kept_bytes)
+        )
     if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= overrides.keys():
         memory = Footprint(0, 0.0)
     # Measure before this process loads the network, as both might not fit into memory.
