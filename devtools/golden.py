@@ -32,10 +32,10 @@ from training.shapes import scene
 SIZES = ((301, 237), (400, 400), (160, 288))
 """Width and height of the images."""
 CLASSES, FOUND, NOISE = 7, 20, 1e-4
-BOX, SCORE, MASK = 0.05, 1e-3, 5e-3
+BOX_ERROR, SCORE_ERROR, MASK_ERROR = 0.05, 1e-3, 5e-3
 """The tolerances of tests/test_convert.py."""
 
-RESNETS = "MODEL.RESNETS."
+RESNETS, MASK, POINT = "MODEL.RESNETS.", "MODEL.ROI_MASK_HEAD.", "MODEL.POINT_HEAD."
 NARROW = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
@@ -50,6 +50,14 @@ NARROW = {
     "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
 }
 """The changes to the zoo model's config in all families."""
+POINTREND = {MASK + "FC_DIM": 48, POINT + "NUM_CLASSES": CLASSES, POINT + "FC_DIM": 32}
+IMPLICIT = POINTREND | {
+    MASK + "NAME": "ImplicitPointRendMaskHead",
+    MASK + "POOLER_TYPE": "",
+    POINT + "NAME": "ImplicitPointHead",
+    POINT + "FC_DIM": 16,
+    POINT + "SUBDIVISION_STEPS": 3,
+}
 WIDE_ENOUGH_FOR_GN = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 32}
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     # name: (model of the zoo, changes)
@@ -84,15 +92,28 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "pointrend-agnostic": (
         "pointrend_rcnn_R_50_FPN_3x_coco",
-        {
-            RESNETS + "NORM": "",
-            "MODEL.ROI_MASK_HEAD.FC_DIM": 48,
-            "MODEL.POINT_HEAD.NUM_CLASSES": CLASSES,
-            "MODEL.POINT_HEAD.FC_DIM": 32,
-            "MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK": True,
-            "MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER": False,
-        },
+        POINTREND | {RESNETS + "NORM": "", POINT + "CLS_AGNOSTIC_MASK": True, POINT + "COARSE_PRED_EACH_LAYER": False},
     ),
+    "pointrend-levels": (
+        "pointrend_rcnn_R_50_FPN_3x_coco",
+        POINTREND
+        | {MASK + "IN_FEATURES": ["p2", "p3"], MASK + "OUTPUT_SIDE_RESOLUTION": 5, MASK + "POOLER_RESOLUTION": 10}
+        | {POINT + "IN_FEATURES": ["p2", "p4"]}
+        | {POINT + "SUBDIVISION_STEPS": 4, POINT + "SUBDIVISION_NUM_POINTS": 300},
+    ),
+    "pointrend-cascade": (
+        "cascade_mask_rcnn_R_50_FPN_3x",
+        POINTREND | {MASK + "POOLER_TYPE": "", MASK + "NAME": "PointRendMaskHead", MASK + "POINT_HEAD_ON": True},
+    ),
+    "implicit": ("mask_rcnn_R_50_FPN_3x", IMPLICIT),
+    "implicit-agnostic": (
+        "mask_rcnn_R_50_FPN_3x",
+        IMPLICIT
+        | {POINT + "CLS_AGNOSTIC_MASK": True, POINT + "IN_FEATURES": ["p2", "p3"]}
+        | {POINT + "SUBDIVISION_NUM_POINTS": 400, POINT + "NUM_FC": 2},
+    ),
+    "implicit-places": ("mask_rcnn_R_50_FPN_3x", IMPLICIT | {"MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED": False}),
+    "implicit-features": ("mask_rcnn_R_50_FPN_3x", IMPLICIT | {"MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": False}),
 }
 
 LAZY = ("lazy-stages", "lazy-c4")
@@ -254,9 +275,9 @@ def _run(channels: str, model: Any, pixels: Any) -> list[Found]:
 def _same(one: Found, other: Found) -> bool:
     return bool(
         one[2] == other[2]
-        and abs(one[1] - other[1]) < SCORE
-        and np.abs(one[0] - other[0]).max() < BOX
-        and np.abs(one[3] - other[3]).mean() < MASK
+        and abs(one[1] - other[1]) < SCORE_ERROR
+        and np.abs(one[0] - other[0]).max() < BOX_ERROR
+        and np.abs(one[3] - other[3]).mean() < MASK_ERROR
     )
 
 
