@@ -1,10 +1,10 @@
 // The colour of each object, by the same rules as the service's overlay (segment/output/colours.py): it contrasts with the photo
 // and with the colours of neighbours. Distances are measured in OKLab (Ottosson 2020, https://bottosson.github.io/posts/oklab/).
 
-const ENOUGH = 0.25;   // larger distances between colours count as this
-const CLEAR = 0.2;     // lines whose distance is smaller get a casing
+const ENOUGH = 0.25;   // colours at this distance are different enough; larger distances count no more
+const CLEAR = 0.2;     // a line whose colour is nearer than this to the photo's colours gets a casing
 const BESIDE = 0.25;   // objects are beside each other if their boxes, each enlarged by this share of its longer side, meet
-const THUMBNAIL = 256; // pixels of the longer side of the photo that is sampled
+const THUMBNAIL = 256; // the photo's colours are sampled with this many pixels on its longer side
 
 /** A colour (red, green, blue in 0-255) in OKLab. */
 function oklab(...channels) {
@@ -51,7 +51,7 @@ function beside(a, b) {
   return [0, 1].every((i) => a[i] - margin <= b[i] + b[i + 2] && b[i] - margin <= a[i] + a[i + 2]);
 }
 
-/** A function of an object: the mean colours, in OKLab, of what is below its mask and of what is around it. */
+/** Returns a function that gives the photo's mean colours, in OKLab, inside an object's mask and around it. */
 function sampler(picture, [width, height]) {
   const scale = Math.min(1, THUMBNAIL / Math.max(width, height));
   const [columns, rows] = [width, height].map((length) => Math.max(1, Math.round(length * scale)));

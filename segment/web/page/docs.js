@@ -2,7 +2,7 @@
 
 import { $, fileSize, seconds } from "./dom.js";
 
-const MAX_CHARACTERS = 20_000; // of a body that are shown
+const MAX_CHARACTERS = 20_000; // shown of a response's body
 
 async function send() {
   const form = new FormData(), start = performance.now();

@@ -1,4 +1,4 @@
-// Downloads of results, and the request that makes them as code.
+// Downloads of results, and the same requests as code to copy.
 
 import { $, save } from "./dom.js";
 import { showProblem } from "./photolist.js";
@@ -7,7 +7,7 @@ import { Problem, segment } from "./service.js";
 import { OUTPUTS, snippet } from "./snippets.js";
 import { classesFound, on, state } from "./state.js";
 
-/** The options with which the service returns what is shown, as strings. */
+/** The request options, as strings, for a result that equals what the page shows. */
 function optionsSeen(format) {
   const options = { ...networkOptions(), min_score: String(state.minScore), format };
   const chosen = classesFound().filter((name) => !state.hiddenClasses.has(name));

@@ -1,19 +1,19 @@
-// Drawing a photo and its objects on canvases. `view` is {scale, x, y}: a photo's pixel (px, py) is at
-// (x + scale * px, y + scale * py) in CSS pixels, in which lines and letters have the same size at every zoom.
+// Draws a photo and its objects on canvases. `view` is {scale, x, y}: the photo's pixel (px, py) is at
+// (x + scale * px, y + scale * py) in CSS pixels. Lines and labels are sized in CSS pixels, so zooming does not enlarge them.
 
 import { ink } from "./colours.js";
 import { core, leader, overlap, placeTag } from "./tags.js";
 
 const FILL = 0.42;           // opacity of a mask
-const LINES = [1, 2];        // widths of contours and boxes, at least and at most
-const OF_SIDE = 1 / 25;      // the width of an object's lines by the root of its box's area
-const CASING = 1.5;          // width of both sides of a casing together
-const LETTERS = [11, 14];    // sizes of labels, at least and at most
-const OF_OBJECT = 0.2;       // size of a label by the root of the box's area
-const OF_PHOTO = 1 / 45;     // the same, at most, by the root of the area of the photo that is visible
-const HIDDEN = 0.15;         // the part of this area that all labels together may cover
+const LINES = [1, 2];        // minimum and maximum width of contours and boxes
+const OF_SIDE = 1 / 25;      // width of an object's lines, relative to the square root of its box's area
+const CASING = 1.5;          // how much wider than its line a casing is
+const LETTERS = [11, 14];    // minimum and maximum font size of labels
+const OF_OBJECT = 0.2;       // font size of a label, relative to the square root of its box's area
+const OF_PHOTO = 1 / 45;     // maximum font size, relative to the square root of the visible area of the photo
+const HIDDEN = 0.15;         // maximum share of this area that all labels together cover
 
-/** Make the canvas as large as it is shown, and return its context with CSS pixels as the unit. */
+/** Resize the canvas to its size on the screen and clear it. Returns its context, in CSS pixels. */
 export function prepare(canvas) {
   const { clientWidth: width, clientHeight: height } = canvas, ratio = devicePixelRatio || 1;
   if (canvas.width !== Math.round(width * ratio)) canvas.width = Math.round(width * ratio);
@@ -32,14 +32,14 @@ export function drawPhoto(canvas, picture, [width, height], { scale, x, y }) {
 }
 
 /**
- * Draw `objects`, best score first, as `layers` says ({masks, boxes, labels}). `paintOf` gives an object's {colour, clear}; a
- * colour that is not clear does not stand out on the photo, and its lines get a casing. With `one`, everything but that object is
- * darkened.
+ * Draw the masks, boxes and labels of `objects`, best score first; `layers` switches each of the three on or off. `paintOf`
+ * returns an object's {colour, clear}. If `clear` is false, the colour does not stand out on the photo, and lines get a casing.
+ * With `one`, only this object is drawn, and the rest of the photo is darkened.
  */
 export function drawObjects(canvas, objects, { view, size, layers, paintOf, one = null }) {
   const context = prepare(canvas);
   if (one) darken(context, one, size, view);
-  const drawn = one ? [one] : [...objects].reverse(); // the best comes last, on top
+  const drawn = one ? [one] : [...objects].reverse(); // the best is drawn last, on top
   if (layers.masks || one) for (const object of drawn) drawMask(context, object, paintOf(object), view, !one);
   if (layers.boxes) for (const object of drawn) drawBox(context, object, paintOf(object), view);
   if (layers.labels || one) drawTags(context, one ? [one] : objects, paintOf, view, size);
@@ -79,7 +79,7 @@ function drawMask(context, { bbox, path, outline }, { colour, clear }, view, fil
   });
 }
 
-/** Draw a line `width` CSS pixels wide at `scale`, and if its colour is not clear a casing below it. */
+/** Draw a line of `width` CSS pixels at `scale`; if its colour is not clear, on a wider line in black or white (casing). */
 function stroke(context, colour, clear, width, scale, line) {
   for (const [style, wide] of [...(clear ? [] : [[ink(colour), width + CASING]]), [colour, width]]) {
     context.strokeStyle = style;
@@ -97,7 +97,7 @@ function drawBox(context, { bbox }, { colour, clear }, view) {
   stroke(context, colour, clear, lineWidth(bbox, view), 1, () => context.strokeRect(left, top, right - left, bottom - top));
 }
 
-/** Write names on tags, best score first: name and score, the name alone if these do not fit, or nothing. */
+/** Draw the labels, best score first: name and score; only the name if both do not fit; nothing if that does not fit. */
 function drawTags(context, objects, paintOf, view, [width, height]) {
   const canvas = [0, 0, context.canvas.clientWidth, context.canvas.clientHeight];
   const photo = toView([0, 0, width, height], view);

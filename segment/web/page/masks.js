@@ -1,6 +1,6 @@
-// COCO's run-length masks as outlines that a canvas can fill, stroke, clip with and hit-test.
+// Converts COCO's run-length encoded masks to paths, which a canvas can fill, stroke, clip and hit-test.
 
-/** The numbers in COCO's compressed run lengths: 0s and 1s by turns, column by column (cocoapi, maskApi.c, rleFrString). */
+/** Decompress COCO's run lengths: alternating runs of 0s and 1s in column-major order (cocoapi, maskApi.c, rleFrString). */
 export function runLengths(text) {
   const lengths = [];
   for (let at = 0; at < text.length;) {
@@ -18,8 +18,8 @@ export function runLengths(text) {
 }
 
 /**
- * The mask's own rectangle, sampled at `scale`: {x, y, width, height, bits} in scaled pixels, `bits` row by row.
- * Throws RangeError for run lengths that do not add up to the mask's size.
+ * The mask's bounding box, sampled at `scale`: {x, y, width, height, bits} in scaled pixels, `bits` in row-major order.
+ * Throws RangeError if the run lengths do not add up to the mask's size.
  */
 export function decodeMask({ size: [height, width], counts }, scale) {
   const runs = [], lengths = runLengths(counts);
@@ -50,17 +50,17 @@ export function decodeMask({ size: [height, width], counts }, scale) {
 }
 
 /**
- * The closed lines between a mask's pixels and the others, as lists of [x, y] in the mask's pixels.
+ * The closed contours of a mask, as lists of [x, y] in the mask's pixels.
  *
- * Marching squares: in every square of four pixel centres the line joins the middles of two sides. The mask lies on the
- * line's right, so outer lines run clockwise and holes the other way; filled by the even-odd rule, holes stay open.
+ * Marching squares: in each square of four pixel centres, the contour connects the midpoints of two sides. The mask is on the
+ * right of the contour, so outer contours run clockwise and those of holes counterclockwise.
  */
 export function outlines({ x, y, width, height, bits }) {
   const wide = width + 2, padded = new Uint8Array(wide * (height + 2));
   for (let row = 0; row < height; row++) padded.set(bits.subarray(row * width, (row + 1) * width), (row + 1) * wide + 1);
-  // Sides of the square whose lower right pixel is (column, row), as half steps from the corner of that pixel.
+  // Midpoints of the square's sides, in half pixels from the upper left corner of its lower right pixel (column, row).
   const LEFT = [-1, 0], TOP = [0, -1], RIGHT = [1, 0], BOTTOM = [0, 1];
-  // By the four pixels, upper left 1, upper right 2, lower left 4, lower right 8: [from, to] of each line.
+  // Lines [from, to] by the sum of the pixels in the mask: upper left 1, upper right 2, lower left 4, lower right 8.
   const CASES = [
     [], [[TOP, LEFT]], [[RIGHT, TOP]], [[RIGHT, LEFT]], [[LEFT, BOTTOM]], [[TOP, BOTTOM]], [[RIGHT, TOP], [LEFT, BOTTOM]],
     [[RIGHT, BOTTOM]], [[BOTTOM, RIGHT]], [[TOP, LEFT], [BOTTOM, RIGHT]], [[BOTTOM, TOP]], [[BOTTOM, LEFT]],
@@ -90,11 +90,11 @@ export function outlines({ x, y, width, height, bits }) {
   return lines;
 }
 
-const SPECK = 0.02; // the part of a mask below which a piece of it, or a hole in it, has no contour
+const SPECK = 0.02; // parts and holes of a mask that are smaller than this share of its area get no contour
 
 /**
- * The mask of a COCO segmentation in pixels of the photo: `path`, to be filled by the even-odd rule, and `outline`, to be
- * stroked, without the specks and pin holes of `path`.
+ * The mask of a COCO segmentation as two Path2D in pixels of the photo: `path`, to be filled with the even-odd rule, and
+ * `outline`, to be stroked, which lacks very small parts and holes.
  */
 export function maskPaths(segmentation, scale) {
   const lines = outlines(decodeMask(segmentation, scale)), areas = lines.map(signedArea);
@@ -102,7 +102,7 @@ export function maskPaths(segmentation, scale) {
   return { path: closed(lines, scale), outline: closed(lines.filter((_, i) => Math.abs(areas[i]) >= least), scale) };
 }
 
-/** The area inside a closed line of [x, y], with one sign for outer lines and the other for holes. */
+/** The area inside a contour of [x, y]. Outer contours and holes have different signs. */
 function signedArea(line) {
   return line.reduce((sum, [x, y], i) => { const [u, v] = line[(i + 1) % line.length]; return sum + x * v - u * y; }, 0) / 2;
 }

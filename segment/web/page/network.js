@@ -3,7 +3,7 @@
 import { $, debounce, element, seconds } from "./dom.js";
 import { LOWEST_SCORE, on, state } from "./state.js";
 
-const LARGEST_FACTOR = 64; // of the slider; the service takes more
+const LARGEST_FACTOR = 64; // of the slider; the service accepts larger ones
 
 let speed = 0;             // milliseconds per megapixel, measured in the last response
 

@@ -24,7 +24,7 @@ function listObjects() {
   showFocus();
 }
 
-/** Make this button of the list the only one that Tab stops at; the arrow keys move to the others. */
+/** Make this button the only one of the list that Tab reaches; the arrow keys move to the others. */
 function makeTabStop(chosen) {
   for (const item of rows.values()) item.firstElementChild.tabIndex = item.firstElementChild === chosen ? 0 : -1;
 }
@@ -57,7 +57,7 @@ function showFocus() {
   }
 }
 
-/** List the classes with an object of the lowest score or more, and those that were unchecked. */
+/** List the classes that have an object with at least the minimum score, and those that were unchecked. */
 function listClasses() {
   const high = new Set(found().filter(({ score }) => score >= state.minScore).map((object) => object.category_name));
   state.hiddenClasses = new Set([...state.hiddenClasses].filter((name) => classesFound().includes(name)));

@@ -1,7 +1,7 @@
-// The page. The service segments each photo once and returns JSON, from which everything else is drawn here.
+// The page. The service segments each photo once and returns JSON; the page draws everything else from it.
 //
-// state.js holds what the other modules share, service.js talks to the service, photos.js keeps the photos and has
-// them segmented, viewer.js shows one. masks.js, detections.js, tags.js, drawing.js and snippets.js do not use the document.
+// state.js contains the shared state, service.js the requests to the service, photos.js the queue of photos, viewer.js the
+// photo that is shown. masks.js, detections.js, tags.js, drawing.js and snippets.js do not use the document.
 
 import "./about.js";
 import "./downloads.js";
@@ -29,7 +29,7 @@ on("focus", () => { if (state.pinned) showSection("result"); });
 async function load() {
   state.problem = null;
   showProblem(null);
-  const patience = setTimeout(() => { $("loading").hidden = false; }, 300); // of most models, the first request loads it
+  const patience = setTimeout(() => { $("loading").hidden = false; }, 300); // the first request for the model loads it
   try {
     await prepared();
     state.model = await getModel();

@@ -69,7 +69,7 @@ export function segmentAgain() {
   work();
 }
 
-/** Segment or show the photos again whose problem may have passed. */
+/** Try again to segment the photos whose problem may be temporary, and to show the current photo. */
 function retry() {
   for (const photo of state.photos) if (photo.status === "failed" && photo.problem.passing) photo.status = "waiting";
   if (state.current) showPhoto(state.current);
@@ -124,7 +124,7 @@ function refuseTooLarge({ blob }) {
   if (blob && limit && blob.size > limit) throw new Problem("Too large", `This photo is ${fileSize(blob.size)}. The limit is ${fileSize(limit)}.`);
 }
 
-/** Decode the photo to show it, and keep only this one decoded. */
+/** Decode the photo and show it. Only one photo is kept decoded. */
 async function display(photo, signal) {
   if (!photo.picture) {
     const picture = await decode(photo, signal);
@@ -140,8 +140,8 @@ async function display(photo, signal) {
 }
 
 /**
- * The photo as an ImageBitmap. What the browser cannot read (HEIC, TIFF) or may not fetch (a URL) the service returns as a
- * JPEG without drawings, after it has answered once; until then the result is null.
+ * The photo as an ImageBitmap. If the browser cannot decode it (HEIC, TIFF) or may not fetch it (a URL), it is requested from
+ * the service as a JPEG without drawings, once it has been segmented; until then the result is null.
  */
 async function decode(photo, signal) {
   if (photo.blob) {
@@ -164,7 +164,7 @@ async function addThumbnail(photo) {
     const picture = await createImageBitmap(photo.blob);
     photo.thumbnail = thumbnail(picture);
     picture.close();
-  } catch { /* a format that the browser cannot read: it stays without */ }
+  } catch { /* a format that the browser cannot read: no thumbnail */ }
 }
 
 function thumbnail(picture) {

@@ -1,6 +1,6 @@
 // Requests to the service. All errors are thrown as a Problem, including unexpected responses.
 
-const TRIES = 6; // of a request that the service asks to repeat
+const TRIES = 6; // maximum number of attempts if the service asks to repeat a request
 
 /** `passing`: whether the same request may succeed later. `retryAfter`: the seconds after which the service asks for it again. */
 export class Problem extends Error {
@@ -90,7 +90,7 @@ function post(source, options, signal, onSent) {
   });
 }
 
-/** The JSON in `blob`, read by `reader`, which throws for what it cannot use. Rejects with a Problem. */
+/** Parse the JSON in `blob` with `reader`, which throws if the content is invalid. Rejects with a Problem. */
 export async function readAnswer(blob, reader) {
   try {
     return reader(JSON.parse(await blob.text()));

@@ -5,9 +5,9 @@
 //   photo   another photo is shown, or the one shown has a new result
 //   filter  the lowest score, the classes, the layers or the colours have changed
 //   focus   another object is highlighted
-//   again   what failed is to be tried again
+//   again   what has failed should be tried again
 
-export const LOWEST_SCORE = 0.05; // requested from the service; the score slider filters from there on
+export const LOWEST_SCORE = 0.05; // min_score of requests; the score slider filters their results
 
 export const state = {
   model: null,             // the answer of GET /model
@@ -34,7 +34,7 @@ export const shown = () => found().filter(isShown);
 /** The highlighted object, or null. */
 export const alone = () => state.lit ?? state.pinned;
 
-/** {colour, clear} of an object, see colours.js; before the photo is decoded, the colours of the palette in turn. */
+/** {colour, clear} of an object, see colours.js; before the photo is decoded, a colour of the palette by rank. */
 export function paintOf(object) {
   const { palette } = state.model, at = state.colours === "class" ? object.category_id - 1 : object.rank;
   return object.colours?.[state.colours] ?? { colour: palette[at % palette.length], clear: true };

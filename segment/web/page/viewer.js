@@ -6,7 +6,7 @@ import { alone, emit, light, on, paintOf, pin, shown, state } from "./state.js";
 
 const FARTHEST = 16;   // largest zoom
 const STEP = 1.5;      // of a button or a key
-const CLICK = 5;       // CSS pixels that a pointer may move and still click
+const CLICK = 5;       // maximum movement of a click, in CSS pixels
 
 const frame = $("frame");
 let zoom = 1;          // 1 shows the whole photo
@@ -20,7 +20,7 @@ function view() {
 
 const fitting = () => Math.min(frame.clientWidth / state.current.size[0], frame.clientHeight / state.current.size[1]);
 
-/** Set the zoom so that what is at (x, y) of the frame stays there. */
+/** Set the zoom, keeping the point of the photo at (x, y) of the frame in place. */
 function zoomTo(value, x = frame.clientWidth / 2, y = frame.clientHeight / 2) {
   const before = view();
   zoom = Math.max(1, Math.min(FARTHEST, value));
@@ -38,7 +38,7 @@ function panBy(dx, dy) {
   settle();
 }
 
-/** Keep the photo in the frame, and show the view. */
+/** Limit the view to the photo, and show it. */
 function settle() {
   const { scale } = view();
   state.current.size.forEach((length, i) => {
@@ -84,7 +84,7 @@ function drawLayer() {
   compare();
 }
 
-/** Show the photo without its objects in a part of its width, from the left. */
+/** Hide the objects in the left part of the photo, up to the divider. */
 function compare() {
   const { scale, x } = view(), part = Number($("compare").value) / 100;
   const left = Math.max(0, x), right = Math.min(frame.clientWidth, x + state.current.size[0] * scale);
@@ -109,7 +109,7 @@ function objectAt(event) {
   return hit.sort((a, b) => a.area - b.area)[0] ?? null;
 }
 
-// One pointer pans, two pinch, and one that does not move clicks.
+// One pointer pans, two pointers pinch; a press without movement is a click.
 
 const pointers = new Map();
 let moved = 0;
