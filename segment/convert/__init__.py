@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from segment import container
-from segment.convert import checkpoint, config, network
+from segment.convert import checkpoint, config, network, storage
 from segment.convert.architecture import Config
 from segment.convert.proposals import limit
 from segment.engine import footprint
@@ -119,5 +119,5 @@ def _facts(model: onnx.ModelProto) -> ModelMetadata:
 def _save(model: onnx.ModelProto, path: Path) -> None:
     """Write a file atomically."""
     part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(model.SerializeToString())
+    storage.save(model, part)
     part.replace(path)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from segment import extras
-from segment.convert import chunks, deformable, pointrend
+from segment.convert import chunks, deformable, pointrend, storage
 from segment.engine.openvino import disable_telemetry
 from segment.errors import ConversionError
 
@@ -63,16 +65,38 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
         raise ConversionError("The calibration folder contains no photos. Put some tens of typical photos into it.")
     nncf.set_log_level(logging.ERROR)
     onnxruntime.set_default_logger_severity(ONLY_ERRORS)  # NNCF's runs; the runtime warns of what it optimises
-    chunks.whole(model)
-    _add_probes(model.graph)
-    large = _without_large_layers(model.graph)
+    with tempfile.TemporaryDirectory(prefix="segment-") as folder:
+        wide = storage.without_weights(model, Path(folder))
+        chunks.whole(wide)
+        _add_probes(wide.graph)
+        large = _without_large_layers(wide.graph, Path(folder))
+        narrow = _quantised(wide, inputs, Path(folder))
+        _restore_large_layers(narrow.graph, large)
+    _tables_in_int8(narrow.graph)
+    _quantise_crops_early(narrow.graph)
+    _remove_probes(narrow.graph)
+    chunks.in_chunks(narrow)
+    _sample_in_int8(narrow.graph)
+    onnx.checker.check_model(narrow)
+    return narrow
+
+
+def _quantised(model: onnx.ModelProto, inputs: list[dict[str, NDArray[Any]]], folder: Path) -> onnx.ModelProto:
+    """The result of NNCF for a model whose weights are in a file in `folder`."""
+    import nncf
+    from nncf.onnx.quantization.backend_parameters import BackendParameters
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+
     try:
-        quantised: onnx.ModelProto = nncf.quantize(
+        narrow: onnx.ModelProto = nncf.quantize(
             model,
             nncf.Dataset(inputs),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(
+                backend_params={BackendParameters.EXTERNAL_DATA_DIR: str(folder)}
+            ),
         )
     except nncf.InternalError as error:  # a layer that never had an input
         raise ConversionError(
@@ -80,20 +104,12 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
             f"for calibration ({error}). Usually it found no instance with a score of at least {MIN_SCORE:g}, or the "
             "config's higher threshold. Calibrate on photos of objects that the model knows (--calibrate FOLDER)."
         ) from None
-    finally:
-        _restore_large_layers(model.graph, large)
-    _restore_large_layers(quantised.graph, large)
-    _tables_in_int8(quantised.graph)
-    _quantise_crops_early(quantised.graph)
-    for each in (model, quantised):
-        _remove_probes(each.graph)
-        chunks.in_chunks(each)
-    _sample_in_int8(quantised.graph)
-    onnx.checker.check_model(quantised)
-    return quantised
+    return narrow
 
 
-def _without_large_layers(graph: onnx.GraphProto) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+def _without_large_layers(
+    graph: onnx.GraphProto, folder: Path
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Reduce large layers to their first output, repeated; NNCF still determines the scale of their inputs.
 
     What reads these outputs must not be quantised. Returns weight (out, in) and bias (out,) by the layer's name.
@@ -102,7 +118,7 @@ def _without_large_layers(graph: onnx.GraphProto) -> dict[str, tuple[NDArray[np.
     large = {}
     for i, node in reversed(list(enumerate(graph.node))):
         if node.op_type == "Gemm" and 4 * math.prod(constants[node.input[1]].dims) > LARGE_LAYER:
-            weight, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+            weight, bias = (numpy_helper.to_array(constants[name], str(folder)) for name in node.input[1:])
             large[node.name] = weight, bias
             for name, values in zip(node.input[1:], (weight, bias), strict=True):
                 constants[name].CopyFrom(numpy_helper.from_array(values[:1], name))
@@ -117,7 +133,7 @@ def _without_large_layers(graph: onnx.GraphProto) -> dict[str, tuple[NDArray[np.
 def _restore_large_layers(
     graph: onnx.GraphProto, large: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 ) -> None:
-    """Undo `_without_large_layers`. In a quantised graph, the weights become int8 with a scale per output."""
+    """Undo `_without_large_layers` in the quantised graph: the weights become int8 with a scale per output."""
     made_by = {name: node for node in graph.node for name in node.output}
     constants = {constant.name: constant for constant in graph.initializer}
     layers = [node for node in graph.node if node.name in large]
@@ -127,12 +143,9 @@ def _restore_large_layers(
         graph.node.remove(made_by[node.output[0]])
         graph.initializer.remove(constants[node.output[0] + _STAND_IN + ".shape"])
         constants[node.input[2]].CopyFrom(numpy_helper.from_array(bias, node.input[2]))
-        if node.input[1] in constants:
-            constants[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
-        else:
-            quantised: tuple[NDArray[Any], ...] = _symmetric(weight)
-            for name, array in zip(made_by[node.input[1]].input, quantised, strict=True):
-                constants[name].CopyFrom(numpy_helper.from_array(array, name))
+        quantised: tuple[NDArray[Any], ...] = _symmetric(weight)
+        for name, array in zip(made_by[node.input[1]].input, quantised, strict=True):
+            constants[name].CopyFrom(numpy_helper.from_array(array, name))
 
 
 def _symmetric(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
