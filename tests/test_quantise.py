@@ -126,6 +126,20 @@ def test_calibration_without_detections_is_refused() -> None:
         quantise.quantise(convert.load(DEMO), [grey])
 
 
+@pytest.mark.slow
+def test_calibration_in_several_passes_gives_the_same_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, given = shapes.scene(3_000_000)[0], convert.load(DEMO)
+    whole = quantise.quantise(given, [scene])
+    assert given == convert.load(DEMO), "the fp32 model must not change"
+    monkeypatch.setattr(quantise, "WEIGHTS_PER_PASS", DEMO.stat().st_size // 3)
+    parts = quantise.quantise(given, [scene])
+    assert parts.graph.node == whole.graph.node
+    for a, b in zip(parts.graph.initializer, whole.graph.initializer, strict=True):
+        values, others = numpy_helper.to_array(a), numpy_helper.to_array(b)
+        tolerance = 1 if values.dtype == np.int8 else 1e-3 * np.abs(others).max()
+        np.testing.assert_allclose(values.astype(float), others.astype(float), rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize(("name", "side"), [("c4", 14), pytest.param("dc5", 28, marks=pytest.mark.slow)])
 def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Path) -> None:
     """Every convolution is quantised, including those inside loops, and the file has its measured memory footprint."""

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from segment import extras
 from segment.convert import chunks, deformable, pointrend, storage
@@ -32,8 +33,10 @@ LAYERS = ("Conv", "Gemm")
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")
 """Operators that can run in int8 between two convolutions."""
 LARGE_LAYER = 512 << 20
-"""Bytes of float32 weights above which a layer is quantised here instead of by NNCF, which needs about nine times the
-memory of the model. Only the layer of Implicit PointRend that predicts weights is as large (1.1 GB)."""
+"""Bytes of float32 weights above which a layer is quantised here instead of by NNCF, which needs several times its
+memory. Only the layer of Implicit PointRend that predicts weights is as large (1.1 GB)."""
+WEIGHTS_PER_PASS = 512 << 20
+"""Bytes of float32 weights per pass over the pictures. Models with more weights have more activations, too."""
 ROWS = 4096
 """Outputs of a large layer that are quantised at a time."""
 _STAND_IN = ".stand_in"
@@ -82,29 +85,55 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
 
 
 def _quantised(model: onnx.ModelProto, inputs: list[dict[str, NDArray[Any]]], folder: Path) -> onnx.ModelProto:
-    """The result of NNCF for a model whose weights are in a file in `folder`."""
-    import nncf
-    from nncf.onnx.quantization.backend_parameters import BackendParameters
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    """What nncf.quantize returns for a model whose weights are in a file in `folder`, with less memory.
 
+    The steps are those of NNCF's quantize_impl (nncf/onnx/quantization/quantize_model.py), which keeps the inputs and
+    outputs of all layers at once for each picture: 4 GB for ViT-B. For large models, this is done for some of the
+    layers at a time, which means running the layers before them again.
+    """
+    import nncf
+    from nncf.onnx.graph.model_metadata import MetadataKey, remove_metadata, set_metadata
+    from nncf.onnx.graph.nncf_graph_builder import GraphConverter
+    from nncf.onnx.graph.passes import apply_preprocess_passes, compress_quantize_weights_transformation
+    from nncf.quantization.algorithms.pipeline import collect_statistics
+    from nncf.quantization.algorithms.post_training.algorithm import PostTrainingQuantization
+
+    model = apply_preprocess_passes(model)
+    set_metadata(model, MetadataKey.EXTERNAL_DATA_DIR, str(folder))
+    graph, dataset = GraphConverter.create_nncf_graph(model), nncf.Dataset(inputs)
+    algorithm = PostTrainingQuantization(
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        subset_size=len(inputs),
+        ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
+    )
+    points = algorithm.get_statistic_points(model, graph)
+    passes = 1 + (folder / storage.WEIGHTS).stat().st_size // WEIGHTS_PER_PASS
+    names = sorted(points, key=[node.name for node in model.graph.node].index)
     try:
-        narrow: onnx.ModelProto = nncf.quantize(
-            model,
-            nncf.Dataset(inputs),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(inputs),
-            ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
-            advanced_parameters=AdvancedQuantizationParameters(
-                backend_params={BackendParameters.EXTERNAL_DATA_DIR: str(folder)}
-            ),
-        )
+        for group in np.array_split(np.array(names), passes):
+            some = type(points)({name: points[name] for name in group.tolist()})
+            collect_statistics(some, _up_to(model, str(group[-1])), graph, dataset)
+        narrow: onnx.ModelProto = algorithm.apply(model, graph, points, dataset)
     except nncf.InternalError as error:  # a layer that never had an input
         raise ConversionError(
             f"The model cannot be quantised, because parts of it were not used with any of the {len(inputs)} photo(s) "
             f"for calibration ({error}). Usually it found no instance with a score of at least {MIN_SCORE:g}, or the "
             "config's higher threshold. Calibrate on photos of objects that the model knows (--calibrate FOLDER)."
         ) from None
+    remove_metadata(narrow, MetadataKey.EXTERNAL_DATA_DIR)
+    load_external_data_for_model(narrow, str(folder))
+    compress_quantize_weights_transformation(narrow)
     return narrow
+
+
+def _up_to(model: onnx.ModelProto, last: str) -> onnx.ModelProto:
+    """The model up to the node called `last`, without outputs; its weights must be in a file."""
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    part.graph.value_info.extend(part.graph.output)
+    del part.graph.output[:]
+    del part.graph.node[[node.name for node in part.graph.node].index(last) + 1 :]
+    return part
 
 
 def _without_large_layers(
