@@ -551,6 +551,19 @@ class TestLayers:
         result.keyboard.press("End")
         expect(objects(result).last).to_be_focused()
 
+    def test_the_keyboard_stays_where_it_is_when_a_control_disappears(self, page: Page, photo: bytes) -> None:
+        page.set_input_files("#file", [file("a.jpg", photo), file("b.jpg", photo)])
+        expect(page.locator("#photos .state").last).to_contain_text("object", timeout=30_000)
+        page.get_by_role("button", name="Remove a.jpg").press("Enter")
+        expect(page.get_by_role("button", name="Remove b.jpg")).to_be_focused()
+        page.route("**/segment?*", lambda route: None)  # never answered
+        page.set_input_files("#more", [file("c.jpg", photo)])
+        page.get_by_role("button", name="Cancel").press("Enter")
+        expect(page.locator("#frame")).to_be_focused()
+        page.get_by_role("button", name="Remove b.jpg").press("Enter")
+        page.get_by_role("button", name="Remove c.jpg").press("Enter")
+        expect(page.locator("#file")).to_be_focused()
+
     def test_the_list_of_objects_is_one_tab_stop(self, result: Page) -> None:
         assert objects(result).count() > 2
         objects(result).nth(1).focus()

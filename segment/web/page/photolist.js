@@ -25,8 +25,13 @@ function row(photo) {
       element("span", { class: "name" }, photo.name), element("span", { class: "state" })));
   const remove = element("button", { type: "button", class: "remove", "aria-label": `Remove ${photo.name}` }, "×");
   open.addEventListener("click", () => showPhoto(photo));
-  remove.addEventListener("click", () => removePhoto(photo));
-  return element("li", {}, open, remove);
+  const item = element("li", {}, open, remove);
+  remove.addEventListener("click", () => {
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    removePhoto(photo);
+    (next?.lastElementChild ?? $("file")).focus();
+  });
+  return item;
 }
 
 function update(photo, item) {
@@ -43,9 +48,15 @@ function statusOf({ status, objects }) {
   return `${count} ${count === 1 ? "object" : "objects"}`;
 }
 
+/** Hide or show a part of the page. The focus in a part that is hidden moves to the photo, not to the start of the page. */
+function hide(part, hidden) {
+  if (hidden && part.contains(document.activeElement)) $($("viewer").hidden ? "file" : "frame").focus();
+  part.hidden = hidden;
+}
+
 function showProgress() {
   const busy = state.photos.find((photo) => photo.status === "busy"), at = state.photos.indexOf(busy) + 1;
-  $("progress").hidden = !busy;
+  hide($("progress"), !busy);
   document.body.classList.toggle("busy", busy !== undefined && busy === state.current);
   $("work").setAttribute("aria-busy", Boolean(busy));
   if (!busy) return;
@@ -57,7 +68,7 @@ function showProgress() {
 /** Show the problem of something that was just done; null shows that of the model, of the current photo or of others, if any. */
 export function showProblem(problem) {
   const lasting = state.problem ?? state.current?.problem ?? problemOfOthers(), seen = problem ?? lasting;
-  $("problem").hidden = !seen;
+  hide($("problem"), !seen);
   $("again").hidden = seen !== lasting || !seen?.passing;
   $("problem-title").textContent = seen ? `${seen.title}:` : "";
   $("problem-detail").textContent = seen?.message ?? "";
