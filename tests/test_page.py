@@ -239,6 +239,12 @@ class TestPhotos:
         expect(page.locator("#status")).to_contain_text("shown")
         expect(page.locator("#camera-dialog")).to_be_hidden()
 
+    def test_the_camera_fits_a_phone_on_its_side(self, page: Page) -> None:
+        page.set_viewport_size({"width": 844, "height": 390})
+        page.get_by_role("button", name="Use the camera").click()
+        for part in ("#camera-title", "#video", "#shoot"):
+            expect(page.locator(part)).to_be_in_viewport(ratio=1)
+
     def test_from_a_url(self, page: Page, server: Server) -> None:
         page.get_by_label("Photo URL").fill(server.url + "/scene-1.jpg")
         page.get_by_role("button", name="Fetch").click()
@@ -931,6 +937,14 @@ class TestDocs:
         expect(page.locator("#try-status")).to_contain_text("400")
         expect(page.locator("#try-text")).to_contain_text("a number from 0 to 1")
         expect(page.locator("#try-picture")).to_be_hidden()
+
+    def test_the_response_is_in_view_on_a_phone(self, page: Page, server: Server, photo: bytes) -> None:
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto(server.url + "/docs")
+        page.set_input_files("#try-file", [file("a.jpg", photo)])
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator("#try-status")).to_contain_text("200", timeout=30_000)
+        expect(page.locator("#try-headers")).to_be_in_viewport()
 
     def test_tables_fit_a_phone(self, page: Page, server: Server) -> None:
         page.set_viewport_size({"width": 390, "height": 844})

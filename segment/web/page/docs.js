@@ -11,6 +11,7 @@ async function send() {
   $("try-status").textContent = "Sending";
   for (const part of ["try-headers", "try-text"]) $(part).textContent = "";
   $("try-picture").hidden = $("try-save").hidden = true;
+  $("try").scrollIntoView(); // on a phone, the response would be below the window
   try {
     const answer = await fetch(`segment?${$("try-options").value}`, { method: "POST", body: form });
     const body = await answer.blob();
