@@ -288,7 +288,7 @@ def test_many_at_once_keep_to_the_memory_limit(cloud: Cloud) -> None:
 
 
 def test_delivery_after_a_kill_at_any_point_completes_the_results(cloud: Cloud, tmp_path: Path) -> None:
-    """The worker is killed during and after each storage request of a delivery, and while the pipeline runs."""
+    """The worker is killed after each storage request of a delivery, during uploads, and while the pipeline runs."""
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         pytest.skip("needs /proc/PID/task/PID/children to find the worker")
     settings = SETTINGS | {"STORAGE_EMULATOR_HOST": cloud.url, "SEGMENT_CACHE": str(tmp_path)}
@@ -297,8 +297,9 @@ def test_delivery_after_a_kill_at_any_point_completes_the_results(cloud: Cloud, 
         assert eventarc(handler.url, cloud.put("photos", "killed/never.jpg", photo(8))).ok
         steps = [method for method, _ in cloud.requests[before:]]
         assert steps == ["GET", "GET", "POST", "POST"], "a list, a download, two uploads"
-        for step in range(len(steps)):
-            for when in ("half", "after"):  # "before" would be the same as "after" the previous request
+        for step, method in enumerate(steps):
+            # A request that was not carried out leaves the same state as the end of the previous one.
+            for when in ("half", "after") if method == "POST" else ("after",):
                 item = cloud.put("photos", f"killed/{step} {when}.jpg", photo(8))
                 kill_at(cloud, handler, item, Fault("hold", when, skip=step))
                 assert deliver_until_acknowledged(handler, item)

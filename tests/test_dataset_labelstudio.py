@@ -119,7 +119,7 @@ def entry(found: Detections) -> Entry:
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path) -> None:
     own = controls(labelstudio.default_config(CLASSES), CLASSES)
     peaks = []
-    one = entry(load()(scene(1, (96, 64))[0]))
+    one = entry(load(cache=CACHE)(scene(1, (96, 64))[0]))
     for count in (20, 80):
         photos = itertools.repeat(one, count)
         tracemalloc.start()

@@ -164,9 +164,9 @@ def test_labels_can_be_given(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("Kreis\nQuadrat\n\nDreieck\nStern\nRing\n", encoding="utf-8")
     assert segment.load(labels=names, cache=CACHE).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
-    assert segment.load(labels=["a", "b", "c", "d", "e"]).labels == ("a", "b", "c", "d", "e")
+    assert segment.load(labels=["a", "b", "c", "d", "e"], cache=CACHE).labels == ("a", "b", "c", "d", "e")
     with pytest.raises(ModelError, match="There are 2 labels for the 5 classes"):
-        segment.load(labels=["a", "b"])
+        segment.load(labels=["a", "b"], cache=CACHE)
     names.write_text("one\ntwo\n")
     with pytest.raises(ModelError, match="2"):
         segment.load(labels=names, cache=CACHE)
@@ -255,11 +255,12 @@ def test_metadata_that_earlier_versions_lack(name: str, value: str) -> None:
 
 
 SIZES = """
+import os
 import numpy as np
 from segment import container, model, process
 
 process.configure_malloc()
-network = model.load()
+network = model.load(cache=os.environ["SEGMENT_CACHE"])
 sizes = [(height, width) for height in range(32, 320, 64) for width in range(32, 320, 64)]
 
 def held_after(sizes):

@@ -97,12 +97,12 @@ def test_nothing_is_loaded_before_it_is_needed() -> None:
 
 
 PRODUCTS = """
-import time
+import os, time
 import numpy as np
 from segment.service import Service
 from segment.settings import Settings
 
-Service(Settings()).load()
+Service(Settings(cache=os.environ["SEGMENT_CACHE"])).load()
 grid = np.ones((600, 28), np.float32)
 own, all = time.thread_time(), time.process_time()
 for _ in range(300):
@@ -360,7 +360,7 @@ def test_default_limit_refuses_requests_of_8_gib(monkeypatch: pytest.MonkeyPatch
     for machine in (16 << 30, 64 << 30):
         monkeypatch.setattr("segment.container._values", lambda *_: iter(()))
         monkeypatch.setattr("segment.container.machine_memory", lambda machine=machine: machine)
-        unlimited = Service(Settings(render_factor=None, detail=None))
+        unlimited = Service(Settings(render_factor=None, detail=None, cache=str(CACHE)))
         with pytest.raises(TooLarge, match="60000 x 60000"):
             unlimited.segment(bytes(bomb), Options.defaults(unlimited.settings))
         result = unlimited.segment(photo, Options.defaults(unlimited.settings), ("json",))
