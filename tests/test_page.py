@@ -1020,8 +1020,8 @@ class TestEveryone:
 
     @pytest.mark.parametrize(
         "size",
-        [(1280, 800), (390, 844), (844, 390), (640, 400)],
-        ids=["desktop", "phone", "phone on its side", "desktop at 200 %"],
+        [(1280, 800), (1366, 650), (390, 844), (844, 390), (640, 400)],
+        ids=["desktop", "laptop", "phone", "phone on its side", "desktop at 200 %"],
     )
     def test_everything_is_in_reach_without_scrolling(self, page: Page, photo: bytes, size: Size) -> None:
         page.set_viewport_size({"width": size[0], "height": size[1]})

@@ -4,6 +4,8 @@ import { $, element, percent, save } from "./dom.js";
 import { state } from "./state.js";
 import { zoomToObject } from "./viewer.js";
 
+const SAID_MS = 6000;
+
 /** The object alone on a canvas with a transparent background, at the photo's own resolution. */
 export function cutOut({ path, bbox }, { picture, size }) {
   const scale = picture.width / size[0], [x, y] = bbox.slice(0, 2).map(Math.floor);
@@ -41,8 +43,14 @@ export function cutoutTools(object) {
 async function copy(blob) {
   try {
     await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]); // Safari requires a promise here, created in the click handler
-    $("said").textContent = "Copied the cut-out.";
+    say("Copied the cut-out.");
   } catch {
-    $("said").textContent = "This browser does not let the page copy pictures here. Save the cut-out instead.";
+    say("This browser does not let the page copy pictures here. Save the cut-out instead.");
   }
+}
+
+/** Show a message for some seconds: on a phone, it covers a part of the panel. */
+function say(text) {
+  $("said").textContent = text;
+  setTimeout(() => { if ($("said").textContent === text) $("said").textContent = ""; }, SAID_MS);
 }
