@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,11 @@ def _stage(
         name = f"{prefix}.{block}"
         if into != out:
             yield from _conv(rng, name + ".shortcut", out, into, 1, net.norm, given=2 * RECTIFIED, bias=False)
+        if net.basic:
+            yield from _conv(rng, name + ".conv1", out, into, 3, net.norm, given=2 * RECTIFIED, bias=False)
+            yield from _conv(rng, name + ".conv2", out, out, 3, net.norm, scale=0.5 / blocks**0.5, bias=False)
+            into = out
+            continue
         yield from _conv(rng, name + ".conv1", width, into, 1, net.norm, given=2 * RECTIFIED, bias=False)
         if stage in net.deformable:
             predicted = (3 if net.modulated else 2) * 9 * net.offset_groups
@@ -195,7 +201,8 @@ def _proposals(config: Config, rng: np.random.Generator) -> Named:
 
 def _box_heads(config: Config, rng: np.random.Generator) -> Named:
     if config.res5_heads:
-        yield from _stage(rng, _plain_resnet(config), res5.NAME, res5.STAGE, config.channels, res5.BLOCKS)
+        bottlenecks = replace(_plain_resnet(config), basic=False)
+        yield from _stage(rng, bottlenecks, res5.NAME, res5.STAGE, config.channels, res5.BLOCKS)
     head, boxes = config.box, 1 if config.box.agnostic else config.classes
     for stage in range(len(head.box_weights)):
         suffix = f".{stage}" if head.cascade else ""

@@ -116,7 +116,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "implicit-features": ("mask_rcnn_R_50_FPN_3x", IMPLICIT | {"MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED": False}),
 }
 
-LAZY = ("lazy-stages", "lazy-c4")
+LAZY = ("lazy-stages", "lazy-c4", "lazy-basic")
 """LazyConfigs (see `_lazy`)."""
 
 
@@ -187,16 +187,17 @@ def _lazy(name: str) -> Any:
     """A LazyConfig with a list of stages that neither a YAML config nor make_default_stages can express.
 
     It has non-standard numbers of blocks, a wide bottleneck in two groups, and deformable convolutions in res4 only.
-    `lazy-c4` has res5 in the heads, ROIAlign as in configs of 2019, and no feature pyramid.
+    `lazy-c4` has res5 in the heads, ROIAlign as in configs of 2019, and no feature pyramid. `lazy-basic` has the basic
+    blocks of ResNet-18 and 34.
     """
     from detectron2.model_zoo import get_config
 
-    c4 = name == "lazy-c4"
+    c4, basic = name == "lazy-c4", name == "lazy-basic"
     config = get_config(f"common/models/mask_rcnn_{'c4' if c4 else 'fpn'}.py")
     model, heads = config.model, config.model.roi_heads
     network = model.backbone if c4 else model.backbone.bottom_up
     network.stem.out_channels = 8
-    network.stages = [_stage(i, blocks) for i, blocks in enumerate((2, 1, 3) if c4 else (2, 1, 3, 1))]
+    network.stages = [_stage(i, blocks, basic) for i, blocks in enumerate((2, 1, 3) if c4 else (2, 1, 3, 1))]
     if c4:
         heads.res5.update(in_channels=128, bottleneck_channels=128, out_channels=256, num_groups=2, stride_in_1x1=False)
         heads.pooler.pooler_type = "ROIAlign"
@@ -214,22 +215,22 @@ def _lazy(name: str) -> Any:
     return config
 
 
-def _stage(i: int, blocks: int) -> Any:
+def _stage(i: int, blocks: int, basic: bool) -> Any:
     from detectron2.config import LazyCall
     from detectron2.modeling import ResNet
-    from detectron2.modeling.backbone.resnet import BottleneckBlock, DeformBottleneckBlock
+    from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock, DeformBottleneckBlock
 
-    return LazyCall(ResNet.make_stage)(
-        block_class=DeformBottleneckBlock if i == 2 else BottleneckBlock,
+    stage = LazyCall(ResNet.make_stage)(
+        block_class=BasicBlock if basic else DeformBottleneckBlock if i == 2 else BottleneckBlock,
         num_blocks=blocks,
         stride_per_block=[2 if i else 1] + [1] * (blocks - 1),
         in_channels=f"${{..{i - 1}.out_channels}}" if i else "${...stem.out_channels}",
-        bottleneck_channels=16 << i,
-        out_channels=32 << i,
-        num_groups=2,
+        out_channels=(8 if basic else 32) << i,
         norm="FrozenBN",
-        stride_in_1x1=False,
     )
+    if not basic:
+        stage.update(bottleneck_channels=16 << i, num_groups=2, stride_in_1x1=False)
+    return stage
 
 
 def _model(config: Any, tensors: Mapping[str, Any]) -> Any:

@@ -185,7 +185,7 @@ def test_a_cascade_whose_stages_differ_is_refused() -> None:
         ("model.backbone.square_pad", 1024),
         ("model.backbone.norm", "LN"),
         ("model.backbone.in_features", ["res2", "res4"]),
-        ("model.backbone.bottom_up.stages.depth", 18),
+        ("model.backbone.bottom_up.stages.depth", 20),
         ("model.backbone.bottom_up.stages.norm", "GN"),
         ("model.backbone.bottom_up.stages.deform_modulated", True),
         ("model.backbone.bottom_up.stages._target_", "detectron2.modeling.ResNet.make_stage"),
@@ -220,9 +220,9 @@ def test_a_c4_is_read_as_the_yaml_config_of_the_same_model() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.backbone.out_features", ["res5"]),
         ("model.proposal_generator.in_features", ["res5"]),
-        ("model.roi_heads._target_", "detectron2.modeling.roi_heads.StandardROIHeads"),
+        ("model.proposal_generator.in_features", ["res3", "res4"]),
+        ("model.roi_heads._target_", "detectron2.modeling.roi_heads.RROIHeads"),
         ("model.roi_heads.in_features", ["res3", "res4"]),
         ("model.roi_heads.pooler.pooler_type", "ROIAlignRotated"),
         ("model.roi_heads.res5._target_", "detectron2.modeling.ResNet.make_default_stages"),
@@ -236,6 +236,38 @@ def test_a_c4_is_read_as_the_yaml_config_of_the_same_model() -> None:
 def test_a_c4_with_other_parts_is_refused_by_key(key: str, value: Any) -> None:
     with pytest.raises(ConversionError, match=key.replace(".", r"\.")):
         config.parse(changed(key, value, "lazy-r50-c4"))
+
+
+def test_a_dc5_is_read_as_the_yaml_config_of_the_same_model() -> None:
+    assert config.read(GOLDEN / "lazy-r50-dc5.yaml") == config.parse(zoo.entry("mask_rcnn_R_50_DC5_1x").config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refused"),
+    [
+        ("model.backbone.stages.3.dilation", 3, "model.backbone.stages.3.dilation"),
+        ("model.backbone.stages.2.dilation", 2, "model.backbone.stages.2.dilation"),
+        ("model.backbone.stages.3.stride_per_block", [2, 1, 1], "model.backbone.stages.3.stride_per_block"),
+        ("model.backbone.out_features", ["res4"], "model.proposal_generator.in_features"),
+        ("model.roi_heads.box_in_features", ["res4"], "model.roi_heads.box_in_features"),
+        ("model.roi_heads.mask_in_features", ["res5", "res4"], "model.roi_heads.mask_in_features"),
+        ("model.roi_heads._target_", "detectron2.modeling.roi_heads.Res5ROIHeads", "model.roi_heads._target_"),
+        ("model.proposal_generator.anchor_generator.strides", [32], "anchor_generator.strides"),
+    ],
+)
+def test_a_dc5_with_other_parts_is_refused_by_key(key: str, value: Any, refused: str) -> None:
+    with pytest.raises(ConversionError, match=refused.replace(".", r"\.")):
+        config.parse(changed(key, value, "lazy-r50-dc5"))
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_small_resnets_are_read_as_the_yaml_config_of_the_same_model(depth: int) -> None:
+    lazy = changed("model.backbone.bottom_up.stages.depth", depth)
+    yaml = dict(zoo.entry("mask_rcnn_R_50_FPN_3x").config)
+    resnets = {**yaml["MODEL"]["RESNETS"], "DEPTH": depth, "RES2_OUT_CHANNELS": 64, "STRIDE_IN_1X1": False}
+    yaml["MODEL"] = {**yaml["MODEL"], "RESNETS": resnets}
+    lazy["model"]["backbone"]["bottom_up"]["stages"].pop("stride_in_1x1", None)
+    assert config.parse(lazy).bottom_up == config.parse(yaml).bottom_up
 
 
 def test_a_resnet_has_the_stages_up_to_its_last_feature_map() -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""ResNet depth -> bottleneck blocks in res2, res3, res4, res5 (He et al. 2015, table 1)."""
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""ResNet depth -> blocks in res2, res3, res4, res5 (He et al. 2015, table 1)."""
+BASIC = (18, 34)
+"""Depths with basic blocks; the others have bottleneck blocks."""
 BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 """detectron2's batch norms (detectron2/layers/batch_norm.py). At test time, all are the same affine map."""
 NORMS = ("", "GN", *BATCH_NORMS)
@@ -33,9 +35,10 @@ class Anchors:
 class ResNet:
     """A ResNet or ResNeXt as the bottom-up network, with the stages res2, res3 and so on.
 
-    `blocks`: the number of bottleneck blocks of each stage that is built, from res2. `res5_dilation`: 2 keeps res5 at
-    the stride of res4. `deformable`: the stages with deformable 3x3 convolutions. Each of the `offset_groups` groups of
-    channels has its own offsets. `modulated`: each tap of the kernel also has a factor (v2).
+    `blocks`: the number of blocks of each stage that is built, from res2. `basic`: they are basic blocks, to which
+    groups, widths and `stride_in_1x1` do not apply. `res5_dilation`: 2 keeps res5 at the stride of res4. `deformable`:
+    the stages with deformable 3x3 convolutions. Each of the `offset_groups` groups of channels has its own offsets.
+    `modulated`: each tap of the kernel also has a factor (v2).
     """
 
     blocks: tuple[int, ...]
@@ -49,6 +52,7 @@ class ResNet:
     deformable: tuple[int, ...] = ()
     modulated: bool = False
     offset_groups: int = 1
+    basic: bool = False
 
     def channels(self, stage: int) -> int:
         """Channels of the output of res`stage`."""

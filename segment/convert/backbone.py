@@ -1,6 +1,6 @@
 """The backbone: a bottom-up network, with or without a feature pyramid, that computes one feature map per level.
 
-ResNet: He et al., "Deep Residual Learning", 2015; detectron2/modeling/backbone/resnet.py (BottleneckBlock).
+ResNet: He et al., "Deep Residual Learning", 2015; detectron2/modeling/backbone/resnet.py (BottleneckBlock, BasicBlock).
 Pyramid: Lin et al., "Feature Pyramid Networks", 2017; detectron2/modeling/backbone/fpn.py.
 
 Tensor names in the checkpoint are detectron2's: `backbone.bottom_up.res4.2.conv2.weight`.
@@ -84,12 +84,22 @@ def stage(
     stride: int,
     dilation: int = 1,
 ) -> str:
-    """The bottleneck blocks of res`number`: x (N, into, H, W) -> (N, C, H', W'). The first block has the stride."""
+    """The blocks of res`number`: x (N, into, H, W) -> (N, C, H', W'). The first block has the stride."""
     for block in range(blocks):
         step = stride if block == 0 else 1
-        x = _bottleneck(g, w, config, x, f"{name}.{block}", number, into, step, dilation)
+        if config.basic:
+            x = _basic(g, w, config.norm, x, f"{name}.{block}", into, config.channels(number), step)
+        else:
+            x = _bottleneck(g, w, config, x, f"{name}.{block}", number, into, step, dilation)
         into = config.channels(number)
     return x
+
+
+def _basic(g: Graph, w: Weights, norm: str, x: str, name: str, into: int, out: int, stride: int) -> str:
+    """A residual block of two 3x3 convolutions, which have no biases."""
+    y = convolution(g, w, x, name + ".conv1", into, out, kernel=3, stride=stride, norm=norm, bias=False, relu=True)
+    y = convolution(g, w, y, name + ".conv2", out, out, kernel=3, norm=norm, bias=False)
+    return _joined(g, w, norm, x, y, name, into, out, stride)
 
 
 def _bottleneck(
@@ -127,6 +137,11 @@ def _bottleneck(
             relu=True,
         )
     y = convolution(g, w, y, name + ".conv3", width, out, norm=norm, bias=False)
+    return _joined(g, w, norm, x, y, name, into, out, stride)
+
+
+def _joined(g: Graph, w: Weights, norm: str, x: str, y: str, name: str, into: int, out: int, stride: int) -> str:
+    """The end of a residual block: the sum of its input `x`, projected if the channels differ, and `y`."""
     if into != out:
         x = convolution(g, w, x, name + ".shortcut", into, out, stride=stride, norm=norm, bias=False)
     return g.op("Relu", g.op("Add", y, x))

@@ -10,6 +10,7 @@ from math import isqrt
 from typing import Any
 
 from segment.convert.architecture import (
+    BASIC,
     BLOCKS,
     HEAD_NORMS,
     NORMS,
@@ -77,6 +78,13 @@ _REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
         **_REQUIRED_OF_POINT_REND,
     },
 }
+_OF_BASIC_BLOCKS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    # detectron2/modeling/backbone/resnet.py, build_resnet_backbone
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": (256, (64,)),
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4, ([False] * 4, (False,) * 4)),
+    "MODEL.RESNETS.RES5_DILATION": (1, (1,)),
+    "MODEL.RESNETS.NUM_GROUPS": (1, (1,)),
+}
 _MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
     "Res5ROIHeads": ("MaskRCNNConvUpsampleHead",),
     "PointRendROIHeads": ("PointRendMaskHead", "CoarseMaskHead"),
@@ -135,8 +143,13 @@ def _resnet(keys: _Keys) -> ResNet:
             f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {offset_groups}; it must divide the {groups * width_per_group} "
             "channels of res2's 3x3 convolutions."
         )
+    depth = keys.get("MODEL.RESNETS.DEPTH", 50)
+    if depth in BASIC:
+        for key, wanted in _OF_BASIC_BLOCKS.items():
+            keys.one_of(key, *wanted)
     return ResNet(
-        blocks=BLOCKS[keys.get("MODEL.RESNETS.DEPTH", 50)][:stages],
+        blocks=BLOCKS[depth][:stages],
+        basic=depth in BASIC,
         res5_dilation=keys.get("MODEL.RESNETS.RES5_DILATION", 1),
         norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
         groups=groups,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from segment.convert.architecture import (
+    BASIC,
     BLOCKS,
     HEAD_NORMS,
     NORMS,
@@ -39,9 +40,11 @@ _BY_SHAPE = ("input_shape", "in_channels", "num_anchors", "num_classes")
 """Arguments that others determine. If they contradict, the shapes of the checkpoint's tensors are wrong, too."""
 _TRAINING_OF_VIT = ("drop_path_rate", "rel_pos_zero_init", "use_act_checkpoint")
 _PREDICTOR = "FastRCNNOutputLayers"
+_BOTTLENECKS = ("BottleneckBlock", "DeformBottleneckBlock")
 _GROUPS = (1, 2, 4, 8, 16, 32, 64)
 MAX_STAGES = 4
 """Stages of a ResNet, from res2."""
+_RES5_HEADS = "Res5ROIHeads"
 RES4 = 4
 """The stage that Res5ROIHeads reads."""
 LAST_LEVEL = 5
@@ -59,7 +62,11 @@ def parse(document: Mapping[str, Any]) -> Config:
     model = Call(document, ("model",), "GeneralizedRCNN")
     image_format = _image_format(document, model)
     bottom_up, pyramid, maps = _backbone(model.call("backbone", "FPN", "SimpleFeaturePyramid", "ResNet"))
-    heads = model.call("roi_heads", *(("StandardROIHeads", "CascadeROIHeads") if pyramid else ("Res5ROIHeads",)))
+    rpn = model.call("proposal_generator", "RPN")
+    feature = 0 if pyramid else _feature(rpn, maps)
+    heads = _heads(model, feature)
+    if feature:  # the heads must read the same map
+        maps = {f"res{feature}": bottom_up.level(feature)}
     config = Config(
         format=image_format,
         mean=model.numbers("pixel_mean", 3),
@@ -67,16 +74,33 @@ def parse(document: Mapping[str, Any]) -> Config:
         classes=heads.whole("num_classes"),
         bottom_up=bottom_up,
         pyramid=pyramid,
-        feature=0 if pyramid else RES4,
-        proposals=_proposals(model.call("proposal_generator", "RPN"), maps),
-        box=_box_head(heads, maps) if pyramid else _res5_head(heads, maps, bottom_up),
+        feature=feature,
+        proposals=_proposals(rpn, maps),
+        box=_res5_head(heads, maps, bottom_up) if heads.target == _RES5_HEADS else _box_head(heads, maps),
         mask=_mask_head(heads, maps),
-        res5_heads=not pyramid,
+        res5_heads=heads.target == _RES5_HEADS,
     )
     heads.absent("keypoint_in_features", "keypoint_pooler", "keypoint_head")
     heads.finish()
     model.finish()
     return config
+
+
+def _feature(rpn: Call, maps: Mapping[str, int]) -> int:
+    """The stage that the RPN and the heads read if there is no feature pyramid."""
+    given = rpn.take("in_features")
+    if not isinstance(given, list) or len(given) != 1 or given[0] not in maps:
+        raise ConversionError(
+            f"{rpn.key('in_features')} is {given!r}; without a feature pyramid, it must be a list of one of "
+            f"{', '.join(maps)}."
+        )
+    return int(str(given[0]).removeprefix("res"))
+
+
+def _heads(model: Call, feature: int) -> Call:
+    """The call that makes the heads. Res5ROIHeads only reads res4, and never a feature pyramid."""
+    names = ("StandardROIHeads", "CascadeROIHeads")
+    return model.call("roi_heads", *names, *((_RES5_HEADS,) if feature == RES4 else ()))
 
 
 def _image_format(document: Mapping[str, Any], model: Call) -> str:
@@ -101,9 +125,7 @@ def _backbone(
     pyramid: Pyramid | SimplePyramid | None = None
     if call.target == "ResNet":
         bottom_up = _bottom_up(call)
-        if len(bottom_up.blocks) < RES4 - 1 or RES4 not in _network_levels(call, "out_features"):
-            raise ConversionError(f"{call.key('out_features')} lacks res4, which Res5ROIHeads reads.")
-        return bottom_up, None, {f"res{RES4}": RES4}
+        return bottom_up, None, {f"res{n}": bottom_up.level(n) for n in _network_levels(call, "out_features")}
     if call.target == "SimpleFeaturePyramid":
         bottom_up = _vit(call.call("net", "ViT"))
         pyramid = _simple_pyramid(call, bottom_up)
@@ -111,6 +133,8 @@ def _backbone(
         network = call.call("bottom_up", "ResNet", "RegNet")  # first, so that other networks are refused by their name
         pyramid = _pyramid(call)
         bottom_up = _bottom_up(network, pyramid.levels)
+        if isinstance(bottom_up, ResNet) and bottom_up.res5_dilation != 1:
+            raise ConversionError(f"{network.key('stages.3.dilation')} is 2; it must be 1 below a feature pyramid.")
     call.finish()
     return bottom_up, pyramid, {f"p{level}": level for level in (*pyramid.levels, pyramid.levels[-1] + 1)}
 
@@ -127,7 +151,8 @@ def _bottom_up(call: Call, levels: tuple[int, ...] = ()) -> ResNet | RegNet:
     if isinstance(network, ResNet):
         built = network.blocks[: max(given) - 1]
         deformable = tuple(stage for stage in network.deformable if stage <= max(given))
-        network = replace(network, blocks=built, deformable=deformable)
+        dilation = network.res5_dilation if len(built) == MAX_STAGES else 1
+        network = replace(network, blocks=built, deformable=deformable, res5_dilation=dilation)
     call.finish()
     return network
 
@@ -153,17 +178,19 @@ def _default_stages(call: Call, stem: Call) -> ResNet:
     stages = call.call("stages", "make_default_stages")
     stem.one_of("out_channels", (64,), 64)
     stages.absent("bottleneck_channels")
-    block = _block(stages)
-    _stem_norm(stem, stages, block)
+    stages.one_of("dilation", (1,), 1)
     depth = stages.one_of("depth", tuple(BLOCKS))
+    block = _block(stages, ("BasicBlock",) if depth in BASIC else _BOTTLENECKS)
+    _stem_norm(stem, stages, block)
     stages.finish()
     return ResNet(
         blocks=BLOCKS[depth],
+        basic=block.basic,
         norm=block.norm,
         groups=block.groups,
         width_per_group=64 // block.groups,
         stem_channels=64,
-        res2_channels=256,
+        res2_channels=64 if block.basic else 256,
         stride_in_1x1=block.stride_in_1x1,
         deformable=(2, 3, 4, 5) if block.deformable else (),
         modulated=block.modulated,
@@ -176,17 +203,19 @@ def _listed_stages(call: Call, stem: Call) -> ResNet:
     stages = call.calls("stages", "make_stage")
     if len(stages) > MAX_STAGES:
         raise ConversionError(f"{call.key('stages')} lists {len(stages)} stages; the maximum is {MAX_STAGES}.")
-    blocks = [_block(stage, required=True) for stage in stages]
+    blocks = [_block(stage, (*_BOTTLENECKS, "BasicBlock"), required=True) for stage in stages]
+    dilated = [i for i, stage in enumerate(stages) if stage.one_of("dilation", (1, 2) if _is_res5(i) else (1,), 1) == 2]
     plain = [replace(block, deformable=False, modulated=False, offset_groups=1) for block in blocks]
     deformable = [block for block in blocks if block.deformable]
     for number, stage in enumerate(stages):
         if plain[number] != plain[0] or (blocks[number].deformable and blocks[number] != deformable[0]):
             raise ConversionError(
                 f"{stage.key('num_groups')}, norm, stride_in_1x1, deform_modulated and deform_num_groups must be the "
-                "same in all stages."
+                "same in all stages, and so must BasicBlock as block_class."
             )
     _stem_norm(stem, stages[0], blocks[0])
-    first, channels = stages[0].whole("bottleneck_channels"), stages[0].whole("out_channels")
+    basic, channels = blocks[0].basic, stages[0].whole("out_channels")
+    first = channels if basic else stages[0].whole("bottleneck_channels")
     into = stem_channels = stem.whole("out_channels")
     if first % blocks[0].groups:
         raise ConversionError(
@@ -195,9 +224,10 @@ def _listed_stages(call: Call, stem: Call) -> ResNet:
     for number, stage in enumerate(stages):
         stage.one_of("in_channels", (into,))
         into = stage.one_of("out_channels", (channels << number,))
-        stage.one_of("bottleneck_channels", (first << number,))
+        if not basic:
+            stage.one_of("bottleneck_channels", (first << number,))
         strides = stage.numbers("stride_per_block", stage.whole("num_blocks"))
-        wanted = (2.0 if number else 1.0, *[1.0] * (len(strides) - 1))
+        wanted = (2.0 if number and number not in dilated else 1.0, *[1.0] * (len(strides) - 1))
         if strides != wanted:
             raise ConversionError(
                 f"{stage.key('stride_per_block')} is {strides}; supported: a stride of {wanted[0]:g}, then of 1."
@@ -214,13 +244,21 @@ def _listed_stages(call: Call, stem: Call) -> ResNet:
         deformable=tuple(number for number, block in enumerate(blocks, start=2) if block.deformable),
         modulated=any(block.modulated for block in blocks),
         offset_groups=deformable[0].offset_groups if deformable else 1,
+        res5_dilation=2 if dilated else 1,
+        basic=basic,
     )
+
+
+def _is_res5(index: int) -> bool:
+    """Whether the stage at this index of a list of stages is res5, the only one that can be dilated."""
+    return index == MAX_STAGES - 1
 
 
 @dataclass(frozen=True)
 class _Block:
     """The arguments that make_default_stages and make_stage pass to every block."""
 
+    basic: bool
     deformable: bool
     modulated: bool
     offset_groups: int
@@ -229,11 +267,22 @@ class _Block:
     stride_in_1x1: bool
 
 
-def _block(stage: Call, *, required: bool = False) -> _Block:
-    blocks = ("BottleneckBlock", "DeformBottleneckBlock")
-    deformable = stage.class_of("block_class", blocks, required=required).startswith("Deform")
-    stage.one_of("dilation", (1,), 1)
+def _block(stage: Call, classes: tuple[str, ...], *, required: bool = False) -> _Block:
+    """The blocks of a stage; without `required`, the first of `classes` is the default."""
+    name = stage.class_of("block_class", classes, required=required)
+    if name == "BasicBlock":  # has no other arguments
+        return _Block(
+            basic=True,
+            deformable=False,
+            modulated=False,
+            offset_groups=1,
+            groups=1,
+            norm=stage.norm("norm", "BN"),
+            stride_in_1x1=False,
+        )
+    deformable = name.startswith("Deform")
     return _Block(
+        basic=False,
         deformable=deformable,
         modulated=deformable and stage.flag("deform_modulated"),
         offset_groups=stage.one_of("deform_num_groups", _GROUPS, 1) if deformable else 1,
@@ -473,7 +522,8 @@ def _res5_head(heads: Call, maps: Mapping[str, int], bottom_up: ResNet | RegNet 
     """The box head of Res5ROIHeads. Its res5 must be that of the backbone's ResNet."""
     assert isinstance(bottom_up, ResNet)
     res5, channels = heads.call("res5", "make_stage"), bottom_up.channels(RES4)
-    block = _block(res5, required=True)
+    block = _block(res5, _BOTTLENECKS, required=True)
+    res5.one_of("dilation", (1,), 1)
     own = (block.norm, block.groups, block.stride_in_1x1, block.deformable)
     if own != (bottom_up.norm, bottom_up.groups, bottom_up.stride_in_1x1, False):
         raise ConversionError(

@@ -6,6 +6,8 @@ and masks share the weights. res5 runs on every proposal, which takes most of th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from segment.convert import backbone, chunks, pooler
 from segment.convert.architecture import Config, ResNet
 from segment.convert.graph import Graph
@@ -30,5 +32,6 @@ def features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: 
     crops = pooler.crop(g, config.box.pooler, maps, pooler.assign(g, config.box.pooler, boxes))
     resnet = config.bottom_up
     assert isinstance(resnet, ResNet)
+    resnet = replace(resnet, basic=False)  # res5 has bottleneck blocks in all of these models
     x = backbone.stage(g, w, resnet, crops, NAME, STAGE, config.channels, blocks=BLOCKS, stride=2)
     return x, resnet.channels(STAGE)
