@@ -22,7 +22,7 @@ from segment.modelfile import ModelMetadata
 from segment.options import Options, parse_option
 from segment.preparation import Preparation, check_calibration, check_output, write
 from segment.progress import Progress
-from segment.service import Service
+from segment.service import Batch, Service
 from segment.settings import Settings
 from segment.values import MIB, BadValue
 
@@ -44,7 +44,8 @@ def image(arguments: argparse.Namespace) -> int:
     options = Options.parse(_options(arguments), settings)
     config = _text("label-config", arguments.label_config) if arguments.label_config else ""
     job = Job(arguments.output, options, formats, datasets, config, arguments.image_root)
-    return run.run(arguments.photos, job, Service(settings), _jobs(arguments.jobs))
+    batch = run.batch(arguments.photos, options, _jobs(arguments.jobs))
+    return run.run(arguments.photos, job, Service(settings, batch), batch.jobs)
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -205,7 +206,7 @@ def backfill(arguments: argparse.Namespace) -> int:
         from segment.bucket import redrive
 
         return redrive.run(arguments.redrive, Service(redrive.patient(settings)), os.environ)
-    service = Service(filling.patient(settings, datasets))
+    service = Service(filling.patient(settings, datasets), Batch(Options.defaults(settings), filling.WORKERS))
     files = not arguments.dataset_only
     return filling.run(arguments.source, arguments.destination, service, os.environ, datasets=datasets, files=files)
 

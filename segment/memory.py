@@ -62,11 +62,15 @@ class Reservation:
 class Budget:
     """`capacity` bytes shared by requests, first come, first served.
 
-    A request needs memory of its own (photo, result), and memory for a run of the network. Runs take turns, so only the
-    largest run of all requests counts. The network keeps buffers between runs and reuses them; `reclaim` is called to
-    free these when other memory is needed. `fixed` bytes of a run cannot be freed, because the network keeps weights in
-    a further layout for some input sizes; they are reserved at all times. At most `queue` requests wait, each for at
-    most `wait_seconds`.
+    A request needs memory of its own (photo, result), and memory for a run of the network. The network has `streams`,
+    each of which executes one run at a time, so at most as many runs count as there are streams. Each counts as the
+    largest of all requests, because any stream may execute it. A stream keeps its buffers between runs and reuses them;
+    `reclaim` is called to free these when other memory is needed. `fixed` bytes of a run cannot be freed, because the
+    network keeps weights in a further layout for some input sizes; they are reserved at all times. At most `queue`
+    requests wait, each for at most `wait_seconds`.
+
+    With several streams, each request must run the network once: between two runs of a request, the first stream would
+    keep buffers while another one executes the second run.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Budget:
         wait_seconds: float = 30.0,
         reclaim: Callable[[], None] = lambda: None,
         fixed: int = 0,
+        streams: int = 1,
     ) -> None:
         self.capacity = max(capacity, 0)
         self.wait_seconds = wait_seconds
@@ -84,9 +89,9 @@ class Budget:
         self._waiting: deque[object] = deque()
         self._holders: set[Reservation] = set()
         self._own = 0
-        self._fixed = fixed
+        self._fixed, self._streams = fixed, streams
         self._runs: list[int] = []
-        self._kept = 0
+        self._since_reclaim: tuple[int, int] = (0, 0)
         self._reclaiming = False
 
     def fits(self, own: int, network: int) -> bool:
@@ -138,7 +143,7 @@ class Budget:
                         raise Cancelled
                 self._add(reservation, own)
                 self._runs.append(network)
-                self._reclaiming = reclaim = self._needs_reclaim()
+                self._reclaiming = reclaim = self._needs_reclaim(network)
             finally:
                 self._waiting.remove(turn)
                 self._changed.notify_all()
@@ -156,14 +161,23 @@ class Budget:
         return not self._reclaiming and self._own + own + self._run(network) <= self.capacity
 
     def _run(self, network: int = 0) -> int:
-        """The bytes of the largest run of all requests, and of `network`; at least what is kept between runs."""
-        return max([self._fixed, network, *self._runs])
+        """The bytes of the runs of all requests, and of `network`; at least what is kept between runs."""
+        runs = [run for run in (*self._runs, network) if run]
+        return self._buffers(len(runs), max(runs, default=0))
 
-    def _needs_reclaim(self) -> bool:
-        """Whether the network's buffers must be freed for other memory; updates the size that they may have."""
-        run = self._run()
-        reclaim = self._own + max(run, self._kept) > self.capacity
-        self._kept = run if reclaim else max(self._kept, run)
+    def _buffers(self, runs: int, largest: int) -> int:
+        """The bytes of the streams' buffers after this number of runs."""
+        return max(self._fixed, min(runs, self._streams) * largest)
+
+    def _needs_reclaim(self, network: int) -> bool:
+        """Whether the network's buffers must be freed to admit a run; updates the runs that may have left buffers."""
+        runs, largest = self._since_reclaim
+        runs, largest = runs + bool(network), max(largest, network)
+        reclaim = self._own + max(self._run(), self._buffers(runs, largest)) > self.capacity
+        if reclaim:
+            pending = [run for run in self._runs if run]
+            runs, largest = len(pending), max(pending, default=0)
+        self._since_reclaim = runs, largest
         return reclaim
 
     def _run_reclaim(self, reservation: Reservation, network: int) -> None:

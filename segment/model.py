@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from segment import container, image, process
 from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
+from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, UnsupportedImage
 from segment.labels import class_indices, read_labels
 from segment.options import parse_option
@@ -31,7 +33,7 @@ from segment.tiles import tiles
 from segment.tiles.merge import CANDIDATE_SCORE, merge
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
-"""Photo size and render factor of the run at load, which prepares the weights' layout for the most common input."""
+"""Photo size and render factor of the runs at load, which prepare the weights' layout for the most common input."""
 EMBEDDED = Path(__file__).parent / "models" / "shapes.onnx"
 
 
@@ -40,10 +42,9 @@ class Model:
 
     def __init__(self, name: str, engine: Engine, files: Sequence[Path] = ()) -> None:
         self.name, self.engine, self._files = name, engine, files
-        self.labels, self.footprint = engine.labels, engine.footprint
+        self.labels, self.footprint, self.streams = engine.labels, engine.footprint, engine.streams
         self.milliseconds_per_megapixel = 0.0
-        width, height = self.network_size(FIRST_PHOTO, FIRST_RENDER_FACTOR, "aspect")
-        self._run(np.zeros((height, width, 3), np.uint8), 1.0, 1)
+        self._first_runs()
         self.release()
 
     @cached_property
@@ -138,6 +139,15 @@ class Model:
         self.engine.release()
         process.trim_heap()
 
+    def _first_runs(self) -> None:
+        """One run, and then a run of each stream, so that all memory that a stream keeps is allocated at load."""
+        width, height = self.network_size(FIRST_PHOTO, FIRST_RENDER_FACTOR, "aspect")
+        black = np.zeros((height, width, 3), np.uint8)
+        self._run(black, 1.0, 1)
+        if self.streams > 1:
+            with ThreadPoolExecutor(self.streams) as pool:
+                list(pool.map(lambda _: self._run(black, 1.0, 1), range(self.streams)))
+
     def _run(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         start = time.perf_counter()
         found = self.engine(pixels, min_score, max_detections)
@@ -204,8 +214,15 @@ def load(
     return from_settings(settings, tuple(labels))
 
 
-def from_settings(settings: Settings, labels: tuple[str, ...] = ()) -> Model:
-    """Load the model that the settings name. `labels`: class names, instead of a file. Raises ModelError."""
+def from_settings(
+    settings: Settings,
+    labels: tuple[str, ...] = (),
+    streams: Callable[[Footprint], int] = engines.one_stream,
+) -> Model:
+    """Load the model that the settings name. Raises ModelError.
+
+    `labels`: class names, instead of a file. `streams`: see engine.load; detectron2 always has one.
+    """
     threads = settings.threads or container.cpus()
     if settings.labels:
         labels = read_labels(Path(settings.labels))
@@ -220,7 +237,7 @@ def from_settings(settings: Settings, labels: tuple[str, ...] = ()) -> Model:
         return Model(folder.name, original, [folder, *labels_files])
     path = locate(settings)
     cache = Path(settings.cache) if settings.cache else None
-    engine = engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides)
+    engine = engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides, streams=streams)
     return Model(path.stem, engine, [path, *labels_files])
 
 

@@ -22,10 +22,11 @@ from segment.errors import Cancelled, ModelError
 from segment.formats import OVERLAY_FORMATS, File, Format
 from segment.labels import class_indices
 from segment.memory import Budget, Reservation, capacity
-from segment.model import Model, from_settings
+from segment.model import Model, from_settings, locate
 from segment.options import Options
 from segment.output import coco, overlay, pictures
 from segment.plan import Constraints, Plan, Size, plan, shows_photo
+from segment.resize import MAX_RENDER_FACTOR, pixels
 from segment.settings import Settings
 
 TRAFFIC_SHARE = 0.1
@@ -36,7 +37,32 @@ EXPECTED_PER_FILE_BYTE = 1.25
 """Memory that a loaded service is expected to hold: a constant per engine, and per byte of the model's files. A little
 more than measured. `auto` plans with it, because the memory that a process really holds varies between processes."""
 
+PHOTO_BYTES = 64 << 20
+"""Memory of a photo that is processed beside others, with which the number of streams is chosen: an overlay of 12
+megapixels. Larger photos are processed too, but then fewer at the same time."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Many photos with the same options, of which `jobs` are processed at a time."""
+
+    options: Options
+    jobs: int
+
+    def streams(self, threads: int, room: int, max_detections: int, footprint: Footprint) -> int:
+        """The number of runs of the network at a time, each on an equal share of the `threads`.
+
+        Runs side by side take less CPU time than one run on all threads. There are as many as threads, or as fit into
+        `room` bytes; 1 if the options run the network several times per photo (see Budget).
+        """
+        if self.options.detail != 1:
+            return 1
+        run = footprint.bytes_per_pixel * pixels(self.options.render_factor or MAX_RENDER_FACTOR)
+        run += footprint.fixed_bytes + footprint.bytes_per_instance * max_detections
+        counts = (count for count in range(min(threads, self.jobs), 1, -1) if threads % count == 0)
+        return next((count for count in counts if count * run + (count + 1) * PHOTO_BYTES <= room), 1)
 
 
 @dataclass(frozen=True)
@@ -95,10 +121,15 @@ class _Loaded:
 
 
 class Service:
-    """The pipeline with one model, which is loaded on first use. Thread-safe."""
+    """The pipeline with one model, which is loaded on first use. Thread-safe.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    By default, the network runs on one photo at a time, on all threads, which gives the shortest response times.
+    `batch`: the only photos that will be segmented. Several of them are run at a time if that is faster; the results
+    are the same.
+    """
+
+    def __init__(self, settings: Settings, batch: Batch | None = None) -> None:
+        self.settings, self._batch = settings, batch
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -269,7 +300,7 @@ class Service:
                     raise ModelError(self._failure)
                 if self._loaded is None:
                     try:
-                        self._loaded = _load(self.settings)
+                        self._loaded = _load(self.settings, self._batch)
                     except ModelError as error:
                         self._failure = str(error)  # another attempt would fail in the same way
                         raise
@@ -318,15 +349,32 @@ def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> Non
         until.enter_context(budget.hold(sum(len(file.body) for file in files)))
 
 
-def _load(settings: Settings) -> _Loaded:
+def _expected(settings: Settings, file_bytes: int) -> int:
+    """The memory in bytes that a loaded service is expected to hold. `file_bytes`: size of the model's files."""
+    return EXPECTED_BYTES[settings.engine] + int(EXPECTED_PER_FILE_BYTE * file_bytes)
+
+
+def _model(settings: Settings, batch: Batch | None) -> Model:
+    if not batch:
+        return from_settings(settings)
+
+    def streams(footprint: Footprint) -> int:
+        expected = _expected(settings, locate(settings).stat().st_size)
+        room = int(capacity(container.memory_limit(settings.memory), expected) * (1 - TRAFFIC_SHARE))
+        return batch.streams(settings.threads or container.cpus(), room, settings.max_detections, footprint)
+
+    return from_settings(settings, streams=streams)
+
+
+def _load(settings: Settings, batch: Batch | None) -> _Loaded:
     start = time.perf_counter()
     process.configure_malloc()
     process.limit_blas_threads()
-    model = from_settings(settings)
+    model = _model(settings, batch)
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())
     traffic = int(room * TRAFFIC_SHARE)
-    expected = EXPECTED_BYTES[settings.engine] + int(EXPECTED_PER_FILE_BYTE * model.file_bytes)
+    expected = _expected(settings, model.file_bytes)
     constraints = Constraints(
         capacity=room - traffic,
         auto_capacity=int(capacity(limit, expected) * (1 - TRAFFIC_SHARE)),
@@ -337,14 +385,14 @@ def _load(settings: Settings) -> _Loaded:
         detail_pixels=settings.detail_megapixels * 1e6,
     )
     kept = model.footprint.kept
-    budget = Budget(constraints.capacity, settings.queue, settings.wait_seconds, model.release, kept)
+    budget = Budget(constraints.capacity, settings.queue, settings.wait_seconds, model.release, kept, model.streams)
     if not replace(constraints, max_detections=1).largest_render_factor():
         raise ModelError(
             f"With the model {model.name} loaded, {room >> 20} MiB of this instance's {limit >> 20} MiB are left, too "
             "little for the smallest render factor. Give the instance more memory (SEGMENT_MEMORY), or use a smaller "
             "or int8 model."
         )
-    if constraints.for_auto.capacity < (constraints.auto_capacity or 0):
+    if model.streams == 1 and constraints.for_auto.capacity < (constraints.auto_capacity or 0):
         log.warning(
             "This process holds %d MiB more than expected for the model %s. render_factor=auto may choose a smaller "
             "value than in other processes.",
@@ -352,5 +400,9 @@ def _load(settings: Settings) -> _Loaded:
             model.name,
         )
     seconds = round(time.perf_counter() - start, 3)
-    log.info("Loaded the model %s", model.name, extra={"seconds": seconds, "memory_limit": limit, "memory_free": room})
+    log.info(
+        "Loaded the model %s",
+        model.name,
+        extra={"seconds": seconds, "memory_limit": limit, "memory_free": room, "streams": model.streams},
+    )
     return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), constraints)

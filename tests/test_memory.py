@@ -91,6 +91,36 @@ def test_runs_of_the_network_share_its_memory() -> None:
         pass
 
 
+def test_runs_of_several_streams_add_up() -> None:
+    """Any stream may execute any run, so each counts as the largest; a third run waits for one of two streams."""
+    budget = Budget(100, queue=0, streams=2)
+    with held(budget, 10, 40), budget.reserve(10, 40), budget.reserve(0, 40):
+        pass
+    with held(budget, 10, 20), pytest.raises(Busy), budget.reserve(10, 41):
+        pass
+    with budget.reserve(10, 90):  # alone, a request may be as large as with one stream
+        pass
+
+
+def test_buffers_of_each_stream_are_reclaimed() -> None:
+    reclaimed = list[bool]()
+    budget = Budget(100, reclaim=lambda: reclaimed.append(True), streams=2)
+    for _ in range(2):  # another stream may execute the second run
+        with budget.reserve(10, 30):
+            pass
+    with budget.reserve(40, 0):
+        pass
+    assert not reclaimed
+    with budget.reserve(41, 0):
+        pass
+    assert len(reclaimed) == 1
+    with budget.reserve(40, 60):  # only one stream keeps buffers after this
+        pass
+    with budget.reserve(40, 0):
+        pass
+    assert len(reclaimed) == 1
+
+
 def test_what_the_network_keeps_between_runs_is_reserved() -> None:
     budget = Budget(100, queue=0, fixed=30)
     assert budget.fits(70, 0)
@@ -244,24 +274,47 @@ def test_a_disconnected_client_does_not_wait() -> None:
         pass
 
 
-@given(st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60)), min_size=1, max_size=12), st.randoms())
-@settings(max_examples=25, deadline=None)
-def test_reservations_never_exceed_the_capacity(wishes: list[tuple[int, int]], dice: random.Random) -> None:
-    """For any concurrent requests, the memory held never exceeds the capacity, and all requests end."""
-    budget = Budget(100, queue=len(wishes), wait_seconds=20)
-    lock, own, runs, highest, ended = threading.Lock(), list[int](), list[int](), [0], list[str]()
+@given(
+    st.lists(st.tuples(st.integers(0, 120), st.integers(0, 60)), min_size=1, max_size=12),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_reservations_never_exceed_the_capacity(wishes: list[tuple[int, int]], streams: int, seed: int) -> None:
+    """For any concurrent requests, and whichever stream executes a run, the memory held never exceeds the capacity.
+
+    A stream keeps the buffers of its largest run until they are reclaimed, when no run takes place.
+    """
+    idle, buffers, own, highest, ended = list(range(streams)), [0] * streams, list[int](), [0], list[str]()
+    changed, dice = threading.Condition(), random.Random(seed)
+
+    def reclaim() -> None:
+        with changed:
+            assert changed.wait_for(lambda: len(idle) == streams, 20)
+            buffers[:] = [0] * streams
+
+    budget = Budget(100, queue=len(wishes), wait_seconds=20, reclaim=reclaim, streams=streams)
+
+    def run(network: int, pause: float) -> None:
+        with changed:
+            assert changed.wait_for(lambda: idle, 20)
+            stream = idle.pop(dice.randrange(len(idle)))
+            buffers[stream] = max(buffers[stream], network)
+            highest[0] = max(highest[0], sum(own) + sum(buffers))
+        time.sleep(pause)
+        with changed:
+            idle.append(stream)
+            changed.notify_all()
 
     def request(wish: tuple[int, int], pause: float) -> None:
         try:
             with budget.reserve(*wish):
-                with lock:
+                with changed:
                     own.append(wish[0])
-                    runs.append(wish[1])
-                    highest[0] = max(highest[0], sum(own) + max(runs))
-                time.sleep(pause)
-                with lock:
+                    highest[0] = max(highest[0], sum(own) + sum(buffers))
+                run(wish[1], pause)
+                with changed:
                     own.remove(wish[0])
-                    runs.remove(wish[1])
                 ended.append("ran")
         except TooLarge:
             assert sum(wish) > 100

@@ -280,6 +280,39 @@ def test_photos_of_all_sizes_leak_no_memory() -> None:
     assert int(grown.stdout) <= 8
 
 
+STREAMS = """
+import random
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from segment import container, process
+from segment.engine.footprint import highest
+from segment.model import from_settings
+from segment.settings import Settings
+
+process.configure_malloc()
+network = from_settings(Settings(threads=2), streams=lambda memory: 2)
+held, run = container.anonymous(), network.footprint
+dice = random.Random(0)
+noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+sizes = [(height, width) for height in range(96, 641, 64) for width in range(96, 641, 64) if height * width <= 320**2]
+
+def find(_):
+    height, width = dice.choice(sizes)
+    network.engine(np.ascontiguousarray(noise[:height, :width]), 0.0, 100)
+
+with highest() as peak, ThreadPoolExecutor(4) as pool:
+    list(pool.map(find, range(80)))
+planned = 2 * (run.fixed_bytes + run.bytes_per_pixel * 320**2 + 100 * run.bytes_per_instance)
+print((peak[0] - held) / planned)
+"""
+
+
+def test_runs_side_by_side_take_no_more_than_planned() -> None:
+    """Two streams on inputs of many sizes take no more than twice the memory of a run on the largest of them."""
+    share = subprocess.run([sys.executable, "-c", STREAMS], capture_output=True, text=True, check=True)
+    assert 0.3 < float(share.stdout) <= 1
+
+
 def test_all_types_of_photos_give_the_same_result(model: segment.Model, tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     Image.fromarray(scene(50_004, (320, 240))[0]).save(path)

@@ -24,11 +24,12 @@ from pycocotools import mask as coco
 
 from devtools.server import CACHE
 from segment import container, image
+from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
 from segment.formats import Format
 from segment.model import from_settings
 from segment.options import Options
-from segment.service import Result, Service
+from segment.service import Batch, Result, Service
 from segment.settings import Settings
 from tests.conftest import limit_with
 from tests.test_engine_yolo import Truth
@@ -290,6 +291,39 @@ def test_concurrent_requests_return_the_same_as_single_ones(service: Service, ph
     with ThreadPoolExecutor(8) as crowd:
         answers = list(crowd.map(lambda _: segment(service, photo, "png", "json").files, range(16)))
     assert all(answer == alone for answer in answers)
+
+
+def test_photos_of_a_batch_return_the_same(service: Service) -> None:
+    """Runs side by side, on photos of different sizes, change no byte of the results."""
+    sizes = ((640, 480), (480, 640), (1280, 960), (600, 600), (700, 200))
+    photos = [encoded(size, quality=90) for size in sizes]
+    settings = Settings(memory=limit_with(900 * MIB), threads=2, cache=str(CACHE))
+    batch = Service(settings, Batch(Options.defaults(settings), jobs=4))
+    alone = [segment(service, photo, *ALL).files for photo in photos]
+    with ThreadPoolExecutor(4) as crowd:
+        answers = list(crowd.map(lambda photo: segment(batch, photo, *ALL).files, photos * 3))
+    assert answers == alone * 3
+
+
+@pytest.mark.parametrize(
+    ("threads", "mib", "options", "jobs", "streams"),
+    [
+        pytest.param(1, 4096, {}, 2, 1, id="one CPU"),
+        pytest.param(2, 4096, {}, 3, 2, id="two CPUs"),
+        pytest.param(8, 4096, {}, 9, 8, id="eight CPUs"),
+        pytest.param(8, 4096, {}, 1, 1, id="one photo at a time"),
+        pytest.param(8, 4096, {}, 3, 2, id="equal shares of the threads"),
+        pytest.param(8, 800, {}, 9, 4, id="less memory"),
+        pytest.param(8, 200, {}, 9, 1, id="little memory"),
+        pytest.param(8, 4096, {"render_factor": "100"}, 9, 2, id="a large input"),
+        pytest.param(8, 4096, {"render_factor": "auto"}, 9, 1, id="an input of any size"),
+        pytest.param(8, 4096, {"detail": "2"}, 9, 1, id="several runs per photo"),
+    ],
+)
+def test_streams_of_a_batch(threads: int, mib: int, options: dict[str, str], jobs: int, streams: int) -> None:
+    batch = Batch(Options.parse(options, Settings()), jobs)
+    run = Footprint(20 * MIB, bytes_per_pixel=500, bytes_per_instance=100_000)
+    assert batch.streams(threads, mib * MIB, 100, run) == streams
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """Segment a folder of photos and videos: several at a time, resumable, with datasets at the end.
 
-Decoding, drawing and encoding of some photos overlap with the run of the network on another. The service runs the
-network on one photo at a time, and reserves the memory of each photo before it is decoded, so additional jobs wait and
-do not use more memory.
+Decoding, drawing and encoding of some photos overlap with runs of the network on others. The service reserves the
+memory of each photo before it is decoded, so additional jobs wait and do not use more memory.
 
 A video is treated as a folder of frames: clip.mp4/000001.png and so on in datasets and in the output, numbered as
 FFmpeg numbers images. Its overlays, however, are one video.
@@ -28,17 +27,25 @@ from segment.dataset.segmenter import Segmenter
 from segment.dataset.work import Work
 from segment.errors import StorageError
 from segment.labelling.labelstudio import Control, prediction_version
-from segment.service import Service
+from segment.options import Options
+from segment.service import Batch, Service
 
 SHOWN_FAILURES = 20
 """Number of failures that are printed at the end; errors.csv contains all."""
 
 
-def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = None) -> int:
+def batch(paths: Sequence[Path], options: Options, jobs: int | None = None) -> Batch:
+    """The photos in `paths`, for the service of a run. `jobs`: by default one more than the CPUs."""
+    jobs = jobs or container.cpus() + 1
+    single = all(path.suffix.lower() in photos.SUFFIXES for path in paths) and not any(path.is_dir() for path in paths)
+    return Batch(options, min(jobs, len(paths)) if single else jobs)
+
+
+def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
     """Segment the photos and videos in `paths`, then write the datasets. Returns 0, or 1 if any photo failed.
 
-    `jobs`: number of photos that are processed at a time; by default one more than the CPUs. Photos that an earlier run
-    with the same options finished are skipped. Photos that fail are listed at the end and in errors.csv.
+    `jobs`: number of photos that are processed at a time. Photos that an earlier run with the same options finished are
+    skipped. Photos that fail are listed at the end and in errors.csv.
 
     Raises ModelError, OptionError, StorageError.
     """
@@ -55,8 +62,7 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
     except OSError as refused:
         raise StorageError(f"The output folder {job.output} cannot be created: {refused.strerror}.") from None
     with Journal(job.output) as journal:
-        count = jobs or container.cpus() + 1
-        with ThreadPoolExecutor(count) as pool, tqdm(unit="photo", disable=not sys.stderr.isatty()) as bar:
+        with ThreadPoolExecutor(jobs) as pool, tqdm(unit="photo", disable=not sys.stderr.isatty()) as bar:
 
             def progress(line: str) -> None:
                 bar.update()
@@ -64,7 +70,7 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int | None = No
                     tqdm.write(line)
 
             recorder = Recorder(journal, progress)
-            work = Work(Segmenter(job, service, pool, count), recorder)
+            work = Work(Segmenter(job, service, pool, jobs), recorder)
             for photo in itertools.chain(first, found):
                 work.add(photo)
             work.finish()

@@ -6,7 +6,7 @@ module per model family (families/). `detectron2.py` runs detectron2 itself, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +32,10 @@ class Engine(Protocol):
     def footprint(self) -> Footprint:
         """The memory of a run in addition to the loaded model."""
 
+    @property
+    def streams(self) -> int:
+        """Number of runs that may take place at the same time; further ones wait."""
+
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The (width, height) to which a photo of `size` should be scaled; None if any size is accepted.
 
@@ -53,6 +57,11 @@ class Engine(Protocol):
         """
 
 
+def one_stream(memory: Footprint) -> int:
+    """1: runs of the network take turns."""
+    return 1
+
+
 def load(
     path: Path,
     *,
@@ -61,13 +70,23 @@ def load(
     labels: tuple[str, ...] = (),
     memory: Footprint | None = None,
     overrides: Mapping[str, float] | None = None,
+    streams: Callable[[Footprint], int] = one_stream,
 ) -> Engine:
     """Load a model file of any supported family. Raises ModelError.
 
     `cache`: folder for compiled models. `labels`: class names by index; replace the file's own. `memory`: memory of a
     run; by default from the file's metadata or, if missing, measured by footprint.py, which takes some seconds at the
-    first load. `overrides`: fields of the Footprint to replace.
+    first load. `overrides`: fields of the Footprint to replace. `streams`: the number of runs that may take place at
+    the same time, given the memory of one; each has an equal share of the threads.
     """
     from segment.engine import families
 
-    return families.load(path, threads=threads, cache=cache, labels=labels, memory=memory, overrides=overrides or {})
+    return families.load(
+        path,
+        threads=threads,
+        cache=cache,
+        labels=labels,
+        memory=memory,
+        overrides=overrides or {},
+        streams=streams,
+    )

@@ -65,7 +65,7 @@ class Detectron2:
             raise ModelError(f"The model in {folder.name} has no masks: it must be a GeneralizedRCNN with MASK_ON.")
         _load(self._model, _weights(folder))
         self.labels = labels or _labels(folder, config, self._model.roi_heads.num_classes)
-        self.stride = self._model.backbone.size_divisibility or 1
+        self.stride, self.streams = self._model.backbone.size_divisibility or 1, 1
         given = overrides or {}
         if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= given.keys():
             memory = Footprint(0, 0.0)

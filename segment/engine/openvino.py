@@ -18,14 +18,19 @@ from segment.errors import ModelError
 
 
 class Network:
-    """A compiled ONNX file. Not thread-safe. Raises ModelError.
+    """A compiled ONNX file. Raises ModelError.
 
-    `inputs` and `outputs` are in the file's order. `read_scales`: determine the scales of quantised inputs and outputs.
+    `streams`: number of runs that may take place at the same time, each on an equal share of the threads. They share
+    the weights; each has its own buffers, and any of them may execute a run. `inputs` and `outputs` are in the file's
+    order. `read_scales`: determine the scales of quantised inputs and outputs.
     """
 
-    def __init__(self, path: Path, threads: int, cache: Path | None = None, read_scales: bool = False) -> None:
-        self._compiled = compile_network(path, threads, cache)
-        self._request = self._compiled.create_infer_request()
+    def __init__(
+        self, path: Path, threads: int, cache: Path | None = None, read_scales: bool = False, streams: int = 1
+    ) -> None:
+        self._compiled = compile_network(path, threads, cache, streams)
+        self.streams = int(self._compiled.get_property("NUM_STREAMS"))  # OpenVINO may create fewer
+        self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
         ports = [_tensor_spec(port) for port in (*self._compiled.inputs, *self._compiled.outputs)]
         if read_scales and any(port.type in ("int8", "uint8") for port in ports):
             scales = openvino_graph.scales(_read(path))
@@ -33,13 +38,18 @@ class Network:
         self.inputs = tuple(ports[: len(self._compiled.inputs)])
         self.outputs = tuple(ports[len(self.inputs) :])
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-        """Run the network. The outputs are buffers of the runtime, which are valid until the next run."""
-        result = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+    def run(self, inputs: Mapping[str, NDArray[Any]], request: int = 0) -> tuple[NDArray[Any], ...]:
+        """Run the network. The outputs are buffers of the runtime, which are valid until the next run of the request.
+
+        `request`: a number below `streams`; different for runs at the same time. The first run must have ended before
+        another thread starts one: pybind11 initializes the conversion of arrays in the first call, and two first calls
+        can wait for each other forever.
+        """
+        result = self._requests[request].infer(dict(inputs), share_inputs=True, share_outputs=True)
         return tuple(result[index] for index in range(len(self.outputs)))
 
     def release(self) -> None:
-        """Free the buffers that are kept between runs."""
+        """Free the buffers that are kept between runs. There must be no run at the same time."""
         self._compiled.release_memory()
 
 
@@ -48,7 +58,7 @@ def disable_telemetry() -> None:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
+def compile_network(path: Path, threads: int, cache: Path | None, streams: int = 1) -> Any:
     """Compile a model file for this machine, or load it from the cache. Raises ModelError."""
     disable_telemetry()
     # oneDNN caches the code generated per layer and image size, by default 1,024 entries of about 50 kB. With few
@@ -60,7 +70,7 @@ def compile_network(path: Path, threads: int, cache: Path | None) -> Any:
         "INFERENCE_PRECISION_HINT": "f32",  # the default on CPUs with bf16 is bf16, which changes the results
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
         # OpenVINO would cache about 6 MB per image size for a Mask R-CNN and never free it. Without the cache, the
         # first run after a change of size takes a little longer.
         "CPU_RUNTIME_CACHE_CAPACITY": 0,

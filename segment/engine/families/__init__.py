@@ -7,7 +7,8 @@ A family is recognised by a file's inputs, outputs and metadata, never by its na
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,15 +66,14 @@ FAMILIES: tuple[_Module, ...] = (mask_rcnn, yolo, rfdetr, torchvision)
 
 
 class FileEngine:
-    """A loaded model file. See Engine for the interface.
-
-    Runs are serialized: a run uses all threads, and a concurrent run would need its own memory.
-    """
+    """A loaded model file. See Engine for the interface."""
 
     def __init__(self, network: Network, family: Family, memory: Footprint) -> None:
-        self._network, self._family, self._turn = network, family, threading.Lock()
+        self._network, self._family = network, family
         self.labels, self.stride = family.labels, family.stride
-        self.footprint = memory
+        self.footprint, self.streams = memory, network.streams
+        self._idle = list(range(network.streams))
+        self._changed = threading.Condition()
         self._last_size: tuple[int, int] | None = None
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -83,16 +83,17 @@ class FileEngine:
         return self._family.mask_bytes(size)
 
     def release(self) -> None:
-        with self._turn:
+        with self._changed:  # no run begins meanwhile
+            self._changed.wait_for(lambda: len(self._idle) == self.streams)
             self._network.release()
 
     def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
         size = pixels.shape[1], pixels.shape[0]
-        with self._turn:
-            if size != self._last_size:  # buffers kept for one size would add to those of another
+        with self._request() as request:
+            if self.streams == 1 and size != self._last_size:  # buffers kept for one size may add to those of another
                 self._network.release()
                 self._last_size = size
-            outputs = self._network.run(self._family.prepare(pixels, min_score, max_detections))
+            outputs = self._network.run(self._family.prepare(pixels, min_score, max_detections), request)
             found = self._family.read(outputs, size, min_score, max_detections)
         if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
             raise ModelError(
@@ -107,6 +108,19 @@ class FileEngine:
             )
         return found
 
+    @contextmanager
+    def _request(self) -> Iterator[int]:
+        """Wait for a request of the network that is idle."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle)
+            request = self._idle.pop()
+        try:
+            yield request
+        finally:
+            with self._changed:
+                self._idle.append(request)
+                self._changed.notify_all()
+
 
 def load(
     path: Path,
@@ -116,6 +130,7 @@ def load(
     labels: tuple[str, ...],
     memory: Footprint | None,
     overrides: Mapping[str, float],
+    streams: Callable[[Footprint], int],
 ) -> FileEngine:
     """Load a model file; see segment.engine.load."""
     properties = metadata(path)
@@ -129,7 +144,7 @@ def load(
     # Measure before this process loads the network, as both might not fit into memory.
     memory = memory or footprint.known(path, threads=threads, cache=cache)
     memory = replace(memory, **dict[str, Any](overrides))
-    network = Network(path, threads, cache, read_scales=converted is None)
+    network = Network(path, threads, cache, read_scales=converted is None, streams=streams(memory))
     signature = Signature(path.name, network.inputs, network.outputs, properties)
     family = recognise(signature, labels)
     if "bytes_per_pixel" not in overrides:
