@@ -67,7 +67,7 @@ def command(*arguments: object, **environment: str) -> list[object]:
 
 def finish(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     words, rest = command(*arguments, **environment)
-    return subprocess.run(words, capture_output=True, text=True, timeout=180, check=False, **rest)  # type: ignore
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, **rest)  # type: ignore
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -215,7 +215,7 @@ def test_sigterm_ends_process_1(cloud: Cloud) -> None:
         assert hold.reached.wait(60)
         (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(inner), signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     assert "Stopped by SIGTERM" in output
 
 

@@ -713,7 +713,7 @@ def test_same_place_is_refused(settings: dict[str, str], refused: str) -> None:
 def test_start_is_refused_in_one_line() -> None:
     settings = {"SEGMENT_INPUT_BUCKET": "pics", "SEGMENT_OUTPUT_BUCKET": "pics"}
     process = start("segment_object", free_port(), settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert b"in the same bucket" in output
     assert b"Traceback" not in output

@@ -30,6 +30,6 @@ def test_skips_fail_where_everything_is_required(tmp_path: Path, required: str, 
     plugins = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:schemathesis", "-p", "no:anyio"]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, str(tmp_path)]
     environment = {**os.environ, "REQUIRE_ALL": required}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert outcome in done.stdout
     assert ("needs root" in done.stdout) == bool(required)

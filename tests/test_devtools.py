@@ -29,4 +29,4 @@ def test_photo_dropped_into_a_folder_is_segmented(tmp_path: Path) -> None:
         assert found == ["detections.json", "overlay.png"]
         assert next(results.rglob("overlay.png")).parent.parent.name == "black.png"
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)

@@ -164,7 +164,7 @@ def storage_driver(folder: Path) -> str:
     """overlay, which shares files between layers, where the kernel allows it; otherwise vfs, which copies them."""
     places = [f"--root={folder / 'probe'}", f"--runroot={folder / 'probe-run'}"]
     probe = ["buildah", *places, "--storage-driver=overlay", "info"]
-    done = subprocess.run(probe, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(probe, capture_output=True, timeout=600, check=False)
     return "overlay" if done.returncode == 0 else "vfs"
 
 
@@ -233,7 +233,7 @@ class Container:
 
     def segment(self, body: bytes, **options: str) -> requests.Response:
         return requests.post(
-            f"{self.url}/segment", params=options, data=body, headers={"content-type": "image/jpeg"}, timeout=120
+            f"{self.url}/segment", params=options, data=body, headers={"content-type": "image/jpeg"}, timeout=600
         )
 
 
@@ -258,7 +258,7 @@ def inside(image: Built, command: list[str], **environment: str) -> list[str]:
 
 def run_inside(image: Built, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     argv = inside(image, command, **environment)
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
 
 
 @contextlib.contextmanager

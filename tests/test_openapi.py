@@ -83,7 +83,7 @@ def test_the_commands_in_docs_run_as_they_are_written(server: Server, photo: byt
     commands = code(server, "commands")
     assert all(line.startswith("curl --fail-with-body ") for line in commands.splitlines())
     subprocess.run(
-        ["sh", "-e"], input=commands, text=True, cwd=tmp_path, env=os.environ | addresses, check=True, timeout=60
+        ["sh", "-e"], input=commands, text=True, cwd=tmp_path, env=os.environ | addresses, check=True, timeout=600
     )
     assert Image.open(tmp_path / "out.png").format == "PNG"
     assert Image.open(tmp_path / "out.webp").format == "WEBP"
@@ -99,7 +99,7 @@ def test_the_command_in_deploy_runs_as_it_is_written(server: Server, photo: byte
         (tmp_path / name).write_text(f"#!/bin/sh\necho {answer}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=os.environ | path, check=True, timeout=60)
+    subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=os.environ | path, check=True, timeout=600)
     assert Image.open(tmp_path / "segmented.png").size == (320, 240)
 
 
@@ -145,7 +145,7 @@ def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
     arguments = [*checks, "--phases=examples,coverage,fuzzing", "--max-examples=15", "--seed=1"]
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(SCHEMATHESIS), "run", *arguments]
     done = subprocess.run(
-        [*command, server.url + "/openapi.json"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [*command, server.url + "/openapi.json"], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout
 
@@ -203,8 +203,8 @@ def test_a_client_generated_by_openapi_python_client(server: Server, photo: byte
     (tmp_path / "photo.jpg").write_bytes(photo)
     (tmp_path / "use.py").write_text(PYTHON_CLIENT, encoding="utf-8")
     generate = ["generate", "--url", server.url + "/openapi.json", "--meta", "none", "--output-path", "client"]
-    subprocess.run([python.with_name("openapi-python-client"), *generate], cwd=tmp_path, check=True, timeout=60)
-    subprocess.run([python, "use.py", server.url, "photo.jpg"], cwd=tmp_path, check=True, timeout=60)
+    subprocess.run([python.with_name("openapi-python-client"), *generate], cwd=tmp_path, check=True, timeout=600)
+    subprocess.run([python, "use.py", server.url, "photo.jpg"], cwd=tmp_path, check=True, timeout=600)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_the_wheel_segments_in_an_empty_environment(version: str, wheel: Path, t
     ]
     elsewhere = f"cd '{tmp_path}' && exec '{programs}/segment' serve"  # not in the checkout, which it would import
     with serve(command=("sh", "-c", elsewhere)) as server:
-        assert requests.get(server.url + "/ready", timeout=120).ok
+        assert requests.get(server.url + "/ready", timeout=600).ok
         assert "<title>Segment</title>" in requests.get(server.url, timeout=60).text
     for extra, arguments in NEEDS.items():
         done = subprocess.run(

@@ -859,7 +859,7 @@ class TestTakingAway:
             (folder / "my photo.jpg").write_bytes(photo)
             result.locator("#snippet-format").select_option(label=result_format)
             code = result.locator("#snippet").inner_text()
-            subprocess.run(program[language], input=code, text=True, cwd=folder, check=True, timeout=180)
+            subprocess.run(program[language], input=code, text=True, cwd=folder, check=True, timeout=600)
             (made,) = set(folder.iterdir()) - {folder / "my photo.jpg"}
             return made
 

@@ -217,7 +217,7 @@ class TestBounds:
         (tmp_path / "huge.jpg").write_bytes(bytes(90 * MIB))
         command = ["curl", "-sS", "--data-binary", f"@{tmp_path}/huge.jpg", "-w", "\n%{http_code} %{size_upload}"]
         done = subprocess.run(
-            [*command, small.url + "/segment"], capture_output=True, text=True, check=True, timeout=60
+            [*command, small.url + "/segment"], capture_output=True, text=True, check=True, timeout=600
         )
         assert done.stdout.splitlines()[-1] == "413 0"
 

@@ -62,7 +62,7 @@ def terraform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terraform]:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=600,
                 check=False,
             )
 
@@ -103,7 +103,7 @@ def test_files_are_formatted() -> None:
         ["terraform", "fmt", "-check", "-diff", "-recursive", MODULE],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout
@@ -158,7 +158,7 @@ def test_checkov_findings_are_explained(framework: str, what: list[str | Path]) 
         [TOOLS / "checkov", "--framework", framework, *what, "--skip-download", "--output", "json"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "LOG_LEVEL": "ERROR"},
         check=False,
     )

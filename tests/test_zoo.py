@@ -369,7 +369,7 @@ def segment_command(*arguments: str, **settings: str) -> subprocess.CompletedPro
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SEGMENT_")}
     command = [sys.executable, "-m", "segment", *arguments]
     return subprocess.run(
-        command, env=inherited | settings, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, env=inherited | settings, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
 
 
