@@ -25,7 +25,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import onnx
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,6 +32,7 @@ from benchmarks import checkpoints, latency, memory, models, serving
 from benchmarks.report import processor
 from segment import convert, zoo
 from segment.convert import config as configs
+from segment.convert import storage
 from segment.zoo import table
 from training.shapes import scene
 
@@ -109,7 +109,7 @@ def _model(name: str, precision: str, folder: Path) -> Path:
         for seed, photo in enumerate(photos):
             Image.fromarray(scene(models.CALIBRATION_SEED + seed, (640, 480))[0]).save(photo)
         model = convert.quantised(convert.load(_model(name, "fp32", folder)), photos)
-    onnx.save(model, path)
+    storage.save(model, path)
     return path
 
 

@@ -263,6 +263,8 @@ def check_output(path: Path) -> None:
 
 def check_calibration(calibrate: Path | None) -> None:
     """Raise ConversionError if the calibration folder contains no photos."""
+    if calibrate and not calibrate.exists():
+        raise ConversionError(f"--calibrate {calibrate}: there is no such folder.")
     if calibrate and not next(find([calibrate]), None):
         raise ConversionError(f"--calibrate {calibrate}: there are no photos in this folder.")
 

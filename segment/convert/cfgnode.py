@@ -13,6 +13,9 @@ from segment.convert.architecture import (
     BASIC,
     BLOCKS,
     HEAD_NORMS,
+    LARGEST,
+    MAX_FLOAT,
+    MAX_SIDE,
     NORMS,
     POOLER_TYPES,
     Anchors,
@@ -112,7 +115,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         )
     feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
     mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
-    std = keys.numbers("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
+    std = keys.positive("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
     if pyramid:
         rpn_levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
         roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
@@ -217,12 +220,12 @@ def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
     return Proposals(
         levels=levels,
         conv_dims=tuple(int(d) for d in keys.numbers("MODEL.RPN.CONV_DIMS", [-1])),
-        anchors=Anchors(sizes, ratios, float(keys.get("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0))),
-        box_weights=keys.numbers("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, 4),
-        nms=float(keys.get("MODEL.RPN.NMS_THRESH", 0.7)),
+        anchors=Anchors(sizes, ratios, keys.number("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0)),
+        box_weights=keys.positive("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, 4),
+        nms=keys.number("MODEL.RPN.NMS_THRESH", 0.7),
         before_nms=keys.whole("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000),
         after_nms=keys.whole("MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
-        min_size=float(keys.get("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0)),
+        min_size=keys.number("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0.0),
     )
 
 
@@ -256,8 +259,8 @@ def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead
         sigmoid=bool(keys.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False)),
         cascade=cascade,
         box_weights=tuple(tuple(float(v) for v in stage) for stage in weights),
-        min_score=float(keys.get("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05)),
-        nms=float(keys.get("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5)),
+        min_score=keys.number("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05),
+        nms=keys.number("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5),
         max_detections=keys.whole("TEST.DETECTIONS_PER_IMAGE", 100),
     )
 
@@ -348,7 +351,7 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit
 def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) -> Pooler:
     return Pooler(
         levels=levels,
-        resolution=keys.whole(head + ".POOLER_RESOLUTION", resolution),
+        resolution=keys.whole(head + ".POOLER_RESOLUTION", resolution, high=MAX_SIDE),
         sampling_ratio=keys.whole(head + ".POOLER_SAMPLING_RATIO", 0, low=0),
         aligned=keys.get(head + ".POOLER_TYPE", "ROIAlignV2") == "ROIAlignV2",
     )
@@ -378,25 +381,41 @@ class _Keys:
                 "SEGMENT_ENGINE=detectron2 runs all others."
             )
 
-    def whole(self, key: str, default: int, low: int = 1) -> int:
+    def whole(self, key: str, default: int, low: int = 1, high: int = LARGEST) -> int:
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ConversionError(f"{key} is {value!r}; it must be a whole number of at least {low}.")
+        if value > high:
+            raise ConversionError(f"{key} is {value}; the maximum is {high:,}.")
         return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.get(key, default)
+        if not _is_number(value):
+            raise ConversionError(f"{key} is {value!r}; it must be a number.")
+        return float(value)
 
     def numbers(self, key: str, default: list[float], count: int | None = None) -> tuple[float, ...]:
         value = self.get(key, default)
         if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
             raise ConversionError(f"{key} is {value!r}; it must be a list of {f'{count} ' if count else ''}numbers.")
-        try:
-            return tuple(float(v) for v in value)
-        except (TypeError, ValueError):
-            raise ConversionError(f"{key} is {value!r}; it must be a list of numbers.") from None
+        if not all(map(_is_number, value)):
+            raise ConversionError(f"{key} is {value!r}; it must be a list of numbers.")
+        return tuple(float(v) for v in value)
+
+    def positive(self, key: str, default: list[float], count: int) -> tuple[float, ...]:
+        """Numbers by which others are divided."""
+        numbers = self.numbers(key, default, count)
+        if min(numbers) <= 0:
+            raise ConversionError(f"{key} is {list(numbers)}; all numbers must be more than 0.")
+        return numbers
 
     def per_level(self, key: str, default: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:
         rows = self.get(key, default)
         if not isinstance(rows, list | tuple) or len(rows) not in (1, levels):
             raise ConversionError(f"{key} is {rows!r}; it must contain 1 list, or {levels}, one per level.")
+        if not all(isinstance(row, list | tuple) and row and all(map(_is_number, row)) for row in rows):
+            raise ConversionError(f"{key} is {rows!r}; it must contain lists of numbers.")
         rows = list(rows) * (levels if len(rows) == 1 else 1)
         return tuple(tuple(float(v) for v in row) for row in rows)
 
@@ -418,3 +437,11 @@ class _Keys:
                 f"in the order {', '.join(admitted)}."
             )
         return levels
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that fits float32. Strings of numbers, such as 1e-3 in YAML, are numbers."""
+    try:
+        return not isinstance(value, bool) and abs(float(value)) <= MAX_FLOAT
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -31,6 +31,8 @@ MAX_PICKLE_BYTES = 64 << 20
 """Maximum size of data.pkl, which contains the names and shapes of a checkpoint's tensors."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first object in a file of torch.save before 1.6 (torch/serialization.py)."""
+_PARALLEL = "module."
+"""Prefix of all names if the model was saved inside of DistributedDataParallel. detectron2 removes it, too."""
 
 
 def read(path: Path) -> Tensors:
@@ -45,7 +47,7 @@ def read(path: Path) -> Tensors:
         raise ConversionError(
             f"The checkpoint {path.name} is damaged or truncated ({type(error).__name__}). Download or copy it again."
         ) from None
-    if document == _LEGACY_MAGIC:
+    if isinstance(document, int) and document == _LEGACY_MAGIC:
         raise ConversionError(
             f"The checkpoint {path.name} was saved with PyTorch 1.5 or earlier. Save it again with a later version: "
             f"torch.save(torch.load('{path.name}', map_location='cpu'), 'new.pth')."
@@ -56,6 +58,8 @@ def read(path: Path) -> Tensors:
             f'The checkpoint {path.name} has the wrong structure; it must be {{"model": {{name: array}}}}.'
         )
     tensors = {str(name): value for name, value in model.items() if isinstance(value, np.ndarray)}
+    if tensors and all(name.startswith(_PARALLEL) for name in tensors):
+        tensors = {name.removeprefix(_PARALLEL): value for name, value in tensors.items()}
     if not tensors:
         raise ConversionError(f"The checkpoint {path.name} contains no tensors.")
     numeric = {name: t for name, t in tensors.items() if t.dtype.kind in "fiub"}

@@ -31,6 +31,7 @@ MAX_BYTES = 2 << 20
 MAX_VALUES = 200_000
 """Maximum number of values in a document whose aliases are expanded."""
 MAX_DEPTH = 64
+_TOO_DEEP = f"it has more than the maximum of {MAX_DEPTH} nested levels."
 BASE = "_BASE_"
 """The key with the path of the base config, or a list of them."""
 MAX_FILES = 16
@@ -148,7 +149,8 @@ def _read_one(path: Path) -> dict[str, Any]:
     except ConversionError as error:
         raise ConversionError(f"The config {path.name} is refused: {error}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
-        raise ConversionError(f"The config {path.name} is not valid YAML: {error}.") from None
+        reason = " ".join(str(error).split())  # PyYAML's reasons have several lines
+        raise ConversionError(f"The config {path.name} is not valid YAML: {reason}.") from None
     if not isinstance(document, dict):
         raise ConversionError(f"The config {path.name} is not a detectron2 config: it is not a mapping.")
     return cast("dict[str, Any]", document)
@@ -161,6 +163,8 @@ def _check_size(text: str) -> None:
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             stack.append(_Size(event.anchor))
+            if len(stack) > MAX_DEPTH:  # here, because parsing takes time in proportion to the square of the depth
+                raise ConversionError(_TOO_DEEP)
             continue
         if isinstance(event, yaml.CollectionEndEvent):
             closed = stack.pop()
@@ -176,8 +180,8 @@ def _check_size(text: str) -> None:
             anchored[closed.anchor] = closed
         stack[-1].values += closed.values
         stack[-1].height = max(stack[-1].height, closed.height + 1)
-        if len(stack) > MAX_DEPTH or stack[-1].height > MAX_DEPTH:
-            raise ConversionError(f"it has more than the maximum of {MAX_DEPTH} nested levels.")
+        if stack[-1].height > MAX_DEPTH:
+            raise ConversionError(_TOO_DEEP)
         if stack[-1].values > MAX_VALUES:
             raise ConversionError(f"it has more than the maximum of {MAX_VALUES:,} values.")
 

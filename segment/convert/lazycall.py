@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from segment.convert.architecture import NORMS
+from segment.convert.architecture import LARGEST, MAX_FLOAT, NORMS
 from segment.convert.document import Name, Partial
 from segment.errors import ConversionError
 
@@ -149,15 +149,17 @@ class Call:
             raise ConversionError(f"{self.key(name)} is {str(value)!r}; supported: {', '.join(allowed)}.")
         return str(value)
 
-    def whole(self, name: str, *default: int, low: int = 1) -> int:
+    def whole(self, name: str, *default: int, low: int = 1, high: int = LARGEST) -> int:
         value = self.take(name, *default)
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ConversionError(f"{self.key(name)} is {value!r}; it must be a whole number of at least {low}.")
+        if value > high:
+            raise ConversionError(f"{self.key(name)} is {value}; the maximum is {high:,}.")
         return value
 
     def number(self, name: str, *default: float) -> float:
         value = self.take(name, *default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not _is_number(value):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must be a number.")
         return float(value)
 
@@ -165,7 +167,7 @@ class Call:
         value = self.take(name, *default)
         if not isinstance(value, list | tuple) or (count and len(value) != count):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of {count or 'some'} numbers.")
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        if not all(map(_is_number, value)):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of numbers.")
         return tuple(float(v) for v in value)
 
@@ -182,10 +184,9 @@ class Call:
         rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
         if len(rows) not in (1, levels):
             raise ConversionError(f"{self.key(name)} is {value!r}; it must contain one list, or one for each level.")
-        try:
-            return tuple(tuple(float(v) for v in row) for row in rows * (levels if len(rows) == 1 else 1))
-        except (TypeError, ValueError):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of numbers.") from None
+        if not all(isinstance(row, list | tuple) and row and all(map(_is_number, row)) for row in rows):
+            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of numbers.")
+        return tuple(tuple(float(v) for v in row) for row in rows * (levels if len(rows) == 1 else 1))
 
     def class_of(self, name: str, wanted: tuple[str, ...], *, required: bool = False) -> str:
         """The class of detectron2 that an argument names, without its module; by default the first of `wanted`."""
@@ -208,6 +209,10 @@ class Call:
                 f"{self.key(name)} is {names!r}; it must be a list of consecutive maps, the finest first."
             )
         return levels
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
 
 
 def _is_index(value: Any) -> bool:

@@ -19,6 +19,7 @@ from segment.convert.architecture import (
     BASIC,
     BLOCKS,
     HEAD_NORMS,
+    MAX_SIDE,
     NORMS,
     POOLER_TYPES,
     Anchors,
@@ -567,6 +568,6 @@ def _pooler(heads: Call, maps: Mapping[str, int], features: str, name: str) -> P
     scales = call.numbers("scales", len(levels))
     if scales != tuple(0.5**level for level in levels):
         raise ConversionError(f"{call.key('scales')} is {scales}; it must be 1 / stride of {features}.")
-    pooler = Pooler(levels, call.whole("output_size"), call.whole("sampling_ratio", low=0), aligned)
+    pooler = Pooler(levels, call.whole("output_size", high=MAX_SIDE), call.whole("sampling_ratio", low=0), aligned)
     call.finish()
     return pooler

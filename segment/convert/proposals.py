@@ -55,9 +55,9 @@ def limit(model: onnx.ModelProto, most: int) -> int:
     constant = next((constant for constant in model.graph.initializer if constant.name == MOST), None)
     if constant is None:
         raise ConversionError("The model was converted by an earlier version. Convert its checkpoint again.")
-    fewer = np.minimum(numpy_helper.to_array(constant), most)
-    constant.CopyFrom(numpy_helper.from_array(fewer, MOST))
-    return int(fewer[0])
+    fewer = min(int(numpy_helper.to_array(constant)[0]), most)
+    constant.CopyFrom(numpy_helper.from_array(np.array([fewer], np.int64), MOST))
+    return fewer
 
 
 class _Head:
