@@ -34,7 +34,7 @@ check-model:
 	esac
 
 test: lint .cache/terraform/installed
-	$(BIN)/pytest -n 3 --dist loadfile -rs -m "not slow"
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m "not slow"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -21,6 +21,12 @@ from training.shapes import scene
 OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requirements-beam.txt", "test_package.py")
 """Skips whose reason contains one of these are allowed: their Python package is optional or installed elsewhere."""
 
+LONGEST = str.split(
+    "test_page test_bucket test_terraform test_convert test_startup test_soak test_server test_backfill test_service "
+    "test_dataset test_image test_bucket_dataset test_quantise test_zoo test_video test_model"
+)
+"""The files that take longest. With `--dist loadfile`, one that starts last would keep one worker busy at the end."""
+
 settings.register_profile("tests", deadline=None)  # the default of 200 ms fails on a loaded machine
 settings.load_profile("tests")
 
@@ -28,6 +34,12 @@ settings.load_profile("tests")
 def pytest_configure() -> None:
     """Keep compiled models in one cache, also for the processes that tests start."""
     os.environ["SEGMENT_CACHE"] = str(CACHE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest; the others keep their order."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.hookimpl(wrapper=True)
