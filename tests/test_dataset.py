@@ -233,6 +233,19 @@ def test_results_in_the_folder_of_the_photos_are_not_segmented(photos: Path) -> 
         assert names(load(photos / "deeper" / "out")) == ["IMG_0001.jpg", "b.png"]
 
 
+def test_what_is_not_a_file_is_reported(tmp_path: Path) -> None:
+    """Reading a named pipe would wait forever for someone who writes to it."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "broken-link.jpg").symlink_to("nowhere.jpg")
+    (folder / "folder-link.jpg").symlink_to(folder)
+    assert run(folder, "-o", out, "-f", "json") == 1
+    failures = (out / "errors.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in failures] == ["broken-link.jpg", "folder-link.jpg", "pipe.jpg"]
+    assert "not a regular file" in failures[-1]
+
+
 def test_several_folders_keep_their_names(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos / "deeper", photos / "IMG_0001.jpg", tmp_path / "none", "-o", out, "-d", "coco") == 1

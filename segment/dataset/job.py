@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from segment.dataset.photos import Photo
-from segment.errors import OptionError
+from segment.errors import OptionError, UnsupportedImage
 from segment.formats import FORMATS, OVERLAY_FORMATS, Format
 from segment.model import locate
 from segment.options import Options
@@ -44,8 +45,13 @@ class Job:
     image_root: str = ""
 
     def key(self, photo: Photo, service: Service) -> tuple[str, int]:
-        """A hash of what the results depend on, and the photo's modification time in nanoseconds. Raises OSError."""
+        """A hash of what the results depend on, and the photo's modification time in nanoseconds.
+
+        Raises OSError, and UnsupportedImage for a named pipe or a device, which would be read without an end.
+        """
         status, model = photo.path.stat(), locate(service.settings)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsupportedImage("This is not a regular file, but a folder, a named pipe or a device.")
         made_by = (str(model), model.stat().st_mtime_ns, service.settings.engine, self.options, self.formats)
         given = (
             *made_by,
