@@ -36,18 +36,21 @@ def _never() -> bool:
 class Reservation:
     """Bytes of a budget held by one request. A reservation can grow; it is released as a whole.
 
-    `blocked`: the request cannot continue until another one ends. If all are blocked, one of them is refused.
+    `since`: when it was made, by time.monotonic(). `blocked`: the request cannot continue until another one ends. If
+    all are blocked, the oldest that waits to grow is `refused`.
     """
 
     def __init__(self, budget: Budget) -> None:
         self.bytes = 0
+        self.since = time.monotonic()
         self.blocked = False
+        self.refused = False
         self._budget = budget
 
     def try_grow(self, count: int) -> bool:
         """Reserve `count` more bytes if available, without waiting.
 
-        Raises TooLarge if the reservation would exceed the capacity, Busy if all other holders wait to grow as well.
+        Raises TooLarge if the reservation would exceed the capacity, Busy if it is refused, see above.
         """
         return self._budget._try_grow(self, count)
 
@@ -86,7 +89,8 @@ class Budget:
         self.wait_seconds = wait_seconds
         self._queue, self._reclaim = queue, reclaim
         self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[Reservation] = deque()
+        self._growing: dict[Reservation, float] = {}  # those that wait to grow, and since when
         self._holders: set[Reservation] = set()
         self._own = 0
         self._fixed, self._streams = fixed, streams
@@ -97,6 +101,12 @@ class Budget:
     def fits(self, own: int, network: int) -> bool:
         """Whether a request of this size is within the capacity."""
         return own + max(network, self._fixed) <= self.capacity
+
+    def longest_wait(self) -> float:
+        """How many seconds the request that has waited longest has been waiting; 0 if none waits."""
+        with self._changed:
+            starts = [*self._growing.values(), *(reservation.since for reservation in self._waiting)]
+            return time.monotonic() - min(starts) if starts else 0.0
 
     @contextlib.contextmanager
     def reserve(self, own: int = 0, network: int = 0, cancelled: Callable[[], bool] = _never) -> Iterator[Reservation]:
@@ -129,15 +139,14 @@ class Budget:
                 self._release(reservation)
 
     def _take(self, reservation: Reservation, own: int, network: int, cancelled: Callable[[], bool]) -> None:
-        turn = object()
         with self._changed:
             waits = self._waiting or not self._admits(own, network)
             if waits and len(self._waiting) >= self._queue:
                 raise Busy(f"{len(self._waiting)} requests are waiting for memory. Try again in a moment.", 2)
-            self._waiting.append(turn)
+            self._waiting.append(reservation)
             try:
                 until = time.monotonic() + self.wait_seconds
-                while self._waiting[0] is not turn or not self._admits(own, network):
+                while self._waiting[0] is not reservation or not self._admits(own, network):
                     self._wait(until, self.wait_seconds)
                     if cancelled():
                         raise Cancelled
@@ -145,7 +154,7 @@ class Budget:
                 self._runs.append(network)
                 self._reclaiming = reclaim = self._needs_reclaim(network)
             finally:
-                self._waiting.remove(turn)
+                self._waiting.remove(reservation)
                 self._changed.notify_all()
         if reclaim:
             self._run_reclaim(reservation, network)
@@ -200,11 +209,15 @@ class Budget:
                 raise self._too_large(reservation.bytes + count + self._fixed)
             reservation.blocked = self._own + count + self._run() > self.capacity
             if not reservation.blocked:
+                self._growing.pop(reservation, None)
                 self._add(reservation, count)
-            elif all(other.blocked for other in self._holders if other.bytes):
-                reservation.blocked = False
+                return True
+            self._growing.setdefault(reservation, time.monotonic())
+            if all(other.blocked and not other.refused for other in self._holders if other.bytes):
+                min(self._growing, key=lambda growing: (not growing.bytes, growing.since)).refused = True
+            if reservation.refused:
                 raise Busy("No memory is available for the rest of this photo. Try again in a moment.", 5)
-            return not reservation.blocked
+            return False
 
     def _grow(self, reservation: Reservation, count: int, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -221,6 +234,7 @@ class Budget:
         self._own -= reservation.bytes
         reservation.bytes = 0
         reservation.blocked = False
+        self._growing.pop(reservation, None)
         self._holders.discard(reservation)
         self._changed.notify_all()
 

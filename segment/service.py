@@ -30,7 +30,9 @@ from segment.resize import MAX_RENDER_FACTOR, pixels
 from segment.settings import Settings
 
 TRAFFIC_SHARE = 0.1
-"""Share of the memory for requests that is set aside for received files, until their responses are sent."""
+"""Share of the memory for requests that is set aside for received files, until their results are made."""
+CROWDED_SECONDS = 1.0
+"""After a request has waited this long for memory, clients must not read results slowly. It waits for others, too."""
 
 EXPECTED_BYTES = {"openvino": 96 << 20, "detectron2": 640 << 20}
 EXPECTED_PER_FILE_BYTE = 1.25
@@ -188,11 +190,21 @@ class Service:
         return min(self.settings.max_upload, self._load().traffic.capacity)
 
     def receive(self) -> AbstractContextManager[Reservation]:
-        """A reservation for a received file: grow it as bytes arrive, and hold it until the response is sent.
+        """A reservation for a received file: grow it as bytes arrive, and hold it until the results are made.
 
         Loads the model, as the budget depends on the memory left. Raises Busy, ModelError.
         """
         return self._load().traffic.reserve()
+
+    @property
+    def uploads_wait(self) -> bool:
+        """Whether an upload waits for memory."""
+        return self._loaded is not None and self._loaded.traffic.longest_wait() > 0
+
+    @property
+    def requests_wait(self) -> bool:
+        """Whether a request has waited for memory for CROWDED_SECONDS."""
+        return self._loaded is not None and self._loaded.budget.longest_wait() > CROWDED_SECONDS
 
     def segment(
         self,

@@ -251,17 +251,43 @@ def test_growing_waits_for_free_memory() -> None:
 
 
 def test_a_deadlock_between_growing_reservations_is_resolved() -> None:
-    """Two partly received photos fill the budget: the second that needs more is refused, the first continues."""
+    """Two partly received photos fill the budget: the older, which was slower, is refused, the other continues."""
     budget = Budget(100, wait_seconds=20)
-    with contextlib.ExitStack() as second, budget.reserve() as first:
-        other = second.enter_context(budget.reserve())
-        first.grow(50)
-        other.grow(50)
-        assert not first.try_grow(10)
-        with pytest.raises(Busy, match="rest of this photo"):
-            other.try_grow(10)
-        second.close()
-        first.grow(10)
+    with contextlib.ExitStack() as first, budget.reserve() as newcomer:
+        old = first.enter_context(budget.reserve())
+        with budget.reserve() as young:
+            old.grow(50)
+            young.grow(50)
+            assert not newcomer.try_grow(10)
+            assert not old.try_grow(10)
+            assert not young.try_grow(10)
+            assert not newcomer.try_grow(10)
+            with pytest.raises(Busy, match="rest of this photo"):
+                old.try_grow(10)
+            assert budget.longest_wait() > 0
+            first.close()
+            young.grow(10)
+            newcomer.grow(40)
+            assert budget.longest_wait() == 0
+
+
+def test_how_long_a_request_has_waited() -> None:
+    budget = Budget(100)
+    assert budget.longest_wait() == 0
+
+    def reserve() -> None:
+        with budget.reserve(60):
+            pass
+
+    waiting = threading.Thread(target=reserve)
+    with held(budget, 60):
+        waiting.start()
+        until = time.monotonic() + 10
+        while budget.longest_wait() < 0.05 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert 0.05 <= budget.longest_wait() < 10
+    waiting.join(10)
+    assert budget.longest_wait() == 0
 
 
 def test_a_disconnected_client_does_not_wait() -> None:

@@ -123,6 +123,28 @@ class TestSlowClients:
             stack.close()
             check_alive(small, photo)
 
+    def test_slow_bodies_do_not_keep_the_memory_from_others(self, small: Server, photo: bytes) -> None:
+        """80 clients fill the memory for uploads and go on at 4 KB/s, which is allowed while nobody else waits."""
+        room = requests.get(small.url + "/model", timeout=60).json()["memory_free"] / 9  # a tenth of all
+        slow = [connect(small, HEAD + b"Content-Length: 4000000\r\n\r\n") for _ in range(80)]
+        over = threading.Event()
+
+        def drip(connection: socket.socket) -> None:
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(bytes(int(0.97 * room / 80)))
+                while not over.wait(4):
+                    connection.sendall(bytes(17 << 10))
+
+        with ThreadPoolExecutor(80) as crowd:
+            for connection in slow:
+                crowd.submit(drip, connection)
+            try:
+                time.sleep(2)
+                body = larger(photo, int(0.4 * room))
+                assert requests.post(small.url + "/segment", data=body, headers=JPEG, timeout=60).status_code == 200
+            finally:
+                over.set()
+
     def test_a_body_that_stalls_is_closed(self, small: Server, photo: bytes) -> None:
         """Six stalled bodies fill the memory for uploads. Another photo is segmented after they are closed."""
         with contextlib.ExitStack() as stack:
@@ -147,6 +169,12 @@ class TestSlowClients:
                 stack.enter_context(connection)
             time.sleep(2)
             check_alive(small, photo)
+
+
+def larger(photo: bytes, size: int) -> bytes:
+    """The JPEG `photo` with comments, so that it has at least `size` bytes."""
+    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)
+    return photo[:2] + comment * (size // len(comment) + 1) + photo[2:]
 
 
 def _send(connection: socket.socket, data: bytes) -> None:

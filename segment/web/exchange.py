@@ -1,4 +1,4 @@
-"""A request with photos, and the memory that is reserved for it until its response has been sent."""
+"""A request with photos, and the memory that is reserved for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ Handler = Callable[[Service, Request], Response]
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request. `held`: memory reserved for the photos it brings. `until`: closed when the response has been sent."""
+    """A request.
+
+    `held`: memory reserved for the photos it brings, until it is answered. `until`: closed when the response has been
+    sent.
+    """
 
     service: Service
     request: Request
@@ -51,13 +55,13 @@ class Exchange:
 
 
 def handler(answer: Callable[[Exchange], Response]) -> Handler:
-    """A handler that calls `answer`, and releases the reserved memory when the response has been sent."""
+    """A handler that calls `answer`. It releases the results' memory when the response has been sent."""
 
     def handle(service: Service, request: Request) -> Response:
-        with ExitStack() as stack:
-            held = request.environ.get(RECEIVED) or stack.enter_context(service.receive())
-            response = answer(Exchange(service, request, held, stack))
-            response.call_on_close(stack.pop_all().close)
+        with ExitStack() as until, ExitStack() as photos:
+            held = request.environ.get(RECEIVED) or photos.enter_context(service.receive())
+            response = answer(Exchange(service, request, held, until))
+            response.call_on_close(until.pop_all().close)
             return response
 
     return handle

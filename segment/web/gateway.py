@@ -3,7 +3,8 @@
 Specification: https://asgi.readthedocs.io/en/latest/specs/www.html. For each request, the event loop receives the whole
 body and reserves memory in steps as the bytes arrive, then the WSGI application runs in a thread, then the event loop
 sends the response. Threads only compute; a client that sends or reads slowly takes a connection and the memory of the
-bytes that it has sent. Clients that are too slow get a 408. /health and /progress are answered in the event loop.
+bytes that it has sent. Clients that are too slow get a 408; when others wait for memory, it takes less to be too slow,
+so that slow clients cannot keep all memory from the others. /health and /progress are answered in the event loop.
 
 The framework's own server and gunicorn do not do this: both occupy a thread from the first byte of a request.
 """
@@ -41,6 +42,9 @@ WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
 """A client must send at least WINDOW_BYTES in each WINDOW_SECONDS."""
 SEND_SECONDS = 30.0
 """Time limit for a client to accept each chunk of the response."""
+CROWDED_WINDOW_SECONDS, CROWDED_RATE = 2.0, 64 << 10
+"""When others wait for memory, a client must send this many bytes per second, measured over at least these seconds, and
+accept each chunk of the response within this time."""
 INSTANT = frozenset({"/health", "/progress"})
 """Paths that are answered in the event loop."""
 POLL_SECONDS = 0.02
@@ -125,6 +129,7 @@ class _Cycle:
         self.body = Body()
         self.unread = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
         self.gone = threading.Event()
+        self._delivered = 0  # messages of the response
 
     async def run(self) -> None:
         environ = environment(self.scope, self.body)
@@ -158,7 +163,9 @@ class _Cycle:
                 held = environ.get(RECEIVED)
                 if held:
                     held.blocked = True  # until a thread is free
-                await self._respond(*await self.gateway.in_thread(_call, application, environ))
+                answer = await self.gateway.in_thread(_call, application, environ)
+                stack.close()  # the body has been processed
+                await self._respond(*answer)
             finally:
                 if watch:
                     watch.cancel()
@@ -172,7 +179,7 @@ class _Cycle:
         if int(self.headers.get(b"content-length", b"0")) > limit:
             raise _too_large(limit)
         held = stack.enter_context(service.receive())
-        clock = _Clock(service.settings.receive_seconds)
+        clock = _Clock(service.settings.receive_seconds, lambda: service.uploads_wait)
         while self.unread:
             chunk = await self._next_chunk(clock)
             if held.bytes + len(chunk) > limit:
@@ -223,6 +230,7 @@ class _Cycle:
 
     async def _respond(self, status: int, headers: list[tuple[bytes, bytes]], pieces: Iterable[bytes]) -> None:
         """Send the response, then receive and discard a part of a body that was refused."""
+        closing = asyncio.create_task(self._close_if_slow())
         try:
             if self.unread:
                 headers.append((b"connection", b"close"))
@@ -232,10 +240,12 @@ class _Cycle:
                 for start in range(0, len(view), CHUNK):
                     part = bytes(view[start : start + CHUNK])
                     await self._deliver({"type": "http.response.body", "body": part, "more_body": True})
+            closing.cancel()
             if self.unread:
                 await self._drain()
             await self._deliver({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            closing.cancel()
             if close := getattr(pieces, "close", None):
                 close()
 
@@ -246,6 +256,15 @@ class _Cycle:
         except TimeoutError:
             self.scope["state"]["abort"]()
             raise _Disconnected from None
+        self._delivered += 1
+
+    async def _close_if_slow(self) -> None:
+        """Close the connection when the client does not accept the next chunk while others wait for memory."""
+        delivered = -1
+        while self._delivered != delivered or not self.service.requests_wait:
+            delivered = self._delivered
+            await asyncio.sleep(CROWDED_WINDOW_SECONDS)
+        self.scope["state"]["abort"]()
 
     async def _drain(self) -> None:
         if b"expect" in self.headers or self.scope["state"].get("truncated"):
@@ -260,11 +279,16 @@ class _Cycle:
 
 
 class _Clock:
-    """The deadlines of a body: `seconds` for all of it, and a minimum number of bytes per window."""
+    """The deadlines of a body: `seconds` for all of it, and a minimum number of bytes per window.
 
-    def __init__(self, seconds: float) -> None:
+    `crowded`: whether others wait for memory, so that the client must send at CROWDED_RATE.
+    """
+
+    def __init__(self, seconds: float, crowded: Callable[[], bool]) -> None:
         self.seconds = seconds
+        self.crowded = crowded
         self.received = 0
+        self._next = 0.0  # the next check for CROWDED_RATE
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + seconds
         self._begin_window()
@@ -272,7 +296,7 @@ class _Clock:
     @property
     def until(self) -> float:
         """Time of the next check, on the event loop's clock."""
-        return min(self._end, self._window)
+        return min(self._end, self._window, self._next)
 
     def check(self) -> None:
         """Raise RequestTimeout if the client is too slow."""
@@ -285,15 +309,25 @@ class _Clock:
                     f"The body arrives too slowly: less than {WINDOW_BYTES >> 10} KiB within {WINDOW_SECONDS:g} s."
                 )
             self._begin_window()
+        elif now >= self._next:
+            self._next = now + CROWDED_WINDOW_SECONDS
+            if self.received < CROWDED_RATE * (now - self._start) and self.crowded():
+                raise RequestTimeout(
+                    f"The body arrives too slowly while others wait for memory: less than {CROWDED_RATE >> 10} KiB/s."
+                )
 
     def pause(self, seconds: float) -> None:
         """Extend the deadlines by `seconds`, in which the client could not send."""
         self._end += seconds
+        self._start += seconds
         self._window += seconds
+        self._next += seconds
 
     def _begin_window(self) -> None:
         self.received = 0
-        self._window = self._loop.time() + WINDOW_SECONDS
+        self._start = self._loop.time()
+        self._window = self._start + WINDOW_SECONDS
+        self._next = self._start + CROWDED_WINDOW_SECONDS
 
 
 def _call(
