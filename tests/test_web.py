@@ -94,6 +94,10 @@ class TestPhotos:
             ("application/json, image/png;q=0.5", "application/json"),
             ("text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "image/webp"),
             ("application/zip", "application/zip"),
+            ("*", "image/png"),
+            ("text/html, image/gif, *; q=.2, */*; q=.2", "image/png"),
+            ("text/html, image/jpeg;q=.1, image/webp;q=.5", "image/webp"),
+            ("nonsense", "image/png"),
         ],
     )
     def test_accept_decides_the_format(self, server: Server, photo: bytes, accept: str, kind: str) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -27,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Request, Response
 from flask import request as current_request
+from werkzeug.datastructures import MIMEAccept
 from werkzeug.exceptions import (
     HTTPException,
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
 )
+from werkzeug.http import parse_accept_header
 
 from segment.errors import SegmentError
 from segment.formats import FORMATS, Format
@@ -123,13 +126,23 @@ def _route(service: Service, request: Request) -> Response:
 # Segmenting
 
 
+def _accepted(header: str) -> MIMEAccept:
+    """The media ranges in an Accept header (RFC 9110, 12.5.1), without those that are invalid.
+
+    Java's HttpURLConnection sends `*; q=.2`: `*` is read as `*/*`, and the 0 before the point may be missing.
+    """
+    ranges = parse_accept_header(re.sub(r"(;\s*q=)\.", r"\g<1>0.", header), MIMEAccept)
+    named = [("*/*" if name == "*" else name, quality) for name, quality in ranges]
+    return MIMEAccept([(name, quality) for name, quality in named if "/" in name])
+
+
 @handler
 def _segment(exchange: Exchange) -> Response:
     service, request = exchange.service, exchange.request
     upload = read(request, service.upload_limit, exchange.received, exchange.held.grow)
     raw_options = upload.raw_options
-    if "format" not in raw_options and request.accept_mimetypes:
-        best = request.accept_mimetypes.best_match(MEDIA_TYPES)
+    if "format" not in raw_options and (accepted := _accepted(request.headers.get("Accept", ""))):
+        best = accepted.best_match(MEDIA_TYPES)
         if best is None:
             raise NotAcceptable(f"No available format matches the Accept header. Available: {', '.join(MEDIA_TYPES)}.")
         raw_options = raw_options | {"format": MEDIA_TYPES[best]}
