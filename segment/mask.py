@@ -182,7 +182,8 @@ def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray
         weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(grid), dtype=np.float32)))
         product: NDArray[np.float32] = np.matmul(weights, grid)
         return product
-    grid = np.pad(grid, ((1, 1), (0, 0)))
+    inner, grid = grid, np.zeros((len(grid) + 2, *grid.shape[1:]), np.float32)  # faster than numpy.pad
+    grid[1:-1] = inner
     before = np.minimum((at + np.float32(1)).astype(np.intp), len(grid) - 2)
     part = (at + np.float32(1) - before.astype(np.float32))[:, None]
     mixed: NDArray[np.float32] = grid[before]
