@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections import Counter
 from fcntl import ioctl
 from functools import cache
@@ -215,7 +216,9 @@ def test_sigterm_ends_process_1(cloud: Cloud) -> None:
         assert hold.reached.wait(60)
         (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(inner), signal.SIGTERM)
+        start = time.monotonic()
         output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - start < 5
     assert "Stopped by SIGTERM" in output
 
 
