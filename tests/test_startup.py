@@ -221,7 +221,7 @@ def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("segment.engine.footprint.measure", lambda path, threads: Footprint(1 << 20, 1.0))
+    monkeypatch.setattr("segment.engine.footprint.measure", lambda path, threads: Footprint(1 << 20, 1.0, 0.0, 0))
     checkpoint, config = mirrors.narrow_model()
     weights = tmp_path / "model_final.pkl"
     weights.write_bytes(checkpoint)
