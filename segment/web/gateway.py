@@ -164,7 +164,8 @@ class _Cycle:
                 if held:
                     held.blocked = True  # until a thread is free
                 answer = await self.gateway.in_thread(_call, application, environ)
-                stack.close()  # the body has been processed
+                self.body.chunks.clear()  # those that the application did not read, for example of a refused request
+                stack.close()
                 await self._respond(*answer)
             finally:
                 if watch:
