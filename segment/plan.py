@@ -85,8 +85,7 @@ class Constraints:
 
     def network_bytes(self, size: Size) -> int:
         """Memory in bytes of a run of the network on an image of `size`."""
-        run = self.run
-        return int(run.fixed_bytes + run.bytes_per_pixel * prod(size) + run.bytes_per_instance * self.max_detections)
+        return self.run.run_bytes(prod(size), self.max_detections)
 
     def found_bytes(self, network: Size) -> int:
         """Memory in bytes of the detections of one run on an image of size `network`."""

@@ -61,8 +61,7 @@ class Batch:
         """
         if self.options.detail != 1:
             return 1
-        run = footprint.bytes_per_pixel * pixels(self.options.render_factor or MAX_RENDER_FACTOR)
-        run += footprint.fixed_bytes + footprint.bytes_per_instance * max_detections
+        run = footprint.run_bytes(pixels(self.options.render_factor or MAX_RENDER_FACTOR), max_detections)
         counts = (count for count in range(min(threads, self.jobs), 1, -1) if threads % count == 0)
         return next((count for count in counts if count * run + (count + 1) * PHOTO_BYTES <= room), 1)
 

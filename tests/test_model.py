@@ -303,7 +303,7 @@ def find(_):
 
 with highest() as peak, ThreadPoolExecutor(4) as pool:
     list(pool.map(find, range(80)))
-planned = 2 * (run.fixed_bytes + run.bytes_per_pixel * 320**2 + 100 * run.bytes_per_instance)
+planned = 2 * run.run_bytes(320**2, 100)
 print((peak[0] - held) / planned)
 """
 

@@ -74,6 +74,10 @@ class Footprint:
         fixed = int(self.fixed_bytes)
         return fixed if self.kept_bytes is None else min(fixed, int(self.kept_bytes))
 
+    def run_bytes(self, pixels: int, instances: int) -> int:
+        """Memory in bytes of a run on an image of `pixels` pixels that returns at most `instances` instances."""
+        return int(self.fixed_bytes + self.bytes_per_pixel * pixels + self.bytes_per_instance * instances)
+
     def __post_init__(self) -> None:
         """Raise ValueError for an invalid value."""
         for name, value in vars(self).items():
