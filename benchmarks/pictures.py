@@ -17,7 +17,7 @@ from segment.settings import Settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 CLASSES = "circle"
-"""Without this option, the demo model also finds a star in the background, and a ring on a coin."""
+"""Without this option, the demo model also takes some coins for rings, and finds stars in the background."""
 
 
 def main() -> None:

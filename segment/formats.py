@@ -32,7 +32,7 @@ class FormatInfo:
 
 
 JPEG_BYTES = 0.75
-"""Maximum size of an overlay as JPEG, in bytes per pixel. Photos take about 0.2 to 0.5."""
+"""Maximum size of an overlay as JPEG, in bytes per pixel. Only pictures like noise would take more."""
 BUFFER_GROWTH = 9 / 8
 """Memory of a growing buffer, relative to its content (Python's io.BytesIO)."""
 
