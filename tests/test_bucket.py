@@ -481,7 +481,7 @@ def test_unresponsive_storage_causes_a_redelivery(
     start = time.monotonic()
     answer = eventarc(impatient.url, item)
     assert (answer.status_code, fault.hits > 0) == (503, True)
-    assert time.monotonic() - start < 60, "it waited for the storage"
+    assert time.monotonic() - start < 10
     assert last_entry(impatient)["severity"] == "WARNING"
     cloud.faults.clear()
     assert eventarc(handler.url, item).ok

@@ -227,7 +227,7 @@ def test_a_slow_response_times_out(base: str, path: str) -> None:
     start = time.monotonic()
     with pytest.raises(FetchError, match=r"longer than 0\.5 seconds"):
         get(base + path, seconds=0.5)
-    assert time.monotonic() - start < 30, "the response takes a minute"
+    assert time.monotonic() - start < 1.5
 
 
 def test_a_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

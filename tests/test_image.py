@@ -429,9 +429,8 @@ def test_decoding_takes_no_more_memory_than_planned(make: Callable[[], bytes], t
 
 def _peak(data: bytes, target: tuple[int, int]) -> list[str]:
     """The output of PEAK: "refused" if the file is, then peak and planned memory, without a sandbox's process."""
-    first = (
-        ("PNG", "AVIF") if image.read_header(data).sandboxed else ("PNG",)
-    )  # not measured: imports, the first process
+    # Decoded first, because imports and the first process of the sandbox are not measured.
+    first = ("PNG", "AVIF") if image.read_header(data).sandboxed else ("PNG",)
     command = [sys.executable, "-c", PEAK, *map(str, target), *first]
     root = Path(__file__).resolve().parents[1]
     ended = subprocess.run(command, input=data, capture_output=True, check=True, cwd=root, timeout=600, text=False)

@@ -174,7 +174,7 @@ def test_waiting_is_limited() -> None:
         start = time.monotonic()
         with pytest.raises(Busy, match=r"after 0\.1 s"), budget.reserve(60, 0):
             pass
-        assert 0.1 <= time.monotonic() - start < 30  # not until the other reservation ends
+        assert 0.1 <= time.monotonic() - start < 2
     with budget.reserve(100, 0):  # the request that timed out has left the queue
         pass
 
@@ -218,8 +218,10 @@ def test_waiting_is_limited_while_memory_is_reclaimed() -> None:
     thread = threading.Thread(target=lambda: contextlib.ExitStack().enter_context(budget.reserve(50, 0)))
     thread.start()
     assert started.wait(60)
+    start = time.monotonic()
     with pytest.raises(Busy), budget.reserve(1, 0):  # the memory is not free until reclaiming has ended
         pass
+    assert time.monotonic() - start < 2
     assert thread.is_alive(), "it waited until reclaiming had ended"
     go_on.set()
     thread.join(60)
@@ -295,7 +297,7 @@ def test_a_disconnected_client_does_not_wait() -> None:
     start = time.monotonic()
     with held(budget, 60), pytest.raises(Cancelled), budget.reserve(60, 0, cancelled=lambda: True):
         pass
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 5
     with budget.reserve(100, 0):
         pass
 

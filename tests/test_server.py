@@ -59,8 +59,8 @@ def resident(server: Server) -> int:
     return int(found[1]) << 10
 
 
-def answers_within(url: str, seconds: float, attempts: int = 20, session: requests.Session | None = None) -> bool:
-    """Whether a GET request is answered in this time. Only one of the attempts has to be: the machine may be busy."""
+def answers_within(url: str, seconds: float, attempts: int = 1, session: requests.Session | None = None) -> bool:
+    """Whether a GET request is answered in this time, in one of the attempts."""
     for _ in range(attempts):
         start = time.monotonic()
         assert (session or requests).get(url, timeout=60).ok
@@ -295,7 +295,7 @@ def test_responses_on_one_connection_are_sent_at_once(small: Server) -> None:
     with requests.Session() as session:
         for _ in range(5):  # the first responses of a connection are acknowledged without delay
             assert session.get(small.url + "/model", timeout=60).ok
-        assert answers_within(small.url + "/model", 0.03, attempts=200, session=session)
+        assert answers_within(small.url + "/model", 0.03, attempts=15, session=session)
 
 
 @pytest.mark.parametrize("options", [[], ["--debug"]])

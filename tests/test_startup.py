@@ -166,7 +166,9 @@ def test_bucket_events_are_refused_until_it_is_ready(mirror: Mirror, tmp_path: P
     with preparing(mirror, tmp_path, "segment_object", SEGMENT_OUTPUT_BUCKET="out") as server:
         check_problem(requests.post(server.url, json={}, timeout=60), 503, "being prepared")
         assert progress(server)["stage"] in ("start", "download")
+        start = time.monotonic()
         assert server.stop() == 0  # SIGTERM must also end the preparation, whose download does not finish
+        assert time.monotonic() - start < 10
 
 
 def test_a_failed_preparation_is_reported_and_ends_the_process(mirror: Mirror, tmp_path: Path, photo: bytes) -> None:
