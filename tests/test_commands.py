@@ -142,6 +142,26 @@ class TestConvert:
         assert "there are no photos in this folder" in capsys.readouterr().err
         assert not (tmp_path / "demo.onnx").exists()
 
+    @pytest.mark.parametrize(
+        ("number", "said"),
+        [
+            ("1" + "0" * 400, "1 to 100,000"),
+            ("0x" + "f" * 6000, "is a number of thousands of digits; it must be a whole number from 1 to 100,000"),
+            ("9" * 6000, "is not valid YAML"),
+            (".nan", "1 to 100,000"),
+        ],
+        ids=["400 digits", "hexadecimal", "6000 digits", "nan"],
+    )
+    def test_a_number_of_any_length_gives_a_short_message(
+        self, number: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config, weights = tmp_path / "config.yaml", ROOT / "training" / "shapes.pkl"
+        config.write_text(f"_BASE_: {ROOT}/training/shapes.yaml\nMODEL: {{ROI_HEADS: {{NUM_CLASSES: {number}}}}}")
+        assert run("convert", config, weights, "-o", tmp_path / "demo.onnx") == 1
+        message = capsys.readouterr().err
+        assert said in message
+        assert len(message) < 600
+
     @pytest.mark.parametrize("missing", ["config", "weights"])
     def test_a_missing_file_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str) -> None:
         files = {"config": ROOT / "training/shapes.yaml", "weights": ROOT / "training/shapes.pkl"}

@@ -395,6 +395,20 @@ def test_unused_tensor_is_named() -> None:
         convert.convert(config.read(GOLDEN / "r50.yaml"), given)
 
 
+def test_the_rpns_convolutions_can_have_the_width_of_the_one_before() -> None:
+    facts = config.parse(changed("MODEL.RPN.CONV_DIMS", [16, -1]))
+    given = random_tensors(facts)
+    assert given["proposal_generator.rpn_head.conv.conv1.weight"].shape == (16, 16, 3, 3)
+    assert convert.convert(facts, given)
+
+
+def test_gn_with_channels_that_make_no_groups_is_refused() -> None:
+    facts = config.parse(changed("MODEL.ROI_MASK_HEAD.NORM", "GN"))
+    facts = replace(facts, mask=replace(facts.mask_head, channels=40))
+    with pytest.raises(ConversionError, match=r"mask_fcn1\.norm is GN with 40 channels; .* a multiple of 32"):
+        convert.convert(facts, random_tensors(facts))
+
+
 def test_numbers_that_are_not_finite_are_refused() -> None:
     given = tensors()
     given["roi_heads.box_head.fc1.bias"] = np.full(64, np.nan, np.float32)
@@ -477,9 +491,11 @@ class Global:
 
 
 class Tensor:
-    def __init__(self, key: str, array: Any) -> None:
+    """A tensor whose values are in `data`, by default the array itself."""
+
+    def __init__(self, key: str, array: Any, data: Any = None) -> None:
         kind = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}[array.dtype.name]
-        self.storage, self.array = Storage(kind, key, array), array
+        self.storage, self.array = Storage(kind, key, array if data is None else data), array
 
 
 def save_pth(path: Path, document: Any) -> None:
@@ -488,8 +504,8 @@ def save_pth(path: Path, document: Any) -> None:
     arrays: list[Tensor] = []
 
     def wrapped(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            arrays.append(Tensor(str(len(arrays)), value))
+        if isinstance(value, np.ndarray | Tensor):
+            arrays.append(value if isinstance(value, Tensor) else Tensor(str(len(arrays)), value))
             return arrays[-1]
         return {k: wrapped(v) for k, v in value.items()} if isinstance(value, dict) else value
 
@@ -497,7 +513,7 @@ def save_pth(path: Path, document: Any) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", buffer.getvalue())
         for tensor in arrays:
-            archive.writestr(f"archive/data/{tensor.storage.key}", tensor.array.tobytes())
+            archive.writestr(f"archive/data/{tensor.storage.key}", tensor.storage.array.tobytes())
 
 
 def test_a_training_runs_pth_is_read_without_torch(tmp_path: Path) -> None:
@@ -518,6 +534,15 @@ def test_a_damaged_pth_is_refused(tmp_path: Path) -> None:
         for name, data in entries.items():
             archive.writestr(name, data)
     with pytest.raises(ConversionError, match="storage 0 has 8 bytes"):
+        checkpoint.read(path)
+
+
+def test_a_tensor_with_more_values_than_its_data_is_refused(tmp_path: Path) -> None:
+    """An expanded tensor: a file of a kilobyte would take gigabytes of memory."""
+    path, one = tmp_path / "model.pth", np.ones(1, np.float32)
+    expanded = Tensor("0", np.lib.stride_tricks.as_strided(one, (1 << 40,), (0,)), one)
+    save_pth(path, {"model": {"weight": expanded}})
+    with pytest.raises(ConversionError, match="larger than its data"):
         checkpoint.read(path)
 
 

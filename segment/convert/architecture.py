@@ -17,12 +17,6 @@ NORMS = ("", "GN", *BATCH_NORMS)
 HEAD_NORMS = (*NORMS, "LN")
 """Norms of heads and of the simple feature pyramid. LN is a layer norm over the channels of each position."""
 POOLER_TYPES = ("ROIAlignV2", "ROIAlign")
-MAX_SIDE = 256
-"""Maximum of a pooler's resolution."""
-MAX_FLOAT = 1e30
-"""Maximum of other numbers in a config, which are float32 in the network. NaN is not less than it."""
-LARGEST = 1_000_000
-"""Maximum of whole numbers in a config, such as numbers of classes, channels and proposals."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,21 @@
 """Parse detectron2's YAML configs (CfgNode), as `cfg.dump()` writes them.
 
-Absent keys have detectron2's defaults (detectron2/config/defaults.py).
+Absent keys have detectron2's defaults (detectron2/config/defaults.py). Each number is read with its valid range
+(ranges.py).
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
+from segment.convert import ranges
 from segment.convert.architecture import (
     BASIC,
     BLOCKS,
     HEAD_NORMS,
-    LARGEST,
-    MAX_FLOAT,
-    MAX_SIDE,
     NORMS,
     POOLER_TYPES,
     Anchors,
@@ -29,8 +29,14 @@ from segment.convert.architecture import (
     Pyramid,
     ResNet,
 )
+from segment.convert.document import shown
+from segment.convert.ranges import Number, Range, Rows
 from segment.errors import ConversionError
 
+MAX_MASK_SIDE = 1024
+"""Maximum side of PointRend's masks."""
+MAX_LITERAL = 10_000
+"""Maximum number of characters of a value that is written as Python source."""
 _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # key: (detectron2's default, the supported values)
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
@@ -114,8 +120,8 @@ def parse(document: Mapping[str, Any]) -> Config:
             "Res5ROIHeads is supported with build_resnet_backbone only."
         )
     feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
-    mean = keys.numbers("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675], 3)
-    std = keys.positive("MODEL.PIXEL_STD", [1.0, 1.0, 1.0], 3)
+    mean = keys.numbers("MODEL.PIXEL_MEAN", ranges.PIXEL, [103.53, 116.28, 123.675], 3)
+    std = keys.numbers("MODEL.PIXEL_STD", ranges.DIVISOR, [1.0, 1.0, 1.0], 3)
     if pyramid:
         rpn_levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
         roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
@@ -125,7 +131,7 @@ def parse(document: Mapping[str, Any]) -> Config:
         format=keys.get("INPUT.FORMAT", "BGR"),
         mean=mean,
         std=std,
-        classes=keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80),
+        classes=keys.number("MODEL.ROI_HEADS.NUM_CLASSES", ranges.CLASSES, 80),
         bottom_up=resnet,
         pyramid=pyramid,
         feature=feature,
@@ -138,9 +144,10 @@ def parse(document: Mapping[str, Any]) -> Config:
 
 def _resnet(keys: _Keys) -> ResNet:
     stages = max(keys.levels("MODEL.RESNETS.OUT_FEATURES", "res", (2, 3, 4, 5), ["res4"], neighbours=False)) - 1
-    groups, width_per_group = keys.whole("MODEL.RESNETS.NUM_GROUPS", 1), keys.whole("MODEL.RESNETS.WIDTH_PER_GROUP", 64)
+    groups = keys.number("MODEL.RESNETS.NUM_GROUPS", ranges.CHANNELS, 1)
+    width_per_group = keys.number("MODEL.RESNETS.WIDTH_PER_GROUP", ranges.CHANNELS, 64)
     deformable = _deformable(keys, stages)
-    offset_groups = keys.whole("MODEL.RESNETS.DEFORM_NUM_GROUPS", 1)
+    offset_groups = keys.number("MODEL.RESNETS.DEFORM_NUM_GROUPS", ranges.CHANNELS, 1)
     if deformable and groups * width_per_group % offset_groups:
         raise ConversionError(
             f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {offset_groups}; it must divide the {groups * width_per_group} "
@@ -157,11 +164,11 @@ def _resnet(keys: _Keys) -> ResNet:
         norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
         groups=groups,
         width_per_group=width_per_group,
-        stem_channels=keys.whole("MODEL.RESNETS.STEM_OUT_CHANNELS", 64),
-        res2_channels=keys.whole("MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
-        stride_in_1x1=bool(keys.get("MODEL.RESNETS.STRIDE_IN_1X1", True)),
+        stem_channels=keys.number("MODEL.RESNETS.STEM_OUT_CHANNELS", ranges.CHANNELS, 64),
+        res2_channels=keys.number("MODEL.RESNETS.RES2_OUT_CHANNELS", ranges.CHANNELS, 256),
+        stride_in_1x1=keys.flag("MODEL.RESNETS.STRIDE_IN_1X1", default=True),
         deformable=deformable,
-        modulated=bool(deformable and keys.get("MODEL.RESNETS.DEFORM_MODULATED", False)),
+        modulated=keys.flag("MODEL.RESNETS.DEFORM_MODULATED") and bool(deformable),
         offset_groups=offset_groups if deformable else 1,
     )
 
@@ -171,7 +178,7 @@ def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
     key = "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
     given = keys.get(key, [False] * 4)
     if not isinstance(given, list | tuple) or len(given) != 4 or not all(isinstance(on, bool) for on in given):
-        raise ConversionError(f"{key} is {given!r}; it must be a list of 4 booleans, for res2 to res5.")
+        raise ConversionError(f"{key} is {shown(given)}; it must be a list of 4 booleans, for res2 to res5.")
     if given[3] and keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads":
         raise ConversionError(f"{key} is {list(given)}; Res5ROIHeads has no deformable res5.")
     return tuple(stage for stage, on in enumerate(given[:stages], start=2) if on)
@@ -188,7 +195,7 @@ def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
         )
     return Pyramid(
         levels=levels,
-        channels=keys.whole("MODEL.FPN.OUT_CHANNELS", 256),
+        channels=keys.number("MODEL.FPN.OUT_CHANNELS", ranges.CHANNELS, 256),
         norm=keys.get("MODEL.FPN.NORM", ""),
         average=keys.get("MODEL.FPN.FUSE_TYPE", "sum") == "avg",
     )
@@ -209,8 +216,9 @@ def _feature(keys: _Keys, resnet: ResNet, res5_heads: bool) -> int:
 
 
 def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
-    sizes = keys.per_level("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128, 256, 512]], len(levels))
-    ratios = keys.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 2.0]], len(levels))
+    default = [[32.0, 64.0, 128.0, 256.0, 512.0]]
+    sizes = keys.per_level("MODEL.ANCHOR_GENERATOR.SIZES", ranges.LENGTH, default, len(levels))
+    ratios = keys.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ranges.RATIO, [[0.5, 1.0, 2.0]], len(levels))
     counts = {len(s) * len(r) for s, r in zip(sizes, ratios, strict=True)}
     if len(counts) > 1:
         raise ConversionError(
@@ -219,50 +227,53 @@ def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
         )
     return Proposals(
         levels=levels,
-        conv_dims=tuple(int(d) for d in keys.numbers("MODEL.RPN.CONV_DIMS", [-1])),
-        anchors=Anchors(sizes, ratios, keys.number("MODEL.ANCHOR_GENERATOR.OFFSET", 0.0)),
-        box_weights=keys.positive("MODEL.RPN.BBOX_REG_WEIGHTS", [1.0] * 4, 4),
-        nms=keys.number("MODEL.RPN.NMS_THRESH", 0.7),
-        before_nms=keys.whole("MODEL.RPN.PRE_NMS_TOPK_TEST", 6000),
-        after_nms=keys.whole("MODEL.RPN.POST_NMS_TOPK_TEST", 1000),
-        min_size=keys.number("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", 0.0),
+        conv_dims=ranges.conv_dims("MODEL.RPN.CONV_DIMS", keys.get("MODEL.RPN.CONV_DIMS", [-1])),
+        anchors=Anchors(sizes, ratios, keys.number("MODEL.ANCHOR_GENERATOR.OFFSET", ranges.SHARE, 0.0)),
+        box_weights=keys.numbers("MODEL.RPN.BBOX_REG_WEIGHTS", ranges.DIVISOR, [1.0] * 4, 4),
+        nms=keys.number("MODEL.RPN.NMS_THRESH", ranges.OVERLAP, 0.7),
+        before_nms=keys.number("MODEL.RPN.PRE_NMS_TOPK_TEST", ranges.COUNT, 6000),
+        after_nms=keys.number("MODEL.RPN.POST_NMS_TOPK_TEST", ranges.COUNT, 1000),
+        min_size=keys.number("MODEL.PROPOSAL_GENERATOR.MIN_SIZE", ranges.LENGTH_OR_NONE, 0.0),
     )
 
 
 def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead:
     cascade = keys.get("MODEL.ROI_HEADS.NAME", "") == "CascadeROIHeads"
-    agnostic = bool(keys.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", False))
+    agnostic = keys.flag("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
     if cascade and not agnostic:
         raise ConversionError(
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is false; it must be true with CascadeROIHeads."
         )
-    weights: list[Any] = [keys.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", [10.0, 10.0, 5.0, 5.0])]
-    if cascade:
-        weights = keys.get(
-            "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS",
-            [[10.0, 10.0, 5.0, 5.0], [20.0, 20.0, 10.0, 10.0], [30.0, 30.0, 15.0, 15.0]],
-        )
     convs, fcs = 0, 0
     if not res5_heads:
-        convs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_CONV", 0, low=0)
-        fcs = keys.whole("MODEL.ROI_BOX_HEAD.NUM_FC", 0, low=0)
+        convs = keys.number("MODEL.ROI_BOX_HEAD.NUM_CONV", ranges.LAYERS_OR_NONE, 0)
+        fcs = keys.number("MODEL.ROI_BOX_HEAD.NUM_FC", ranges.LAYERS_OR_NONE, 0)
     if not fcs and not res5_heads:
         raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; it must be at least 1.")
     return BoxHead(
         pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
         convs=convs,
-        conv_channels=keys.whole("MODEL.ROI_BOX_HEAD.CONV_DIM", 256),
+        conv_channels=keys.number("MODEL.ROI_BOX_HEAD.CONV_DIM", ranges.CHANNELS, 256),
         norm=keys.get("MODEL.ROI_BOX_HEAD.NORM", ""),
         fcs=fcs,
-        fc_channels=keys.whole("MODEL.ROI_BOX_HEAD.FC_DIM", 1024),
+        fc_channels=keys.number("MODEL.ROI_BOX_HEAD.FC_DIM", ranges.CHANNELS, 1024),
         agnostic=agnostic,
-        sigmoid=bool(keys.get("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", False)),
+        sigmoid=keys.flag("MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"),
         cascade=cascade,
-        box_weights=tuple(tuple(float(v) for v in stage) for stage in weights),
-        min_score=keys.number("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05),
-        nms=keys.number("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.5),
-        max_detections=keys.whole("TEST.DETECTIONS_PER_IMAGE", 100),
+        box_weights=_box_weights(keys, cascade),
+        min_score=keys.number("MODEL.ROI_HEADS.SCORE_THRESH_TEST", ranges.SCORE, 0.05),
+        nms=keys.number("MODEL.ROI_HEADS.NMS_THRESH_TEST", ranges.OVERLAP, 0.5),
+        max_detections=keys.number("TEST.DETECTIONS_PER_IMAGE", ranges.COUNT, 100),
     )
+
+
+def _box_weights(keys: _Keys, cascade: bool) -> Rows[float]:
+    """The weights of the box deltas, for each stage of a cascade."""
+    single = [10.0, 10.0, 5.0, 5.0]
+    if not cascade:
+        return (keys.numbers("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", ranges.DIVISOR, single, 4),)
+    key, default = "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", [[n * each for each in single] for n in (1, 2, 3)]
+    return ranges.DIVISOR.rows(key, keys.get(key, default), columns=4)
 
 
 def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
@@ -274,10 +285,10 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
     if name == "MaskRCNNConvUpsampleHead":
         return MaskHead(
             pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", levels, 14),
-            convs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_CONV", 0, low=0),
-            channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
+            convs=keys.number("MODEL.ROI_MASK_HEAD.NUM_CONV", ranges.LAYERS_OR_NONE, 0),
+            channels=keys.number("MODEL.ROI_MASK_HEAD.CONV_DIM", ranges.CHANNELS, 256),
             norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
-            agnostic=bool(keys.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False)),
+            agnostic=keys.flag("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK"),
         )
     if not pyramid:
         raise ConversionError(
@@ -289,17 +300,17 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
 
 def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit: bool) -> PointRend:
     """The defaults are those of detectron2's projects/PointRend (point_rend/config.py, add_pointrend_config)."""
-    classes = keys.whole("MODEL.ROI_HEADS.NUM_CLASSES", 80)
-    if (own := keys.whole("MODEL.POINT_HEAD.NUM_CLASSES", 80)) != classes:
+    classes = keys.number("MODEL.ROI_HEADS.NUM_CLASSES", ranges.CLASSES, 80)
+    if (own := keys.number("MODEL.POINT_HEAD.NUM_CLASSES", ranges.CLASSES, 80)) != classes:
         raise ConversionError(
             f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; they must be equal."
         )
     coarse = ConvFCHead(
         levels=keys.levels("MODEL.ROI_MASK_HEAD.IN_FEATURES", "p", levels, ["p2"]),
-        resolution=keys.whole("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14, low=2),
-        conv_channels=keys.whole("MODEL.ROI_MASK_HEAD.CONV_DIM", 256),
-        fcs=keys.whole("MODEL.ROI_MASK_HEAD.NUM_FC", 2),
-        fc_channels=keys.whole("MODEL.ROI_MASK_HEAD.FC_DIM", 1024),
+        resolution=keys.number("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", ranges.SIDE, 14),
+        conv_channels=keys.number("MODEL.ROI_MASK_HEAD.CONV_DIM", ranges.CHANNELS, 256),
+        fcs=keys.number("MODEL.ROI_MASK_HEAD.NUM_FC", ranges.LAYERS, 2),
+        fc_channels=keys.number("MODEL.ROI_MASK_HEAD.FC_DIM", ranges.CHANNELS, 1024),
     )
     if coarse.resolution % 2:
         raise ConversionError(
@@ -310,9 +321,11 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit
             f"MODEL.ROI_MASK_HEAD.CONV_DIM is {coarse.conv_channels}; for PointRend it must be at most the number of "
             f"input channels, {channels * len(coarse.levels)}."
         )
-    points = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", 28 * 28)
-    steps = asked_steps = keys.whole("MODEL.POINT_HEAD.SUBDIVISION_STEPS", 5, low=0)
-    coarse_side = 0 if implicit else keys.whole("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7)
+    points = keys.number("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", ranges.POINTS, 28 * 28)
+    steps = asked_steps = keys.number("MODEL.POINT_HEAD.SUBDIVISION_STEPS", ranges.STEPS, 5)
+    coarse_side = 0
+    if not implicit:
+        coarse_side = keys.number("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", ranges.COARSE_SIDE, 7)
     first_side = isqrt(points) if implicit else coarse_side
     if implicit and first_side**2 != points:
         raise ConversionError(
@@ -325,21 +338,26 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit
             f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}; with SUBDIVISION_NUM_POINTS {points} it must be at "
             f"least {asked_steps - steps}."
         )
+    if first_side << steps > MAX_MASK_SIDE:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}, which gives masks of {first_side << steps} x "
+            f"{first_side << steps}; the maximum is {MAX_MASK_SIDE} x {MAX_MASK_SIDE}."
+        )
     head = PointRend(
         coarse=coarse,
         levels=keys.levels("MODEL.POINT_HEAD.IN_FEATURES", "p", levels, ["p2"], neighbours=False),
-        fcs=keys.whole("MODEL.POINT_HEAD.NUM_FC", 3),
-        fc_channels=keys.whole("MODEL.POINT_HEAD.FC_DIM", 256),
+        fcs=keys.number("MODEL.POINT_HEAD.NUM_FC", ranges.LAYERS, 3),
+        fc_channels=keys.number("MODEL.POINT_HEAD.FC_DIM", ranges.CHANNELS, 256),
         classes=classes,
-        agnostic=bool(keys.get("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK", False)),
+        agnostic=keys.flag("MODEL.POINT_HEAD.CLS_AGNOSTIC_MASK"),
         first_side=first_side,
         steps=steps,
         points=points,
         coarse_side=coarse_side,
-        coarse_each_layer=not implicit and bool(keys.get("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", True)),
+        coarse_each_layer=not implicit and keys.flag("MODEL.POINT_HEAD.COARSE_PRED_EACH_LAYER", default=True),
         implicit=implicit,
-        image_features=not implicit or bool(keys.get("MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED", True)),
-        positions=implicit and bool(keys.get("MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED", True)),
+        image_features=not implicit or keys.flag("MODEL.IMPLICIT_POINTREND.IMAGE_FEATURE_ENABLED", default=True),
+        positions=implicit and keys.flag("MODEL.IMPLICIT_POINTREND.POS_ENC_ENABLED", default=True),
     )
     if not (head.image_features or head.positions):
         raise ConversionError(
@@ -351,8 +369,8 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit
 def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) -> Pooler:
     return Pooler(
         levels=levels,
-        resolution=keys.whole(head + ".POOLER_RESOLUTION", resolution, high=MAX_SIDE),
-        sampling_ratio=keys.whole(head + ".POOLER_SAMPLING_RATIO", 0, low=0),
+        resolution=keys.number(head + ".POOLER_RESOLUTION", ranges.SIDE, resolution),
+        sampling_ratio=keys.number(head + ".POOLER_SAMPLING_RATIO", ranges.SAMPLES, 0),
         aligned=keys.get(head + ".POOLER_TYPE", "ROIAlignV2") == "ROIAlignV2",
     )
 
@@ -367,57 +385,33 @@ class _Keys:
         value: Any = self.document
         for part in key.split("."):
             if not isinstance(value, Mapping):
-                raise ConversionError(f"{key} cannot be read: its parent is {value!r}, not a mapping.")
+                raise ConversionError(f"{key} cannot be read: its parent is {shown(value)}, not a mapping.")
             if part not in value:
                 return default
             value = value[part]
-        return value
+        return _decoded(value)
 
     def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> None:
         value = self.get(key, default)
         if value not in allowed:
             raise ConversionError(
-                f"{key} is {value!r}, which cannot be converted. Supported: {', '.join(repr(a) for a in allowed)}. "
-                "SEGMENT_ENGINE=detectron2 runs all others."
+                f"{key} is {shown(value)}, which cannot be converted. Supported: "
+                f"{', '.join(repr(a) for a in allowed)}. SEGMENT_ENGINE=detectron2 runs all others."
             )
 
-    def whole(self, key: str, default: int, low: int = 1, high: int = LARGEST) -> int:
-        value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ConversionError(f"{key} is {value!r}; it must be a whole number of at least {low}.")
-        if value > high:
-            raise ConversionError(f"{key} is {value}; the maximum is {high:,}.")
-        return value
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        return ranges.flag(key, self.get(key, default))
 
-    def number(self, key: str, default: float) -> float:
-        value = self.get(key, default)
-        if not _is_number(value):
-            raise ConversionError(f"{key} is {value!r}; it must be a number.")
-        return float(value)
+    def number(self, key: str, valid: Range[Number], default: Number) -> Number:
+        return valid.one(key, self.get(key, default))
 
-    def numbers(self, key: str, default: list[float], count: int | None = None) -> tuple[float, ...]:
-        value = self.get(key, default)
-        if not isinstance(value, list | tuple) or not value or (count and len(value) != count):
-            raise ConversionError(f"{key} is {value!r}; it must be a list of {f'{count} ' if count else ''}numbers.")
-        if not all(map(_is_number, value)):
-            raise ConversionError(f"{key} is {value!r}; it must be a list of numbers.")
-        return tuple(float(v) for v in value)
+    def numbers(
+        self, key: str, valid: Range[Number], default: list[Number], count: int | None = None
+    ) -> tuple[Number, ...]:
+        return valid.several(key, self.get(key, default), count)
 
-    def positive(self, key: str, default: list[float], count: int) -> tuple[float, ...]:
-        """Numbers by which others are divided."""
-        numbers = self.numbers(key, default, count)
-        if min(numbers) <= 0:
-            raise ConversionError(f"{key} is {list(numbers)}; all numbers must be more than 0.")
-        return numbers
-
-    def per_level(self, key: str, default: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:
-        rows = self.get(key, default)
-        if not isinstance(rows, list | tuple) or len(rows) not in (1, levels):
-            raise ConversionError(f"{key} is {rows!r}; it must contain 1 list, or {levels}, one per level.")
-        if not all(isinstance(row, list | tuple) and row and all(map(_is_number, row)) for row in rows):
-            raise ConversionError(f"{key} is {rows!r}; it must contain lists of numbers.")
-        rows = list(rows) * (levels if len(rows) == 1 else 1)
-        return tuple(tuple(float(v) for v in row) for row in rows)
+    def per_level(self, key: str, valid: Range[Number], default: list[list[Number]], levels: int) -> Rows[Number]:
+        return valid.per_level(key, self.get(key, default), levels)
 
     def levels(
         self, key: str, prefix: str, allowed: tuple[int, ...], default: Sequence[str] = (), *, neighbours: bool = True
@@ -428,20 +422,25 @@ class _Keys:
         """
         names = self.get(key, default)
         admitted = {f"{prefix}{level}": level for level in allowed}
-        if not isinstance(names, list | tuple) or not names or not all(name in admitted for name in names):
-            raise ConversionError(f"{key} is {names!r}; it must be a list of some of {', '.join(admitted)}.")
+        if not isinstance(names, list | tuple) or not names or not all(map(admitted.__contains__, map(str, names))):
+            raise ConversionError(f"{key} is {shown(names)}; it must be a list of some of {', '.join(admitted)}.")
         levels = tuple(admitted[name] for name in names)
         if levels != (tuple(range(levels[0], levels[0] + len(levels))) if neighbours else tuple(sorted(set(levels)))):
             raise ConversionError(
-                f"{key} is {list(names)}; it must be a list of {'consecutive' if neighbours else 'distinct'} maps "
-                f"in the order {', '.join(admitted)}."
+                f"{key} is {shown(list(names))}; it must be a list of {'consecutive' if neighbours else 'distinct'} "
+                f"maps in the order {', '.join(admitted)}."
             )
         return levels
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number that fits float32. Strings of numbers, such as 1e-3 in YAML, are numbers."""
+def _decoded(value: Any) -> Any:
+    """A value as detectron2 reads it: text that is a Python literal, such as a tuple, is that literal.
+
+    fvcore/common/config.py and yacs (CfgNode._decode_cfg_value).
+    """
+    if not isinstance(value, str) or len(value) > MAX_LITERAL:
+        return value
     try:
-        return not isinstance(value, bool) and abs(float(value)) <= MAX_FLOAT
-    except (TypeError, ValueError, OverflowError):
-        return False
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value

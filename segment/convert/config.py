@@ -14,6 +14,7 @@ from typing import Any
 from segment.convert import cfgnode, lazyconfig
 from segment.convert import document as documents
 from segment.convert.architecture import Config
+from segment.convert.document import MAX_REASON
 from segment.errors import ConversionError
 
 __all__ = ["Config", "parse", "read"]
@@ -39,4 +40,4 @@ def parse(document: Mapping[str, Any]) -> Config:
     try:
         return lazyconfig.parse(document) if "model" in document else cfgnode.parse(document)
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
-        raise ConversionError(f"A value in the config has the wrong type: {error}.") from None
+        raise ConversionError(f"A value in the config has the wrong type: {str(error)[:MAX_REASON]}.") from None

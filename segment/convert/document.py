@@ -36,6 +36,8 @@ BASE = "_BASE_"
 """The key with the path of the base config, or a list of them."""
 MAX_FILES = 16
 """Maximum number of files of a config, including its bases."""
+MAX_SHOWN, MAX_REASON = 100, 400
+"""Maximum number of characters of a value and of a parser's message in an error message."""
 
 _PARTIAL_OF = ("torch.nn.", "detectron2.")
 """Packages whose classes and functions `functools.partial` may name."""
@@ -59,6 +61,15 @@ class Partial:
     arguments: dict[str, Any]
 
 
+def shown(value: object) -> str:
+    """A value of a document as text for an error message, shortened to MAX_SHOWN characters."""
+    try:
+        text = str(value) if isinstance(value, Name) else repr(value)
+    except ValueError:  # Python does not convert numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
 def read(path: Path, *, bases: bool = True) -> dict[str, Any]:
     """The top-level mapping of a YAML file, merged over that of its bases.
 
@@ -70,8 +81,8 @@ def read(path: Path, *, bases: bool = True) -> dict[str, Any]:
     document = _read_one(path)
     if BASE in document:
         raise ConversionError(
-            f"The config {path.name} is from a URL and has {BASE}: {document[BASE]}. Download it and its base and give "
-            "the path of the file, or give the full config (the output of `cfg.dump()`)."
+            f"The config {path.name} is from a URL and has {BASE}: {shown(document[BASE])}. Download it and its base "
+            "and give the path of the file, or give the full config (the output of `cfg.dump()`)."
         )
     return document
 
@@ -103,7 +114,7 @@ def _bases(path: Path, document: Mapping[str, Any]) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or not name or "://" in name:
             raise ConversionError(
-                f"The config {path.name} has {BASE}: {name}. A base must be the path of a file on this machine, "
+                f"The config {path.name} has {BASE}: {shown(name)}. A base must be the path of a file on this machine, "
                 "relative to the config. Download it, or give the full config (the output of `cfg.dump()`)."
             )
     return [Path(os.path.normpath(path.parent / Path(name).expanduser())) for name in names]
@@ -130,7 +141,9 @@ def _merge(values: Mapping[str, Any], into: dict[str, Any], path: Path) -> None:
             into[key] = dict(into[key])
             _merge(value, into[key], path)
         else:
-            raise ConversionError(f"In the config {path.name}, {key} is a mapping; in its base, it is {into[key]!r}.")
+            raise ConversionError(
+                f"In the config {path.name}, {key} is a mapping; in its base, it is {shown(into[key])}."
+            )
 
 
 def _read_one(path: Path) -> dict[str, Any]:
@@ -149,7 +162,7 @@ def _read_one(path: Path) -> dict[str, Any]:
     except ConversionError as error:
         raise ConversionError(f"The config {path.name} is refused: {error}") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())  # PyYAML's reasons have several lines
+        reason = " ".join(str(error).split())[:MAX_REASON]  # PyYAML's reasons have several lines
         raise ConversionError(f"The config {path.name} is not valid YAML: {reason}.") from None
     if not isinstance(document, dict):
         raise ConversionError(f"The config {path.name} is not a detectron2 config: it is not a mapping.")
@@ -202,7 +215,7 @@ class _Loader(yaml.SafeLoader):
         mapping = super().construct_mapping(node, deep)
         for key in mapping:
             if not isinstance(key, str):
-                raise ConversionError(f"its key {key!r} is not a string.")
+                raise ConversionError(f"its key {shown(key)} is not a string.")
         return mapping
 
 
@@ -220,7 +233,7 @@ def _python(loader: _Loader, suffix: str, node: yaml.Node) -> Any:
         if suffix == "object/apply:functools.partial":
             return _partial(content)
     raise ConversionError(
-        f"the tag !!python/{suffix} would import or call something. Supported: name, tuple, ShapeSpec, and "
+        f"the tag !!python/{suffix[:MAX_SHOWN]} would import or call something. Supported: name, tuple, ShapeSpec, and "
         "functools.partial of classes of torch.nn or detectron2."
     )
 

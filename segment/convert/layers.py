@@ -7,6 +7,7 @@ import numpy as np
 from segment.convert.architecture import BATCH_NORMS
 from segment.convert.graph import Graph
 from segment.convert.weights import Array, Weights
+from segment.errors import ConversionError
 
 GROUPS, GN_EPSILON = 32, 1e-5
 """detectron2's GroupNorm (detectron2/layers/batch_norm.py, get_norm)."""
@@ -91,7 +92,12 @@ def layer_norm(g: Graph, w: Weights, x: str, name: str, channels: int) -> str:
 
 
 def _group_norm(g: Graph, w: Weights, x: str, norm_name: str, channels: int) -> str:
-    """GroupNorm (Wu and He, 2018): normalise each group of channels, then scale and shift each channel."""
+    """GroupNorm (Wu and He, 2018): normalise each group of channels, then scale and shift each channel.
+
+    Raises ConversionError if the channels cannot be divided into groups.
+    """
+    if channels % GROUPS:
+        raise ConversionError(f"{norm_name} is GN with {channels} channels; it must be a multiple of {GROUPS}.")
     scale, shift = w.affine(norm_name, channels)
     ones, zeros = g.constant([1.0] * GROUPS, "float32"), g.constant([0.0] * GROUPS, "float32")
     grouped = g.reshape(x, 0, GROUPS, -1)  # (N, 32, C / 32 * H * W)

@@ -1,7 +1,7 @@
 """The calls of a LazyConfig: mappings with a `_target_`, whose arguments are read but which are never called.
 
-Every error names the argument's key. Interpolations such as `${..num_classes}` are OmegaConf's: one dot is the mapping
-that contains the value, each further dot its parent.
+Every error names the argument's key. Each number is taken with its valid range (ranges.py). Interpolations such as
+`${..num_classes}` are OmegaConf's: one dot is the mapping that contains the value, each further dot its parent.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from segment.convert.architecture import LARGEST, MAX_FLOAT, NORMS
-from segment.convert.document import Name, Partial
+from segment.convert import ranges
+from segment.convert.architecture import NORMS
+from segment.convert.document import MAX_SHOWN, Name, Partial, shown
+from segment.convert.ranges import Number, Range, Rows
 from segment.errors import ConversionError
 
 _INTERPOLATION = re.compile(r"\$\{(\.*)([\w.]+)\}")
@@ -57,7 +59,7 @@ class Call:
         self.target = name.rpartition(".")[2]
         if self.target not in targets or not name.startswith("detectron2."):
             raise ConversionError(
-                f"{self.key('_target_')} is {name}; supported: {' or '.join(targets)} of detectron2. "
+                f"{self.key('_target_')} is {name[:MAX_SHOWN]}; supported: {' or '.join(targets)} of detectron2. "
                 "SEGMENT_ENGINE=detectron2 runs all others."
             )
 
@@ -77,7 +79,9 @@ class Call:
         """Raise ConversionError if an argument that changes the results has not been taken."""
         for name in self._arguments:
             if name not in self._taken and name not in _TRAINING and name not in ignored:
-                raise ConversionError(f"{self.key(name)} is not supported. Supported arguments: {self._known()}.")
+                raise ConversionError(
+                    f"{self.key(name[:MAX_SHOWN])} is not supported. Supported arguments: {self._known()}."
+                )
 
     def _known(self) -> str:
         return ", ".join(sorted(self._taken - {"_target_"}))
@@ -100,22 +104,37 @@ class Call:
         value = self.take(name, *default)
         if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
             raise ConversionError(
-                f"{self.key(name)} is {value!r}; supported: {' or '.join(repr(a) for a in allowed)}. "
+                f"{self.key(name)} is {shown(value)}; supported: {' or '.join(repr(a) for a in allowed)}. "
                 "SEGMENT_ENGINE=detectron2 runs all others."
             )
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
-        return bool(self.one_of(name, (False, True), default))
+        return ranges.flag(self.key(name), self.take(name, default))
+
+    def number(self, name: str, valid: Range[Number], *default: Number) -> Number:
+        return valid.one(self.key(name), self.take(name, *default))
+
+    def numbers(
+        self, name: str, valid: Range[Number], count: int | None = None, *default: Sequence[Number]
+    ) -> tuple[Number, ...]:
+        return valid.several(self.key(name), self.take(name, *default), count)
+
+    def per_level(self, name: str, valid: Range[Number], levels: int) -> Rows[Number]:
+        return valid.per_level(self.key(name), self.take(name), levels)
 
     def indexes(self, name: str) -> frozenset[int]:
         """Numbers of blocks, counted from 0."""
         value = self.take(name, [])
-        if not isinstance(value, list | tuple) or not all(_is_index(v) for v in value):
-            raise ConversionError(
-                f"{self.key(name)} is {value!r}; it must be a list of indices of blocks, counted from 0."
-            )
-        return frozenset(value)
+        return frozenset(ranges.INDEX.several(self.key(name), value)) if value != [] else frozenset()
+
+    def dims(self, name: str) -> tuple[int, ...]:
+        """Widths of layers, which must all be the same; none for a list without any."""
+        value = self.take(name)
+        dims = ranges.CHANNELS.several(self.key(name), value) if value != [] else ()
+        if len(set(dims)) > 1:
+            raise ConversionError(f"{self.key(name)} is {shown(value)}; all widths must be equal.")
+        return dims
 
     def torch_class(self, name: str, wanted: str, *keywords: str) -> dict[str, Any]:
         """Check that an argument is absent or the class `wanted` of torch.nn; the arguments that a partial binds.
@@ -129,9 +148,9 @@ class Call:
         arguments = value.arguments if isinstance(value, Partial) else {}
         given = str(value.name if isinstance(value, Partial) else value)
         if value is not None and not (given.startswith("torch.nn.") and given.rpartition(".")[2] == wanted):
-            raise ConversionError(f"{self.key(name)} is {given}; supported: torch.nn's {wanted}.")
+            raise ConversionError(f"{self.key(name)} is {given[:MAX_SHOWN]}; supported: torch.nn's {wanted}.")
         if other := sorted(arguments.keys() - set(keywords)):
-            raise ConversionError(f"{self.key(name)} binds {other[0]}, which is not supported.")
+            raise ConversionError(f"{self.key(name)} binds {other[0][:MAX_SHOWN]}, which is not supported.")
         return arguments
 
     def norm(self, name: str, default: str, allowed: Sequence[str] = NORMS) -> str:
@@ -146,47 +165,8 @@ class Call:
         if value is None:
             return ""
         if value not in allowed:
-            raise ConversionError(f"{self.key(name)} is {str(value)!r}; supported: {', '.join(allowed)}.")
+            raise ConversionError(f"{self.key(name)} is {shown(value)}; supported: {', '.join(allowed)}.")
         return str(value)
-
-    def whole(self, name: str, *default: int, low: int = 1, high: int = LARGEST) -> int:
-        value = self.take(name, *default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a whole number of at least {low}.")
-        if value > high:
-            raise ConversionError(f"{self.key(name)} is {value}; the maximum is {high:,}.")
-        return value
-
-    def number(self, name: str, *default: float) -> float:
-        value = self.take(name, *default)
-        if not _is_number(value):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a number.")
-        return float(value)
-
-    def numbers(self, name: str, count: int | None = None, *default: Sequence[float]) -> tuple[float, ...]:
-        value = self.take(name, *default)
-        if not isinstance(value, list | tuple) or (count and len(value) != count):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of {count or 'some'} numbers.")
-        if not all(map(_is_number, value)):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of numbers.")
-        return tuple(float(v) for v in value)
-
-    def dims(self, name: str) -> list[int]:
-        """Widths of layers, which must all be the same."""
-        dims = self.take(name)
-        if not isinstance(dims, list) or len(set(map(str, dims))) > 1 or not all(_is_width(dim) for dim in dims):
-            raise ConversionError(f"{self.key(name)} is {dims!r}; it must be a list of equal widths.")
-        return dims
-
-    def per_level(self, name: str, levels: int) -> tuple[tuple[float, ...], ...]:
-        """Numbers for each level: one list for all of them, or a list for each."""
-        value = self.take(name)
-        rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-        if len(rows) not in (1, levels):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must contain one list, or one for each level.")
-        if not all(isinstance(row, list | tuple) and row and all(map(_is_number, row)) for row in rows):
-            raise ConversionError(f"{self.key(name)} is {value!r}; it must be a list of numbers.")
-        return tuple(tuple(float(v) for v in row) for row in rows * (levels if len(rows) == 1 else 1))
 
     def class_of(self, name: str, wanted: tuple[str, ...], *, required: bool = False) -> str:
         """The class of detectron2 that an argument names, without its module; by default the first of `wanted`."""
@@ -195,32 +175,24 @@ class Call:
             return wanted[0]
         given = str(value).rpartition(".")[2]
         if given not in wanted or not str(value).startswith("detectron2."):
-            raise ConversionError(f"{self.key(name)} is {value}; supported: {' or '.join(wanted)} of detectron2.")
+            raise ConversionError(
+                f"{self.key(name)} is {shown(value)}; supported: {' or '.join(wanted)} of detectron2."
+            )
         return given
 
     def levels(self, name: str, admitted: Mapping[str, int]) -> tuple[int, ...]:
         """The levels of the feature maps with the given names, such as p2 and p3."""
         names = self.take(name)
         if not isinstance(names, list) or not all(isinstance(n, str) and n in admitted for n in names) or not names:
-            raise ConversionError(f"{self.key(name)} is {names!r}; it must be a list of some of {', '.join(admitted)}.")
+            raise ConversionError(
+                f"{self.key(name)} is {shown(names)}; it must be a list of some of {', '.join(admitted)}."
+            )
         levels = tuple(admitted[n] for n in names)
         if levels != tuple(range(levels[0], levels[0] + len(levels))):
             raise ConversionError(
-                f"{self.key(name)} is {names!r}; it must be a list of consecutive maps, the finest first."
+                f"{self.key(name)} is {shown(names)}; it must be a list of consecutive maps, the finest first."
             )
         return levels
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_FLOAT
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_width(value: Any) -> bool:
-    return _is_index(value) and value > 0
 
 
 def value_at(document: Any, path: tuple[str, ...]) -> Any:
@@ -250,4 +222,4 @@ def resolved(document: Mapping[str, Any], path: tuple[str, ...]) -> Any:
         value = value_at(document, path)
         if value is None:
             break
-    raise ConversionError(f"{'.'.join(path)}: the interpolation {value!r} refers to no value.")
+    raise ConversionError(f"{'.'.join(path)[:MAX_SHOWN]}: the interpolation {shown(value)} refers to no value.")

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from segment.convert import ranges
 from segment.convert.architecture import (
     BASIC,
     BLOCKS,
     HEAD_NORMS,
-    MAX_SIDE,
     NORMS,
     POOLER_TYPES,
     Anchors,
@@ -34,6 +34,7 @@ from segment.convert.architecture import (
     SimplePyramid,
     ViT,
 )
+from segment.convert.document import shown
 from segment.convert.lazycall import Call, resolved, value_at
 from segment.errors import ConversionError
 
@@ -50,12 +51,10 @@ RES4 = 4
 """The stage that Res5ROIHeads reads."""
 LAST_LEVEL = 5
 """The coarsest level of a simple feature pyramid, because LastLevelMaxPool pools p5."""
-MAX_SQUARE = 4096
-"""Maximum of square_pad: as many pixels as the largest render factor gives."""
 TORCH_LN_EPSILON = 1e-5
 """The default of torch.nn.LayerNorm."""
-MAX_BLOCKS, MAX_WIDTH = 1000, 100_000
-"""Maximum depth and width of a RegNet or a ViT."""
+AT_TEST_TIME = 1
+"""The index in a pair of numbers for training and for test time."""
 
 
 def parse(document: Mapping[str, Any]) -> Config:
@@ -70,9 +69,9 @@ def parse(document: Mapping[str, Any]) -> Config:
         maps = {f"res{feature}": bottom_up.level(feature)}
     config = Config(
         format=image_format,
-        mean=model.numbers("pixel_mean", 3),
-        std=model.numbers("pixel_std", 3),
-        classes=heads.whole("num_classes"),
+        mean=model.numbers("pixel_mean", ranges.PIXEL, 3),
+        std=model.numbers("pixel_std", ranges.DIVISOR, 3),
+        classes=heads.number("num_classes", ranges.CLASSES),
         bottom_up=bottom_up,
         pyramid=pyramid,
         feature=feature,
@@ -92,7 +91,7 @@ def _feature(rpn: Call, maps: Mapping[str, int]) -> int:
     given = rpn.take("in_features")
     if not isinstance(given, list) or len(given) != 1 or given[0] not in maps:
         raise ConversionError(
-            f"{rpn.key('in_features')} is {given!r}; without a feature pyramid, it must be a list of one of "
+            f"{rpn.key('in_features')} is {shown(given)}; without a feature pyramid, it must be a list of one of "
             f"{', '.join(maps)}."
         )
     return int(str(given[0]).removeprefix("res"))
@@ -112,7 +111,7 @@ def _image_format(document: Mapping[str, Any], model: Call) -> str:
         mapper = resolved(document, path)
         if mapper != image_format:
             raise ConversionError(
-                f"dataloader.test.mapper.image_format is {mapper!r} and model.input_format is {image_format!r}; "
+                f"dataloader.test.mapper.image_format is {shown(mapper)} and model.input_format is {image_format!r}; "
                 "they must be the same."
             )
     return image_format
@@ -215,9 +214,9 @@ def _listed_stages(call: Call, stem: Call) -> ResNet:
                 "same in all stages, and so must BasicBlock as block_class."
             )
     _stem_norm(stem, stages[0], blocks[0])
-    basic, channels = blocks[0].basic, stages[0].whole("out_channels")
-    first = channels if basic else stages[0].whole("bottleneck_channels")
-    into = stem_channels = stem.whole("out_channels")
+    basic, channels = blocks[0].basic, stages[0].number("out_channels", ranges.CHANNELS)
+    first = channels if basic else stages[0].number("bottleneck_channels", ranges.CHANNELS)
+    into = stem_channels = stem.number("out_channels", ranges.CHANNELS)
     if first % blocks[0].groups:
         raise ConversionError(
             f"{stages[0].key('bottleneck_channels')} is {first}; it must be a multiple of num_groups."
@@ -227,15 +226,15 @@ def _listed_stages(call: Call, stem: Call) -> ResNet:
         into = stage.one_of("out_channels", (channels << number,))
         if not basic:
             stage.one_of("bottleneck_channels", (first << number,))
-        strides = stage.numbers("stride_per_block", stage.whole("num_blocks"))
-        wanted = (2.0 if number and number not in dilated else 1.0, *[1.0] * (len(strides) - 1))
+        strides = stage.numbers("stride_per_block", ranges.SIDE, stage.number("num_blocks", ranges.LAYERS))
+        wanted = (2 if number and number not in dilated else 1, *[1] * (len(strides) - 1))
         if strides != wanted:
             raise ConversionError(
-                f"{stage.key('stride_per_block')} is {strides}; supported: a stride of {wanted[0]:g}, then of 1."
+                f"{stage.key('stride_per_block')} is {shown(strides)}; supported: a stride of {wanted[0]}, then of 1."
             )
         stage.finish()
     return ResNet(
-        blocks=tuple(stage.whole("num_blocks") for stage in stages),
+        blocks=tuple(stage.number("num_blocks", ranges.LAYERS) for stage in stages),
         norm=blocks[0].norm,
         groups=blocks[0].groups,
         width_per_group=first // blocks[0].groups,
@@ -289,7 +288,7 @@ def _block(stage: Call, classes: tuple[str, ...], *, required: bool = False) -> 
         offset_groups=stage.one_of("deform_num_groups", _GROUPS, 1) if deformable else 1,
         groups=stage.one_of("num_groups", _GROUPS, 1),
         norm=stage.norm("norm", "BN"),
-        stride_in_1x1=bool(stage.take("stride_in_1x1", False)),
+        stride_in_1x1=stage.flag("stride_in_1x1"),
     )
 
 
@@ -304,29 +303,26 @@ def _regnet(call: Call) -> RegNet:
     call.one_of("stride", (2,), 2)
     call.one_of("bottleneck_ratio", (1,), 1)
     call.absent("activation_class")
-    depth, group_width, first = call.whole("depth"), call.whole("group_width"), call.whole("w_0")
-    slope, factor = call.number("w_a"), call.number("w_m")
-    if not (slope >= 0 and 1 < factor < MAX_WIDTH and first % 8 == 0 and depth <= MAX_BLOCKS):
+    depth, group_width = call.number("depth", ranges.LAYERS), call.number("group_width", ranges.CHANNELS)
+    first = call.number("w_0", ranges.CHANNELS)
+    slope, factor = call.number("w_a", ranges.SLOPE), call.number("w_m", ranges.GROWTH)
+    if factor == 1 or first % 8:
         raise ConversionError(
-            f"{call.key('w_a')}, w_m, w_0 and depth are {slope:g}, {factor:g}, {first} and {depth}; w_a must be at "
-            f"least 0, w_m more than 1, w_0 a multiple of 8 and depth at most {MAX_BLOCKS}."
+            f"{call.key('w_m')} and w_0 are {factor:g} and {first}; w_m must be more than 1, and w_0 a multiple of 8."
         )
     widths, blocks = regnet_stages(slope, first, factor, depth)
-    if not (widths[-1] <= MAX_WIDTH and 1 <= len(widths) <= 4):
+    if widths[-1] > ranges.CHANNELS.high or len(widths) > MAX_STAGES:
         raise ConversionError(
-            f"{call.key('w_a')}, w_m, w_0 and depth make stages of {widths} channels; at most 4 stages of at most "
-            f"{MAX_WIDTH} channels are supported."
+            f"{call.key('w_a')}, w_m, w_0 and depth make stages of {shown(widths)} channels; at most {MAX_STAGES} "
+            f"stages of at most {ranges.CHANNELS.high:,} channels are supported."
         )
     groups = tuple(min(group_width, width) for width in widths)
-    ratio = call.number("se_ratio", 0.0)
-    if not 0 <= ratio <= MAX_WIDTH:
-        raise ConversionError(f"{call.key('se_ratio')} is {ratio}; it must be at least 0.")
     return RegNet(
-        stem_channels=call.whole("stem_width"),
+        stem_channels=call.number("stem_width", ranges.CHANNELS),
         widths=tuple(max(group, round(width / group) * group) for width, group in zip(widths, groups, strict=True)),
         blocks=blocks,
         group_widths=groups,
-        se_ratio=ratio,
+        se_ratio=call.number("se_ratio", ranges.SQUEEZE, 0.0),
         norm=call.norm("norm", "BN", NORMS[1:]),  # upstream's blocks call their norm
     )
 
@@ -346,38 +342,38 @@ def regnet_stages(slope: float, first: int, factor: float, depth: int) -> tuple[
 
 def _vit(call: Call) -> ViT:
     """detectron2/modeling/backbone/vit.py; out_feature is a name that only the pyramid reads."""
-    patch, width, heads = call.whole("patch_size", 16), call.whole("embed_dim", 768), call.whole("num_heads", 12)
+    patch, width = call.number("patch_size", ranges.SIDE, 16), call.number("embed_dim", ranges.CHANNELS, 768)
+    heads = call.number("num_heads", ranges.CHANNELS, 12)
     if patch & (patch - 1):
         raise ConversionError(f"{call.key('patch_size')} is {patch}; it must be a power of 2.")
     if width % heads:
         raise ConversionError(f"{call.key('embed_dim')} is {width}; it must be a multiple of num_heads, {heads}.")
-    depth, ratio, window = call.whole("depth", 12), call.number("mlp_ratio", 4.0), call.whole("window_size", 0, low=0)
-    if depth > MAX_BLOCKS or not 1 <= width * ratio <= MAX_WIDTH:
+    ratio = call.number("mlp_ratio", ranges.RATIO, 4.0)
+    if not 1 <= width * ratio <= ranges.CHANNELS.high:
         raise ConversionError(
-            f"{call.key('mlp_ratio')} is {ratio:g}, embed_dim {width} and depth {depth}; layers of 1 to {MAX_WIDTH} "
-            f"channels in at most {MAX_BLOCKS} blocks are supported."
+            f"{call.key('mlp_ratio')} is {ratio:g} and embed_dim {width}; layers of 1 to {ranges.CHANNELS.high:,} "
+            "channels are supported."
         )
-    trained, pretrained = call.whole("img_size", 1024), call.whole("pretrain_img_size", 224)
+    trained = call.number("img_size", ranges.IMAGE_SIDE, 1024)
+    pretrained = call.number("pretrain_img_size", ranges.IMAGE_SIDE, 224)
     absolute, relative = call.flag("use_abs_pos", default=True), call.flag("use_rel_pos")
     call.one_of("in_chans", (3,), 3)
     call.torch_class("act_layer", "GELU")
     epsilon = call.torch_class("norm_layer", "LayerNorm", "eps").get("eps", TORCH_LN_EPSILON)
-    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise ConversionError(f"{call.key('norm_layer')} binds eps={epsilon!r}; it must be between 0 and 1.")
     network = ViT(
         patch=patch,
         width=width,
-        depth=depth,
+        depth=call.number("depth", ranges.LAYERS, 12),
         heads=heads,
         hidden=int(width * ratio),
         qkv_bias=call.flag("qkv_bias", default=True),
         positions=pretrained // patch if absolute else 0,
         class_token=call.flag("pretrain_use_cls_token", default=True),
         relative_positions=trained // patch if relative else 0,
-        window=window,
+        window=call.number("window_size", ranges.WINDOW, 0),
         window_blocks=call.indexes("window_block_indexes"),
         residual_blocks=call.indexes("residual_block_indexes"),
-        epsilon=epsilon,
+        epsilon=ranges.EPSILON.one(call.key("norm_layer.eps"), epsilon),
     )
     for name, size, used in (("pretrain_img_size", pretrained, absolute), ("img_size", trained, relative)):
         if used and size < patch:
@@ -389,22 +385,20 @@ def _vit(call: Call) -> ViT:
 def _simple_pyramid(call: Call, network: ViT) -> SimplePyramid:
     call.call("top_block", "LastLevelMaxPool").finish()
     call.take("in_feature")
-    scales = call.numbers("scale_factors", None)
+    scales = call.numbers("scale_factors", ranges.RATIO)
     levels = tuple(int(math.log2(network.patch / scale)) for scale in scales if scale in (4.0, 2.0, 1.0, 0.5))
     if not levels or len(levels) != len(scales) or levels != tuple(range(levels[-1] - len(levels) + 1, LAST_LEVEL + 1)):
         raise ConversionError(
-            f"{call.key('scale_factors')} is {scales}; supported: 4, 2, 1 and 0.5 without gaps, down to a stride "
-            f"of {2**LAST_LEVEL} pixels, with a patch_size of {network.patch}."
+            f"{call.key('scale_factors')} is {shown(scales)}; supported: 4, 2, 1 and 0.5 without gaps, down to a "
+            f"stride of {2**LAST_LEVEL} pixels, with a patch_size of {network.patch}."
         )
     norm = call.norm("norm", "LN", HEAD_NORMS)
     if not norm:
         raise ConversionError(f"{call.key('norm')} is empty; detectron2 runs this pyramid with a norm only.")
-    square = call.whole("square_pad", 0, low=0)
-    if square and not 2**LAST_LEVEL <= square <= MAX_SQUARE:
-        raise ConversionError(
-            f"{call.key('square_pad')} is {square}; it must be 0 or from {2**LAST_LEVEL} to {MAX_SQUARE}."
-        )
-    return SimplePyramid(levels, call.whole("out_channels"), norm, square)
+    square = call.number("square_pad", ranges.SQUARE, 0)
+    if 0 < square < 2**LAST_LEVEL:
+        raise ConversionError(f"{call.key('square_pad')} is {square}; it must be 0 or at least {2**LAST_LEVEL}.")
+    return SimplePyramid(levels, call.number("out_channels", ranges.CHANNELS), norm, square)
 
 
 def _pyramid(call: Call) -> Pyramid:
@@ -412,7 +406,7 @@ def _pyramid(call: Call) -> Pyramid:
     call.one_of("square_pad", (0,), 0)
     return Pyramid(
         levels=_network_levels(call, "in_features"),
-        channels=call.whole("out_channels"),
+        channels=call.number("out_channels", ranges.CHANNELS),
         norm=call.norm("norm", ""),
         average=call.one_of("fuse_type", ("sum", "avg"), "sum") == "avg",
     )
@@ -423,22 +417,22 @@ def _proposals(call: Call, maps: Mapping[str, int]) -> Proposals:
     head = call.call("head", "StandardRPNHead")
     anchors = call.call("anchor_generator", "DefaultAnchorGenerator")
     head.one_of("box_dim", (4,), 4)
-    strides = anchors.numbers("strides", len(levels))
+    strides = anchors.numbers("strides", ranges.LENGTH, len(levels))
     if strides != tuple(2.0**level for level in levels):
         raise ConversionError(f"{anchors.key('strides')} is {strides}; it must be the strides of {levels}.")
     proposals = Proposals(
         levels=levels,
-        conv_dims=tuple(int(dim) for dim in head.numbers("conv_dims", None, (-1,))),
+        conv_dims=ranges.conv_dims(head.key("conv_dims"), head.take("conv_dims", [-1])),
         anchors=Anchors(
-            anchors.per_level("sizes", len(levels)),
-            anchors.per_level("aspect_ratios", len(levels)),
-            anchors.number("offset", 0.5),
+            anchors.per_level("sizes", ranges.LENGTH, len(levels)),
+            anchors.per_level("aspect_ratios", ranges.RATIO, len(levels)),
+            anchors.number("offset", ranges.SHARE, 0.5),
         ),
         box_weights=_box_weights(call),
-        nms=call.number("nms_thresh", 0.7),
-        before_nms=_at_test_time(call, "pre_nms_topk"),
-        after_nms=_at_test_time(call, "post_nms_topk"),
-        min_size=call.number("min_box_size", 0.0),
+        nms=call.number("nms_thresh", ranges.OVERLAP, 0.7),
+        before_nms=call.numbers("pre_nms_topk", ranges.COUNT, 2)[AT_TEST_TIME],
+        after_nms=call.numbers("post_nms_topk", ranges.COUNT, 2)[AT_TEST_TIME],
+        min_size=call.number("min_box_size", ranges.LENGTH_OR_NONE, 0.0),
     )
     if len({len(s) * len(r) for s, r in zip(proposals.anchors.sizes, proposals.anchors.ratios, strict=True)}) > 1:
         raise ConversionError(f"{anchors.key('sizes')} must give the same number of anchors on each level.")
@@ -447,17 +441,9 @@ def _proposals(call: Call, maps: Mapping[str, int]) -> Proposals:
     return proposals
 
 
-def _at_test_time(call: Call, name: str) -> int:
-    """The second value of a pair (training, test)."""
-    _, count = call.numbers(name, 2)
-    if count < 1 or count != int(count):
-        raise ConversionError(f"{call.key(name)} is {count:g} at test time; it must be a whole number of at least 1.")
-    return int(count)
-
-
 def _box_weights(call: Call) -> tuple[float, ...]:
     transform = call.call("box2box_transform", "Box2BoxTransform")
-    weights = transform.numbers("weights", 4)
+    weights = transform.numbers("weights", ranges.DIVISOR, 4)
     transform.finish()
     return weights
 
@@ -511,9 +497,9 @@ def _box_predictor(call: Call, pooler: Pooler) -> BoxHead:
         sigmoid=call.flag("use_sigmoid_ce"),
         cascade=False,
         box_weights=(_box_weights(call),),
-        min_score=call.number("test_score_thresh", 0.0),
-        nms=call.number("test_nms_thresh", 0.5),
-        max_detections=call.whole("test_topk_per_image", 100),
+        min_score=call.number("test_score_thresh", ranges.SCORE, 0.0),
+        nms=call.number("test_nms_thresh", ranges.OVERLAP, 0.5),
+        max_detections=call.number("test_topk_per_image", ranges.COUNT, 100),
     )
     call.finish(_BY_SHAPE)
     return predictor
@@ -545,7 +531,7 @@ def _mask_head(heads: Call, maps: Mapping[str, int]) -> MaskHead:
     dims = call.dims("conv_dims")
     if not dims:
         raise ConversionError(f"{call.key('conv_dims')} is empty; its last value is the width of the upsampling.")
-    classes = call.whole("num_classes")
+    classes = call.number("num_classes", ranges.CLASSES)
     pooler = ("in_features", "pooler") if heads.target == "Res5ROIHeads" else ("mask_in_features", "mask_pooler")
     mask = MaskHead(
         pooler=_pooler(heads, maps, *pooler),
@@ -565,9 +551,10 @@ def _pooler(heads: Call, maps: Mapping[str, int], features: str, name: str) -> P
     aligned = call.one_of("pooler_type", POOLER_TYPES) == "ROIAlignV2"
     call.one_of("canonical_box_size", (224,), 224)
     call.one_of("canonical_level", (4,), 4)
-    scales = call.numbers("scales", len(levels))
+    scales = call.numbers("scales", ranges.RATIO, len(levels))
     if scales != tuple(0.5**level for level in levels):
         raise ConversionError(f"{call.key('scales')} is {scales}; it must be 1 / stride of {features}.")
-    pooler = Pooler(levels, call.whole("output_size", high=MAX_SIDE), call.whole("sampling_ratio", low=0), aligned)
+    side, samples = call.number("output_size", ranges.SIDE), call.number("sampling_ratio", ranges.SAMPLES)
+    pooler = Pooler(levels, side, samples, aligned)
     call.finish()
     return pooler

@@ -64,11 +64,11 @@ class _Head:
     """The RPN's head: convolutions, an objectness logit and box deltas per anchor. All levels share the weights."""
 
     def __init__(self, w: Weights, config: Config) -> None:
-        into = config.channels
-        dims = [into if d == -1 else d for d in config.proposals.conv_dims]
+        into, dims = config.channels, config.proposals.conv_dims
         names = ["conv"] if len(dims) == 1 else [f"conv.conv{i}" for i in range(len(dims))]
         self.convs = []
-        for name, out in zip(names, dims, strict=True):
+        for name, dim in zip(names, dims, strict=True):
+            out = into if dim == -1 else dim
             self.convs.append((_HEAD + name, w.conv(_HEAD + name, out, into, 3, "")))
             into = out
         anchors = len(config.proposals.anchors.sizes[0]) * len(config.proposals.anchors.ratios[0])
