@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.server
 import ipaddress
@@ -18,7 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from segment.errors import FetchError, RefusedURL, TooLarge
+from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
+from segment.web import pace
 from segment.web.fetch import Site, fetch, is_public, parse
 
 PHOTO = bytes(range(256)) * 400
@@ -99,6 +101,24 @@ class Faulty(http.server.BaseHTTPRequestHandler):
     def answer_odd_chunk(self) -> None:
         self.answer(200, b"many\r\nhello\r\n0\r\n\r\n", Transfer_Encoding="chunked")
 
+    def answer_long_headers(self) -> None:
+        headers: Any = {f"X-{number}": "a" * 60_000 for number in range(90)}
+        self.answer(200, **headers)
+
+    def answer_many_continues(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    def answer_tiny_chunks(self) -> None:
+        body = b"".join(b"1\r\n%c\r\n" % byte for byte in PHOTO)
+        with contextlib.suppress(OSError):
+            self.answer(200, body + b"0\r\n\r\n", Transfer_Encoding="chunked")
+
+    def answer_chunks(self) -> None:
+        body = b"".join(b"64\r\n%b\r\n" % PHOTO[start : start + 100] for start in range(0, len(PHOTO), 100))
+        self.answer(200, body + b"0\r\n\r\n", Transfer_Encoding="chunked")
+
     def answer_drip(self) -> None:
         self.answer(200, Content_Length=str(len(PHOTO)))
         self.drip()
@@ -154,7 +174,7 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return install
 
 
-@pytest.mark.parametrize("path", ["/photo", "/unannounced", "/hop"])
+@pytest.mark.parametrize("path", ["/photo", "/chunks", "/unannounced", "/hop"])
 def test_fetches(base: str, path: str) -> None:
     assert get(base + path) == PHOTO
 
@@ -208,6 +228,9 @@ class TestSite:
         ("/negative-chunk", FetchError, "was interrupted"),
         ("/chunk-without-end", FetchError, "was interrupted"),
         ("/odd-chunk", FetchError, "was interrupted"),
+        ("/long-headers", FetchError, "was interrupted"),
+        ("/many-continues", FetchError, "was interrupted"),
+        ("/tiny-chunks", FetchError, "was interrupted"),
     ],
 )
 def test_faults(base: str, path: str, error: type[Exception], words: str) -> None:
@@ -228,6 +251,71 @@ def test_a_slow_response_times_out(base: str, path: str) -> None:
     with pytest.raises(FetchError, match=r"longer than 0\.5 seconds"):
         get(base + path, seconds=0.5)
     assert time.monotonic() - start < 1.5
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that accepts connections and sends nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """The port of a server that does not accept further connections."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+class TestWhenOthersWait:
+    """A server that is slower than an upload must be is given up when others wait for memory or a thread."""
+
+    @pytest.fixture(autouse=True)
+    def short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pace, "CROWDED_WINDOW_SECONDS", 0.1)
+
+    def give_up(self, url: str) -> None:
+        with pytest.raises(Busy, match="64 KiB/s, and others are waiting"):
+            fetch(url, limit=1 << 20, seconds=60, private=True, crowded=lambda: True)
+        with pytest.raises(FetchError, match="longer than"):
+            fetch(url, limit=1 << 20, seconds=0.3, private=True, crowded=lambda: False)
+
+    @pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
+    def test_a_response_that_drips(self, base: str, path: str) -> None:
+        self.give_up(base + path)
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_no_response(self, silent: int, scheme: str) -> None:
+        self.give_up(f"{scheme}://127.0.0.1:{silent}/")
+
+    def test_no_connection(self, full: int) -> None:
+        self.give_up(f"http://127.0.0.1:{full}/")
+
+    def test_no_answer_from_the_name_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
+        self.give_up("http://slow.example/")
+
+    def test_a_fast_response(self, base: str) -> None:
+        assert fetch(base + "/photo", limit=1 << 20, seconds=60, private=True, crowded=lambda: True) == PHOTO
+
+
+def test_a_fetch_is_cancelled(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "CROWDED_WINDOW_SECONDS", 0.1)
+    end = time.monotonic() + 0.3
+    with pytest.raises(Cancelled):
+        fetch(base + "/drip", limit=1 << 20, seconds=60, private=True, cancelled=lambda: time.monotonic() > end)
+
+
+def test_waiting_for_memory_does_not_count_as_slow(base: str) -> None:
+    def wait(count: int) -> None:
+        time.sleep(0.4)
+
+    assert fetch(base + "/photo", limit=1 << 20, seconds=0.5, private=True, received=wait) == PHOTO
 
 
 def test_a_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,12 @@ HEAD = b"POST /segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r
 @pytest.fixture(scope="module")
 def small() -> Iterator[Server]:
     """A server with little memory. Its time limit for a whole body is longer than those of the tests' clients."""
-    settings = {"SEGMENT_MEMORY": "256Mi", "SEGMENT_WAIT_SECONDS": "20", "SEGMENT_RECEIVE_SECONDS": "600"}
+    settings = {
+        "SEGMENT_MEMORY": "256Mi",
+        "SEGMENT_WAIT_SECONDS": "20",
+        "SEGMENT_RECEIVE_SECONDS": "600",
+        "SEGMENT_FETCH_SECONDS": "120",
+    }
     with serve(SEGMENT_FETCH_PRIVATE="true", **settings) as started:
         assert requests.get(started.url + "/ready", timeout=60).ok
         yield started
@@ -125,27 +130,40 @@ class TestSlowClients:
             stack.close()
             check_alive(small, photo)
 
-    def test_slow_bodies_do_not_keep_the_memory_from_others(self, small: Server, photo: bytes) -> None:
-        """80 clients fill the memory for uploads and go on at 4 KB/s, which is allowed while nobody else waits."""
+    def test_slow_senders_do_not_keep_the_memory_from_others(self, small: Server, photo: bytes) -> None:
+        """Clients fill half of the memory for uploads, URLs the other half, and both go on slowly.
+
+        The clients send 4 KB/s, which is allowed while nobody else waits. The photo needs more than either half.
+        """
         room = requests.get(small.url + "/model", timeout=60).json()["memory_free"] / 9  # a tenth of all
-        slow = [connect(small, HEAD + b"Content-Length: 4000000\r\n\r\n") for _ in range(80)]
+        slow = [connect(small, HEAD + b"Content-Length: 4000000\r\n\r\n") for _ in range(60)]
         over = threading.Event()
 
         def drip(connection: socket.socket) -> None:
             with connection, contextlib.suppress(OSError):
-                connection.sendall(bytes(int(0.97 * room / 80)))
+                connection.sendall(bytes(int(0.48 * room / 60)))
                 while not over.wait(4):
                     connection.sendall(bytes(17 << 10))
 
-        with ThreadPoolExecutor(80) as crowd:
+        with ThreadPoolExecutor(64) as crowd, _slow_site(bytes(int(0.48 * room / 4))) as url:
             for connection in slow:
                 crowd.submit(drip, connection)
+            for _ in range(4):
+                crowd.submit(requests.get, small.url + "/segment", {"url": url}, timeout=100)
             try:
                 time.sleep(2)
-                body = larger(photo, int(0.4 * room))
+                body = larger(photo, int(0.6 * room))
                 assert requests.post(small.url + "/segment", data=body, headers=JPEG, timeout=60).status_code == 200
             finally:
                 over.set()
+
+    def test_slow_urls_do_not_keep_the_threads_from_others(self, small: Server, photo: bytes) -> None:
+        """As many URLs as the server has threads do not answer."""
+        with ThreadPoolExecutor(8) as crowd, _slow_site(None) as url:
+            slow = [crowd.submit(requests.get, small.url + "/segment", {"url": url}, timeout=100) for _ in range(8)]
+            time.sleep(1)
+            assert requests.post(small.url + "/segment", data=photo, headers=JPEG, timeout=60).status_code == 200
+        assert 503 in {answer.result().status_code for answer in slow}
 
     def test_a_body_that_stalls_is_closed(self, small: Server, photo: bytes) -> None:
         """Six stalled bodies fill the memory for uploads. Another photo is segmented after they are closed."""
@@ -207,6 +225,40 @@ class TestBounds:
             HEAD + b"Connection: close\r\n" + b"".join(b"x-%d: y\r\n" % number for number in range(5000)) + b"\r\n",
         )
         assert answer(connection)[:12] in {b"HTTP/1.1 400", b"HTTP/1.1 431", b""}
+
+    def test_headers_that_take_much_memory(self, small: Server, photo: bytes) -> None:
+        """Heads of 15 KiB that consist of 2,000 headers, each of which would take 600 bytes until the body is there."""
+        headers = b"".join(b"%x:\r\n" % number for number in range(0x100, 0x100 + 2000))
+        head = HEAD + b"Content-Length: 1000\r\n" + headers + b"\r\n"
+        before, answers = resident(small), []
+        with contextlib.ExitStack() as stack:
+            crowd = [stack.enter_context(connect(small, head)) for _ in range(100)]
+            answers = [connection.recv(12) for connection in crowd]
+            assert resident(small) - before < 10 * MIB
+        assert set(answers) == {b"HTTP/1.1 431"}
+        check_alive(small, photo)
+
+    @pytest.mark.parametrize("path", [b"/segment", b"/nothing"])
+    def test_malformed_chunks(self, small: Server, path: bytes) -> None:
+        """Of a body that is received, and of one that was refused before."""
+        before = small.log().count("Traceback")
+        head = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+        with connect(small, head) as connection:
+            time.sleep(0.1)
+            connection.sendall(b"zz\r\n")
+            assert answer(connection)[:12] == (b"HTTP/1.1 400" if path == b"/segment" else b"HTTP/1.1 404")
+        assert small.log().count("Traceback") == before
+
+    def test_chunks_that_take_much_time(self, small: Server, photo: bytes) -> None:
+        """Chunks of a byte are refused after some; chunks of 100 bytes are accepted."""
+        head = HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        with connect(small, head) as connection:
+            _send(connection, b"1\r\nx\r\n" * 100_000)
+            assert answer(connection)[:12] in {b"HTTP/1.1 400", b""}
+        parts = [photo[start : start + 100] for start in range(0, len(photo), 100)]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+        with connect(small, head + body + b"0\r\n\r\n") as connection:
+            assert answer(connection)[:12] == b"HTTP/1.1 200"
 
     def test_many_connections(self, small: Server, photo: bytes) -> None:
         """At the limit, the oldest connection without a complete request is closed for a new one."""
@@ -305,6 +357,33 @@ def test_the_frameworks_own_servers_answer(options: list[str], photo: bytes) -> 
         for arguments in ({"data": photo, "headers": JPEG}, {"files": {"file": photo}}):
             assert requests.post(server.url + "/segment", timeout=60, **arguments).ok
         assert requests.get(server.url + "/", timeout=60).ok
+
+
+@contextlib.contextmanager
+def _slow_site(beginning: bytes | None) -> Iterator[str]:
+    """The URL of a server that sends `beginning` and then little, or no response at all; closed with the context."""
+    over = threading.Event()
+
+    def respond(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            if beginning is not None:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + beginning)
+            while not over.wait(0.5):
+                connection.sendall(b"" if beginning is None else bytes(100))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=respond, args=listening.accept()[:1], daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/photo.jpg"
+        finally:
+            over.set()
 
 
 @contextlib.contextmanager

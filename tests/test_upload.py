@@ -6,6 +6,7 @@ in 256 bytes on average.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import shutil
@@ -129,6 +130,22 @@ def test_a_json_object_takes_no_more_memory_than_is_reserved(value: object) -> N
     reserved: list[int] = []
     tracemalloc.start()
     upload.read_object(request, 1 << 24, lambda count: None, reserved.append)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < sum(reserved) + 2 * len(body) + 100_000, "2 bodies: as received and as joined"
+
+
+@pytest.mark.parametrize("start", ["", "data:image/jpeg;base64,"], ids=["base64", "data-url"])
+@pytest.mark.parametrize("line", [10**9, 76, 2, 1])
+def test_a_photo_in_base64_takes_no_more_memory_than_is_reserved(start: str, line: int) -> None:
+    """Also if it is divided into many short lines, each of which would take 50 bytes as a string."""
+    encoded = base64.b64encode(bytes(300_000)).decode()
+    lines = "\n".join(encoded[at : at + line] for at in range(0, len(encoded), line))
+    body = json.dumps({"image": start + lines}).encode()
+    request = Request(EnvironBuilder(method="POST", data=body, content_type="application/json").get_environ())
+    reserved: list[int] = []
+    tracemalloc.start()
+    assert upload.read(request, 1 << 24, lambda count: None, reserved.append).photo == bytes(300_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < sum(reserved) + 2 * len(body) + 100_000, "2 bodies: as received and as joined"

@@ -79,27 +79,25 @@ def refuse(service: Service, error: SegmentError | HTTPException) -> WSGIApplica
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = Request(environ)
-        return _respond(service, request, lambda: _raise(error))(environ, start_response)
+        return _respond(service, request, lambda: _problem(error))(environ, start_response)
 
     return application
-
-
-def _raise(error: Exception) -> Response:
-    raise error
 
 
 def _respond(service: Service, request: Request, answer: Callable[[], Response]) -> Response:
     start = time.perf_counter()
     try:
         response = answer()
-    except SegmentError as error:
-        response = problems.problem_of(error)
-    except HTTPException as error:
-        response = problems.http_problem(error)
+    except (SegmentError, HTTPException) as error:
+        response = _problem(error)
     except Exception:
         log.exception("Unexpected error")
         response = problems.problem(500, "Failed", "An unexpected error occurred. It has been logged.")
     return finished(request, response, service.settings, time.perf_counter() - start, quiet=request.path in PROBES)
+
+
+def _problem(error: SegmentError | HTTPException) -> Response:
+    return problems.problem_of(error) if isinstance(error, SegmentError) else problems.http_problem(error)
 
 
 def add_probes(app: Flask, service: Service) -> None:

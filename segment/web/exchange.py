@@ -12,9 +12,10 @@ from segment.memory import Reservation
 from segment.service import Service
 from segment.web.fetch import Site, fetch
 
-RECEIVED, CANCELLED = "segment.received", "segment.cancelled"
-"""Keys of the WSGI environment that segment/web/gateway.py sets: the Reservation of the received body, and a function
-that returns whether the client has disconnected. Other WSGI servers set neither."""
+RECEIVED, CANCELLED, THREADS_WAIT = "segment.received", "segment.cancelled", "segment.threads_wait"
+"""Keys of the WSGI environment that segment/web/gateway.py sets: the Reservation of the received body, a function that
+returns whether the client has disconnected, and one that returns whether other requests wait for a thread. Other WSGI
+servers set none of them."""
 
 Handler = Callable[[Service, Request], Response]
 
@@ -39,10 +40,14 @@ class Exchange:
 
     def cancelled(self) -> bool:
         """Whether the client has disconnected."""
-        return bool(self.request.environ.get(CANCELLED, lambda: False)())
+        return self._asks(CANCELLED)
+
+    def crowded(self) -> bool:
+        """Whether others wait for what a fetch takes: memory for received bytes, or a thread."""
+        return self.service.uploads_wait or self._asks(THREADS_WAIT)
 
     def fetch(self, url: str, site: Site | None = None) -> bytes:
-        """The photo at `url`. Raises RefusedURL, FetchError, TooLarge, Busy."""
+        """The photo at `url`. Raises RefusedURL, FetchError, TooLarge, Busy, Cancelled."""
         settings = self.service.settings
         return fetch(
             url,
@@ -51,7 +56,12 @@ class Exchange:
             private=settings.fetch_private,
             received=self.held.grow,
             site=site,
+            crowded=self.crowded,
+            cancelled=self.cancelled,
         )
+
+    def _asks(self, key: str) -> bool:
+        return bool(self.request.environ.get(key, lambda: False)())
 
 
 def handler(answer: Callable[[Exchange], Response]) -> Handler:

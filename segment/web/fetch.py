@@ -6,7 +6,9 @@ neighbours, itself. Therefore:
 - Only http and https are allowed, and every address that the host name resolves to must be public.
 - The connection goes to an address that was checked, so that DNS rebinding has no effect.
 - Each redirect is checked like the first URL.
-- Size and total time are limited, independent of the announced length and of how slowly the server sends.
+- Size and total time are limited, independent of the announced length and of how slowly the server sends. So are the
+  bytes of the response's head, and those with which the body is divided into chunks.
+- When others wait for memory or for a thread, the server must be as fast as a client that uploads (pace.py).
 - Proxies from the environment are not used.
 
 An address is public if it is in none of IANA's special-purpose registries (`ipaddress`), also when it is an IPv4
@@ -20,17 +22,20 @@ import http.client
 import io
 import ipaddress
 import json
+import os
 import queue
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-from segment.errors import FetchError, RefusedURL, TooLarge
+from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
+from segment.web.pace import CROWDED_RATE, Pace, TooSlow
 
 MAX_REDIRECTS = 5
 MAX_URL = 8192
@@ -38,6 +43,11 @@ MAX_URL = 8192
 LOWEST_PORT = 1024
 """Ports below are not allowed, except 80 and 443."""
 CHUNK = 1 << 16
+HEAD_BYTES = 64 << 10
+"""Maximum size of a response's status line and headers. http.client alone allows 6 MiB, which take several times as
+much memory once they are parsed."""
+FRAMING_BYTES = 16 << 10
+"""Maximum number of bytes beside CHUNK bytes of the body: sizes of chunks, and what is read ahead."""
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -53,6 +63,7 @@ _PATH = "/%:@!$&'()*+,;=~"
 """Characters of a path that are not percent-encoded."""
 
 SocketAddress = tuple[socket.AddressFamily, Any]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -89,27 +100,30 @@ def fetch(
     private: bool = False,
     received: Callable[[int], None] = lambda count: None,
     site: Site | None = None,
+    crowded: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> bytes:
     """Fetch `url`: a body of at most `limit` bytes, within `seconds` in total.
 
-    `received` is called with the number of bytes that have arrived, before they are stored; it may raise. `private`
-    also allows addresses that are not public; `site` is allowed in any case. Raises RefusedURL if the URL is not
-    allowed, FetchError if it could not be fetched, TooLarge if the body exceeds `limit` bytes.
+    `received` is called with the number of bytes that have arrived, before they are stored; it may wait, and raise.
+    `private` also allows addresses that are not public; `site` is allowed in any case. `crowded`: whether others wait,
+    so that a slow server must be given up. Raises RefusedURL if the URL is not allowed, FetchError if it could not be
+    fetched, Busy if it was given up, TooLarge if the body exceeds `limit` bytes, Cancelled if `cancelled` returns True.
     """
-    deadline = _Deadline(seconds)
+    limits = _Limits(seconds, crowded, cancelled)
     for _ in range(MAX_REDIRECTS + 1):
         target = parse(url)
         trusted = site is not None and site.has(target)
-        addresses = resolve(target, deadline, private or trusted)
+        addresses = resolve(target, limits, private or trusted)
         headers = {**HEADERS, **site.headers} if site and trusted else HEADERS
-        with _answer(target, addresses, deadline, headers) as response:
+        with _answer(target, addresses, limits, headers) as response:
             location = response.getheader("Location")
             if response.status in {301, 302, 303, 307, 308} and location:
                 url = urljoin(url, location)
                 continue
             if response.status != http.client.OK:
-                raise FetchError(f"{target.host} answered {response.status} {response.reason} for this URL.")
-            return _read(response, target, limit, received)
+                raise FetchError(f"{target.host} answered {response.status} {response.reason[:100]} for this URL.")
+            return _read(response, target, limit, limits, received)
     raise FetchError(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
 
@@ -118,14 +132,14 @@ def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds:
 
     Raises FetchError, or TooLarge if the response exceeds `limit` bytes.
     """
-    deadline = _Deadline(seconds)
+    limits = _Limits(seconds)
     target = parse(site.address.rstrip("/") + path)
     headers = {**HEADERS, **site.headers, "Content-Type": "application/json"}
-    addresses = resolve(target, deadline, private=True)
-    with _answer(target, addresses, deadline, headers, json.dumps(body).encode()) as response:
+    addresses = resolve(target, limits, private=True)
+    with _answer(target, addresses, limits, headers, json.dumps(body).encode()) as response:
         if response.status != http.client.OK:
-            raise FetchError(f"{target.host} answered {response.status} {response.reason} to {path}.")
-        return _read(response, target, limit, lambda count: None)
+            raise FetchError(f"{target.host} answered {response.status} {response.reason[:100]} to {path}.")
+        return _read(response, target, limit, limits, lambda count: None)
 
 
 def parse(url: str) -> Target:
@@ -151,7 +165,7 @@ def parse(url: str) -> Target:
     return Target(secure, host, port or (443 if secure else 80), path)
 
 
-def resolve(target: Target, deadline: _Deadline, private: bool) -> list[SocketAddress]:
+def resolve(target: Target, limits: _Limits, private: bool) -> list[SocketAddress]:
     """Resolve the host name of `target` to addresses, in order of preference.
 
     Raises RefusedURL if any of them is not public, unless `private`; FetchError if the name cannot be resolved.
@@ -164,12 +178,15 @@ def resolve(target: Target, deadline: _Deadline, private: bool) -> list[SocketAd
         except (OSError, UnicodeError) as error:
             answer.put(error)
 
+    def wait(seconds: float) -> list[Any] | Exception:
+        try:
+            return answer.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+
     # getaddrinfo has no timeout of its own.
     threading.Thread(target=look_up, daemon=True).start()
-    try:
-        found = answer.get(timeout=deadline.left())
-    except queue.Empty:
-        raise deadline.passed() from None
+    found = limits.repeat(wait)
     if isinstance(found, Exception) or not found:
         raise FetchError(f"The host name {target.host} cannot be resolved.")
     if not private and not all(is_public(address[0]) for *_, address in found):
@@ -204,56 +221,88 @@ class _Response(http.client.HTTPResponse):
         return size
 
 
-class _Deadline:
-    """The time limit of a fetch."""
+class _Limits:
+    """The limits of a fetch: its time, and how much is read."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        crowded: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.seconds = seconds
-        self.end = time.monotonic() + seconds
+        self.pace = Pace(seconds, crowded, window_bytes=0)
+        self.readable = 0
+        self._cancelled = cancelled
 
     def left(self) -> float:
-        """Seconds left. Raises FetchError if the deadline has passed."""
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise self.passed()
-        return left
+        """Seconds until the limits must be checked again. Raises FetchError, Busy, Cancelled."""
+        if self._cancelled():
+            raise Cancelled
+        try:
+            self.pace.check()
+        except TooSlow as error:
+            if not error.crowded:
+                raise self.passed() from None
+            raise Busy(
+                f"The server of the URL sends less than {CROWDED_RATE >> 10} KiB/s, and others are waiting. Try again "
+                "in a moment.",
+                5,
+            ) from None
+        return max(self.pace.until - time.monotonic(), 0.001)
+
+    def repeat(self, operation: Callable[[float], Value]) -> Value:
+        """Call `operation` with its time limit in seconds, again after each TimeoutError while the limits allow it."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return operation(self.left())
+
+    def read(self, count: int) -> None:
+        """Count bytes that have arrived. Raises HTTPException if they are more than `readable`."""
+        self.pace.received += count
+        self.readable -= count
+        if self.readable < 0:
+            raise http.client.HTTPException("The headers are too long, or the chunks of the body too short.")
 
     def passed(self) -> FetchError:
-        """The error for a passed deadline."""
+        """The error for a fetch that took too long."""
         return FetchError(f"Fetching the URL took longer than {self.seconds:g} seconds.")
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to one of the checked addresses, limited by the deadline."""
+    """A connection to one of the checked addresses, within the limits."""
 
     response_class = _Response
 
-    def __init__(self, target: Target, addresses: list[SocketAddress], deadline: _Deadline) -> None:
+    def __init__(self, target: Target, addresses: list[SocketAddress], limits: _Limits) -> None:
         self.default_port = 443 if target.secure else 80
         super().__init__(target.host, target.port)
         self.secure = target.secure
         self.addresses = addresses
-        self.deadline = deadline
+        self.limits = limits
         self.socket: socket.socket | None = None
 
     def connect(self) -> None:
         """Connect to a checked address. With https, the certificate is verified for the URL's host name."""
         self.socket = self._reach()
         if self.secure:
-            self.socket.settimeout(self.deadline.left())
-            self.socket = ssl.create_default_context().wrap_socket(self.socket, server_hostname=self.host)
-        self.sock: Any = _TimedSocket(self.socket, self.deadline)
+            context = ssl.create_default_context()
+            secured = context.wrap_socket(self.socket, server_hostname=self.host, do_handshake_on_connect=False)
+            self.socket = secured
+
+            def shake_hands(seconds: float) -> None:
+                secured.settimeout(seconds)
+                secured.do_handshake()
+
+            self.limits.repeat(shake_hands)
+        self.sock: Any = _LimitedSocket(self.socket, self.limits)
 
     def _reach(self) -> socket.socket:
         """Connect to the first address that accepts; each gets an equal share of the remaining time."""
         for turns, (family, address) in zip(range(len(self.addresses), 0, -1), self.addresses, strict=True):
-            reached = socket.socket(family, socket.SOCK_STREAM)
             try:
-                reached.settimeout(self.deadline.left() / turns)
-                reached.connect(address)
-                return reached
+                return _connected(family, address, self.limits, 1 / turns)
             except OSError:
-                reached.close()
                 if turns == 1:
                     raise
         raise AssertionError("no address")  # resolve() returns at least one
@@ -264,62 +313,97 @@ class _Connection(http.client.HTTPConnection):
             self.socket.close()
 
 
-class _TimedSocket:
-    """The methods of a socket that http.client uses, each limited by the deadline.
+def _connected(family: socket.AddressFamily, address: Any, limits: _Limits, share: float) -> socket.socket:
+    """A socket that is connected to `address` within a share of the remaining time. Raises OSError."""
+    end = time.monotonic() + limits.pace.left * share
+    reached = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        reached.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            reached.connect(address)
+        done = select.poll()
+        done.register(reached, select.POLLOUT)
 
-    A socket's own timeout restarts with each byte received, so it is set to the remaining time before each read.
+        def wait(seconds: float) -> bool:
+            if done.poll(1000 * min(seconds, max(end - time.monotonic(), 0))):
+                return True
+            if time.monotonic() < end:
+                raise TimeoutError
+            return False
+
+        if not limits.repeat(wait):
+            raise TimeoutError
+        if error := reached.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, os.strerror(error))
+    except BaseException:
+        reached.close()
+        raise
+    return reached
+
+
+class _LimitedSocket:
+    """The methods of a socket that http.client uses, within the limits.
+
+    A socket's own timeout restarts with each byte received, so it is set before each read.
     """
 
-    def __init__(self, source: socket.socket, deadline: _Deadline) -> None:
+    def __init__(self, source: socket.socket, limits: _Limits) -> None:
         self.source = source
-        self.deadline = deadline
+        self.limits = limits
 
     def sendall(self, data: bytes) -> None:
         """Send all of `data`."""
-        self.source.settimeout(self.deadline.left())
+        self.source.settimeout(self.limits.pace.left)
         self.source.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """A reader of the received bytes."""
-        return io.BufferedReader(_TimedReader(self.source, self.deadline))
+        return io.BufferedReader(_LimitedReader(self.source, self.limits))
 
     def close(self) -> None:
         """Does nothing: http.client calls it before the body is read. `_Connection.release` closes the socket."""
 
 
-class _TimedReader(io.RawIOBase):
-    """Reads from a socket until the deadline."""
+class _LimitedReader(io.RawIOBase):
+    """Reads from a socket within the limits."""
 
-    def __init__(self, source: socket.socket, deadline: _Deadline) -> None:
+    def __init__(self, source: socket.socket, limits: _Limits) -> None:
         self.source = source
-        self.deadline = deadline
+        self.limits = limits
 
     def readable(self) -> bool:
         """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read available bytes into `buffer`; wait at most until the deadline."""
-        self.source.settimeout(self.deadline.left())
-        return self.source.recv_into(buffer)
+        """Read available bytes into `buffer`."""
+
+        def receive(seconds: float) -> int:
+            self.source.settimeout(seconds)
+            return self.source.recv_into(buffer)
+
+        count = self.limits.repeat(receive)
+        self.limits.read(count)
+        return count
 
 
 @contextlib.contextmanager
 def _answer(
     target: Target,
     addresses: list[SocketAddress],
-    deadline: _Deadline,
+    limits: _Limits,
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a GET request, or POST `body`; yields the response before its body is read. Raises FetchError."""
-    connection = _Connection(target, addresses, deadline)
+    connection = _Connection(target, addresses, limits)
+    limits.readable = HEAD_BYTES
     try:
         connection.request("GET" if body is None else "POST", target.path, body, headers)
         with connection.getresponse() as response:
             yield response
     except TimeoutError:
-        raise deadline.passed() from None
+        raise limits.passed() from None
     except ssl.SSLCertVerificationError as error:
         raise FetchError(f"The certificate of {target.host} is not valid: {error.verify_message}.") from None
     except (OSError, ValueError, http.client.HTTPException):
@@ -328,7 +412,9 @@ def _answer(
         connection.release()
 
 
-def _read(response: http.client.HTTPResponse, target: Target, limit: int, received: Callable[[int], None]) -> bytes:
+def _read(
+    response: http.client.HTTPResponse, target: Target, limit: int, limits: _Limits, received: Callable[[int], None]
+) -> bytes:
     """Read the whole body. Raises TooLarge as soon as it exceeds `limit` bytes."""
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding != "identity":
@@ -339,10 +425,16 @@ def _read(response: http.client.HTTPResponse, target: Target, limit: int, receiv
     if response.length is not None and response.length > limit:
         raise too_large
     body = io.BytesIO()
-    while chunk := response.read(CHUNK):
+    while True:
+        limits.readable = CHUNK + FRAMING_BYTES
+        chunk = response.read(CHUNK)
+        if not chunk:
+            break
         if body.tell() + len(chunk) > limit:
             raise too_large
+        start = time.monotonic()
         received(len(chunk))
+        limits.pace.pause(time.monotonic() - start)
         body.write(chunk)
     if response.length:  # read(n) does not raise for a truncated body
         raise FetchError(f"The response of {target.host} ended {response.length:,} bytes too early.")

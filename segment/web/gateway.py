@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +29,10 @@ from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestHeader
 
 from segment.errors import Busy, SegmentError, TooLarge
 from segment.memory import Reservation
-from segment.service import Service
+from segment.service import CROWDED_SECONDS, Service
 from segment.web.app import PROGRESS, refuse
-from segment.web.exchange import CANCELLED, RECEIVED
+from segment.web.exchange import CANCELLED, RECEIVED, THREADS_WAIT
+from segment.web.pace import CROWDED_WINDOW_SECONDS, Pace, TooSlow
 from segment.web.responses import CHUNK, DRAIN_BYTES, DRAIN_SECONDS
 from segment.web.startup import Startup
 
@@ -38,15 +41,15 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 16 << 10
 """Maximum size of a request's URL and headers together."""
-WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
-"""A client must send at least WINDOW_BYTES in each WINDOW_SECONDS."""
 SEND_SECONDS = 30.0
-"""Time limit for a client to accept each chunk of the response."""
-CROWDED_WINDOW_SECONDS, CROWDED_RATE = 2.0, 64 << 10
-"""When others wait for memory, a client must send this many bytes per second, measured over at least these seconds, and
-accept each chunk of the response within this time."""
+"""Time limit for a client to accept each chunk of the response; when others wait for memory, CROWDED_WINDOW_SECONDS."""
 INSTANT = frozenset({"/health", "/progress"})
 """Paths that are answered in the event loop."""
+SMALL_BYTES = 4 << 10
+"""Smaller pieces of a body are joined."""
+SMALL_PIECES, SMALL_SECONDS = 16, 0.05
+"""After this many small pieces in a row, the server waits before it receives the next one. The kernel joins what
+arrives meanwhile, so that a body in tiny TCP segments does not take CPU time for each of them."""
 POLL_SECONDS = 0.02
 """Interval at which a body that waits for memory tries to reserve it."""
 
@@ -63,7 +66,16 @@ class Body(io.RawIOBase):
     """A received body as a WSGI input stream. Chunks are freed once they are read."""
 
     def __init__(self) -> None:
-        self.chunks: deque[memoryview] = deque()
+        self.chunks: deque[bytes | bytearray] = deque()
+        self._read = 0  # bytes of the first chunk
+
+    def add(self, data: bytes) -> None:
+        """Append received bytes. Small pieces are joined, because an object takes more memory than a few bytes."""
+        last = self.chunks[-1] if self.chunks else b""
+        if isinstance(last, bytearray) and len(last) + len(data) <= SMALL_BYTES:
+            last += data
+        elif data:
+            self.chunks.append(bytearray(data) if len(data) < SMALL_BYTES else data)
 
     def readable(self) -> bool:
         """True."""
@@ -73,12 +85,13 @@ class Body(io.RawIOBase):
         """Read bytes into `buffer`; returns their number, 0 at the end."""
         if not self.chunks:
             return 0
-        chunk = self.chunks.popleft()
-        count = min(len(buffer), len(chunk))
-        buffer[:count] = chunk[:count]
-        if count < len(chunk):
-            self.chunks.appendleft(chunk[count:])
-        return count
+        part = memoryview(self.chunks[0])[self._read : self._read + len(buffer)]
+        buffer[: len(part)] = part
+        self._read += len(part)
+        if self._read == len(self.chunks[0]):
+            self.chunks.popleft()
+            self._read = 0
+        return len(part)
 
 
 class Gateway:
@@ -104,6 +117,7 @@ class Gateway:
         self.startup = startup
         self.needs_model = needs_model
         self._threads = ThreadPoolExecutor(threads, "request")
+        self._waiting: dict[object, float] = {}  # the calls that wait for a thread, and since when
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -116,7 +130,22 @@ class Gateway:
 
     async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function` in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        call = object()
+
+        def start() -> Any:
+            self._waiting.pop(call, None)
+            return function(*arguments)
+
+        self._waiting[call] = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, start)
+        finally:
+            self._waiting.pop(call, None)
+
+    def threads_wait(self) -> bool:
+        """Whether a request has waited for a thread for CROWDED_SECONDS."""
+        longest = next(iter(self._waiting.copy().values()), math.inf)
+        return time.monotonic() - longest > CROWDED_SECONDS
 
 
 class _Cycle:
@@ -130,10 +159,12 @@ class _Cycle:
         self.unread = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
         self.gone = threading.Event()
         self._delivered = 0  # messages of the response
+        self._small = 0  # small pieces of the body in a row
 
     async def run(self) -> None:
         environ = environment(self.scope, self.body)
         environ[CANCELLED] = self.gone.is_set
+        environ[THREADS_WAIT] = self.gateway.threads_wait
         if self.gateway.startup:
             environ[PROGRESS] = self.gateway.startup.progress
         application = self.gateway.application
@@ -180,24 +211,23 @@ class _Cycle:
         if int(self.headers.get(b"content-length", b"0")) > limit:
             raise _too_large(limit)
         held = stack.enter_context(service.receive())
-        clock = _Clock(service.settings.receive_seconds, lambda: service.uploads_wait)
+        pace = Pace(service.settings.receive_seconds, lambda: service.uploads_wait)
         while self.unread:
-            chunk = await self._next_chunk(clock)
+            chunk = await self._next_chunk(pace)
             if held.bytes + len(chunk) > limit:
                 raise _too_large(limit)
-            await self._reserve(held, len(chunk), clock)
-            if chunk:
-                self.body.chunks.append(memoryview(chunk))
+            await self._reserve(held, len(chunk), pace)
+            self.body.add(chunk)
         return held
 
-    async def _next_chunk(self, clock: _Clock) -> bytes:
+    async def _next_chunk(self, pace: Pace) -> bytes:
         """Receive the next bytes of the body."""
         while True:
             try:
-                async with asyncio.timeout_at(clock.until):
-                    message = await self._receive()
+                async with asyncio.timeout_at(pace.until):
+                    message = await self._next_message()
             except TimeoutError:
-                clock.check()
+                _check(pace)
                 continue
             if message["type"] == "http.disconnect":
                 raise _Disconnected
@@ -206,12 +236,19 @@ class _Cycle:
                 self.unread = True
                 raise ClientDisconnected("The body ended before its announced length.")
             chunk: bytes = message.get("body", b"")
-            clock.received += len(chunk)
+            pace.received += len(chunk)
             if self.unread:
-                clock.check()
+                _check(pace)
             return chunk
 
-    async def _reserve(self, held: Reservation, count: int, clock: _Clock) -> None:
+    async def _next_message(self) -> Message:
+        if self._small > SMALL_PIECES:
+            await asyncio.sleep(SMALL_SECONDS)
+        message = await self._receive()
+        self._small = self._small + 1 if len(message.get("body", b"")) < SMALL_BYTES else 0
+        return message
+
+    async def _reserve(self, held: Reservation, count: int, pace: Pace) -> None:
         """Reserve `count` bytes. The time spent waiting does not count against the client. Raises _Disconnected."""
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -221,7 +258,7 @@ class _Cycle:
                 raise _Disconnected
             if loop.time() - start > self.service.settings.wait_seconds:
                 raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", 5)
-        clock.pause(loop.time() - start)
+        pace.pause(loop.time() - start)
 
     async def _watch(self) -> None:
         """Set `gone` when the client closes the connection."""
@@ -274,61 +311,17 @@ class _Cycle:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 while self.unread and left > 0:
-                    message = await self._receive()
+                    message = await self._next_message()
                     left -= len(message.get("body", b""))
                     self.unread = message.get("more_body", False)
 
 
-class _Clock:
-    """The deadlines of a body: `seconds` for all of it, and a minimum number of bytes per window.
-
-    `crowded`: whether others wait for memory, so that the client must send at CROWDED_RATE.
-    """
-
-    def __init__(self, seconds: float, crowded: Callable[[], bool]) -> None:
-        self.seconds = seconds
-        self.crowded = crowded
-        self.received = 0
-        self._next = 0.0  # the next check for CROWDED_RATE
-        self._loop = asyncio.get_running_loop()
-        self._end = self._loop.time() + seconds
-        self._begin_window()
-
-    @property
-    def until(self) -> float:
-        """Time of the next check, on the event loop's clock."""
-        return min(self._end, self._window, self._next)
-
-    def check(self) -> None:
-        """Raise RequestTimeout if the client is too slow."""
-        now = self._loop.time()
-        if now >= self._end:
-            raise RequestTimeout(f"The body did not arrive within {self.seconds:g} s.")
-        if now >= self._window:
-            if self.received < WINDOW_BYTES:
-                raise RequestTimeout(
-                    f"The body arrives too slowly: less than {WINDOW_BYTES >> 10} KiB within {WINDOW_SECONDS:g} s."
-                )
-            self._begin_window()
-        elif now >= self._next:
-            self._next = now + CROWDED_WINDOW_SECONDS
-            if self.received < CROWDED_RATE * (now - self._start) and self.crowded():
-                raise RequestTimeout(
-                    f"The body arrives too slowly while others wait for memory: less than {CROWDED_RATE >> 10} KiB/s."
-                )
-
-    def pause(self, seconds: float) -> None:
-        """Extend the deadlines by `seconds`, in which the client could not send."""
-        self._end += seconds
-        self._start += seconds
-        self._window += seconds
-        self._next += seconds
-
-    def _begin_window(self) -> None:
-        self.received = 0
-        self._start = self._loop.time()
-        self._window = self._start + WINDOW_SECONDS
-        self._next = self._start + CROWDED_WINDOW_SECONDS
+def _check(pace: Pace) -> None:
+    """Raise RequestTimeout if the client is too slow."""
+    try:
+        pace.check()
+    except TooSlow as error:
+        raise RequestTimeout(str(error)) from None
 
 
 def _call(

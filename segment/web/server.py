@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Container, Sequence
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,12 @@ log = logging.getLogger(__name__)
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
+MAX_HEADERS = 100
+"""Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
+FRAMING_BYTES, CONTENT_PER_FRAMING = 16 << 10, 4
+"""Maximum size of the framing of a chunked body: this many bytes, and one per CONTENT_PER_FRAMING bytes of content."""
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+"""The end of a request's head."""
 MAX_CONNECTIONS = 128
 """If there are more connections, one is closed: the one that has waited longest for a request's head, or if there is
 none, for a body, or for the client to read a response."""
@@ -56,6 +64,28 @@ STOP_SECONDS = 8
 """Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
 
+class _Connection(h11.Connection):
+    """Refuses requests with more than MAX_HEADERS headers. `refusal`: status of the response to a malformed request."""
+
+    refusal = 400
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event. Raises RemoteProtocolError if the request is malformed."""
+        try:
+            if self.their_state is h11.IDLE:
+                self._check_lines(self.trailing_data[0])
+            return super().next_event()
+        except h11.RemoteProtocolError as error:
+            self.refusal = error.error_status_hint
+            raise
+
+    def _check_lines(self, received: bytes) -> None:
+        """Check the number of headers before they are parsed, which takes time for each."""
+        most = MAX_HEADERS + 1  # with the request line
+        if received.count(b"\n") > most and _BLANK_LINE.split(received, 1)[0].count(b"\n") > most:
+            raise h11.RemoteProtocolError(f"There are more than {MAX_HEADERS} headers.", error_status_hint=431)
+
+
 class Protocol(H11Protocol, asyncio.BufferedProtocol):
     """A connection with a deadline for the head of each request.
 
@@ -65,7 +95,12 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0  # when the wait for the current request's head began
+    _framing = 0  # bytes of the current body beside its content, minus what is allowed for this content
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn: _Connection = _Connection(h11.SERVER, HEAD_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """The buffer into which the event loop reads."""
@@ -91,13 +126,37 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse `data`. The deadline of a further head starts with its first byte."""
+        in_body = self.conn.their_state is h11.SEND_BODY
+        before = len(self.cycle.body) if in_body else 0
         super().data_received(data)
+        if in_body:
+            self._count_framing(len(data), len(self.cycle.body) - before)
+        else:
+            self._framing = 0
         if self.cycle is not None and self.cycle.body:
             self.flow.pause_reading()
         if self.conn.their_state is not h11.IDLE:
             self._stop_deadline()
         elif not self._deadline and not self.transport.is_closing():
             self._start_deadline()
+
+    def _count_framing(self, received: int, content: int) -> None:
+        """Refuse a body whose chunks are so small that parsing them takes much time per byte."""
+        self._framing += received - content - content // CONTENT_PER_FRAMING
+        if self._framing > FRAMING_BYTES and not self.transport.is_closing():
+            self.send_400_response("The chunks of the body are too small.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Respond to a malformed request, and close the connection. If there is a response already, it is cut off."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        body, status = msg.encode("ascii"), self.conn.refusal
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
+        response = h11.Response(status_code=status, headers=[*headers.items()], reason=HTTPStatus(status).phrase)
+        for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Handle the end of the client's data.

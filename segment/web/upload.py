@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import json
+import string
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ _UNSPECIFIC = {"application/octet-stream", "application/x-www-form-urlencoded"}
 
 _COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
 """Content codings (RFC 9110, 8.4.1) that are not decoded: photos are already compressed."""
+
+_WHITESPACE = string.whitespace.encode("ascii")
 
 Pairs = list[tuple[str, str]]
 
@@ -278,11 +281,12 @@ def _word(name: str, value: object) -> str:
 
 def from_base64(text: str) -> bytes:
     """A photo in base64, or in a data URL with base64. Raises RequestError."""
+    start = 0
     if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
+        start = text.find(",") + 1
+        if not text.endswith(";base64", 0, start - 1 if start else 0):
             raise RequestError("`image` is a data URL that is not base64. Use the form data:image/jpeg;base64,...")
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text[start:].encode("ascii").translate(None, _WHITESPACE), validate=True)
     except (ValueError, binascii.Error):
         raise RequestError("`image` is not valid base64.") from None

@@ -1,0 +1,78 @@
+"""The deadlines of a body that is being received: the body of a request, or of a URL that is fetched.
+
+A body takes memory while it is received, and a fetch also takes a thread. When others wait for these, a sender must be
+faster than otherwise, so that slow senders cannot keep them from everybody else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
+"""A client must send at least WINDOW_BYTES in each WINDOW_SECONDS."""
+CROWDED_WINDOW_SECONDS, CROWDED_RATE = 2.0, 64 << 10
+"""When others wait, a sender must send this many bytes per second, measured over at least these seconds."""
+
+
+class TooSlow(Exception):
+    """The sender is too slow. `crowded`: it would be fast enough if nobody waited."""
+
+    def __init__(self, message: str, *, crowded: bool) -> None:
+        super().__init__(message)
+        self.crowded = crowded
+
+
+class Pace:
+    """The deadlines of one body: `seconds` for all of it, `window_bytes` per window, and CROWDED_RATE if `crowded()`.
+
+    `received`: bytes that have arrived in this window; the receiver adds to it. Times are those of time.monotonic(),
+    which asyncio uses, too.
+    """
+
+    def __init__(self, seconds: float, crowded: Callable[[], bool], window_bytes: int = WINDOW_BYTES) -> None:
+        self.seconds = seconds
+        self.received = 0
+        self._next = 0.0  # the next check for CROWDED_RATE
+        self._crowded, self._window_bytes = crowded, window_bytes
+        self._end = time.monotonic() + seconds
+        self._begin_window()
+
+    @property
+    def until(self) -> float:
+        """Time of the next check."""
+        return min(self._end, self._window, self._next)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end, at least 0.001, as 0 would make a socket non-blocking."""
+        return max(self._end - time.monotonic(), 0.001)
+
+    def check(self) -> None:
+        """Raise TooSlow if a deadline has passed."""
+        now = time.monotonic()
+        if now >= self._end:
+            raise TooSlow(f"The body did not arrive within {self.seconds:g} s.", crowded=False)
+        if now >= self._window:
+            if self.received < self._window_bytes:
+                least = f"{self._window_bytes >> 10} KiB within {WINDOW_SECONDS:g} s"
+                raise TooSlow(f"The body arrives too slowly: less than {least}.", crowded=False)
+            self._begin_window()
+        elif now >= self._next:
+            self._next = now + CROWDED_WINDOW_SECONDS
+            if self.received < CROWDED_RATE * (now - self._start) and self._crowded():
+                least = f"{CROWDED_RATE >> 10} KiB/s"
+                raise TooSlow(f"The body arrives too slowly while others wait: less than {least}.", crowded=True)
+
+    def pause(self, seconds: float) -> None:
+        """Extend the deadlines by `seconds`, in which the sender could not send."""
+        self._end += seconds
+        self._start += seconds
+        self._window += seconds
+        self._next += seconds
+
+    def _begin_window(self) -> None:
+        self.received = 0
+        self._start = time.monotonic()
+        self._window = self._start + WINDOW_SECONDS
+        self._next = self._start + CROWDED_WINDOW_SECONDS
