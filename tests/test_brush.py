@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from devtools.server import ROOT
 from segment import mask as module
 from segment.mask import THRESHOLD, Mask
-from segment.output import brush
+from segment.output import brush, rle
 from tests.environments import LABEL_STUDIO, environment
 from tests.strategies import empty, frames, masks, ring, solid
+
+
+def encode(mask: Mask, size: tuple[int, int]) -> bytes:
+    return brush.encode(rle.runs(mask, size, by_rows=True), size)
 
 
 def dense(mask: Mask, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -53,7 +57,7 @@ def decode(packed: bytes) -> NDArray[np.uint8]:
 def test_every_pixel_comes_back(mask: Mask, size: tuple[int, int], pixels: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "STRIP_PIXELS", pixels)
-        assert np.array_equal(decode(brush.encode(mask, size)), dense(mask, size).ravel())
+        assert np.array_equal(decode(encode(mask, size)), dense(mask, size).ravel())
 
 
 EDGES = [solid(0, 0, 300, 200), solid(-5, -5, 500, 500), solid(299, 199, 300, 200), ring(10, 20, 250, 180)]
@@ -62,7 +66,7 @@ EDGES += [empty(0, 0, 20, 10), solid(50, 50, 50, 50), solid(400, 400, 410, 410),
 
 @pytest.mark.parametrize("mask", EDGES)
 def test_runs_longer_than_a_block(mask: Mask) -> None:
-    assert np.array_equal(decode(brush.encode(mask, (300, 200))), dense(mask, (300, 200)).ravel())
+    assert np.array_equal(decode(encode(mask, (300, 200))), dense(mask, (300, 200)).ravel())
 
 
 @pytest.mark.slow
@@ -76,7 +80,7 @@ def test_label_studio_reads_and_writes_the_same(tmp_path: Path) -> None:
         x0, y0 = rng.uniform(-40, 80, 2)
         place = float(x0), float(y0), float(x0 + rng.uniform(0, 120)), float(y0 + rng.uniform(0, 120))
         drawn.append((Mask(grid, place, place), size))
-    packed = [brush.encode(mask, size) for mask, size in drawn]
+    packed = [encode(mask, size) for mask, size in drawn]
     (tmp_path / "packed.json").write_text(json.dumps([list(one) for one in packed]))
     program = ROOT / "tests" / "importers" / "read_brush.py"
     command = [environment(LABEL_STUDIO) / "python", program, tmp_path / "packed.json", tmp_path / "read.npz"]
@@ -92,7 +96,7 @@ def test_label_studio_reads_and_writes_the_same(tmp_path: Path) -> None:
 def test_a_large_mask_takes_little_memory() -> None:
     mask = solid(-200, -200, 4200, 3200)
     tracemalloc.start()
-    packed = brush.encode(mask, (4000, 3000))
+    packed = encode(mask, (4000, 3000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(packed) < 4000

@@ -121,9 +121,9 @@ def _region(control: Control, number: int, size: tuple[int, int], label: str, sc
 
 
 def _brush(found: Detections, index: int) -> Iterator[Json]:
-    mask = found.masks[index]
-    if rle.area(rle.runs(mask, found.size)):
-        yield {"format": "rle", "rle": list(brush.encode(mask, found.size))}
+    runs = rle.runs(found.masks[index], found.size, by_rows=True)
+    if len(runs):
+        yield {"format": "rle", "rle": list(brush.encode(runs, found.size))}
 
 
 def _polygons(found: Detections, index: int) -> Iterator[Json]:

@@ -7,7 +7,7 @@ pixel are 255 inside the mask and 0 outside. The encoding is a stream of bits:
     number of values (32 bits), bits per value - 1 (5), four sizes of a length in bits, each - 1 (4 x 4), blocks ...
 
 A block consists of a flag (1: one value, repeated), the index of its length's size (2 bits), the length - 1 in that
-many bits, and the value. Only the pixels of a mask's own rectangle are pasted, in strips; the rest is computed.
+many bits, and the value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.mask import THRESHOLD, Mask
+from segment.output.rle import Runs
 
 CHANNELS = 4
 LENGTH_BITS = np.array([3, 4, 8, 16])
@@ -25,30 +25,21 @@ LONGEST = 1 << 16
 """Maximum number of values of a block; longer runs are divided into several blocks."""
 
 
-def encode(mask: Mask, size: tuple[int, int]) -> bytes:
-    """Encode the mask in an image of `size` (width, height). The bytes are the numbers of a region's `rle`."""
-    lengths, values = _blocks(_edges(mask, size), size[0] * size[1])
+def encode(runs: Runs, size: tuple[int, int]) -> bytes:
+    """Encode a mask's runs, row by row, in an image of `size` (width, height).
+
+    The bytes are the numbers of a region's `rle`.
+    """
+    lengths, values = _blocks(runs, size[0] * size[1])
     kinds = np.searchsorted(1 << LENGTH_BITS, lengths)
     bits = LENGTH_BITS[kinds]
     codes = ((((4 | kinds) << bits) | (lengths - 1)) << VALUE_BITS) | values
     return np.packbits(np.concatenate([_header(size), _bits(codes, 3 + bits + VALUE_BITS)])).tobytes()
 
 
-def _edges(mask: Mask, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Start and end (exclusive) of each of R runs of the mask's pixels, in row-major order: (2 R,)."""
-    found = [np.zeros(0, np.int64)]
-    for (left, top, _, _), probabilities in mask.strips(size):
-        inside = np.pad(probabilities >= THRESHOLD, ((0, 0), (1, 1)))  # so that each run starts and ends in its row
-        row, column = np.nonzero(inside[:, 1:] != inside[:, :-1])
-        found.append((top + row) * size[0] + left + column)
-    edges = np.concatenate(found)
-    joined = np.flatnonzero(edges[1:] == edges[:-1])  # a run continues from the end of a row to the start of the next
-    return np.delete(edges, np.concatenate([joined, joined + 1]))
-
-
-def _blocks(edges: NDArray[np.int64], pixels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _blocks(runs: Runs, pixels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Length and value of each block: alternately outside and inside the mask, with long runs divided."""
-    lengths = CHANNELS * np.diff(np.concatenate([[0], edges, [pixels]]))
+    lengths = CHANNELS * np.diff(np.concatenate([[0], runs.ravel(), [pixels]]))
     values = np.where(np.arange(len(lengths)) % 2, 255, 0)
     values, lengths = values[lengths > 0], lengths[lengths > 0]
     pieces = -(-lengths // LONGEST)
