@@ -24,7 +24,8 @@ from benchmarks.serving import ROOT
 from segment import container, convert, process, zoo
 from segment.convert import config as configs
 from segment.convert.architecture import SimplePyramid
-from segment.engine import footprint, load
+from segment.engine import footprint
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.resize import fitted_size, square_size
 

@@ -26,7 +26,7 @@ from segment import convert
 from segment.convert import config as configs
 from segment.convert import heads
 from segment.convert.quantise import quantise
-from segment.engine import load
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from training.shapes import scene
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segment import container, image, process
-from segment import engine as engines
 from segment.detections import Detections
 from segment.engine import Engine
+from segment.engine.file import load as load_engine
+from segment.engine.file import one_stream
 from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, UnsupportedImage
 from segment.labels import class_indices, read_labels
@@ -217,11 +218,11 @@ def load(
 def from_settings(
     settings: Settings,
     labels: tuple[str, ...] = (),
-    streams: Callable[[Footprint], int] = engines.one_stream,
+    streams: Callable[[Footprint], int] = one_stream,
 ) -> Model:
     """Load the model that the settings name. Raises ModelError.
 
-    `labels`: class names, instead of a file. `streams`: see engine.load; detectron2 always has one.
+    `labels`: class names, instead of a file. `streams`: see engine/file.py; detectron2 always has one.
     """
     threads = settings.threads or container.cpus()
     if settings.labels:
@@ -237,7 +238,7 @@ def from_settings(
         return Model(folder.name, original, [folder, *labels_files])
     path = locate(settings)
     cache = Path(settings.cache) if settings.cache else None
-    engine = engines.load(path, threads=threads, cache=cache, labels=labels, overrides=overrides, streams=streams)
+    engine = load_engine(path, threads=threads, cache=cache, labels=labels, overrides=overrides, streams=streams)
     return Model(path.stem, engine, [path, *labels_files])
 
 

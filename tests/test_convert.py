@@ -21,7 +21,7 @@ import yaml
 from benchmarks.checkpoints import checkpoint as random_tensors
 from segment import convert, modelfile
 from segment.convert import checkpoint, config
-from segment.engine import load
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError, ModelError
 from segment.labels import read_labels

@@ -16,7 +16,7 @@ from segment.convert import config, deformable
 from segment.convert.architecture import ResNet
 from segment.convert.graph import FLOAT, Graph, tensor
 from segment.convert.weights import Weights
-from segment.engine import load
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 from tests.test_convert import GOLDEN, SHARE, agreement, changed, converted

@@ -91,11 +91,12 @@ def test_results_are_those_of_detectron2(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_the_converted_model(name: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    from segment import convert, engine
+    from segment import convert
+    from segment.engine import file
 
     config, tensors = convert.config.read(GOLDEN / f"{name}.yaml"), convert.checkpoint.read(GOLDEN / f"{name}.pkl")
     onnx.save(convert.convert(config, tensors), tmp_path / "model.onnx")
-    converted = engine.load(tmp_path / "model.onnx", threads=1, memory=UNMEASURED)
+    converted = file.load(tmp_path / "model.onnx", threads=1, memory=UNMEASURED)
     original = load(folder_of(name, tmp_path))
     image = np.load(GOLDEN / f"{name}.npz")["image0"]
     ours, theirs = (run(image, 0.1, 10) for run in (converted, original))

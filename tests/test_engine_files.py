@@ -1,4 +1,4 @@
-"""engine.load accepts or refuses model files and determines the memory that they need."""
+"""engine.file.load accepts or refuses model files and determines the memory that they need."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as rle
 
-from segment.engine import footprint, load
+from segment.engine import footprint
 from segment.engine.families import recognise
 from segment.engine.families.letterbox import Letterbox
 from segment.engine.families.nms import suppress
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.engine.signature import Signature, TensorSpec
 from segment.errors import ModelError

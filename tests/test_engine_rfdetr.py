@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from segment.engine import Engine, load
+from segment.engine import Engine
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from tests import onnxfiles, reference
 from tests.test_engine_yolo import photo

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from segment.detections import from_boxes
-from segment.engine import Engine, load
+from segment.engine import Engine
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError
 from tests import onnxfiles, reference

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segment.detections import Detections
-from segment.engine import Engine, load
+from segment.engine import Engine
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError
 from segment.labels import coco

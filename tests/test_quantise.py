@@ -14,7 +14,7 @@ from PIL import Image
 from segment import convert, modelfile
 from segment.__main__ import main
 from segment.convert import calibration, checkpoint, chunks, config, pointrend, quantise
-from segment.engine import load
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 from training import families, shapes

@@ -16,7 +16,7 @@ from segment import convert, zoo
 from segment.convert import checkpoint, config, document
 from segment.convert.architecture import RegNet
 from segment.convert.lazyconfig import regnet_stages
-from segment.engine import load
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 

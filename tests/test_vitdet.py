@@ -15,7 +15,7 @@ from PIL import Image
 from segment import convert, modelfile, zoo
 from segment.convert import checkpoint, config, document
 from segment.convert.architecture import SimplePyramid, ViT
-from segment.engine import load
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
 from segment.model import EMBEDDED

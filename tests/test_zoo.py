@@ -22,9 +22,9 @@ import segment.__main__
 from benchmarks import checkpoints
 from devtools import checksums
 from devtools.server import ROOT, free_port
-from segment import engine as engines
 from segment import model, zoo
 from segment.convert import config as configs
+from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import FetchError, ModelError, OptionError
 from segment.zoo import table
@@ -219,7 +219,7 @@ def test_a_full_size_model_converts_and_serves(name: str, tmp_path: Path) -> Non
     seconds, gibibytes = map(float, done.stdout.split())
     assert seconds < 60
     assert gibibytes < max(2, 4 * zoo.entry(name).megabytes / 1000)  # DC5 has 400 MB in one fully connected layer
-    engine = engines.load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0))
+    engine = load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0))
     found = engine(np.random.default_rng(0).integers(0, 256, (320, 416, 3), np.uint8), 0.05, 100)
     assert len(found) > 0
     assert engine.labels == zoo.labels(zoo.entry(name))

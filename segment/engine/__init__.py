@@ -1,13 +1,11 @@
 """Engines: run a network on pixels and return detections in those pixels.
 
-An engine wraps one runtime and is independent of image files and HTTP. `load` runs model files on OpenVINO, with one
-module per model family (families/). `detectron2.py` runs detectron2 itself, for models that cannot be converted.
+An engine wraps one runtime and is independent of image files and HTTP. `file.py` runs model files with OpenVINO, with
+one module per model family (families/). `detectron2.py` runs detectron2 itself, for models that cannot be converted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -55,38 +53,3 @@ class Engine(Protocol):
         Returns at most `max_detections` instances with scores above `min_score`, sorted by descending score, in pixels
         of this image. Thread-safe.
         """
-
-
-def one_stream(memory: Footprint) -> int:
-    """1: runs of the network take turns."""
-    return 1
-
-
-def load(
-    path: Path,
-    *,
-    threads: int,
-    cache: Path | None = None,
-    labels: tuple[str, ...] = (),
-    memory: Footprint | None = None,
-    overrides: Mapping[str, float] | None = None,
-    streams: Callable[[Footprint], int] = one_stream,
-) -> Engine:
-    """Load a model file of any supported family. Raises ModelError.
-
-    `cache`: folder for compiled models. `labels`: class names by index; replace the file's own. `memory`: memory of a
-    run; by default from the file's metadata or, if missing, measured by footprint.py, which takes some seconds at the
-    first load. `overrides`: fields of the Footprint to replace. `streams`: the number of runs that may take place at
-    the same time, given the memory of one; each has an equal share of the threads.
-    """
-    from segment.engine import families
-
-    return families.load(
-        path,
-        threads=threads,
-        cache=cache,
-        labels=labels,
-        memory=memory,
-        overrides=overrides or {},
-        streams=streams,
-    )

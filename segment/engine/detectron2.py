@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from segment.detections import Detections, from_boxes
 from segment.engine import footprint
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError
-from segment.labels import read_labels
+from segment.labels import labels_for, read_labels
 
 INSTALLATION = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
 WEIGHTS = ("model_final.pth", "model_final.pkl")
@@ -64,12 +63,10 @@ class Detectron2:
         if not isinstance(self._model, GeneralizedRCNN) or not getattr(self._model.roi_heads, "mask_on", False):
             raise ModelError(f"The model in {folder.name} has no masks: it must be a GeneralizedRCNN with MASK_ON.")
         _load(self._model, _weights(folder))
-        self.labels = labels or _labels(folder, config, self._model.roi_heads.num_classes)
+        given = labels or _labels_beside(folder)
+        self.labels = labels_for(self._model.roi_heads.num_classes, given, _labels_of_data_set(config))
         self.stride, self.streams = self._model.backbone.size_divisibility or 1, 1
-        given = overrides or {}
-        if memory is None and {"fixed_bytes", "bytes_per_pixel"} <= given.keys():
-            memory = Footprint(0, 0.0)
-        self.footprint = replace(memory or footprint.measure_engine(self), **dict[str, Any](given))
+        self.footprint = footprint.overridden(memory, overrides or {}, lambda: footprint.measure_engine(self))
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """None: an image of any size is accepted."""
@@ -196,16 +193,8 @@ def _load(model: Any, path: Path) -> None:
         raise ModelError(f"The checkpoint {path.name} does not fit its config.yaml: {checkpointer.problem}.")
 
 
-def _labels(folder: Path, config: Any, classes: int) -> tuple[str, ...]:
-    """Class names from the folder, or else of the config's data set if detectron2 knows it, or else numbers.
-
-    Raises ModelError.
-    """
-    labels = _labels_beside(folder)
-    if labels and len(labels) != classes:
-        raise ModelError(f"There are {len(labels)} labels in {folder.name}, but the model has {classes} classes.")
-    if labels:
-        return labels
+def _labels_of_data_set(config: Any) -> tuple[str, ...]:
+    """The class names of the config's test data set, if detectron2 knows it."""
     from detectron2.data import MetadataCatalog
     from omegaconf import OmegaConf
 
@@ -213,8 +202,7 @@ def _labels(folder: Path, config: Any, classes: int) -> tuple[str, ...]:
     dataset = (
         OmegaConf.select(config, "dataloader.test.dataset.names") if lazy else next(iter(config.DATASETS.TEST), "")
     )
-    known = tuple(MetadataCatalog.get(dataset).get("thing_classes", ())) if isinstance(dataset, str) and dataset else ()
-    return known if len(known) == classes else tuple(str(index) for index in range(classes))
+    return tuple(MetadataCatalog.get(dataset).get("thing_classes", ())) if isinstance(dataset, str) and dataset else ()
 
 
 def _labels_beside(folder: Path) -> tuple[str, ...]:

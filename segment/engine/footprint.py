@@ -22,11 +22,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,6 +87,14 @@ class Footprint:
                 raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {LARGEST:g}")
 
 
+def overridden(memory: Footprint | None, overrides: Mapping[str, float], measure: Callable[[], Footprint]) -> Footprint:
+    """`memory` with the fields in `overrides` replaced; None is measured, unless `overrides` contains what it gives."""
+    if memory is None:
+        complete = {"fixed_bytes", "bytes_per_pixel"} <= overrides.keys()
+        memory = Footprint(0, 0.0) if complete else measure()
+    return replace(memory, **dict[str, Any](overrides))
+
+
 def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
     """The footprint of a model file: from the folder `cache`, or measured and stored there. Raises ModelError."""
     if not cache:
@@ -138,7 +146,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--instances", type=int, default=MAX_DETECTIONS, help="the most instances per photo")
     arguments = parser.parse_args()
-    from segment.engine import load
+    from segment.engine.file import load
 
     try:
         process.configure_malloc()
