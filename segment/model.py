@@ -24,7 +24,8 @@ from segment.engine import Engine
 from segment.engine.file import load as load_engine
 from segment.engine.file import one_stream
 from segment.engine.footprint import Footprint
-from segment.errors import Cancelled, UnsupportedImage
+from segment.errors import Cancelled
+from segment.image import Photo
 from segment.labels import class_indices, read_labels
 from segment.options import parse_option
 from segment.resize import Fit, fitted_size
@@ -64,7 +65,7 @@ class Model:
 
     def __call__(
         self,
-        photo: str | Path | bytes | Image.Image | NDArray[np.uint8],
+        photo: Photo,
         render_factor: int = 25,
         fit: Fit = "aspect",
         min_score: float = 0.5,
@@ -84,7 +85,7 @@ class Model:
         """
         _check(render_factor=render_factor, fit=fit, min_score=min_score, max_detections=max_detections, detail=detail)
         chosen = class_indices((classes,) if isinstance(classes, str) else classes, self.labels)
-        rgb = _rgb(photo)
+        rgb = image.to_rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
         return Results.of(self.find(rgb, size, min_score, max_detections, detail, chosen), self.labels)
 
@@ -176,25 +177,6 @@ def _check(**options: object) -> None:
     """Raise OptionError if an option is invalid."""
     for name, value in options.items():
         parse_option(name, _VALID[name], str(value))
-
-
-def _rgb(photo: str | Path | bytes | Image.Image | NDArray[np.uint8]) -> Image.Image:
-    if isinstance(photo, (str, Path)):
-        photo = Path(photo).read_bytes()
-    if isinstance(photo, bytes):
-        header = image.read_header(photo)
-        return image.decode(photo, header, header.size)
-    if isinstance(photo, Image.Image):
-        return photo if photo.mode == "RGB" else photo.convert("RGB")
-    if not isinstance(photo, np.ndarray):
-        raise UnsupportedImage(
-            f"A photo must be a file name, bytes, a Pillow image or a NumPy array, not {type(photo).__name__}."
-        )
-    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
-        raise UnsupportedImage(
-            f"The array is {photo.shape} {photo.dtype}; it must be (height, width, 3) uint8, in the order RGB."
-        )
-    return Image.fromarray(photo)
 
 
 def load(

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from PIL import Image
 
-from segment import values
+from segment import image, values
 from segment.detections import Detections
 from segment.errors import MissingPackage
+from segment.image import Photo
 from segment.mask import THRESHOLD
-from segment.options import Segmentation, parse_option
+from segment.options import Colours, Segmentation, parse_option
+from segment.output import overlay
 from segment.output.coco import annotation
 
 
@@ -40,6 +43,27 @@ class Results(Detections):
     def names(self) -> list[str]:
         """The class name of each instance."""
         return [self.labels[index] for index in self.classes]
+
+    def draw(
+        self,
+        photo: Photo,
+        *,
+        masks: bool = True,
+        boxes: bool = True,
+        labels: bool = True,
+        colours: Colours = "instance",
+    ) -> Image.Image:
+        """A copy of `photo` with the instances drawn on it, as the service returns it.
+
+        `photo`: as for Model, of any size. `masks`, `boxes`, `labels`: whether to draw them. `colours`: "instance"
+        chooses colours that contrast with the photo and with neighbouring instances, "class" uses one colour per class.
+        Raises OptionError for other `colours`, and the errors of Model for the photo.
+        """
+        parse_option("colours", values.choice(Colours), colours)
+        picture = image.to_rgb(photo).copy()
+        found = self.at(picture.size)
+        overlay.draw(picture, found, self.labels, masks=masks, boxes=boxes, text=labels, colours=colours)
+        return picture
 
     def to_coco(self, image_id: int = 1, segmentation: Segmentation = "rle") -> list[dict[str, object]]:
         """The instances in COCO's results format, for `pycocotools.coco.COCO.loadRes`.

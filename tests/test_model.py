@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from segment.errors import ModelError, OptionError, UnsupportedImage
 from segment.model import EMBEDDED, from_settings, locate
 from segment.modelfile import PREFIX, ModelMetadata, metadata
 from segment.options import Options
+from segment.service import Service
 from segment.settings import Settings
 from training.shapes import CLASSES, scene
 
@@ -324,3 +326,21 @@ def test_all_types_of_photos_give_the_same_result(model: segment.Model, tmp_path
     for other in found[1:]:
         assert np.array_equal(found[0].boxes, other.boxes)
         assert np.array_equal(found[0].scores, other.scores)
+
+
+def test_results_can_be_drawn(model: segment.Model, photo: Image.Image, tmp_path: Path) -> None:
+    """On a copy of the photo, given as for the model, and of any size; the same picture as from the service."""
+    path, before = tmp_path / "photo.png", photo.tobytes()
+    photo.save(path)
+    service = Service(Settings(cache=str(CACHE)))
+    (file,) = service.segment(path.read_bytes(), Options.defaults(service.settings)).files
+    found = model(photo)
+    with Image.open(io.BytesIO(file.body)) as expected:
+        for given in (photo, path, np.asarray(photo)):
+            assert found.draw(given).tobytes() == expected.tobytes()
+    assert photo.tobytes() == before
+    assert found.draw(photo.resize((320, 240))).size == (320, 240)
+    assert found.draw(photo, masks=False, boxes=False, labels=False).tobytes() == before
+    other: Any = "rainbow"
+    with pytest.raises(OptionError, match="colours is 'rainbow'"):
+        found.draw(photo, colours=other)

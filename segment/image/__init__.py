@@ -12,17 +12,22 @@ not applied, as in detectron2.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from segment.errors import CorruptImage
+from segment.errors import CorruptImage, UnsupportedImage
 from segment.image import sandbox
 from segment.image.header import Header, read_header
 from segment.image.pillow import opened, refusing
 from segment.image.rgb import upright_rgb
 
-__all__ = ["PIXEL_BYTES", "Header", "decode", "decode_here", "read_header", "resize", "resize_bytes"]
+__all__ = ["PIXEL_BYTES", "Header", "Photo", "decode", "decode_here", "read_header", "resize", "resize_bytes", "to_rgb"]
 
+Photo = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""The name or the content of an image file, a Pillow image, or an (H, W, 3) array in RGB."""
 PIXEL_BYTES = 4
 """Per pixel of an RGB image in Pillow."""
 REDUCING_GAP = 3.0
@@ -54,6 +59,30 @@ def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.I
     if result.size != header.decoded_size(target):
         raise CorruptImage(f"The size of this {header.format} differs from the size in its header.")
     return result
+
+
+def to_rgb(photo: Photo) -> Image.Image:
+    """Read or convert a photo to RGB. A Pillow image in RGB is returned as it is.
+
+    Raises UnsupportedImage or CorruptImage if a file cannot be decoded or an array has another shape or type, OSError
+    if a file cannot be opened.
+    """
+    if isinstance(photo, (str, Path)):
+        photo = Path(photo).read_bytes()
+    if isinstance(photo, bytes):
+        header = read_header(photo)
+        return decode(photo, header, header.size)
+    if isinstance(photo, Image.Image):
+        return photo if photo.mode == "RGB" else photo.convert("RGB")
+    if not isinstance(photo, np.ndarray):
+        raise UnsupportedImage(
+            f"A photo must be a file name, bytes, a Pillow image or a NumPy array, not {type(photo).__name__}."
+        )
+    if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+        raise UnsupportedImage(
+            f"The array is {photo.shape} {photo.dtype}; it must be (height, width, 3) uint8, in the order RGB."
+        )
+    return Image.fromarray(photo)
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Image.Image:
