@@ -157,7 +157,7 @@ def main() -> None:
         run_stub(given.stub)
     elif given.memory:
         head = "# Memory of `segment backfill -d coco,parquet` against the number of photos"
-        made = f"Made by `python -m benchmarks.backfill --memory --most {given.most}`, which says how."
+        made = f"Made by `python -m benchmarks.backfill --memory --most {given.most}` (see its docstring)."
         (RESULTS / "backfill-memory.md").write_text("\n".join([head, "", made, "", *memory(given.most), ""]))
     else:
         speed(given.photos)

@@ -281,7 +281,8 @@ def main() -> None:
         about = f"{given.photos} photos, {cpus()} CPUs, load {load:.1f} before; medians of {given.rounds} turns."
         lines = [about, "", *tables[0], "", *tables[1]]
         print("\n".join(lines))
-    text = "\n".join([head, "", f"Made by `python -m benchmarks.folder {given.what}`, which says how.", "", *lines, ""])
+    made = f"Made by `python -m benchmarks.folder {given.what}` (see its docstring)."
+    text = "\n".join([head, "", made, "", *lines, ""])
     (RESULTS / f"folder-{given.what}.md").write_text(text)
 
 

@@ -36,7 +36,7 @@ def save(suite: str, rows: Rows, load: float) -> None:
 
 def write() -> None:
     """Write README.md and the charts from all JSON files."""
-    parts = ["# Results", "", "Written by `make bench`; the numbers are in the JSON files beside this one.", ""]
+    parts = ["# Results", "", "Written by `make bench`. The numbers are also in the JSON files of this folder.", ""]
     for suite, section in SECTIONS.items():
         path = RESULTS / f"{suite}.json"
         if path.exists():
@@ -87,21 +87,21 @@ def _accuracy(rows: Rows) -> list[str]:
 
 
 def _families(rows: Rows) -> list[str]:
-    head = ("", "box AP", "mask AP", "boundary AP", "CPU s a photo")
+    head = ("", "box AP", "mask AP", "boundary AP", "CPU s per photo")
     table = [(row["name"], row["box"], row["mask"], row["boundary"], row["cpu_seconds_per_run"]) for row in rows]
     return [
         "## Families on the demo's task",
         "",
-        f"AP in percent on scenes 0 to {accuracy.SCENES - 1} at their own size. For boundary AP, masks agree as far as "
-        f"their boundaries do too, {accuracy.BOUNDARY:.0%} of the image's diagonal wide (Cheng et al. 2021). "
-        "training/variants.py says how each was trained.",
+        f"AP in percent on scenes 0 to {accuracy.SCENES - 1} at their own size. Boundary AP (Cheng et al. 2021) uses "
+        "the smaller of the masks' IoU and their boundaries' IoU; a boundary is "
+        f"{accuracy.BOUNDARY:.0%} of the image's diagonal wide. training/variants.py describes the training.",
         "",
         *_table(head, table),
     ]
 
 
 def _rendering(rows: Rows) -> list[str]:
-    head = ("", "request, ms", "network, ms", "CPU s", "held, MiB", "times Mask R-CNN's")
+    head = ("", "request, ms", "network, ms", "CPU s", "held, MiB", "relative to Mask R-CNN")
     table = [
         (
             *(row[key] for key in ("name", "request_ms", "network_ms", "cpu_seconds", "held_mib")),
@@ -110,17 +110,18 @@ def _rendering(rows: Rows) -> list[str]:
         for row in rows
     ]
     return [
-        "## What PointRend costs",
+        "## Time and memory of PointRend",
         "",
-        "R50-FPN, 80 classes, render factor 25, 20 instances. 1280 x 960 JPEG in, overlay out, both asked by turns; "
-        "memory with a 12 megapixel JPEG, each alone. The last column: request / network / CPU / memory.",
+        "R50-FPN, 80 classes, render factor 25, 20 instances. Times are medians for a JPEG of 1280 x 960 pixels and a "
+        "JPEG overlay, with requests to both models in turns; memory is that of each model alone with a JPEG of 12 "
+        "megapixels. The last column has the ratios of request / network / CPU / memory.",
         "",
         *_table(head, table),
     ]
 
 
 def _memory(rows: Rows) -> list[str]:
-    limited = "inside a memory control group of the limit" if not cgroup.missing() else "without a control group"
+    limited = "in a memory control group with the limit" if not cgroup.missing() else "without a control group"
     head = ("", "limit", "idle", "peak held", "peak RSS", "killed", "overlay")
     table = [
         (
@@ -140,10 +141,11 @@ def _memory(rows: Rows) -> list[str]:
     return [
         "## Memory of the whole service",
         "",
-        f"MiB; Mask R-CNN R50-FPN, 80 classes; 12 megapixel JPEG in, JPEG overlay out; {limited}, which is the "
-        f"smallest, in steps of {memory.STEP} MiB, in which the overlay has the photo's size, but for the last row. "
-        "Held is anonymous and shared memory, which the kernel cannot take back. The weights are laid out for render "
-        "factor 25 when the model is loaded; small images want some of them otherwise, and both are kept.",
+        f"MiB, for Mask R-CNN R50-FPN with 80 classes, a JPEG of 12 megapixels and a JPEG overlay, {limited}. Except "
+        f"in the last row, the limit is the smallest, in steps of {memory.STEP} MiB, with which the overlay has the "
+        "photo's size. Held memory is anonymous and shared memory, which the kernel cannot reclaim. When the model is "
+        "loaded, the weights are laid out for render factor 25. Small images need another layout of some weights; then "
+        "both are kept.",
         "",
         *_table(head, table),
         "",
@@ -157,8 +159,8 @@ def _latency(rows: Rows) -> list[str]:
     lines = [
         "## Time of a request",
         "",
-        "Medians in ms; Mask R-CNN R50-FPN, 80 classes; 1280 x 960 JPEG in, JPEG overlay of 20 instances out. "
-        "They were asked by turns.",
+        "Medians in ms, for Mask R-CNN R50-FPN with 80 classes, a JPEG of 1280 x 960 pixels and a JPEG overlay of 20 "
+        "instances. Requests to the models were made in turns.",
         "",
         *_table(
             ("", "request", "network", "request / network", "CPU seconds", "instances"),
@@ -169,14 +171,14 @@ def _latency(rows: Rows) -> list[str]:
     for factor in sorted({row["render_factor"] for row in warm}):
         of = {row["precision"]: row["network_ms"] for row in warm if row["render_factor"] == factor}
         times = ", ".join(f"{name} {of['fp32'] / of[name]:.1f}" for name in of if name != "fp32")
-        lines.append(f"- render factor {factor}, times as fast as the fp32 network: {times}.")
+        lines.append(f"- Render factor {factor}, speed relative to the fp32 network: {times}.")
     if cold:
         keys = ("name", "seconds", "start_seconds", "load_seconds", "request_seconds", "peak_rss_mib")
-        head = ("", "s to the first answer", "start", "load", "request", "peak RSS, MiB")
+        head = ("", "s to the first response", "start", "load", "request", "peak RSS, MiB")
         lines += ["", *_table(head, [[row[key] for key in keys] for row in cold]), ""]
         lines.append(
-            "Start is the interpreter, imports and the web server; load is the runtime, the compiled model from its "
-            "cache and a first run, which lays out the weights; request is the photo's stages."
+            "Start: the interpreter, imports and the web server. Load: the runtime, the compiled model from the cache "
+            "and a first run, which lays out the weights. Request: all stages of the request."
         )
     series = {
         precision: [(row["render_factor"], row["request_ms"]) for row in warm if row["precision"] == precision]
@@ -195,10 +197,11 @@ def _original(rows: Rows) -> list[str]:
         ("s from cold", theirs["cold_seconds"], cold["seconds"]),
     )
     return [
-        "## Beside the original way",
+        "## Comparison with the original application",
         "",
-        "detectron2's `DefaultPredictor` on a 400 x 400 square, `Visualizer`, resized back, as a script without a "
-        "server; this service in int8, over HTTP, all of its processes. The same weights, photo and minute.",
+        "The original application's steps as a script without a server: detectron2's `DefaultPredictor` on a square of "
+        "400 x 400 pixels, `Visualizer`, resized to the photo's size. This service over HTTP, with all its processes; "
+        "memory and cold start in int8. Both have the same weights and photo, and were measured one after the other.",
         "",
         *_table(
             ("", "detectron2", "this service", "ratio"),

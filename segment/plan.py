@@ -163,6 +163,11 @@ def _detect_bytes(header: Header, network: Size, detail: int, constraints: Const
     return WORKING_BYTES + max(header.decode_bytes(size), pixels_bytes + found)
 
 
+def _detection_fits(header: Header, network: Size, detail: int, constraints: Constraints) -> bool:
+    own = _detect_bytes(header, network, detail, constraints)
+    return own + constraints.network_bytes(network) <= constraints.capacity
+
+
 def _output_bytes(header: Header, formats: Sequence[Format], picture: Size) -> int:
     decode, decoded, resize = 0, 0, 0
     if shows_photo(formats):
@@ -204,22 +209,17 @@ def _best_factor(header: Header, options: Options, constraints: Constraints) -> 
 def _largest_factor(header: Header, fit: Fit, detail: int, most: int, constraints: Constraints) -> int:
     """The largest render factor up to `most` at which detection on this photo fits; 0 if there is none."""
     for factor in range(most, MIN_RENDER_FACTOR - 1, -1):
-        network = constraints.network_size(header.size, factor, fit)
-        if (
-            _detect_bytes(header, network, detail, constraints) + constraints.network_bytes(network)
-            <= constraints.capacity
-        ):
+        if _detection_fits(header, constraints.network_size(header.size, factor, fit), detail, constraints):
             return factor
     return 0
 
 
 def _best_detail(header: Header, network: Size, constraints: Constraints) -> int:
     """The largest detail within the limits of memory and pixels, unless a smaller one already uses every pixel."""
-    room = constraints.capacity - constraints.network_bytes(network)
     for detail in range(MAX_DETAIL, 1, -1):
         useful = _detect_size(header, network, detail - 1) != header.size
         affordable = views(detail) * prod(network) <= constraints.detail_pixels
-        if useful and affordable and _detect_bytes(header, network, detail, constraints) <= room:
+        if useful and affordable and _detection_fits(header, network, detail, constraints):
             return detail
     return 1
 
@@ -227,8 +227,7 @@ def _best_detail(header: Header, network: Size, constraints: Constraints) -> int
 def _most_detections(header: Header, network: Size, constraints: Constraints) -> int:
     """The largest max_detections with which detection fits; 0 if there is none."""
     for most in range(constraints.max_detections - 1, 0, -1):
-        fewer = replace(constraints, max_detections=most)
-        if _detect_bytes(header, network, 1, fewer) + fewer.network_bytes(network) <= constraints.capacity:
+        if _detection_fits(header, network, 1, replace(constraints, max_detections=most)):
             return most
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from segment.errors import OptionError
 
 PRECISIONS = ("fp32", "int8")
 MEASURED = zoo.FOLDER / "measured.json"
+NOTES_WIDTH = 120
+"""Maximum length of the lines of text below the table."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ def _cell(text: str, width: int, column: Column) -> str:
 
 def _notes() -> list[str]:
     document = _document()
-    return [
+    columns = (
         "AP: average precision in percent on the data set's validation images, as published by detectron2. MB: size of "
-        "the",
-        "download and of the converted files. MiB held: peak memory of the service with a photo of 12 megapixels. ms: "
-        "time of the network.",
+        "the download and of the converted files. MiB held: peak memory of the service with a photo of 12 megapixels. "
+        "ms: time of the network."
+    )
+    return [
+        *textwrap.wrap(columns, NOTES_WIDTH),
         f"Measured at render factor {document['render_factor']} on {document['machine']}; int8 with "
         f"{document['int8_proposals']} proposals; - is not measured.",
         f"All are from detectron2's model zoo ({next(iter(zoo.entries().values())).base}).",

@@ -39,6 +39,8 @@ EXPECTED = (
 MAX_CANDIDATES = 30000
 """Maximum number of candidates for NMS; Ultralytics' default, too."""
 STRIDE = 32
+PROTOTYPE_STRIDE = 4
+"""Pixels of the canvas per cell of the prototypes."""
 
 Kind = Literal["final", "raw", "objectness"]
 _LAYOUTS: tuple[tuple[Kind, bool], ...] = (
@@ -67,10 +69,6 @@ class Rows:
     kind: Kind
     across: bool
     classes: int
-
-
-PROTOTYPE_STRIDE = 4
-"""Pixels of the canvas per cell of the prototypes."""
 
 
 @dataclass(frozen=True)
