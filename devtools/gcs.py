@@ -34,7 +34,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -537,17 +537,13 @@ def _patched(found: Object, changes: Mapping[str, Any], whole: bool) -> Object:
     metadata.update(changes.get("metadata") or {})
     if "metadata" in changes and changes["metadata"] is None:
         metadata = {}
-    return Object(
-        found.bucket,
-        found.name,
-        found.generation,
-        found.content,
-        changes.get("contentType", found.content_type),
-        changes.get("contentEncoding", found.content_encoding),
-        {key: value for key, value in metadata.items() if value is not None},
-        found.created,
-        _now(),
-        found.metageneration + 1,
+    return replace(
+        found,
+        content_type=changes.get("contentType", found.content_type),
+        content_encoding=changes.get("contentEncoding", found.content_encoding),
+        metadata={key: value for key, value in metadata.items() if value is not None},
+        updated=_now(),
+        metageneration=found.metageneration + 1,
     )
 
 
