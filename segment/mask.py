@@ -77,14 +77,18 @@ class Mask:
     def paste(self, region: Region) -> NDArray[np.float32]:
         """The probabilities of the pixels of `region`: (bottom - top, right - left) float32."""
         left, top, right, bottom = region
+        if left == right or top == bottom:
+            return np.zeros((bottom - top, right - left), np.float32)
         x0, y0, x1, y1 = self.place
         height, width = self.grid.shape
         columns, rows = _positions(left, right, x0, x1, width), _positions(top, bottom, y0, y1, height)
-        first, last = int(rows.min(initial=height)), int(rows.max(initial=0)) + 2
-        seen = _interpolated(self.probabilities[max(first, 0) : last].T, columns).T
-        pasted = _interpolated(seen, rows - np.float32(max(first, 0)))
-        pasted[:, _outside(left, right, self.bounds[0], self.bounds[2])] = 0
-        pasted[_outside(top, bottom, self.bounds[1], self.bounds[3])] = 0
+        first, last = max(int(rows[0]), 0), int(rows[-1]) + 2
+        seen = _interpolated(self.probabilities[first:last].T, columns).T
+        pasted = _interpolated(seen, rows - np.float32(first))
+        before, after = _within(left, right, self.bounds[0], self.bounds[2])
+        pasted[:, :before] = pasted[:, after:] = 0
+        before, after = _within(top, bottom, self.bounds[1], self.bounds[3])
+        pasted[:before] = pasted[after:] = 0
         return pasted
 
     def strips(self, size: tuple[int, int]) -> Iterator[tuple[Region, NDArray[np.float32]]]:
@@ -130,25 +134,28 @@ def edge_distance(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     This is the first-order estimate (probability - 0.5) / slope, so that uncertain edges are drawn as sharp as certain
     ones. `probabilities`: (h, w) of a region.
     """
-    squares = _slope(probabilities, 1)
+    squares = _slope(probabilities.T).T
     squares *= squares
-    down = _slope(probabilities, 0)
+    down = _slope(probabilities)
     down *= down
     squares += down
-    slope = np.sqrt(squares) + np.float32(1e-6)
-    distance: NDArray[np.float32] = (probabilities - np.float32(THRESHOLD)) / slope
+    slope = np.sqrt(squares, out=squares)
+    slope += np.float32(1e-6)
+    distance: NDArray[np.float32] = np.subtract(probabilities, np.float32(THRESHOLD), out=down)
+    distance /= slope
     return distance
 
 
-def _slope(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """The derivative along `axis`: central differences, one-sided at the ends."""
-    values = np.moveaxis(values, axis, 0)
-    slope = np.zeros_like(values)
+def _slope(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The derivative along the first axis: central differences, one-sided at the ends."""
+    slope = np.empty_like(values)
     if len(values) > 1:
         np.subtract(values[2:], values[:-2], out=slope[1:-1])
         slope[1:-1] *= np.float32(0.5)
         slope[0], slope[-1] = values[1] - values[0], values[-1] - values[-2]
-    return np.moveaxis(slope, 0, axis)
+    else:
+        slope[:] = 0
+    return slope
 
 
 def scale(box: Box, sx: float, sy: float) -> Box:
@@ -167,10 +174,12 @@ def _positions(start: int, stop: int, low: float, high: float, cells: int) -> ND
 
     Positions are limited to one cell beyond the first and the last cell, where the mask is zero.
     """
-    centres = np.arange(start, stop, dtype=np.float32) + np.float32(0.5)
-    at = (centres - np.float32(low)) * np.float32(cells / max(high - low, 1e-6)) - np.float32(0.5)
-    positions: NDArray[np.float32] = np.clip(at, -1, np.float32(cells))
-    return positions
+    positions = np.arange(start + 0.5, stop, dtype=np.float32)  # the centres of the pixels
+    positions -= np.float32(low)
+    positions *= np.float32(cells / max(high - low, 1e-6))
+    positions -= np.float32(0.5)
+    np.maximum(positions, np.float32(-1), out=positions)
+    return np.minimum(positions, np.float32(cells), out=positions)
 
 
 def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -179,7 +188,10 @@ def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray
     For few rows, a matrix product with the weights is fastest. For many rows, most of that matrix would be zero.
     """
     if len(grid) <= PRODUCT_CELLS:
-        weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(grid), dtype=np.float32)))
+        weights = at[:, None] - np.arange(len(grid), dtype=np.float32)
+        np.abs(weights, out=weights)
+        np.subtract(1, weights, out=weights)
+        np.maximum(weights, 0, out=weights)
         product: NDArray[np.float32] = np.matmul(weights, grid)
         return product
     inner, grid = grid, np.zeros((len(grid) + 2, *grid.shape[1:]), np.float32)  # faster than numpy.pad
@@ -194,7 +206,7 @@ def _interpolated(grid: NDArray[np.float32], at: NDArray[np.float32]) -> NDArray
     return mixed
 
 
-def _outside(start: int, stop: int, low: float, high: float) -> NDArray[np.bool_]:
-    """Whether the centre of each pixel from `start` to `stop` - 1 is outside [low, high]: (stop - start,) bool."""
-    centres = np.arange(start, stop) + 0.5
-    return (centres < low) | (centres > high)
+def _within(start: int, stop: int, low: float, high: float) -> tuple[int, int]:
+    """The first and one past the last of the pixels from `start` to `stop` - 1 whose centres are in [low, high]."""
+    first = min(max(math.ceil(low - 0.5) - start, 0), stop - start)
+    return first, max(min(math.floor(high - 0.5) + 1 - start, stop - start), first)

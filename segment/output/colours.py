@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from segment.detections import Detections
-from segment.mask import THRESHOLD, Mask
+from segment.mask import THRESHOLD, Mask, Region
 
 Colour = tuple[int, int, int]
 """Red, green, blue in 0-255."""
@@ -73,7 +73,7 @@ def oklab(colours: ArrayLike) -> Lab:
     """Convert (..., 3) sRGB, integers in 0-255, to OKLab."""
     linear = _LINEAR[np.asarray(colours)]
     lab: Lab = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
-    return lab.astype(np.float32)
+    return lab.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,26 @@ def _distance(colours: Lab, grounds: Lab) -> NDArray[np.float32]:
 def _grounds(photo: Image.Image, detections: Detections) -> list[Lab]:
     """The mean colours of the photo below each instance's mask and around it: (2, 3) each, (1, 3) if one is empty."""
     step = max(1, math.ceil(max(photo.size) / THUMBNAIL))
-    lab = oklab(np.asarray(photo.reduce(step)))
-    size = lab.shape[1], lab.shape[0]
-    return [_ground(lab, mask, size) for mask in detections.at(size).masks]
+    pixels = np.asarray(photo.reduce(step))
+    size = pixels.shape[1], pixels.shape[0]
+    masks = detections.at(size).masks
+    regions = [_surroundings(mask, size) for mask in masks]
+    seen = np.zeros(pixels.shape[:2], bool)
+    for left, top, right, bottom in regions:
+        seen[top:bottom, left:right] = True
+    lab = np.empty(pixels.shape, np.float32)
+    lab[seen] = oklab(pixels[seen])
+    return [_ground(lab, mask, region) for mask, region in zip(masks, regions, strict=True)]
 
 
-def _ground(lab: Lab, mask: Mask, size: tuple[int, int]) -> Lab:
+def _surroundings(mask: Mask, size: tuple[int, int]) -> Region:
+    """The mask's region, enlarged by an eighth on each side, in an image of `size`."""
     left, top, right, bottom = mask.region(size)
     x, y = max(1, (right - left) // 8), max(1, (bottom - top) // 8)
-    region = max(0, left - x), max(0, top - y), min(size[0], right + x), min(size[1], bottom + y)
+    return max(0, left - x), max(0, top - y), min(size[0], right + x), min(size[1], bottom + y)
+
+
+def _ground(lab: Lab, mask: Mask, region: Region) -> Lab:
     inside = mask.paste(region) >= THRESHOLD
     pixels = lab[region[1] : region[3], region[0] : region[2]]
     parts = [pixels[part].mean(axis=0) for part in (inside, ~inside) if part.any()]

@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 import numpy as np
-from contourpy import FillType, contour_generator
+from contourpy import FillType, SerialContourGenerator, ZInterp
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -142,7 +142,9 @@ def without_specks(mask: Mask) -> Mask:
     """The mask without pieces and holes smaller than SPECK: their cells get the value of the surrounding cells."""
     rows, columns = _cells_within(mask)
     probabilities = mask.probabilities
-    grid = np.pad(probabilities[rows, columns], 1)
+    inner = probabilities[rows, columns]
+    grid = np.zeros((inner.shape[0] + 2, inner.shape[1] + 2), np.float32)
+    grid[1:-1, 1:-1] = inner
     rings = _rings(grid)
     small = np.flatnonzero(np.abs(rings.areas) < SPECK * rings.areas.sum())  # holes count negatively
     if not 0 < len(small) <= MOST_SPECKS:
@@ -216,7 +218,17 @@ class _Rings:
 
 def _rings(grid: NDArray[np.float32]) -> _Rings:
     """The closed lines at THRESHOLD in `grid`."""
-    generator = contour_generator(z=grid, fill_type=FillType.ChunkCombinedOffset)
+    y, x = np.indices(grid.shape, np.float64)
+    # contour_generator() makes the same object, but checks its arguments for longer than it takes to find the lines.
+    make = cast(Any, SerialContourGenerator)  # its type does not allow None for the mask
+    generator = make(
+        *(x, y, grid, None),
+        fill_type=FillType.ChunkCombinedOffset,
+        line_type=SerialContourGenerator.default_line_type,
+        corner_mask=True,
+        quad_as_tri=False,
+        z_interp=ZInterp.Linear,
+    )
     (points,), (starts,) = cast(tuple[list[Any], list[Any]], generator.filled(THRESHOLD, math.inf))
     if points is None:  # a grid without any line
         return _Rings(np.zeros((0, 2)), np.zeros(1, np.intp), np.zeros(0))

@@ -39,6 +39,17 @@ DIRECTIONS = 16
 LEADER = 0.3
 """A tag whose distance from its box is more than this, relative to the tag's height, has a leader line."""
 
+_PLACES = [(column, row, penalty) for row, penalty in ((0, 0.0), (1, 0.3), (2, 0.4), (3, 0.6)) for column in (0, 1, 2)]
+_PLACES += [(column, row, 0.8) for column in (3, 4) for row in (3, 4, 2)]
+"""Column, row and penalty of each position beside or inside the box. Columns: at the left edge, in the middle, at the
+right edge, to the right and to the left of the box. Rows: above, below, at the bottom, at the top, in the middle."""
+_COLUMN, _ROW = np.array([place[:2] for place in _PLACES]).T
+_REACH = np.repeat(REACH, DIRECTIONS)
+_ANGLES = [2 * math.pi * direction / DIRECTIONS for direction in range(DIRECTIONS)] * len(REACH)
+_COS, _SIN = np.array([math.cos(angle) for angle in _ANGLES]), np.array([math.sin(angle) for angle in _ANGLES])
+_PENALTIES = np.array([*(penalty for _, _, penalty in _PLACES), *(1.5 + _REACH)], np.float32)
+"""The positions beside or inside the box, then those around it."""
+
 
 @dataclass(frozen=True)
 class Tag:
@@ -99,12 +110,17 @@ def core(boxes: Rects) -> Rects:
 
 def covered(rects: Rects, cores: Rects) -> NDArray[np.float32]:
     """The share of each core (N, 4) that each rectangle (C, 4) covers: (C, N)."""
-    low = np.maximum(rects[:, None, :2], cores[None, :, :2])
-    high = np.minimum(rects[:, None, 2:], cores[None, :, 2:])
-    sides = np.maximum(high - low, 0)
-    shared = sides[..., 0] * sides[..., 1]
+    width, height = _shared(rects, cores)
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
     area = np.maximum((cores[:, 2] - cores[:, 0]) * (cores[:, 3] - cores[:, 1]), 1)
     return np.asarray(shared / area, np.float32)
+
+
+def _shared(rects: Rects, others: Rects) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Width and height of the intersections of `rects` (C, 4) with `others` (M, 4): (C, M); negative if apart."""
+    left, top, right, bottom = (edge[:, None] for edge in rects.T)
+    width = np.minimum(right, others[:, 2]) - np.maximum(left, others[:, 0])
+    return width, np.minimum(bottom, others[:, 3]) - np.maximum(top, others[:, 1])
 
 
 def _best(
@@ -114,13 +130,12 @@ def _best(
     width, height = tag
     if width > size[0] or height > size[1]:
         return None
-    at, penalty = _candidates(box, width, height)
-    x = np.clip(at[:, 0], 0, size[0] - width)
-    y = np.clip(at[:, 1], 0, size[1] - height)
-    rects: Rects = np.stack([x, y, x + width, y + height], axis=1).round()
+    wanted = _candidates(box, width, height)
+    at = np.minimum(np.maximum(wanted, 0), np.array([size[0] - width, size[1] - height], np.float32))
+    rects: Rects = np.concatenate([at, at + np.array(tag, np.float32)], axis=1).round()
     shares = covered(rects, cores)
-    away = np.hypot(*(at - np.stack([x, y], axis=1)).T) / height  # how far it was moved to be inside the photo
-    cost = penalty + away + shares.sum(axis=1) / COVERED
+    away = np.hypot(*(wanted - at).T) / height  # how far it was moved to be inside the photo
+    cost = _PENALTIES + away + shares.sum(axis=1) / COVERED
     allowed = shares.max(axis=1, initial=0) <= COVERED
     if taken:
         allowed &= ~_meets(rects, np.array(taken, np.float32))
@@ -130,30 +145,25 @@ def _best(
     return left, top, right, bottom
 
 
-def _candidates(box: NDArray[np.float32], width: int, height: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Upper left corners (C, 2) of possible positions for a tag of this size, and their penalties (C,)."""
+def _candidates(box: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Upper left corners (C, 2) of possible positions for a tag of this size, in the order of _PENALTIES."""
     x0, y0, x1, y1 = (float(value) for value in box)
-    across = x0, (x0 + x1 - width) / 2, x1 - width
-    down = y0, (y0 + y1 - height) / 2, y1 - height
-    places = [(x, y, p) for y, p in ((y0 - height, 0.0), (y1, 0.3), (y1 - height, 0.4), (y0, 0.6)) for x in across]
-    places += [(x, y, 0.8) for x in (x1, x0 - width) for y in down]
-    for reach in REACH:
-        for direction in range(DIRECTIONS):
-            angle = 2 * math.pi * direction / DIRECTIONS
-            along, up = math.cos(angle), math.sin(angle)
-            x = (x0 + x1 - width) / 2 + along * ((x1 - x0 + width) / 2 + reach * height)
-            y = (y0 + y1 - height) / 2 - up * ((y1 - y0 + height) / 2 + reach * height)
-            places.append((x, y, 1.5 + reach))
-    table = np.array(places, np.float32)
-    return table[:, :2], table[:, 2]
+    x, y = (x0 + x1 - width) / 2, (y0 + y1 - height) / 2
+    columns = np.array([x0, x, x1 - width, x1, x0 - width])
+    rows = np.array([y0 - height, y1, y1 - height, y0, y])
+    reach = _REACH * height
+    across = x + _COS * ((x1 - x0 + width) / 2 + reach)
+    down = y - _SIN * ((y1 - y0 + height) / 2 + reach)
+    places = np.empty((len(_PENALTIES), 2), np.float32)
+    places[:, 0] = np.concatenate([columns[_COLUMN], across])
+    places[:, 1] = np.concatenate([rows[_ROW], down])
+    return places
 
 
 def _meets(rects: Rects, others: Rects) -> NDArray[np.bool_]:
     """Whether each of `rects` (C, 4) intersects one of `others` (M, 4): (C,) bool."""
-    low = np.maximum(rects[:, None, :2], others[:, :2])
-    high = np.minimum(rects[:, None, 2:], others[:, 2:])
-    meet: NDArray[np.bool_] = np.all(low < high, axis=2)
-    return np.asarray(meet.any(axis=1))
+    width, height = _shared(rects, others)
+    return np.asarray(((width > 0) & (height > 0)).any(axis=1))
 
 
 def _leader(rect: Rect, box: NDArray[np.float32], core: NDArray[np.float32]) -> Rect | None:
