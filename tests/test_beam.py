@@ -11,12 +11,14 @@ import csv
 import importlib.util
 import io
 import json
+import logging
 import pickle
 import re
 import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ from segment.beam import pipeline
 from segment.beam.source import Source
 from segment.beam.worker import Worker
 from segment.bucket.listing import Range
+from segment.bucket.objects import segment_object
 from segment.errors import SettingsError
 from tests.scenes import RENDER_FACTOR, expected, photo
 
@@ -358,7 +361,30 @@ def test_wildcards(photos: Path, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_process_loads_one_model() -> None:
     worker = Worker({"SEGMENT_RENDER_FACTOR": "6"})
-    assert pickle.loads(pickle.dumps(worker)).service() is worker.service()
+    assert pickle.loads(pickle.dumps(worker)).process() is worker.process()
+
+
+def test_photos_of_a_bundle_are_segmented_side_by_side(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(len(NAMES), timeout=60)
+
+    def meet(*arguments: Any, **keywords: Any) -> Any:
+        meeting.wait()  # fails unless all photos are in progress
+        return segment_object(*arguments, **keywords)
+
+    monkeypatch.setattr("segment.beam.steps.segment_object", meet)
+    assert run("gs://photos/**.jpg", "gs://results") == 0
+    assert {name: body for name, body in results(cloud).items() if name != "errors.csv"} == of_photos(cloud)
+
+
+@pytest.mark.parametrize(("options", "streams"), [({}, 2), ({"detail": "2"}, 1)])
+def test_network_runs_on_several_photos_of_a_process(
+    options: dict[str, str], streams: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SEGMENT_THREADS", "2")
+    caplog.set_level(logging.INFO)
+    Worker({}, options=options).process()
+    (loaded,) = (vars(record) for record in caplog.records if record.msg.startswith("Loaded the model"))
+    assert loaded["streams"] == streams
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def run(job: Job, formats: Sequence[Any], runner: str, flags: Sequence[str], env
     if runner in LOCAL:
         _check_model(Options.parse(job.options, settings), settings)
     given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
-    worker = Worker(given, tuple(formats), processes(runner, options))
+    worker = Worker(given, tuple(formats), job.options, processes(runner, options))
     try:
         # Beam's DirectRunner would download and start Prism, if it could, and ignore how many workers are asked for.
         pipeline = beam.Pipeline(FnApiRunner() if runner == "DirectRunner" else None, options)

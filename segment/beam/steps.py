@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,13 @@ from tempfile import TemporaryDirectory
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
 from segment.beam.source import Source
 from segment.beam.worker import Worker
 from segment.bucket import documents
-from segment.bucket.backfill import FAILED
+from segment.bucket.backfill import AHEAD, FAILED
 from segment.bucket.listing import Range, beside_results
 from segment.bucket.objects import segment_object
 from segment.bucket.results import SOURCE_KEY, Results
@@ -61,7 +65,7 @@ class Job:
 
     def destination(self, seconds: float) -> tuple[Store, str]:
         """The store to which results are written, and the prefix of their names."""
-        store, prefix = open_store(self.output, seconds)
+        store, prefix = open_store(self.output, seconds, hidden=True)
         return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
 
 
@@ -87,6 +91,10 @@ class Found:
     def of(cls, part: int, entry: Entry) -> Found:
         """The same as an entry of a dataset, with the number of its range."""
         return cls(part, entry.name, entry.generation, dump(entry.document))
+
+
+_Outcome = tuple[str, Found | Failure | None]
+"""The kind of a photo's outcome, and the result to pass on."""
 
 
 class Divide(beam.DoFn):
@@ -120,48 +128,84 @@ class List(beam.DoFn):
 
 
 class Segment(beam.DoFn):
-    """Segments photos in the same way as bucket events. The model is loaded once per process."""
+    """Segments photos in the same way as bucket events, several of a bundle at a time.
+
+    A runner passes the photos of a bundle one after the other. They are processed in the threads of the process, so
+    that reading, writing and several runs of the network overlap. A bundle is finished when all of its photos are.
+    """
 
     def __init__(self, job: Job, worker: Worker) -> None:
         self._job, self._worker = job, worker
 
     def setup(self) -> None:
         """Load the model. Raises ModelError, OptionError."""
-        self._service = self._worker.service()
+        self._process = self._worker.process()
+        self._service = self._process.service
         settings = self._service.settings
         self._options = Options.parse(self._job.options, settings)
         self._service.check(self._options)
         self._source = self._job.source.store(settings.storage_seconds)
         self._destination, self._prefix = self._job.destination(settings.storage_seconds)
 
+    def start_bundle(self) -> None:
+        """No photo of this bundle has been started."""
+        self._started = deque[Future[_Outcome]]()
+
     def process(self, photo: Photo) -> Iterator[Found | TaggedOutput]:
-        """A Found if there is a dataset, a Failure for the output FAILURES. Raises ModelError, OptionError."""
-        item = photo.item
+        """Start a photo, and return the results of earlier ones that are finished.
+
+        A result is a Found if there is a dataset, or a Failure for the output FAILURES. Raises ModelError, OptionError.
+        """
+        self._started.append(self._process.pool.submit(self._outcome, photo))
+        while self._started and (len(self._started) >= AHEAD or self._started[0].done()):
+            yield from self._results()
+
+    def finish_bundle(self) -> Iterator[WindowedValue | TaggedOutput]:
+        """Return the results of the other photos. Raises ModelError, OptionError."""
+        window = GlobalWindow()
+        while self._started:
+            for result in self._results():
+                tag, value = (result.tag, result.value) if isinstance(result, TaggedOutput) else (None, result)
+                windowed = WindowedValue(value, window.max_timestamp(), (window,))
+                yield TaggedOutput(tag, windowed) if tag else windowed
+
+    def _results(self) -> Iterator[Found | TaggedOutput]:
+        """The result of the photo that was started first, if there is one."""
         try:
-            kind, result = self._segment(photo)
-        except (ModelError, OptionError):
-            raise  # the next photo would fail as well
-        except StorageError as error:
-            log.error("%s: %s: %s", item.name, FAILED, error)
-            kind, result = FAILED, Failure(shown(item.name), str(error))
-        except Exception:
-            log.exception("%s: %s: unexpected error", item.name, FAILED)
-            kind, result = FAILED, Failure(shown(item.name), "An unexpected error; see the worker's log.")
+            kind, result = self._started.popleft().result()
+        except BaseException:
+            for future in self._started:
+                future.cancel()
+            raise
         Metrics.counter(METRICS, kind).inc()
         if isinstance(result, Failure):
             yield TaggedOutput(FAILURES, result)
         elif result is not None:
             yield result
 
-    def _segment(self, photo: Photo) -> tuple[str, Found | Failure | None]:
-        """The outcome's kind, and the result to pass on. Waits for memory without a time limit."""
+    def _outcome(self, photo: Photo) -> _Outcome:
+        """The outcome's kind, and the result to pass on. Raises ModelError, OptionError."""
+        item = photo.item
+        try:
+            return self._segment(photo)
+        except (ModelError, OptionError):
+            raise  # the next photo would fail as well
+        except StorageError as error:
+            log.error("%s: %s: %s", item.name, FAILED, error)
+            return FAILED, Failure(shown(item.name), str(error))
+        except Exception:
+            log.exception("%s: %s: unexpected error", item.name, FAILED)
+            return FAILED, Failure(shown(item.name), "An unexpected error; see the worker's log.")
+
+    def _segment(self, photo: Photo) -> _Outcome:
+        """Waits for memory without a time limit."""
         while True:
             try:
                 return self._with_files(photo) if self._job.files else self._without_files(photo)
             except Busy as busy:
                 time.sleep(busy.retry_after)
 
-    def _with_files(self, photo: Photo) -> tuple[str, Found | Failure | None]:
+    def _with_files(self, photo: Photo) -> _Outcome:
         service, item, results, prefix = self._service, photo.item, self._destination, self._prefix
         outcome = segment_object(
             service, self._source, item, results, prefix, existing=photo.existing, options=self._options
@@ -171,7 +215,7 @@ class Segment(beam.DoFn):
         found = documents.entry(service, item, outcome, results, prefix, photo.existing)
         return outcome.kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
 
-    def _without_files(self, photo: Photo) -> tuple[str, Found | Failure | None]:
+    def _without_files(self, photo: Photo) -> _Outcome:
         kind, found = documents.segment(self._service, self._source, photo.item, self._options)
         return kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
 
@@ -184,7 +228,7 @@ class Describe(beam.DoFn):
 
     def process(self, _: object) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Raises ModelError."""
-        service = self._worker.service()
+        service = self._worker.process().service
         yield service.model_name, service.labels
 
 

@@ -1,21 +1,29 @@
-"""The service of a worker process: one model and one memory budget, shared by all threads of the process."""
+"""A worker process: one model, one memory budget and one pool of threads, shared by all bundles of the process."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from apache_beam.utils.shared import Shared
 
 from segment import container
+from segment.bucket.backfill import WORKERS
 from segment.formats import Format
-from segment.service import Service
+from segment.options import Options
+from segment.service import Batch, Service
 from segment.settings import PREFIX, Settings
 
-THREADS = 1000
-"""More threads than any runner starts in a process; each may wait for memory."""
+
+@dataclass(frozen=True, eq=False)
+class Process:
+    """The service of a worker process, and the threads that segment photos with it."""
+
+    service: Service
+    pool: ThreadPoolExecutor
 
 
 @dataclass(frozen=True)
@@ -23,17 +31,18 @@ class Worker:
     """The parameters from which a worker process loads its service.
 
     `environment`: the settings of the process that started the pipeline. Others are taken from the worker's own
-    environment, for example the model and the cache in its image. `formats`: formats of the files per photo.
-    `processes`: number of processes that share the memory and the CPUs of a machine.
+    environment, for example the model and the cache in its image. `formats`: formats of the files per photo. `options`:
+    unparsed options of all photos. `processes`: number of processes that share the memory and the CPUs of a machine.
     """
 
     environment: Mapping[str, str]
     formats: tuple[Format, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
     handle: Shared = field(default_factory=Shared)
 
-    def service(self) -> Service:
-        """The service of this process, loaded on first use. Raises SettingsError, ModelError."""
+    def process(self) -> Process:
+        """This process, whose model is loaded on first use. Raises SettingsError, OptionError, ModelError."""
         return self.handle.acquire(self._load)  # type: ignore[no-any-return]
 
     def settings(self) -> Settings:
@@ -48,9 +57,10 @@ class Worker:
             )
         if self.formats:
             settings = replace(settings, output_formats=self.formats)
-        return replace(settings, wait_seconds=math.inf, queue=THREADS)
+        return replace(settings, wait_seconds=math.inf, queue=WORKERS)
 
-    def _load(self) -> Service:
-        service = Service(self.settings())
+    def _load(self) -> Process:
+        settings = self.settings()
+        service = Service(settings, Batch(Options.parse(self.options, settings), WORKERS))
         service.load()
-        return service
+        return Process(service, ThreadPoolExecutor(WORKERS))
