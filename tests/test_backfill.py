@@ -333,6 +333,19 @@ def test_second_run_writes_nothing(photos: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def test_objects_with_unusual_names_are_saved_in_a_folder(cloud: Cloud, tmp_path: Path) -> None:
+    cloud.put("photos", ".hidden/.a.jpg", photo(1))
+    assert run("gs://photos", tmp_path / "out") == 0
+    assert set(written(tmp_path / "out")) == {f".hidden/.a.jpg/{name}" for name in FILES}
+    before = len(cloud.requests)
+    assert run("gs://photos", tmp_path / "out") == 0
+    assert len(cloud.requests) == before + 1, "finished photos are listed, not read"
+    cloud.put("photos", "b//c.jpg", photo(2))
+    for _ in range(2):
+        assert run("gs://photos", tmp_path / "out") == 1, "a folder cannot contain this name"
+    assert len(written(tmp_path / "out")) == 2
+
+
 def test_changed_photo_is_another_generation(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(photos, out) == 0

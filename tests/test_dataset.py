@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -231,6 +232,49 @@ def test_results_in_the_folder_of_the_photos_are_not_segmented(photos: Path) -> 
     for _ in range(2):
         assert run(photos / "deeper", "-o", photos / "deeper" / "out", "-f", "png", "-d", "coco") == 0
         assert names(load(photos / "deeper" / "out")) == ["IMG_0001.jpg", "b.png"]
+
+
+def test_output_must_not_be_the_folder_of_the_photos(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(photos / "deeper", "-o", photos / "deeper") == 1
+    assert "so the next run would segment the results" in capsys.readouterr().err
+    assert {path.name for path in (photos / "deeper").iterdir()} == {"IMG_0001.jpg", "b.png"}
+
+
+def test_hidden_files_are_not_segmented(photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.jpg").unlink()
+    (photos / "._IMG_0001.jpg").write_bytes(b"written by macOS beside each file")
+    (photos / ".thumbnails").mkdir()
+    (photos / ".thumbnails" / "b.png").write_bytes((photos / "deeper" / "b.png").read_bytes())
+    assert run(photos, "-o", tmp_path / "out", "-d", "coco") == 0
+    assert names(load(tmp_path / "out")) == ["IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png"]
+
+
+def test_each_photo_has_its_own_files(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, name in enumerate(("a.jpg", "a.png", "a.jpg.webp", "b.jpg")):
+        Image.fromarray(scene(number)[0]).save(photos / name)
+    assert run(photos, "-o", tmp_path / "out", "-f", "ids") == 0
+    found = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert found == {"a.jpg.ids.png", "a.png.ids.png", "a.jpg.webp.ids.png", "b.ids.png"}
+
+
+def test_folder_that_cannot_be_listed_is_reported(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, scandir = photos / os.fsdecode(b"closed-\xff"), os.scandir
+    closed.mkdir()
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (photos / "broken.jpg").unlink()
+    assert run(photos, "-o", tmp_path / "out", "-f", "json") == 1
+    (row,) = (tmp_path / "out" / "errors.csv").read_text().splitlines()[1:]
+    assert row.endswith("closed-\\udcff,Permission denied")
 
 
 def test_what_is_not_a_file_is_reported(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_regions_are_those_of_the_ml_backend() -> None:
     own, found = controls(CONFIG, CLASSES), load(cache=CACHE)(scene(3)[0])
     truth = json.loads(b"".join(prediction(found, own, 0.0, "shapes-1")))
     (task,) = json.loads(b"".join(labelstudio.tasks([entry(found)], own, "gs://photos/", "shapes-1")))
-    assert task["data"] == {"photo": "gs://photos/a%20b.jpg"}
+    assert task["data"] == {"photo": "gs://photos/a b.jpg"}, "Label Studio does not decode names in cloud storage"
     (own_prediction,) = task["predictions"]
     assert {**own_prediction, "result": []} == {**truth, "result": []}
     assert {one["type"] for one in truth["result"]} == {"brushlabels", "polygonlabels", "rectanglelabels"}

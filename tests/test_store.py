@@ -245,6 +245,21 @@ def test_folder_lists_by_prefix_without_following_links(photos: Path) -> None:
     assert [item.name for item in folder.objects("2026/M")] == ["2026/May/b.jpg"]
 
 
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    Folder(tmp_path).write("a.json", b"{}", "", {})
+    Folder(tmp_path).replace("b.json", [b"{}"], "", {})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_folder_of_results_lists_hidden_files(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, hidden=True)
+    assert folder.write(".cache/.a.jpg/1/overlay.png", b"", "", {})
+    (tmp_path / ".cache" / ".abc.part").write_text("being written")
+    assert [item.name for item in folder.objects()] == [".cache/.a.jpg/1/overlay.png"]
+    assert not list(Folder(tmp_path).objects())
+
+
 def test_folder_reads_the_given_generation(photos: Path) -> None:
     folder = Folder(photos)
     (item,) = folder.objects("a.jpg")
@@ -262,6 +277,8 @@ def test_folder_reads_the_given_generation(photos: Path) -> None:
         lambda folder: folder.write("/outside", b"", "", {}),
         lambda folder: folder.read(Object("a/../../outside", 1), 10),
         lambda folder: folder.write("a.jpg/b", b"", "", {}),
+        lambda folder: folder.write("2026//outside", b"", "", {}),
+        lambda folder: folder.write("./outside", b"", "", {}),
     ],
 )
 def test_folder_refuses_names_outside_its_root(photos: Path, attempt: Callable[[Folder], object]) -> None:

@@ -150,7 +150,7 @@ def _source(address: str, settings: Settings) -> tuple[Store, str]:
 
 def _destination(address: str, settings: Settings) -> tuple[Store, str]:
     if address:
-        store, prefix = open_store(address, settings.storage_seconds)
+        store, prefix = open_store(address, settings.storage_seconds, hidden=True)
         return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
     if not settings.output_bucket:
         raise SettingsError(

@@ -20,7 +20,7 @@ from segment.dataset import files
 from segment.dataset.entry import Entry
 from segment.detections import Detections
 from segment.errors import OptionError
-from segment.labelling.labelstudio import Control, controls, prediction
+from segment.labelling.labelstudio import CLOUD, Control, controls, prediction
 from segment.mask import Mask
 from segment.output.coco import dump
 
@@ -51,7 +51,8 @@ def read_config(text: str, labels: Sequence[str]) -> tuple[Control, ...]:
 def write(entries: Iterable[Entry], controls: Sequence[Control], root: str, version: str, path: Path) -> Path:
     """Write the tasks of `entries`, whose masks are RLE, to `path`; see `files.write`. Returns it. Raises OSError.
 
-    `root`: start of the photos' addresses, to which their names are appended. `version`: that of the model.
+    `root`: start of the photos' addresses, to which their names are appended, percent-encoded unless it is in cloud
+    storage. `version`: that of the model.
     """
     return files.write(path, tasks(entries, controls, root, version))
 
@@ -60,12 +61,17 @@ def tasks(entries: Iterable[Entry], controls: Sequence[Control], root: str, vers
     """The list of tasks in small pieces; see `write`."""
     separator = b"["
     for entry in entries:
-        data = {controls[0].field: root + quote(entry.name)}
+        data = {controls[0].field: _address(root, entry.name)}
         yield separator + b"\n" + dump({"data": data})[:-1] + b',"predictions":['
         yield from prediction(detections(entry.document), controls, 0.0, version)
         yield b"]}"
         separator = b","
     yield b"[]\n" if separator == b"[" else b"\n]\n"
+
+
+def _address(root: str, name: str) -> str:
+    """The address of a photo in Label Studio, which does not decode names in cloud storage."""
+    return root + (name if root.startswith(CLOUD) else quote(name))
 
 
 def detections(document: dict[str, Any]) -> Detections:

@@ -42,10 +42,17 @@ def find(
 ) -> Iterator[Photo]:
     """The files among `paths`, and those with these `suffixes` in the folders among them, by name in each folder.
 
-    Files in `output` are left out, because they are results. `on_error` is called for each folder that cannot be
-    listed. Raises OptionError if two paths contain photos of the same name.
+    Files in `output` are left out, because they are results, and so are hidden files and folders, whose names start
+    with a dot. `on_error` is called for each folder that cannot be listed. Raises OptionError if two paths contain
+    photos of the same name, or if `output` is one of the folders.
     """
     folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
+    if output and any(_same(folder, output) for folder in folders):
+        raise OptionError(
+            "output",
+            f"The photos are in the output folder, {output}, so the next run would segment the results. Choose another "
+            f"output folder, such as {output / 'results'}.",
+        )
     files = [path for path in dict.fromkeys(paths) if not path.is_dir()]
     files = [file for file in files if not any(_inside(file, folder) for folder in folders)]
     several = len(folders) > 1
@@ -60,9 +67,9 @@ def find(
             raise OptionError(
                 "photos", f"The results of {file} and {folders[0] / file.name} would have the same names; omit one."
             )
-    stems = Counter(file.stem for file in files)
+    stems, names = Counter(file.stem for file in files), {file.name for file in files}
     for file in files:
-        yield _photo(file, Path(), stems[file.stem] == 1)
+        yield _photo(file, Path(), not folders and stems[file.stem] == 1 and file.stem not in names)
     for folder, top in zip(folders, tops, strict=True):
         yield from _below(folder, Path(top), output, on_error, suffixes)
 
@@ -78,6 +85,8 @@ def _below(
             with os.scandir(folder) as entries:
                 for entry in entries:
                     path = folder / entry.name
+                    if entry.name.startswith("."):  # such as ._IMG_0001.jpg, which macOS adds on other file systems
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         if output is None or not _same(path, output):
                             names.execute("INSERT INTO folders VALUES (?)", (os.fsencode(entry.name),))
@@ -86,19 +95,18 @@ def _below(
                         names.execute("INSERT INTO files VALUES (?, ?)", row)
         except OSError as error:
             on_error(error)
-        files = "SELECT name, count(*) OVER (PARTITION BY stem) = 1 FROM files ORDER BY name"
-        for name, is_only in names.execute(files):
-            yield _photo(folder / os.fsdecode(name), place, is_only)
+        # a.jpg.webp keeps its extension beside a.jpg, whose results may be named a.jpg.*
+        is_only = "count(*) OVER (PARTITION BY stem) = 1 AND stem NOT IN (SELECT name FROM files)"
+        for name, short in names.execute(f"SELECT name, {is_only} FROM files ORDER BY name"):
+            yield _photo(folder / os.fsdecode(name), place, short)
         for (name,) in names.execute("SELECT name FROM folders ORDER BY name"):
             below = os.fsdecode(name)
             yield from _below(folder / below, place / below, output, on_error, suffixes)
 
 
-def _photo(file: Path, place: Path, is_only: bool) -> Photo:
-    """A photo. Its results keep its extension unless it is the only one of its directory with that stem."""
-    return Photo(
-        file, shown((place / file.name).as_posix()), (place / (file.stem if is_only else file.name)).as_posix()
-    )
+def _photo(file: Path, place: Path, short: bool) -> Photo:
+    """A photo. `short`: whether its results are named without its extension, which must not be ambiguous."""
+    return Photo(file, shown((place / file.name).as_posix()), (place / (file.stem if short else file.name)).as_posix())
 
 
 def _inside(file: Path, folder: Path) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from segment import container
 from segment.dataset import coco, labelstudio, photos
-from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv
+from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv, shown
 from segment.dataset.job import Job, check_datasets
 from segment.dataset.journal import Journal
 from segment.dataset.recorder import Recorder
@@ -74,10 +74,12 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
             for photo in itertools.chain(first, found):
                 work.add(photo)
             work.finish()
+        if not first:
+            print("There are no photos to segment.", file=sys.stderr)
         if recorder.skipped:
             print(f"{_photos(recorder.skipped)} done before")
         for error in unlisted:
-            journal.failed(str(error.filename), error.strerror or str(error))
+            journal.failed(shown(str(error.filename)), error.strerror or str(error))
         try:
             _write_datasets(job, service, journal, controls)
             return 1 if _report(journal, job.output / ERRORS_NAME) else 0

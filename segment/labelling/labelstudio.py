@@ -31,6 +31,8 @@ from segment.output.polygons import outlines
 from segment.settings import MIN_SCORE
 from segment.values import BadValue
 
+CLOUD = ("gs://", "s3://", "azure-blob://")
+"""Starts of the addresses of photos in cloud storage. Names in them are not percent-encoded."""
 MAX_CONFIG = 1 << 20
 """Maximum number of characters of a labelling config."""
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from segment.bucket.store import open_store
 from segment.errors import FetchError, RequestError, StorageError
+from segment.labelling.labelstudio import CLOUD
 from segment.settings import Settings
 from segment.web.exchange import Exchange
 from segment.web.fetch import Site, parse, post
@@ -31,7 +32,6 @@ from segment.web.upload import from_base64
 
 log = logging.getLogger(__name__)
 
-CLOUD = ("gs://", "s3://", "azure-blob://")
 TOKEN_BYTES = 1 << 16
 """Maximum length of Label Studio's answer with an access token."""
 

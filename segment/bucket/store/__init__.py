@@ -67,15 +67,16 @@ class Store(Protocol):
         """Delete that generation, if it still exists."""
 
 
-def open_store(address: str, seconds: float) -> tuple[Store, str]:
+def open_store(address: str, seconds: float, hidden: bool = False) -> tuple[Store, str]:
     """The store and the prefix of an address: gs://bucket/prefix or the path of a folder.
 
-    Raises SettingsError, and MissingPackage if the client library of Cloud Storage is not installed.
+    `hidden`: whether hidden files of a folder are listed, as those of a bucket always are. Raises SettingsError, and
+    MissingPackage if the client library of Cloud Storage is not installed.
     """
     if not address.startswith("gs://"):
         from segment.bucket.store.folder import Folder
 
-        return Folder(address), ""
+        return Folder(address, hidden), ""
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
     if not bucket:
         raise SettingsError(f"{address!r} does not name a bucket. Use gs://bucket or gs://bucket/prefix.")

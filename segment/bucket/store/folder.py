@@ -1,14 +1,15 @@
 """A local folder as a store, for using the bucket code on one's own machine.
 
-A file's generation is its modification time in microseconds, like the generations of objects in a bucket. Files and
-folders whose names start with a dot are ignored; this includes files that are being written.
+A file's generation is its modification time in microseconds, like the generations of objects in a bucket. Hidden files
+and folders, whose names start with a dot, are ignored in a folder of photos, but not in a folder of results, because
+the objects of a bucket may have such names.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,13 +18,18 @@ from segment.bucket.store import Object
 from segment.errors import StorageError, StorageRefused, TooLarge
 
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_BEGIN, _END = ".", ".part"
+"""Start and end of the names of files that are being written."""
 
 
 class Folder:
-    """A Store in a local folder, which is created with the first file. Metadata is not stored."""
+    """A Store in a local folder, which is created with the first file. Metadata is not stored.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).resolve()
+    `hidden`: whether files and folders are listed whose names start with a dot.
+    """
+
+    def __init__(self, path: str | Path, hidden: bool = False) -> None:
+        self.path, self._hidden = Path(path).resolve(), hidden
 
     @property
     def address(self) -> str:
@@ -33,7 +39,7 @@ class Folder:
     def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
         """Every file whose name, relative to the folder and with slashes, starts with `prefix` and is in the range."""
         with self._as_storage_error():
-            for path in _walk(self._inside(prefix.rpartition("/")[0])):
+            for path in _walk(self._inside(prefix.rpartition("/")[0]), self._hidden):
                 name = path.relative_to(self.path).as_posix()
                 if end and name >= end:
                     return
@@ -74,10 +80,9 @@ class Folder:
                 path.unlink()
 
     def _inside(self, name: str) -> Path:
-        path = Path(os.path.normpath(self.path / name))
-        if not path.is_relative_to(self.path):
-            raise StorageError(f"{name!r} is not inside {self.path}.")
-        return path
+        if name and not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise StorageRefused(f"{name!r} cannot be a file in {self.path}: a part of it is empty, '.' or '..'.")
+        return self.path / name
 
     @contextmanager
     def _as_storage_error(self) -> Iterator[None]:
@@ -88,38 +93,44 @@ class Folder:
             raise kind(f"{error.filename or self.path}: {error.strerror or error}.") from error
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files below `folder` without those that start with a dot, ordered by their whole names."""
+def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
+    """The files below `folder`, ordered by their whole names. `hidden`: also those whose names start with a dot."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as listing:  # a folder sorts as if its name ended with a slash
         entries = sorted((entry.name + "/" * entry.is_dir(), entry.is_symlink()) for entry in listing)
     for name, is_link in entries:
         path = folder / name
-        if name.startswith("."):
+        if name.startswith(".") and (not hidden or _is_temporary(name)):
             continue
         if name.endswith("/"):
             if not is_link:  # it may lead back here
-                yield from _walk(path)
+                yield from _walk(path, hidden)
         elif path.is_file():
             yield path
 
 
+def _is_temporary(name: str) -> bool:
+    return name.startswith(_BEGIN) and name.endswith(_END)
+
+
 @contextmanager
-def _temporary(path: Path, pieces: Iterable[bytes]) -> Iterator[str]:
-    """Write `pieces` to a file in the folder of `path`. Yields its name, and finally deletes it if it still exists."""
+def _temporary(path: Path, pieces: Iterable[bytes]) -> Iterator[Path]:
+    """Write `pieces` to a file in the folder of `path`. Yields it, and finally deletes it if it still exists.
+
+    Unlike files of the module tempfile, it has the permissions of any new file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    temporary = path.with_name(f"{_BEGIN}{uuid.uuid4().hex}{_END}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.writelines(pieces)
-        yield name
+        yield temporary
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        temporary.unlink(missing_ok=True)
 
 
-def _link(temporary: str, path: Path) -> bool:
+def _link(temporary: Path, path: Path) -> bool:
     """Move the file to `path`; False if that exists."""
     try:
         os.link(temporary, path)
