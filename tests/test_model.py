@@ -82,16 +82,17 @@ def test_min_score_and_max_detections(model: segment.Model, photo: Image.Image) 
 
 @pytest.mark.parametrize("detail", [1, 2])
 def test_classes(model: segment.Model, photo: Image.Image, detail: int) -> None:
-    every = model(photo, min_score=0.05, detail=detail)
+    options: Any = {"min_score": 0.05, "detail": detail, "render_factor": 12}
+    every = model(photo, **options)
     name = every.names[-1]
-    chosen = model(photo, min_score=0.05, classes=[name], detail=detail)
+    chosen = model(photo, classes=[name], **options)
     assert chosen.scores.tolist() == [
         score for score, own in zip(every.scores, every.names, strict=True) if own == name
     ]
-    best = model(photo, min_score=0.05, classes=[name], max_detections=1, detail=detail)
+    best = model(photo, classes=[name], max_detections=1, **options)
     assert best.names == [name], "the limit applies to the instances of the classes"
     assert best.scores[0] == chosen.scores[0]
-    assert model(photo, classes=name, detail=detail).names == model(photo, classes=[name], detail=detail).names
+    assert model(photo, classes=name, **options).names == chosen.names
     with pytest.raises(OptionError, match=r"The model has no class 'person'\. Its classes: circle, square"):
         model(photo, classes=["person"])
 
