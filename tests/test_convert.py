@@ -216,7 +216,7 @@ def changed(key: str, value: Any, name: str = "r50") -> dict[str, Any]:
         ("MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"),
         ("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"),
         ("MODEL.ROI_HEADS.NAME", "DensePoseROIHeads"),
-        ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsamplePointSupHead"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "ConvDeconvMaskHead"),
         ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"),
         ("MODEL.RESNETS.OUT_FEATURES", ["stem"]),
         ("MODEL.RESNETS.RES5_DILATION", 2),
@@ -296,6 +296,16 @@ def test_config_of_2020_is_read_like_todays() -> None:
     }
     assert not any("mask_head" in name for name in earlier)
     assert convert.convert(today, earlier) == convert.convert(today, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("r50", "MaskRCNNConvUpsamplePointSupHead"), ("implicit", "ImplicitPointRendPointSupHead")]
+)
+def test_a_head_trained_with_points_is_at_test_time_the_one_trained_with_masks(name: str, head: str) -> None:
+    """detectron2's projects/PointSup."""
+    assert config.parse(changed("MODEL.ROI_MASK_HEAD.NAME", head, name)) == config.read(GOLDEN / f"{name}.yaml")
+    with pytest.raises(ConversionError, match=r"MODEL\.ROI_MASK_HEAD\.NAME is 'ImplicitPointRendPointSupHead'"):
+        config.parse(changed("MODEL.ROI_MASK_HEAD.NAME", "ImplicitPointRendPointSupHead", "c4"))
 
 
 def test_base_configs_are_read(tmp_path: Path) -> None:

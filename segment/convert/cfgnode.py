@@ -99,6 +99,11 @@ _MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
     "PointRendROIHeads": ("PointRendMaskHead", "CoarseMaskHead"),
 }
 """ROI heads that support only some mask heads."""
+_POINT_SUPERVISED = {
+    "MaskRCNNConvUpsamplePointSupHead": "MaskRCNNConvUpsampleHead",
+    "ImplicitPointRendPointSupHead": "ImplicitPointRendMaskHead",
+}
+"""Mask heads of detectron2's projects/PointSup, and the heads that they are at test time."""
 
 
 def parse(document: Mapping[str, Any]) -> Config:
@@ -111,7 +116,8 @@ def parse(document: Mapping[str, Any]) -> Config:
         for key, (default, allowed) in _REQUIRED_OF_STANDARD_HEADS.items():
             keys.one_of(key, default, allowed)
     mask_heads = _MASK_HEADS_OF.get(keys.get("MODEL.ROI_HEADS.NAME", ""), tuple(_REQUIRED_OF_MASK_HEADS))
-    keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", mask_heads)
+    point_supervised = tuple(name for name, same in _POINT_SUPERVISED.items() if same in mask_heads)
+    keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", (*mask_heads, *point_supervised))
     resnet = _resnet(keys)
     pyramid = _pyramid(keys, resnet)
     if pyramid and res5_heads:
@@ -278,6 +284,7 @@ def _box_weights(keys: _Keys, cascade: bool) -> Rows[float]:
 
 def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
     name = keys.get("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
+    name = _POINT_SUPERVISED.get(name, name)
     res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
     for key, (default, allowed) in _REQUIRED_OF_MASK_HEADS[name].items():
         if not (res5_heads and key == "MODEL.ROI_MASK_HEAD.POOLER_TYPE"):  # Res5ROIHeads ignores POOLER_TYPE
