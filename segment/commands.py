@@ -20,7 +20,7 @@ from segment.labels import listed, read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata
 from segment.options import Options, parse_option
-from segment.preparation import Preparation, check_calibration, check_output, write
+from segment.preparation import Fp32, Int8, ModelFile, Precision, Preparation, check_output, resolve, write
 from segment.progress import Progress
 from segment.service import Batch, Service
 from segment.settings import Settings
@@ -50,7 +50,8 @@ def image(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Convert a config and a checkpoint to a model file."""
-    check_calibration(arguments.calibrate)
+    precision = _precision(arguments, arguments.int8)
+    precision.check()
     check_output(arguments.output)
     from segment import convert as converter
 
@@ -58,7 +59,7 @@ def convert(arguments: argparse.Namespace) -> int:
     config = converter.config.read(arguments.config)
     tensors = converter.checkpoint.read(arguments.weights)
     model = converter.convert(config, tensors, labels, arguments.weights.name)
-    return _write(model, arguments, arguments.int8)
+    return _write(model, precision, arguments.output)
 
 
 def quantise(arguments: argparse.Namespace) -> int:
@@ -67,13 +68,24 @@ def quantise(arguments: argparse.Namespace) -> int:
     from segment import convert as converter
 
     model = converter.load(arguments.model)
-    check_calibration(arguments.calibrate)
-    return _write(model, arguments, int8=True)
+    precision = Int8(arguments.calibrate, arguments.proposals)
+    precision.check()
+    return _write(model, precision, arguments.output)
 
 
-def _write(model: onnx.ModelProto, arguments: argparse.Namespace, int8: bool) -> int:
-    write(model, arguments.output, int8, arguments.calibrate, arguments.proposals, _TerminalReport())
-    return _print_summary(arguments.output)
+def _precision(arguments: argparse.Namespace, int8: bool) -> Precision:
+    """The precision that the options name. Raises OptionError."""
+    if int8:
+        return Int8(arguments.calibrate, arguments.proposals)
+    if arguments.calibrate:
+        raise OptionError("calibrate", "--calibrate is for int8; add --int8, or omit it.")
+    return Fp32(arguments.proposals)
+
+
+def _write(model: onnx.ModelProto, precision: Precision, path: Path) -> int:
+    report = _TerminalReport()
+    write(precision.apply(model, report), path, report)
+    return _print_summary(path)
 
 
 def _print_summary(path: Path) -> int:
@@ -115,7 +127,6 @@ def models(arguments: argparse.Namespace) -> int:
 def fetch(arguments: argparse.Namespace) -> int:
     """Download a model and convert it."""
     preparation = _preparation(arguments)
-    preparation.check()
     return _print_summary(preparation.make(arguments.output, _TerminalReport()))
 
 
@@ -124,7 +135,6 @@ def prepare(arguments: argparse.Namespace) -> int:
     report = _PipeReport() if arguments.progress else _TerminalReport()
     try:
         preparation = _preparation(arguments)
-        preparation.check()
         with contextlib.redirect_stdout(sys.stderr):  # NNCF draws progress bars
             preparation.prepare(report)
     except SegmentError as error:
@@ -134,10 +144,11 @@ def prepare(arguments: argparse.Namespace) -> int:
 
 
 def _preparation(arguments: argparse.Namespace) -> Preparation:
-    given = {name: getattr(arguments, name) for name in ("config", "labels", "calibrate", "proposals")}
+    """The preparation of the model that the arguments name. Raises the errors of `resolve`, OptionError."""
     model = arguments.model.removesuffix(zoo.INT8)  # NAME-int8 is what `segment models` and SEGMENT_MODEL call it
-    int8 = arguments.int8 or model != arguments.model
-    return Preparation(model, int8=int8, mirror=Settings.from_environment(os.environ).zoo_url, **given)
+    precision = _precision(arguments, arguments.int8 or model != arguments.model)
+    mirror = Settings.from_environment(os.environ).zoo_url
+    return resolve(model, precision, config=arguments.config, labels=arguments.labels, mirror=mirror)
 
 
 class _TerminalReport:
@@ -244,10 +255,9 @@ def serve(arguments: argparse.Namespace) -> int:
     arguments.model = arguments.model or settings.model
     if arguments.model and settings.engine == "openvino":
         preparation = _preparation(arguments)
-        preparation.check()
         os.environ["SEGMENT_MODEL"] = str(preparation.path)
-        if arguments.labels and preparation.is_model_file:
-            os.environ["SEGMENT_LABELS"] = arguments.labels
+        if isinstance(preparation, ModelFile) and preparation.labels:
+            os.environ["SEGMENT_LABELS"] = str(preparation.labels)
         if not preparation.ready:
             command = [sys.executable, "-m", "segment", "prepare", "--progress", *_prepare_arguments(arguments)]
     threads = _whole_number("THREADS", 8, 1, 1000)

@@ -83,6 +83,7 @@ def test_imports_point_down(path: Path) -> None:
         "image",
         "labelling",
         "output",
+        "preparation",
         "tiles",
         "web",
         "zoo",

@@ -21,7 +21,7 @@ from segment.__main__ import main
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError, Starting
 from segment.modelfile import ModelMetadata
-from segment.preparation import Preparation
+from segment.preparation import resolve
 from segment.progress import Progress
 from segment.service import Service
 from segment.settings import Settings
@@ -193,6 +193,9 @@ def test_a_failed_preparation_is_reported_and_ends_the_process(mirror: Mirror, t
         (["--model", "training/shapes.pkl", "--config", "no.yaml"], "There is no file no.yaml."),
         (["--model", "segment/models/shapes.onnx", "--int8", "--calibrate", "docs"], "`segment quantise`"),
         (["--model", "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", "segment/zoo"], "there are no photos"),
+        (["--model", "mask_rcnn_R_50_FPN_3x", "--calibrate", "docs"], "--calibrate is for int8; add --int8"),
+        (["--model", "mask_rcnn_R_50_FPN_3x", "--labels", "README.md"], "mask_rcnn_R_50_FPN_3x is a model of the zoo"),
+        (["--model", "segment/models/shapes.onnx", "--config", "training/shapes.yaml"], "which needs none"),
     ],
 )
 def test_invalid_arguments_stop_the_start_before_it_listens(
@@ -213,10 +216,10 @@ def test_a_model_depends_on_the_configs_that_its_config_builds_on(
     weights.write_bytes(b"")
     base.write_text("MODEL: {}")
     (tmp_path / "config.yaml").write_text("_BASE_: base.yaml")
-    path = Preparation(str(weights)).path
-    assert Preparation(str(weights)).path == path
+    path = resolve(str(weights)).path
+    assert resolve(str(weights)).path == path
     base.write_text("MODEL: {MASK_ON: true}")
-    assert Preparation(str(weights)).path != path
+    assert resolve(str(weights)).path != path
 
 
 def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
@@ -229,19 +232,33 @@ def test_a_checkpoint_is_converted_with_the_config_and_labels_beside_it(
     weights.write_bytes(checkpoint)
     (tmp_path / "config.yaml").write_bytes(config)
     (tmp_path / "labels.txt").write_text("\n".join("abcdefgh"))
-    first = Preparation(str(weights))
-    first.check()
+    first = resolve(str(weights))
     seen: list[str] = []
     path = first.prepare(lambda progress: seen.append(progress.stage))
     assert seen == ["convert", "measure"]
     facts = ModelMetadata.read(path)
     assert facts
     assert facts.labels == tuple("abcdefgh")
-    assert Preparation(str(weights)).prepare() == path
+    assert resolve(str(weights)).prepare() == path
     weights.write_bytes(checkpoint)  # the same name with another modification time, as after further training
-    again = Preparation(str(weights))
+    again = resolve(str(weights))
     assert not again.ready
     assert again.path != path
+
+
+def test_a_local_checkpoint_with_a_config_and_labels_at_urls(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("segment.engine.footprint.measure", lambda path, threads: Footprint(1 << 20, 1.0, 0.0, 0))
+    mirror.gate.set()
+    mirror.files["/labels.txt"] = "\n".join("abcdefgh").encode()
+    weights = tmp_path / "model_final.pkl"
+    weights.write_bytes(mirror.files["/narrow.pkl"])
+    path = resolve(str(weights), config=mirror.url + "config.yaml", labels=mirror.url + "labels.txt").prepare()
+    facts = ModelMetadata.read(path)
+    assert facts
+    assert facts.labels == tuple("abcdefgh")
 
 
 @contextlib.contextmanager
@@ -288,7 +305,7 @@ def test_a_preparation_interrupted_while_measuring_leaves_no_model(
     checkpoint, config = mirrors.narrow_model()
     (tmp_path / "model_final.pkl").write_bytes(checkpoint)
     (tmp_path / "config.yaml").write_bytes(config)
-    preparation = Preparation(str(tmp_path / "model_final.pkl"))
+    preparation = resolve(str(tmp_path / "model_final.pkl"))
     with pytest.raises(KeyboardInterrupt):
         preparation.prepare()
     assert not preparation.ready

@@ -68,12 +68,19 @@ def entries() -> Mapping[str, Entry]:
     return {name: entry(name, **row) for name, row in table["models"].items()}
 
 
-def entry(name: str) -> Entry:
-    """The model with this name, or with this path of its config in detectron2. Raises ModelError."""
+def find(name: str) -> Entry | None:
+    """The model with this name, with this path of its config in detectron2, or with this URL of its checkpoint."""
     for found in entries().values():
         paths = (found.zoo_path, found.zoo_path + ".yaml", found.zoo_path + ".py", found.base + found.file)
         if name == found.name or name in paths:
             return found
+    return None
+
+
+def entry(name: str) -> Entry:
+    """The same; raises ModelError if there is no such model."""
+    if found := find(name):
+        return found
     raise ModelError(
         f"There is no model called {name!r}. Give a model file (.onnx) or a name that `python -m segment models` lists."
     )
