@@ -56,6 +56,8 @@ POLL_SECONDS = 0.02
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Answer = tuple[int, list[tuple[bytes, bytes]], Iterable[bytes]]
+"""Status, headers and body of a response."""
 
 
 class _Disconnected(Exception):
@@ -121,8 +123,12 @@ class Gateway:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        with suppress(_Disconnected):
-            await _Cycle(self, _origin_form(scope), receive, send).run()
+        cycle = _Cycle(self, _origin_form(scope), receive, send)
+        try:
+            with suppress(_Disconnected):
+                await cycle.run()
+        finally:
+            cycle.close()
 
     def refusal(self, path: str) -> SegmentError | None:
         """Why a request for `path` cannot be answered before the model is ready, or None."""
@@ -160,47 +166,68 @@ class _Cycle:
         self.gone = threading.Event()
         self._delivered = 0  # messages of the response
         self._small = 0  # small pieces of the body in a row
+        self._watching: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """Stop waiting for the client to close the connection."""
+        if self._watching:
+            self._watching.cancel()
 
     async def run(self) -> None:
+        if self.scope["path"] in INSTANT and not self.unread:
+            await self._respond(*self._call(self.gateway.application))
+        elif self._head_bytes() > HEAD_BYTES:
+            error = RequestHeaderFieldsTooLarge("The URL and headers are too long.")
+            await self._respond(*self._call(refuse(self.service, error)))
+        elif refusal := self.gateway.refusal(self.scope["path"]):
+            await self._respond(*self._call(refuse(self.service, refusal)))
+        else:
+            await self._respond(*await self._answer())
+
+    async def _answer(self) -> Answer:
+        """Receive the body, if there is one, and call the application in a thread."""
+        application, held = self.gateway.application, None
+        with ExitStack() as stack:
+            if self.unread and self.scope["path"] in self.gateway.uploads:
+                try:
+                    held = await self._receive_body(stack)
+                except (SegmentError, HTTPException) as error:
+                    self.body.chunks.clear()
+                    stack.close()
+                    application = refuse(self.service, error)
+            if not self.unread:
+                self._watching = asyncio.create_task(self._watch())
+            if held:
+                held.blocked = True  # until a thread is free
+            answer: Answer = await self.gateway.in_thread(self._call, application, held)
+            self.body.chunks.clear()  # those that the application did not read, for example of a refused request
+            return answer
+
+    def _head_bytes(self) -> int:
+        scope = self.scope
+        return sum(map(len, (scope["raw_path"], scope["query_string"], *chain(*scope["headers"]))))
+
+    def _call(self, application: WSGIApplication, held: Reservation | None = None) -> Answer:
+        """Call the WSGI application. Its environment is only made now, because it takes as much memory as the head."""
         environ = environment(self.scope, self.body)
         environ[CANCELLED] = self.gone.is_set
         environ[THREADS_WAIT] = self.gateway.threads_wait
         if self.gateway.startup:
             environ[PROGRESS] = self.gateway.startup.progress
-        application = self.gateway.application
-        if self.scope["path"] in INSTANT and not self.unread:
-            await self._respond(*_call(application, environ))
-            return
-        if (
-            sum(map(len, (self.scope["raw_path"], self.scope["query_string"], *chain(*self.scope["headers"]))))
-            > HEAD_BYTES
-        ):
-            application = refuse(self.service, RequestHeaderFieldsTooLarge("The URL and headers are too long."))
-            await self._respond(*_call(application, environ))
-            return
-        if refusal := self.gateway.refusal(self.scope["path"]):
-            await self._respond(*_call(refuse(self.service, refusal), environ))
-            return
-        with ExitStack() as stack:
-            if self.unread and self.scope["path"] in self.gateway.uploads:
-                try:
-                    environ[RECEIVED] = await self._receive_body(stack)
-                except (SegmentError, HTTPException) as error:
-                    self.body.chunks.clear()
-                    stack.close()
-                    application = refuse(self.service, error)
-            watch = None if self.unread else asyncio.create_task(self._watch())
-            try:
-                held = environ.get(RECEIVED)
-                if held:
-                    held.blocked = True  # until a thread is free
-                answer = await self.gateway.in_thread(_call, application, environ)
-                self.body.chunks.clear()  # those that the application did not read, for example of a refused request
-                stack.close()
-                await self._respond(*answer)
-            finally:
-                if watch:
-                    watch.cancel()
+        if held:
+            environ[RECEIVED] = held
+            held.blocked = False
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], exc_info: object = None
+        ) -> Callable[..., object]:
+            started[:] = [(status, headers)]
+            return lambda data: None
+
+        pieces = application(environ, start_response)
+        ((status, headers),) = started
+        return int(status[:3]), [(name.lower().encode(), value.encode("latin-1")) for name, value in headers], pieces
 
     async def _receive_body(self, stack: ExitStack) -> Reservation:
         """Receive the whole body. Raises TooLarge, Busy, ModelError, RequestTimeout, _Disconnected."""
@@ -322,23 +349,6 @@ def _check(pace: Pace) -> None:
         pace.check()
     except TooSlow as error:
         raise RequestTimeout(str(error)) from None
-
-
-def _call(
-    application: WSGIApplication, environ: WSGIEnvironment
-) -> tuple[int, list[tuple[bytes, bytes]], Iterable[bytes]]:
-    """Call the WSGI application; returns the status, headers and body of its response."""
-    started: list[tuple[str, list[tuple[str, str]]]] = []
-    if held := environ.get(RECEIVED):
-        held.blocked = False
-
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Callable[..., object]:
-        started[:] = [(status, headers)]
-        return lambda data: None
-
-    pieces = application(environ, start_response)
-    ((status, headers),) = started
-    return int(status[:3]), [(name.lower().encode(), value.encode("latin-1")) for name, value in headers], pieces
 
 
 def environment(scope: Message, body: io.RawIOBase) -> WSGIEnvironment:

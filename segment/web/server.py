@@ -42,8 +42,9 @@ HEAD_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 5
 MAX_HEADERS = 100
 """Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
-FRAMING_BYTES, CONTENT_PER_FRAMING = 16 << 10, 4
-"""Maximum size of the framing of a chunked body: this many bytes, and one per CONTENT_PER_FRAMING bytes of content."""
+FRAMING_BYTES = 16 << 10
+"""The framing of a chunked body (sizes of chunks, line ends) may be this much larger than its content. Each chunk takes
+some CPU time, so chunks of a byte would take six seconds per megabyte."""
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 """The end of a request's head."""
 MAX_CONNECTIONS = 128
@@ -95,7 +96,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0  # when the wait for the current request's head began
-    _framing = 0  # bytes of the current body beside its content, minus what is allowed for this content
+    _framing = 0  # how much larger the framing of the current body is than its content, in bytes
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -142,7 +143,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     def _count_framing(self, received: int, content: int) -> None:
         """Refuse a body whose chunks are so small that parsing them takes much time per byte."""
-        self._framing += received - content - content // CONTENT_PER_FRAMING
+        self._framing += received - 2 * content
         if self._framing > FRAMING_BYTES and not self.transport.is_closing():
             self.send_400_response("The chunks of the body are too small.")
 
