@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from typing import Any
 
 import requests
 
 from devtools.gcs import Object
 
-Push = Callable[[str, Object], requests.Response]
 TIMEOUT = 60.0
 
 

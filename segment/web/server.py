@@ -37,6 +37,10 @@ from segment.web.startup import NEEDS_MODEL, Startup
 
 log = logging.getLogger(__name__)
 
+MAIN = Path(__file__).parent.parent / "main.py"
+"""The package's own function targets."""
+FAILURE_SECONDS = 3.0
+"""Time between a failed preparation of the model and the server's exit, in which the page can show the reason."""
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
@@ -210,13 +214,8 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             self._deadline = None
 
 
-class _AllPaths:
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
 class _AllPathsBut:
-    def __init__(self, excepted: Container[str]) -> None:
+    def __init__(self, excepted: Container[str] = ()) -> None:
         self.excepted = excepted
 
     def __contains__(self, path: object) -> bool:
@@ -227,12 +226,6 @@ def _load(service: Service) -> None:
     """Load the model before the first request: Label Studio waits 3 s for its answer (ML_TIMEOUT_SETUP)."""
     with suppress(ModelError):  # each request that needs the model is told
         service.load()
-
-
-MAIN = Path(__file__).parent.parent / "main.py"
-"""The package's own function targets."""
-FAILURE_SECONDS = 3.0
-"""Time between a failed preparation of the model and the server's exit, in which the page can show the reason."""
 
 
 def run(
@@ -254,7 +247,7 @@ def run(
 
     application: Any = functions_framework.create_app(target, source or str(MAIN))  # type: ignore[no-untyped-call]
     service, http = application.extensions["segment"], application.name == "segment_http"
-    uploads: Container[str] = upload_paths(service.settings) if http else _AllPaths()
+    uploads: Container[str] = upload_paths(service.settings) if http else _AllPathsBut()
     needs_model: Container[str] = (
         NEEDS_MODEL.union(labelling.routes(service.settings)) if http else _AllPathsBut(INSTANT)
     )
