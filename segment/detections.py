@@ -46,6 +46,8 @@ class Detections:
 
     def at(self, size: tuple[int, int]) -> Self:
         """The same instances in the image scaled to `size` (width, height)."""
+        if size == self.size:
+            return self
         sx, sy = size[0] / self.size[0], size[1] / self.size[1]
         return replace(
             self,

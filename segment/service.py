@@ -381,6 +381,8 @@ def _load(settings: Settings, batch: Batch | None) -> _Loaded:
     start = time.perf_counter()
     process.configure_malloc()
     process.limit_blas_threads()
+    if batch:
+        image.reuse_memory()
     model = _model(settings, batch)
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())

@@ -25,6 +25,7 @@ from segment import image
 from segment.errors import CorruptImage, ImageError, TooLarge, UnsupportedImage
 from segment.image import header as headers
 from segment.image import rgb, sandbox
+from segment.image.pillow import BLOCK_BYTES
 from tests import worst
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -628,3 +629,18 @@ def test_reading_a_header_is_bounded(name: str, data: bytes) -> None:
     with pytest.raises(ImageError):
         image.decode(data, image.read_header(data), (8, 8))
     assert time.process_time() - start < 0.3, name
+
+
+def test_images_reuse_memory_that_is_held_from_the_start() -> None:
+    core: Any = vars(Image)["core"]
+    try:
+        image.reuse_memory()
+        before = core.get_stats()
+        assert before["blocks_cached"] * BLOCK_BYTES == 8 << 20
+        Image.new("RGB", (1280, 960))
+        after = core.get_stats()
+        assert after["reused_blocks"] - before["reused_blocks"] == 5
+        assert after["allocated_blocks"] == before["allocated_blocks"]
+    finally:
+        core.set_blocks_max(0)
+        core.set_block_size(16 << 20)

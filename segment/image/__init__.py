@@ -21,10 +21,21 @@ from PIL import Image
 from segment.errors import CorruptImage, UnsupportedImage
 from segment.image import sandbox
 from segment.image.header import Header, read_header
-from segment.image.pillow import opened, refusing
+from segment.image.pillow import opened, refusing, reuse_memory
 from segment.image.rgb import upright_rgb
 
-__all__ = ["PIXEL_BYTES", "Header", "Photo", "decode", "decode_here", "read_header", "resize", "resize_bytes", "to_rgb"]
+__all__ = [
+    "PIXEL_BYTES",
+    "Header",
+    "Photo",
+    "decode",
+    "decode_here",
+    "read_header",
+    "resize",
+    "resize_bytes",
+    "reuse_memory",
+    "to_rgb",
+]
 
 Photo = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """The name or the content of an image file, a Pillow image, or an (H, W, 3) array in RGB."""

@@ -147,7 +147,7 @@ def _surroundings(mask: Mask, size: tuple[int, int]) -> Region:
 def _ground(lab: Lab, mask: Mask, region: Region) -> Lab:
     inside = mask.paste(region) >= THRESHOLD
     pixels = lab[region[1] : region[3], region[0] : region[2]]
-    parts = [pixels[part].mean(axis=0) for part in (inside, ~inside) if part.any()]
+    parts = [found.sum(axis=0) / len(found) for found in (pixels[inside], pixels[~inside]) if len(found)]
     return np.array(parts or [[0.5, 0, 0]], np.float32)
 
 
