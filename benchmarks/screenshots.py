@@ -1,6 +1,7 @@
 """Take the README's pictures of the page: `python -m benchmarks.screenshots` (needs Chromium).
 
-Two states: a result on a wide screen, and one selected object on a phone in dark mode.
+Two states: a photograph of coins on a wide screen, with the class circle alone as in docs/coins.jpg, and one selected
+object on a phone in dark mode.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ def main() -> None:
     """Write docs/page-result.png and docs/page-phone.png."""
     with serve() as server, browser() as running:
         desktop = _open(running, server.url, {"width": 1280, "height": 800}, dark=False)
-        _segment(desktop, 1)
+        _segment(desktop, 3)
+        for name in ("ring", "star"):
+            desktop.get_by_role("checkbox", name=name).uncheck()
         _shoot(desktop, "page-result")
         phone = _open(running, server.url, {"width": 390, "height": 844}, dark=True)
         _segment(phone, 2)

@@ -418,6 +418,16 @@ class TestProblems:
         expect(page.locator("#photos .state")).to_have_text([re.compile("object")] * 3, timeout=30_000)
         expect(page.get_by_role("alert")).to_be_hidden()
 
+    def test_photos_that_cannot_be_segmented_are_counted(self, page: Page, photo: bytes) -> None:
+        """On a phone, two entries of the list are in view."""
+        choose(page, photo, "a.jpg")
+        page.set_input_files("#more", [file("b.jpg", b"not a photo"), file("c.jpg", photo)])
+        expect(page.locator("#photos .state")).to_have_text([re.compile("object"), "Failed", re.compile("object")])
+        page.locator("#photos .open").first.click()
+        expect(page.locator("#status")).to_contain_text("1 of 3 photos failed.")
+        page.get_by_role("button", name="Remove b.jpg").click()
+        expect(page.locator("#status")).not_to_contain_text("failed")
+
     def test_try_to_show_again(self, page: Page, photo: bytes) -> None:
         """The service converts a TIFF for the browser when it is opened; that request can fail, too."""
         scan = io.BytesIO()

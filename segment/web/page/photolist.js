@@ -81,6 +81,12 @@ function problemOfOthers() {
   return new Problem(`${failed.length} of ${photos.length} photos failed`, failed[0].problem.message, true);
 }
 
+/** How many photos cannot be segmented; their entries may be out of view. */
+function failures() {
+  const { photos } = state, failed = photos.filter(({ status, problem }) => status === "failed" && !problem.passing).length;
+  return failed ? ` ${failed} of ${photos.length} photos failed.` : "";
+}
+
 function showState() {
   const { current } = state, done = Boolean(current?.objects);
   $("work").dataset.state = current?.picture ? "shown" : "empty";
@@ -93,7 +99,7 @@ function showState() {
   $("intro").classList.toggle("sr-only", state.photos.length > 0); // it holds the page's only h1
   for (const part of ["result", "view", "save", "sections", "under"]) $(part).hidden = !current?.picture;
   const count = shown().length;
-  $("status-count").textContent = done ? `${count} ${count === 1 ? "object" : "objects"} shown.` : "";
+  $("status-count").textContent = done ? `${count} ${count === 1 ? "object" : "objects"} shown.${failures()}` : "";
   $("summary").textContent = done ? current.summary : "";
   for (const button of document.querySelectorAll("[data-download]")) button.disabled = !done || (!count && found().length > 0);
   $("said").textContent = "";
