@@ -381,7 +381,7 @@ def _load(settings: Settings, batch: Batch | None) -> _Loaded:
     start = time.perf_counter()
     process.configure_malloc()
     process.limit_blas_threads()
-    if batch:
+    if batch and batch.jobs > 1:
         image.reuse_memory()
     model = _model(settings, batch)
     limit = container.memory_limit(settings.memory)
