@@ -510,6 +510,13 @@ class TestLayers:
         assert name not in objects(result).locator(".name").all_inner_texts()
         expect(result.locator("#classes").get_by_label(name, exact=True)).to_be_focused()
 
+    def test_says_why_no_object_is_shown(self, result: Page) -> None:
+        for box in result.locator("#classes input").all():
+            box.uncheck()
+        expect(result.locator("#none")).to_have_text("No class is chosen. Choose one above.")
+        slide(result, "#score", 1)
+        expect(result.locator("#none")).to_contain_text("No object has this score.")
+
     def test_classes_below_the_lowest_score_are_not_listed(self, result: Page) -> None:
         slide(result, "#score", 0.05)
         every = result.locator("#classes label").all_inner_texts()

@@ -16,12 +16,17 @@ function listObjects() {
   if (before) before.focus();
   $("count").textContent = found().length ? `${objects.length} of ${found().length}` : "";
   $("none").hidden = objects.length > 0 || !state.current?.objects;
-  $("none").textContent = found().length
-    ? "No object has this score. Lower the score, or raise the render factor."
-    : "No object was found. Raise the render factor or the detail, or try another photo.";
+  $("none").textContent = whyNone();
   $("score").value = state.minScore;
   $("score-out").textContent = state.minScore.toFixed(2);
   showFocus();
+}
+
+/** Why no object is shown, and what to do. */
+function whyNone() {
+  if (!found().length) return "No object was found. Raise the render factor or the detail, or try another photo.";
+  if (found().some(({ score }) => score >= state.minScore)) return "No class is chosen. Choose one above.";
+  return "No object has this score. Lower the score, or raise the render factor or the detail.";
 }
 
 /** Make this button the only one of the list that Tab reaches; the arrow keys move to the others. */
