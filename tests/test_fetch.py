@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
+from segment.web import fetch as fetching
 from segment.web import pace
 from segment.web.fetch import Site, fetch, is_public, parse
 
@@ -103,7 +104,8 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 
     def answer_long_headers(self) -> None:
         headers: Any = {f"X-{number}": "a" * 60_000 for number in range(90)}
-        self.answer(200, **headers)
+        with contextlib.suppress(OSError):
+            self.answer(200, **headers)
 
     def answer_many_continues(self) -> None:
         with contextlib.suppress(OSError):
@@ -463,6 +465,13 @@ def tls_port(certificate: Path) -> Iterator[int]:
 
 
 class TestTLS:
+    @pytest.fixture(autouse=True)
+    def trust(self) -> Iterator[None]:
+        """Read the trusted certificates again in each test."""
+        fetching._tls.cache_clear()
+        yield
+        fetching._tls.cache_clear()
+
     def test_the_certificate_is_checked_against_the_name(
         self, tls_port: int, certificate: Path, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
