@@ -129,6 +129,15 @@ def test_serves_through_the_settings(tmp_path: Path) -> None:
 
 
 @needs_detectron2
+def test_labels_from_the_settings_must_match_the_classes(tmp_path: Path) -> None:
+    folder = folder_of("r50", tmp_path)
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    with pytest.raises(ModelError, match="2 labels for the 7 classes"):
+        model.from_settings(Settings(engine="detectron2", model=str(folder), labels=str(names)))
+
+
+@needs_detectron2
 def test_image_is_not_resized_again(tmp_path: Path) -> None:
     engine = load(folder_of("r50", tmp_path))
     seen: list[tuple[int, ...]] = []
