@@ -166,7 +166,7 @@ def test_results_are_written_for_people(tmp_path: Path, monkeypatch: pytest.Monk
     report.write()
     text = (tmp_path / "README.md").read_text()
     assert "| int8, 25, 100 | 512 MiB | 100.0 | 125.0 |" in text
-    assert "times as fast as the fp32 network: int8 3.0." in text
+    assert "speed relative to the fp32 network: int8 3.0." in text
     assert "| PointRend fp32 | 300.0 | 280.0 | 0.6 | 350.0 | 1.2 / 1.25 / 1.3 / 1.1 |" in text
     assert (tmp_path / "memory.svg").read_text().startswith("<?xml")
     again = (tmp_path / "latency.svg").read_bytes()
