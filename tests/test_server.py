@@ -130,32 +130,37 @@ class TestSlowClients:
             stack.close()
             check_alive(small, photo)
 
-    def test_slow_senders_do_not_keep_the_memory_from_others(self, small: Server, photo: bytes) -> None:
-        """Clients fill half of the memory for uploads, URLs the other half, and both go on slowly.
-
-        The clients send 4 KB/s, which is allowed while nobody else waits. The photo needs more than either half.
-        """
+    def test_slow_bodies_do_not_keep_the_memory_from_others(self, small: Server, photo: bytes) -> None:
+        """80 clients fill the memory for uploads and go on at 4 KB/s, which is allowed while nobody else waits."""
         room = requests.get(small.url + "/model", timeout=60).json()["memory_free"] / 9  # a tenth of all
-        slow = [connect(small, HEAD + b"Content-Length: 4000000\r\n\r\n") for _ in range(60)]
+        slow = [connect(small, HEAD + b"Content-Length: 4000000\r\n\r\n") for _ in range(80)]
         over = threading.Event()
 
         def drip(connection: socket.socket) -> None:
             with connection, contextlib.suppress(OSError):
-                connection.sendall(bytes(int(0.48 * room / 60)))
+                connection.sendall(bytes(int(0.97 * room / 80)))
                 while not over.wait(4):
                     connection.sendall(bytes(17 << 10))
 
-        with ThreadPoolExecutor(64) as crowd, _slow_site(bytes(int(0.48 * room / 4))) as url:
+        with ThreadPoolExecutor(80) as crowd:
             for connection in slow:
                 crowd.submit(drip, connection)
-            for _ in range(4):
-                crowd.submit(requests.get, small.url + "/segment", {"url": url}, timeout=100)
             try:
                 time.sleep(2)
-                body = larger(photo, int(0.6 * room))
+                body = larger(photo, int(0.4 * room))
                 assert requests.post(small.url + "/segment", data=body, headers=JPEG, timeout=60).status_code == 200
             finally:
                 over.set()
+
+    def test_slow_urls_do_not_keep_the_memory_from_others(self, small: Server, photo: bytes) -> None:
+        """Five URLs fill the memory for uploads and go on at 200 bytes per second."""
+        room = requests.get(small.url + "/model", timeout=60).json()["memory_free"] / 9  # a tenth of all
+        with ThreadPoolExecutor(5) as crowd, _slow_site(bytes(int(0.19 * room))) as url:
+            for _ in range(5):
+                crowd.submit(requests.get, small.url + "/segment", {"url": url}, timeout=100)
+            time.sleep(1)
+            body = larger(photo, int(0.4 * room))
+            assert requests.post(small.url + "/segment", data=body, headers=JPEG, timeout=60).status_code == 200
 
     def test_slow_urls_do_not_keep_the_threads_from_others(self, small: Server, photo: bytes) -> None:
         """As many URLs as the server has threads do not answer."""
