@@ -1,6 +1,6 @@
 """The loss by the option `detail` where it is not needed: AP and false detections on large and mixed shapes.
 
-    python -m benchmarks.detail_costs                    measure both models (half an hour)
+    python -m benchmarks.detail_costs                    measure both models (three quarters of an hour)
     python -m benchmarks.detail_costs --model scales     measure one of them again
 
 Both commands write benchmarks/results/detail_costs.json and .md. The demo model was trained on shapes of up to 211
@@ -47,7 +47,7 @@ MODELS = {
 """Models and their names in the table."""
 LARGE, SMALL = (200.0, 700.0), (12.0, 60.0)
 SCENES: dict[str, tuple[range, Callable[[int], Scene], str]] = {
-    "large": (range(940_000, 940_016), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
+    "large": (range(940_000, 940_064), partial(crowd, count=5, diameters=LARGE), "5 shapes of 200 to 700 pixels"),
     "mixed": (
         range(970_000, 970_012),
         partial(crowd, count=4, diameters=LARGE, more=((30, SMALL),)),

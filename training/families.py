@@ -84,7 +84,7 @@ VARIANTS = {
         begun=("backbone.", "proposal_generator.", "roi_heads."),
         trained=("backbone.", "proposal_generator.", "roi_heads."),
         renamed=(),
-        phases=((2484, 0.03, 7_000_000, 448, 2484),),
+        phases=((2484, 0.03, 7_000_000, 448, 2484), (5308, 0.03, 9_000_000, 448, 5308)),
         draw="view",
     ),
 }

@@ -21,8 +21,8 @@ The variants compare families on the same task, and therefore share as many weig
 Batch norms keep the demo's statistics. `pointrend` and `mask_rcnn` take half an hour each on one CPU thread; `c4` and
 `scales` were trained with `--device cuda`.
 
-The files of `c4` and `scales` were saved without the RPN's layer `anchor_deltas` by mistake. Only that layer was
-trained again, with all other weights fixed: 250 iterations of 6 scenes from seed 8,000,000 on, Adam at 0.01.
+`c4` was saved without the RPN's layer `anchor_deltas` by mistake, and so was `scales` after its first phase. That layer
+alone was trained again, with all other weights fixed: 250 iterations of 6 scenes from seed 8,000,000 on, Adam at 0.01.
 """
 
 from __future__ import annotations
