@@ -22,8 +22,8 @@ OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requiremen
 """Skips whose reason contains one of these are allowed: their Python package is optional or installed elsewhere."""
 
 LONGEST = str.split(
-    "test_page test_bucket test_terraform test_convert test_startup test_soak test_server test_backfill test_service "
-    "test_dataset test_image test_bucket_dataset test_quantise test_zoo test_video test_model"
+    "test_quantise test_page test_server test_bucket test_terraform test_convert test_startup test_soak test_backfill "
+    "test_service test_dataset test_image test_bucket_dataset test_zoo test_video test_model"
 )
 """The files that take longest. With `--dist loadfile`, one that starts last would keep one worker busy at the end."""
 
