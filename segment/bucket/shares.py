@@ -55,7 +55,7 @@ FOLDER = "_segment/shares/"
 """The folder of the object with the ranges, relative to the results."""
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, *(60.0,) * 14)
 """Delays in seconds between the attempts of other tasks to read the ranges. Then they create the ranges themselves.
-Task 0 needs up to 11 minutes: 2,600 calls of 0.25 s."""
+Task 0 may make thousands of calls, one after the other."""
 _SMALL = 1 << 20
 _DIGITS = frozenset("0123456789")
 

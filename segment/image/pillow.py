@@ -76,7 +76,7 @@ def refusing(data: bytes) -> Iterator[None]:
 def reuse_memory() -> None:
     """Let Pillow keep BLOCKS of its memory for the next images, instead of returning all of it to the kernel.
 
-    The kernel clears each page that it gives out again, which is a tenth of the work for an overlay, network excluded.
+    The kernel clears each page that it gives out again, which takes CPU time for every photo.
     The blocks are allocated here, so that they are counted as held when the memory for photos is determined.
     """
     core = cast(Any, Image).core

@@ -48,7 +48,7 @@ MAX_HEADERS = 100
 """Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
 FRAMING_BYTES = 16 << 10
 """The framing of a chunked body (sizes of chunks, line ends) may be this much larger than its content. Each chunk takes
-some CPU time, so chunks of a byte would take six seconds per megabyte."""
+CPU time, however small it is."""
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 """The end of a request's head."""
 MAX_CONNECTIONS = 128

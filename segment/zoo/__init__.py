@@ -78,7 +78,7 @@ def find(name: str) -> Entry | None:
 
 
 def entry(name: str) -> Entry:
-    """The same; raises ModelError if there is no such model."""
+    """Like `find`, but raises ModelError if there is no such model."""
     if found := find(name):
         return found
     raise ModelError(
