@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     given, rest = parser.parse_known_args(arguments)
     if rest and given.run is not commands.beam:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        given.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     given.rest = [word for word in rest if word != "--"]
     try:
         return int(given.run(given))
@@ -66,13 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands_of.add_parser("models", help="list the models of the zoo"))
     _add_fetch(commands_of.add_parser("fetch", help="download and convert a model"))
     _add_prepare(commands_of.add_parser("prepare", help="download and convert a model, unless it was done before"))
-    _add_serve(commands_of.add_parser("serve", help="serve HTTP requests or bucket events; see PORT, HOST, THREADS"))
+    _add_serve(commands_of.add_parser("serve", help="serve HTTP requests or bucket events"))
     _add_backfill(commands_of.add_parser("backfill", help="segment the photos that are already in a bucket or folder"))
     _add_beam(commands_of)
     _add_cvat(commands_of.add_parser("cvat", help="print the configuration of CVAT's function, see deploy/cvat"))
     commands_of.add_parser("warm", help="load the model once, so that its compiled form is in the cache").set_defaults(
         run=commands.warm
     )
+    for command in commands_of.choices.values():
+        command.set_defaults(parser=command)  # its usage is shown with its errors
     return parser
 
 
@@ -150,6 +152,8 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")
     parser.add_argument("--model", default="", help=f"{MODEL}; by default SEGMENT_MODEL, or the embedded demo model")
+    parser.add_argument("--host", default="", help="address to listen on; by default HOST, or all addresses")
+    parser.add_argument("--port", default="", help="port to listen on; by default PORT, or 8080")
     _add_preparation(parser)
     parser.set_defaults(run=commands.serve)
 

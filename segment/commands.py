@@ -245,7 +245,10 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve a function target, with the variables of the functions framework; prepare the model meanwhile."""
     from segment.web import server
 
-    host, port = os.environ.get("HOST", "0.0.0.0"), _whole_number("PORT", 8080, 1, 65535)
+    host = arguments.host or os.environ.get("HOST", "0.0.0.0")
+    port = _whole_number("PORT", 8080, 1, 65535)
+    if arguments.port:
+        port = parse_option("--port", values.number(int, 1, 65535), arguments.port)
     target = arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http")
     source = os.environ.get("FUNCTION_SOURCE")
     if not source and target not in TARGETS:
@@ -253,7 +256,10 @@ def serve(arguments: argparse.Namespace) -> int:
     command: list[str] = []
     settings = Settings.from_environment(os.environ)
     arguments.model = arguments.model or settings.model
-    if arguments.model and settings.engine == "openvino":
+    _check_used(arguments, settings)
+    if arguments.model and settings.engine == "detectron2":
+        os.environ["SEGMENT_MODEL"] = arguments.model
+    elif arguments.model:
         preparation = _preparation(arguments)
         os.environ["SEGMENT_MODEL"] = str(preparation.path)
         if isinstance(preparation, ModelFile) and preparation.labels:
@@ -262,6 +268,15 @@ def serve(arguments: argparse.Namespace) -> int:
             command = [sys.executable, "-m", "segment", "prepare", "--progress", *_prepare_arguments(arguments)]
     threads = _whole_number("THREADS", 8, 1, 1000)
     return server.run(host, port, threads, source, target, command)
+
+
+def _check_used(arguments: argparse.Namespace, settings: Settings) -> None:
+    """Refuse the options of a preparation if no model is prepared. Raises OptionError."""
+    for name in ("int8", "config", "labels", "calibrate", "proposals"):
+        if getattr(arguments, name) and settings.engine != "openvino":
+            raise OptionError(name, f"--{name} has no effect with SEGMENT_ENGINE={settings.engine}; omit it.")
+        if getattr(arguments, name) and not arguments.model:
+            raise OptionError(name, f"--{name} is for a model of your choice; name it with --model (for make: MODEL=).")
 
 
 def _whole_number(variable: str, default: int, low: int, high: int) -> int:

@@ -113,6 +113,10 @@ class TestImage:
         assert run("image", photos, "-o", tmp_path / "out", *arguments) == 1
         assert words in capsys.readouterr().err
 
+    def test_a_url_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("image", "https://example.com/a.jpg", "-o", tmp_path / "out") == 1
+        assert "a.jpg is given by a URL. Download it first" in capsys.readouterr().err
+
     def test_invalid_setting_is_refused(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -196,7 +200,7 @@ class TestConvert:
         (tmp_path / "other.onnx").write_bytes(b"no model")
         arguments = (tmp_path / "other.onnx", "-o", tmp_path / "int8.onnx", "--calibrate", tmp_path)
         assert run("quantise", *arguments) == 1
-        assert "other.onnx" in capsys.readouterr().err
+        assert "other.onnx is not an ONNX file, or it is truncated." in capsys.readouterr().err
 
 
 class TestOthers:
@@ -218,11 +222,20 @@ class TestOthers:
     def test_fetching_an_unknown_name(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("fetch", "no_such_model") == 1
         assert "no_such_model" in capsys.readouterr().err
+        assert run("fetch", "mask_rcnn_R50_FPN_3x") == 1
+        assert "Similar names: mask_rcnn_R_50_FPN_3x, " in capsys.readouterr().err
 
     def test_warm_fills_the_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SEGMENT_CACHE", str(tmp_path))
         assert run("warm") == 0
         assert list(tmp_path.iterdir())
+
+    def test_a_cache_that_cannot_be_created_is_named(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SEGMENT_CACHE", "/proc/cache")
+        assert run("warm") == 1
+        assert "The folder for compiled models, /proc/cache, cannot be created" in capsys.readouterr().err
 
     def test_backfill_of_a_folder(self, photos: Path, tmp_path: Path) -> None:
         assert run("backfill", photos, tmp_path / "out") == 0
@@ -251,6 +264,12 @@ class TestDoor:
         with pytest.raises(SystemExit) as end:
             run("segmentise")
         assert end.value.code == 2
+
+    def test_unknown_option_shows_the_usage_of_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as end:
+            run("info", "--verbose")
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith("usage: segment info ")
 
     def test_a_closed_output_pipe_is_no_error(self) -> None:
         """`segment models | head -1`"""

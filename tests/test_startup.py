@@ -191,11 +191,14 @@ def test_a_failed_preparation_is_reported_and_ends_the_process(mirror: Mirror, t
         (["--model", "missing.onnx"], "There is no file missing.onnx."),
         (["--model", "training/shapes.pkl"], "needs its detectron2 config: give --config FILE"),
         (["--model", "training/shapes.pkl", "--config", "no.yaml"], "There is no file no.yaml."),
-        (["--model", "segment/models/shapes.onnx", "--int8", "--calibrate", "docs"], "`segment quantise`"),
+        (["--model", "segment/models/shapes.onnx", "--int8", "--calibrate", "docs"], "`python -m segment quantise`"),
         (["--model", "mask_rcnn_R_50_FPN_3x", "--int8", "--calibrate", "segment/zoo"], "there are no photos"),
         (["--model", "mask_rcnn_R_50_FPN_3x", "--calibrate", "docs"], "--calibrate is for int8; add --int8"),
         (["--model", "mask_rcnn_R_50_FPN_3x", "--labels", "README.md"], "mask_rcnn_R_50_FPN_3x is a model of the zoo"),
         (["--model", "segment/models/shapes.onnx", "--config", "training/shapes.yaml"], "which needs none"),
+        (["--int8"], "--int8 is for a model of your choice; name it with --model"),
+        (["--config", "training/shapes.yaml"], "--config is for a model of your choice"),
+        (["--port", "80a"], "--port is '80a'; it must be a whole number from 1 to 65535."),
     ],
 )
 def test_invalid_arguments_stop_the_start_before_it_listens(
@@ -206,6 +209,25 @@ def test_invalid_arguments_stop_the_start_before_it_listens(
     assert main(["serve", *arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize("arguments", [["--port", "1234", "--host", "::1"], []])
+def test_address_of_the_command_line_and_of_the_environment(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOST", "::1" if not arguments else "127.0.0.1")
+    monkeypatch.setenv("PORT", "1234" if not arguments else "99")
+    monkeypatch.setattr("segment.web.server.run", lambda host, port, *_: 0 if (host, port) == ("::1", 1234) else 1)
+    assert main(["serve", *arguments]) == 0
+
+
+def test_a_model_of_detectron2_is_served_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """--model must reach the engine; --int8 would have no effect."""
+    monkeypatch.setenv("SEGMENT_ENGINE", "detectron2")
+    monkeypatch.setenv("SEGMENT_MODEL", "")
+    monkeypatch.setattr("segment.web.server.run", lambda *_: int(os.environ["SEGMENT_MODEL"] != str(tmp_path)))
+    assert main(["serve", "--model", str(tmp_path)]) == 0
+    assert main(["serve", "--model", str(tmp_path), "--int8"]) == 1
 
 
 def test_a_model_depends_on_the_configs_that_its_config_builds_on(

@@ -72,8 +72,8 @@ def load(path: Path) -> onnx.ModelProto:
         model = onnx.load(path)
     except OSError as error:
         raise ConversionError(f"The model {path.name} cannot be read: {error.strerror}.") from None
-    except Exception as error:  # protobuf's errors have no common base class
-        raise ConversionError(f"{path.name} cannot be read as an ONNX file: {error}") from None
+    except Exception:  # protobuf's errors have no common base class
+        raise ConversionError(f"{path.name} is not an ONNX file, or it is truncated.") from None
     _facts(model)
     return model
 
@@ -112,7 +112,9 @@ def finish(model: onnx.ModelProto, path: Path) -> ModelMetadata:
 def _facts(model: onnx.ModelProto) -> ModelMetadata:
     facts = ModelMetadata.from_metadata({entry.key: entry.value for entry in model.metadata_props})
     if facts is None:
-        raise ConversionError("This ONNX file was not written by `segment convert`; only such files can be quantised.")
+        raise ConversionError(
+            "This ONNX file was not written by `python -m segment convert`; only such files can be quantised."
+        )
     return facts
 
 

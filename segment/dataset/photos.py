@@ -44,8 +44,13 @@ def find(
 
     Files in `output` are left out, because they are results, and so are hidden files and folders, whose names start
     with a dot. `on_error` is called for each folder that cannot be listed. Raises OptionError if two paths contain
-    photos of the same name, or if `output` is one of the folders.
+    photos of the same name, if `output` is one of the folders, or for a URL.
     """
+    for path in paths:
+        if path.parts[:1] in (("http:",), ("https:",)) and not path.exists():
+            raise OptionError(
+                "photos", f"{path.name} is given by a URL. Download it first, or send the URL to the service."
+            )
     folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
     if output and any(_same(folder, output) for folder in folders):
         raise OptionError(

@@ -60,7 +60,9 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
     try:
         job.output.mkdir(parents=True, exist_ok=True)
     except OSError as refused:
-        raise StorageError(f"The output folder {job.output} cannot be created: {refused.strerror}.") from None
+        raise StorageError(
+            f"The output folder {job.output} cannot be created: {refused.strerror}. Choose another one."
+        ) from None
     with Journal(job.output) as journal:
         with ThreadPoolExecutor(jobs) as pool, tqdm(unit="photo", disable=not sys.stderr.isatty()) as bar:
 

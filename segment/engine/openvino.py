@@ -76,6 +76,12 @@ def compile_network(path: Path, threads: int, cache: Path | None, streams: int =
         "CPU_RUNTIME_CACHE_CAPACITY": 0,
     }
     if cache:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelError(
+                f"The folder for compiled models, {cache}, cannot be created: {error.strerror}. Choose another one."
+            ) from None
         properties["CACHE_DIR"] = str(cache)
     core = openvino.Core()
     try:

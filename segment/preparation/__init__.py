@@ -53,7 +53,7 @@ def resolve(
     preparation: Preparation
     if model.lower().endswith(MODEL_SUFFIX):
         if precision != Fp32():
-            raise ConversionError(f"{model} is a model file. Use `segment quantise` to convert it to int8.")
+            raise ConversionError(f"{model} is a model file. Use `python -m segment quantise` to convert it to int8.")
         if config:
             raise ConversionError(f"--config is for checkpoints; {model} is a model file, which needs none.")
         preparation = ModelFile(files.at(model), files.at(labels) if labels else None)

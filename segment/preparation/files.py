@@ -53,7 +53,7 @@ class LocalFile:
         if not self.path.is_file():
             raise ModelError(
                 f"There is no file {self.path}. A model is a model file ({MODEL_SUFFIX}), a checkpoint "
-                f"({', '.join(CHECKPOINT_SUFFIXES)}) with its config, or one of the names that `segment models` lists."
+                f"({', '.join(CHECKPOINT_SUFFIXES)}) with its config, or a name that `python -m segment models` lists."
             )
 
     def fetch(self, _folder: Path, _report: Report) -> Path:

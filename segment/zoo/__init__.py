@@ -6,6 +6,7 @@ Downloads and converted models are stored in the user's cache folder of the plat
 
 from __future__ import annotations
 
+import difflib
 import functools
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -78,11 +79,14 @@ def find(name: str) -> Entry | None:
 
 
 def entry(name: str) -> Entry:
-    """Like `find`, but raises ModelError if there is no such model."""
+    """Like `find`, but raises ModelError with similar names if there is no such model."""
     if found := find(name):
         return found
+    names = ", ".join(difflib.get_close_matches(name, entries()))
+    similar = f" Similar names: {names}." if names else ""
     raise ModelError(
-        f"There is no model called {name!r}. Give a model file (.onnx) or a name that `python -m segment models` lists."
+        f"There is no model called {name!r}.{similar} Give a model file (.onnx) or a name that "
+        "`python -m segment models` lists."
     )
 
 
