@@ -1,7 +1,8 @@
 """Write PNG files (https://www.w3.org/TR/png-3/), several times as fast as Pillow.
 
 Pillow tries all five filters on each row, which takes longer than the compression. Here each row is stored as its
-difference from the row above (filter "Up"), and ISA-L compresses it. `python -m benchmarks.png` compares time and size.
+difference from the row above (filter "Up"), and ISA-L compresses it. `python -m benchmarks.encoders` compares time and
+size.
 
 Rows are filtered and compressed in strips, so memory does not grow with the picture.
 """
