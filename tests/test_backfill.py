@@ -180,8 +180,14 @@ def test_temporary_failure_sets_the_exit_code(cloud: Cloud) -> None:
 def test_failed_page_of_a_listing_is_retried(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next page fails until the call is not retried any more, and the listing pauses."""
-    monkeypatch.setattr(listing, "time", SimpleNamespace(sleep=lambda _: cloud.faults.clear()))
+    """The next page fails until the call is not retried any more; after a pause the listing resumes where it failed."""
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        cloud.faults.clear()
+
+    monkeypatch.setattr(listing, "time", SimpleNamespace(sleep=sleep))
     names = [f"{n:04}" for n in range(2100)]
     for name in names:
         cloud.put("photos", name, b"")
@@ -189,6 +195,8 @@ def test_failed_page_of_a_listing_is_retried(
     found = [item.name for item in listing.listed(google.Bucket("photos", 1), "")]
     assert fault.hits
     assert found == names
+    assert pauses == [listing.PAUSES[0]]
+    assert "startOffset=1999" in cloud.requests[-1][1]
     assert "Listing again" in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,9 +122,14 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
 
 
 def test_calibration_without_detections_is_refused() -> None:
+    """The levels of the application's log handlers do not change."""
     grey = np.full((64, 64, 3), 114, np.uint8)
+    handler = logging.NullHandler()
+    logging.getLogger("nncf").addHandler(handler)
     with pytest.raises(ConversionError, match="found no instance with a score of at least"):
         quantise.quantise(convert.load(DEMO), [grey])
+    logging.getLogger("nncf").removeHandler(handler)
+    assert handler.level == logging.NOTSET
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     inputs = [network_input(pixels) for pixels in pictures]
     if not inputs:
         raise ConversionError("The calibration folder contains no photos. Put some tens of typical photos into it.")
-    nncf.set_log_level(logging.ERROR)
+    # Not nncf.set_log_level, which also changes the level of every handler that the application attached.
+    logging.getLogger(nncf.__name__).setLevel(logging.ERROR)
     onnxruntime.set_default_logger_severity(ONLY_ERRORS)  # NNCF's runs; the runtime warns of what it optimises
     with tempfile.TemporaryDirectory(prefix="segment-") as folder:
         wide = storage.without_weights(model, Path(folder))
