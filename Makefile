@@ -1,5 +1,5 @@
 ## make run         serve the demo model on http://localhost:8080
-##   MODEL=         another model: a name (see README, Models), a file or a URL; CONFIG=, LABELS= for a checkpoint of your own
+##   MODEL=         another model: a name (see docs/models.md), a file or a URL; CONFIG=, LABELS= for a checkpoint of your own
 ##   INT8=1         quantise it, calibrated on public photographs, or on the folder CALIBRATE=
 ##   PORT=          another port
 ## make test        run the linters and the tests

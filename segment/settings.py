@@ -148,7 +148,7 @@ def _parse(name: str, given: str, value: Value) -> Any:
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """(name, default, description) of every setting, for the README's table and `--help`."""
+    """(name, default, description) of every setting, for the table in docs/settings.md."""
     rows = []
     for f in dataclasses.fields(Settings):
         default = f.default

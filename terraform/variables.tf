@@ -243,7 +243,7 @@ variable "cors_origins" {
   }
 }
 
-# Settings of the service. Null means the service's default; its README describes each setting.
+# Settings of the service. Null means the service's default; docs/settings.md describes each setting.
 
 variable "model" {
   description = "Model file in the image or under /models, or the name of a zoo model in the image. Null: the model that the image was built with."

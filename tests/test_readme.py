@@ -1,4 +1,4 @@
-"""Settings, files and links named in README.md exist, and docs/library.md is right as the page of the package."""
+"""The documentation: settings, options, files and headings that it names exist, and its Python code runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from segment.model import Model
 from segment.settings import Settings, describe
 from training.shapes import scene
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+HTTP, LIBRARY, SETTINGS = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("http.md", "library.md", "settings.md")
+)
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), ROOT / "deploy" / "README.md", ROOT / "benchmarks/results/README.md"]
 
 
 def test_the_settings_table_matches_the_settings() -> None:
-    table = re.findall(r"^\| `(SEGMENT_\w+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+    table = re.findall(r"^\| `(SEGMENT_\w+)` \| (.*?) \| (.*) \|$", SETTINGS, re.MULTILINE)
     assert table == [(name, default, about) for name, default, about in describe()]
 
 
 def test_the_options_table_matches_the_options() -> None:
-    table = README.partition("| option | default | |")[2].partition("\n\n")[0]
+    table = HTTP.partition("| option | default | |")[2].partition("\n\n")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(options.describe(Settings()))
 
@@ -60,14 +63,19 @@ def test_the_python_code_on_the_page_of_the_package_runs(tmp_path: Path, monkeyp
     assert names["results"]
 
 
-def test_every_named_file_exists() -> None:
-    for target in re.findall(r"\]\((?!http|#)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
+    for link in links:
+        if not link.startswith(("http://", "https://")):
+            target, _, heading = link.partition("#")
+            file = page.parent / target if target else page
+            assert file.exists(), link
+            assert not heading or heading in _anchors(file), link
 
 
-def test_links_to_headings_exist() -> None:
-    headings = {
-        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+def _anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
