@@ -46,6 +46,7 @@ ABOUT = {
     "extras": (OFFLINE, "optional packages"),
     "errors": (SERVING, "exceptions"),
     "packed": (SERVING, "compressed masks"),
+    "arrival": (SERVING, "order of bodies that are received"),
     "mask": (SERVING, "paste one mask"),
     "resize": (SERVING, "render factor → size"),
     "container": (SERVING, "memory and CPUs"),

@@ -2,7 +2,7 @@
 
 A container that exceeds its memory limit is killed together with all its requests. Therefore each request reserves the
 memory it needs before it allocates; service.py computes the amount from the photo's header and the model's footprint.
-Received bytes are reserved in steps, as they arrive. A reservation is granted, waits, or is refused.
+Received bytes are reserved in steps, as they arrive (arrival.py). A reservation is granted, waits, or is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from segment.arrival import Arrival, promised_ahead
 from segment.errors import Busy, Cancelled, TooLarge
 from segment.values import MIB
 
@@ -22,6 +23,10 @@ test_memory_of_390_flooding_clients), page tables and stacks, the allocator's ov
 runs on many sizes beyond the budget's `fixed`."""
 POLL_SECONDS = 0.5
 """How often a waiting request checks whether its client is still there."""
+ORDER_SECONDS = 0.05
+"""How often the order of growing reservations is determined."""
+RETRY_SECONDS, MOST_RETRY_SECONDS = 5, 60
+"""A refused body should be sent again after this time, and a second more for each that waits, at most the second."""
 
 
 def capacity(limit: int, held: int) -> int:
@@ -33,16 +38,15 @@ def _never() -> bool:
     return False
 
 
-class Reservation:
+class Reservation(Arrival):
     """Bytes of a budget held by one request. A reservation can grow; it is released as a whole.
 
-    `since`: when it was made, by time.monotonic(). `blocked`: the request cannot continue until another one ends. If
-    all are blocked, the oldest that waits to grow is `refused`.
+    `blocked`: the request cannot continue until another one ends. If all are blocked, one that waits to grow is
+    `refused`: the one that would be complete last.
     """
 
     def __init__(self, budget: Budget) -> None:
-        self.bytes = 0
-        self.since = time.monotonic()
+        super().__init__()
         self.blocked = False
         self.refused = False
         self._budget = budget
@@ -60,6 +64,10 @@ class Reservation:
         `seconds`: by default those of the budget.
         """
         self._budget._grow(self, count, self._budget.wait_seconds if seconds is None else seconds)
+
+    def retry_seconds(self) -> int:
+        """After how many seconds a body for which there is no memory should be sent again."""
+        return self._budget._retry_seconds()
 
 
 class Budget:
@@ -90,8 +98,9 @@ class Budget:
         self._queue, self._reclaim = queue, reclaim
         self._changed = threading.Condition()
         self._waiting: deque[Reservation] = deque()
-        self._growing: dict[Reservation, float] = {}  # those that wait to grow, and since when
         self._holders: set[Reservation] = set()
+        self._ahead: dict[Reservation, int] = {}  # the bytes that each holder must leave free for others
+        self._ahead_until = 0.0  # when they are determined again
         self._own = 0
         self._fixed, self._streams = fixed, streams
         self._runs: list[int] = []
@@ -105,7 +114,8 @@ class Budget:
     def longest_wait(self) -> float:
         """How many seconds the request that has waited longest has been waiting; 0 if none waits."""
         with self._changed:
-            starts = [*self._growing.values(), *(reservation.since for reservation in self._waiting)]
+            starts = [reservation.since for reservation in self._waiting]
+            starts += [holder.waits_since for holder in self._holders if holder.waits_since is not None]
             return time.monotonic() - min(starts) if starts else 0.0
 
     @contextlib.contextmanager
@@ -147,7 +157,7 @@ class Budget:
             try:
                 until = time.monotonic() + self.wait_seconds
                 while self._waiting[0] is not reservation or not self._admits(own, network):
-                    self._wait(until, self.wait_seconds)
+                    self._wait(until, self.wait_seconds, RETRY_SECONDS)
                     if cancelled():
                         raise Cancelled
                 self._add(reservation, own)
@@ -159,11 +169,11 @@ class Budget:
         if reclaim:
             self._run_reclaim(reservation, network)
 
-    def _wait(self, until: float, seconds: float) -> None:
+    def _wait(self, until: float, seconds: float, retry_seconds: int) -> None:
         """Wait until another request changes the budget. Raises Busy after `until`, when `seconds` have passed."""
         left = until - time.monotonic()
         if left <= 0:
-            raise Busy(f"Timed out after {seconds:g} s waiting for memory. Try again in a moment.", 5)
+            raise Busy(f"Timed out after {seconds:g} s waiting for memory. Try again in a moment.", retry_seconds)
         self._changed.wait(min(left, POLL_SECONDS))
 
     def _admits(self, own: int, network: int) -> bool:
@@ -207,23 +217,40 @@ class Budget:
         with self._changed:
             if not self.fits(reservation.bytes + count, 0):
                 raise self._too_large(reservation.bytes + count + self._fixed)
-            reservation.blocked = self._own + count + self._run() > self.capacity
+            now = time.monotonic()
+            left_free = self._promised_ahead(reservation, now)
+            reservation.blocked = self._own + count + self._run() + left_free > self.capacity
             if not reservation.blocked:
-                self._growing.pop(reservation, None)
+                reservation.go_on(now)
                 self._add(reservation, count)
                 return True
-            self._growing.setdefault(reservation, time.monotonic())
+            reservation.wait(now)
             if all(other.blocked and not other.refused for other in self._holders if other.bytes):
-                min(self._growing, key=lambda growing: (not growing.bytes, growing.since)).refused = True
+                max(self._growing(), key=lambda growing: (growing.bytes > 0, growing.rank(now))).refused = True
             if reservation.refused:
-                raise Busy("No memory is available for the rest of this photo. Try again in a moment.", 5)
+                raise Busy(
+                    "No memory is available for the rest of this photo. Try again in a moment.", self._retry_seconds()
+                )
             return False
+
+    def _retry_seconds(self) -> int:
+        with self._changed:
+            return min(RETRY_SECONDS + len(self._growing()), MOST_RETRY_SECONDS)
+
+    def _growing(self) -> list[Reservation]:
+        return [holder for holder in self._holders if holder.waits_since is not None]
+
+    def _promised_ahead(self, reservation: Reservation, now: float) -> int:
+        if reservation not in self._ahead or now >= self._ahead_until:
+            self._ahead = promised_ahead({*self._holders, reservation}, now)
+            self._ahead_until = now + ORDER_SECONDS
+        return self._ahead[reservation]
 
     def _grow(self, reservation: Reservation, count: int, seconds: float) -> None:
         until = time.monotonic() + seconds
         with self._changed:
             while not self._try_grow(reservation, count):
-                self._wait(until, seconds)
+                self._wait(until, seconds, self._retry_seconds())
 
     def _add(self, reservation: Reservation, count: int) -> None:
         self._holders.add(reservation)
@@ -234,8 +261,9 @@ class Budget:
         self._own -= reservation.bytes
         reservation.bytes = 0
         reservation.blocked = False
-        self._growing.pop(reservation, None)
+        reservation.waits_since = None
         self._holders.discard(reservation)
+        self._ahead_until = 0.0
         self._changed.notify_all()
 
     def _too_large(self, count: int) -> TooLarge:

@@ -87,7 +87,11 @@ class Settings:
     )
     wait_seconds: float = _setting(30.0, values.number(float, 0, 600), "Maximum time that a request waits for memory.")
     max_upload: int = _setting(32 * MIB, values.byte_size(), "Maximum size of a request body or a fetched photo.")
-    receive_seconds: float = _setting(60.0, values.number(float, 1, 3600), "Time limit for receiving a request body.")
+    receive_seconds: float = _setting(
+        60.0,
+        values.number(float, 1, 3600),
+        "Time limit for receiving a request body; a body of at least 64 KiB/s may take longer.",
+    )
     fetch_seconds: float = _setting(20.0, values.number(float, 1, 300), "Time limit for fetching a URL.")
     fetch_private: bool = _setting(False, values.flag(), "Allow URLs on private addresses (for development).")
     cors_origins: tuple[str, ...] = _setting(

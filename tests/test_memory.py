@@ -253,23 +253,23 @@ def test_growing_waits_for_free_memory() -> None:
 
 
 def test_a_deadlock_between_growing_reservations_is_resolved() -> None:
-    """Two partly received photos fill the budget: the older, which was slower, is refused, the other continues."""
-    budget = Budget(100, wait_seconds=20)
-    with contextlib.ExitStack() as first, budget.reserve() as newcomer:
-        old = first.enter_context(budget.reserve())
-        with budget.reserve() as young:
-            old.grow(50)
-            young.grow(50)
-            assert not newcomer.try_grow(10)
-            assert not old.try_grow(10)
-            assert not young.try_grow(10)
-            assert not newcomer.try_grow(10)
-            with pytest.raises(Busy, match="rest of this photo"):
-                old.try_grow(10)
+    """Two partly received photos fill the budget: the one that would be complete last is refused."""
+    budget = Budget(100 * MIB, wait_seconds=20)
+    with contextlib.ExitStack() as last, budget.reserve() as first:
+        second = last.enter_context(budget.reserve())
+        with budget.reserve() as newcomer:
+            first.grow(50 * MIB)
+            second.grow(50 * MIB)
+            first.announced, second.announced, newcomer.announced = 60 * MIB, 100 * MIB, 40 * MIB
+            assert not newcomer.try_grow(MIB)
+            assert not first.try_grow(MIB)
+            with pytest.raises(Busy, match="rest of this photo") as refused:
+                second.try_grow(MIB)
+            assert refused.value.retry_after == 5 + 3
             assert budget.longest_wait() > 0
-            first.close()
-            young.grow(10)
-            newcomer.grow(40)
+            last.close()
+            first.grow(10 * MIB)
+            newcomer.grow(40 * MIB)
             assert budget.longest_wait() == 0
 
 

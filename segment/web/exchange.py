@@ -55,10 +55,14 @@ class Exchange:
             seconds=settings.fetch_seconds,
             private=settings.fetch_private,
             received=self.held.grow,
+            announced=self._announced,
             site=site,
             crowded=self.crowded,
             cancelled=self.cancelled,
         )
+
+    def _announced(self, count: int) -> None:
+        self.held.announced = self.held.bytes + (count or self.service.upload_limit)
 
     def _asks(self, key: str) -> bool:
         return bool(self.request.environ.get(key, lambda: False)())

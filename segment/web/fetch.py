@@ -23,6 +23,7 @@ import http.client
 import io
 import ipaddress
 import json
+import math
 import os
 import queue
 import select
@@ -100,6 +101,7 @@ def fetch(
     seconds: float,
     private: bool = False,
     received: Callable[[int], None] = lambda count: None,
+    announced: Callable[[int], None] = lambda count: None,
     site: Site | None = None,
     crowded: Callable[[], bool] = lambda: False,
     cancelled: Callable[[], bool] = lambda: False,
@@ -107,9 +109,10 @@ def fetch(
     """Fetch `url`: a body of at most `limit` bytes, within `seconds` in total.
 
     `received` is called with the number of bytes that have arrived, before they are stored; it may wait, and raise.
-    `private` also allows addresses that are not public; `site` is allowed in any case. `crowded`: whether others wait,
-    so that a slow server must be given up. Raises RefusedURL if the URL is not allowed, FetchError if it could not be
-    fetched, Busy if it was given up, TooLarge if the body exceeds `limit` bytes, Cancelled if `cancelled` returns True.
+    `announced` is called with the length of the body before, 0 if it is unknown. `private` also allows addresses that
+    are not public; `site` is allowed in any case. `crowded`: whether others wait, so that a slow server must be given
+    up. Raises RefusedURL if the URL is not allowed, FetchError if it could not be fetched, Busy if it was given up,
+    TooLarge if the body exceeds `limit` bytes, Cancelled if `cancelled` returns True.
     """
     limits = _Limits(seconds, crowded, cancelled)
     for _ in range(MAX_REDIRECTS + 1):
@@ -124,6 +127,7 @@ def fetch(
                 continue
             if response.status != http.client.OK:
                 raise FetchError(f"{target.host} answered {response.status} {response.reason[:100]} for this URL.")
+            announced(response.length or 0)
             return _read(response, target, limit, limits, received)
     raise FetchError(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
@@ -232,7 +236,7 @@ class _Limits:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.seconds = seconds
-        self.pace = Pace(seconds, crowded, window_bytes=0)
+        self.pace = Pace(seconds, crowded, window_bytes=0, late_rate=math.inf)
         self.readable = 0
         self._cancelled = cancelled
 
@@ -260,7 +264,7 @@ class _Limits:
 
     def read(self, count: int) -> None:
         """Count bytes that have arrived. Raises HTTPException if they are more than `readable`."""
-        self.pace.received += count
+        self.pace.add(count)
         self.readable -= count
         if self.readable < 0:
             raise http.client.HTTPException("The headers are too long, or the chunks of the body too short.")

@@ -33,7 +33,7 @@ from segment.service import CROWDED_SECONDS, Service
 from segment.web.app import PROGRESS, refuse
 from segment.web.exchange import CANCELLED, RECEIVED, THREADS_WAIT
 from segment.web.pace import CROWDED_WINDOW_SECONDS, Pace, TooSlow
-from segment.web.responses import CHUNK, DRAIN_BYTES, DRAIN_SECONDS
+from segment.web.responses import CHUNK, DRAIN_BYTES
 from segment.web.startup import Startup
 
 if TYPE_CHECKING:
@@ -235,9 +235,11 @@ class _Cycle:
         if not service.ready:
             await self.gateway.in_thread(service.load)
         limit = service.upload_limit
-        if int(self.headers.get(b"content-length", b"0")) > limit:
+        announced = int(self.headers.get(b"content-length", b"0"))
+        if announced > limit:
             raise _too_large(limit)
         held = stack.enter_context(service.receive())
+        held.announced = announced or limit
         pace = Pace(service.settings.receive_seconds, lambda: service.uploads_wait)
         while self.unread:
             chunk = await self._next_chunk(pace)
@@ -263,7 +265,7 @@ class _Cycle:
                 self.unread = True
                 raise ClientDisconnected("The body ended before its announced length.")
             chunk: bytes = message.get("body", b"")
-            pace.received += len(chunk)
+            pace.add(len(chunk))
             if self.unread:
                 _check(pace)
             return chunk
@@ -284,7 +286,7 @@ class _Cycle:
             if self.scope["state"]["gone"]():
                 raise _Disconnected
             if loop.time() - start > self.service.settings.wait_seconds:
-                raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", 5)
+                raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", held.retry_seconds())
         pace.pause(loop.time() - start)
 
     async def _watch(self) -> None:
@@ -332,15 +334,13 @@ class _Cycle:
         self.scope["state"]["abort"]()
 
     async def _drain(self) -> None:
+        """Receive and discard the body. Many clients do not read the response before they have sent all of it."""
         if b"expect" in self.headers or self.scope["state"].get("truncated"):
             return  # with Expect: 100-continue, the client has not sent the body
-        left = DRAIN_BYTES
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self.unread and left > 0:
-                    message = await self._next_message()
-                    left -= len(message.get("body", b""))
-                    self.unread = message.get("more_body", False)
+        pace, left = Pace(self.service.settings.receive_seconds, lambda: False, late_rate=math.inf), DRAIN_BYTES
+        with suppress(HTTPException):
+            while self.unread and left > 0:
+                left -= len(await self._next_chunk(pace))
 
 
 def _check(pace: Pace) -> None:

@@ -53,7 +53,7 @@ _BLANK_LINE = re.compile(rb"\n\r?\n")
 """The end of a request's head."""
 MAX_CONNECTIONS = 128
 """If there are more connections, one is closed: the one that has waited longest for a request's head, or if there is
-none, for a body, or for the client to read a response."""
+none, for a body (first of those that were refused), or for the client to read a response."""
 NEW_SECONDS = 1.0
 """Time in which a connection that has not sent a head yet is not closed in favour of others."""
 BACKLOG = 128
@@ -202,7 +202,10 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         if self.conn.their_state is h11.IDLE:
             is_new = self.loop.time() - self._since < NEW_SECONDS
             return 3 if is_new else 0, self._since
-        return 1 if self.conn.their_state is h11.SEND_BODY else 2, self._since
+        if self.conn.their_state is h11.SEND_BODY:
+            is_refused = self.conn.our_state is h11.SEND_BODY
+            return 0 if is_refused else 1, self._since
+        return 2, self._since
 
     def _start_deadline(self) -> None:
         self._since = self.loop.time()

@@ -1,0 +1,76 @@
+"""The order in which bodies that are being received may take memory.
+
+If every sender may take what is free, many large uploads fill the memory with parts of photos, none of which can be
+completed. Therefore a body only grows if enough memory is left to complete those that are expected to be complete
+before it (shortest remaining time first). The time that a body has taken so far counts in its favour, so that slow
+connections are not overtaken for ever.
+
+A body is only expected to be as large as announced after a part of it has arrived: an announcement alone keeps nobody
+else from memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TypeVar
+
+PROMISE = 8
+"""Memory is left for this many times the bytes that have arrived, at most the announced size."""
+FIRST_BYTES, FIRST_SECONDS = 512 << 10, 0.5
+"""A body counts as if these bytes had arrived in these seconds before it: the assumed rate of a sender that is new."""
+AGE_WEIGHT = 0.5
+"""Each second since the beginning counts as this much less time until the end."""
+
+
+class Arrival:
+    """A body that is being received.
+
+    `bytes`: how many have arrived. `announced`: how many there will be, 0 if unknown. `since`: when it began, by
+    time.monotonic(). `waits_since`: since when it waits for memory, None if it does not.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.announced = 0
+        self.since = time.monotonic()
+        self.waits_since: float | None = None
+        self._waited = 0.0
+
+    def wait(self, now: float) -> None:
+        """It waits for memory from now on, unless it already does."""
+        if self.waits_since is None:
+            self.waits_since = now
+
+    def go_on(self, now: float) -> None:
+        """It does not wait any longer. Time in which it could not grow does not count as time of the sender."""
+        if self.waits_since is not None:
+            self._waited += now - self.waits_since
+            self.waits_since = None
+
+    @property
+    def promised(self) -> int:
+        """Bytes that are left free for it."""
+        return max(min(self.announced, PROMISE * self.bytes) - self.bytes, 0)
+
+    def rank(self, now: float) -> float:
+        """Seconds until it is expected to be complete, less for its age. Lower ranks come first.
+
+        If its size is unknown, as many bytes as have arrived are expected.
+        """
+        waited = self._waited + (0.0 if self.waits_since is None else now - self.waits_since)
+        rate = (self.bytes + FIRST_BYTES) / (now - self.since - waited + FIRST_SECONDS)
+        left = max((self.announced or 2 * self.bytes) - self.bytes, 0)
+        return left / rate - AGE_WEIGHT * (now - self.since)
+
+
+AnyArrival = TypeVar("AnyArrival", bound=Arrival)
+
+
+def promised_ahead(arrivals: Iterable[AnyArrival], now: float) -> dict[AnyArrival, int]:
+    """The bytes that each must leave free for those that come before it."""
+    ahead, total = {}, 0
+    for arrival in sorted(arrivals, key=lambda arrival: arrival.rank(now)):
+        ahead[arrival] = total
+        total += arrival.promised
+    return ahead
