@@ -15,7 +15,7 @@ import pytest
 
 from segment.memory import Budget
 from segment.service import Service
-from segment.web import gateway
+from segment.web import gateway, pace
 
 
 def application(environ: Any, start_response: Any) -> list[bytes]:
@@ -32,13 +32,17 @@ def scope(state: dict[str, Any], method: str = "GET", headers: tuple[tuple[bytes
 
 
 @pytest.mark.parametrize("others_wait", [True, False])
-def test_a_slow_reader_is_cut_off_when_others_wait(others_wait: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client reads the beginning of the response, and nothing more for half a second."""
-    monkeypatch.setattr(gateway, "CROWDED_WINDOW_SECONDS", 0.02)
+@pytest.mark.parametrize("pauses", [[0, 0, 0.5], [0.1, 0.1, 0.1, 0.1, 0.1]], ids=["stops", "slow"])
+def test_a_slow_reader_is_cut_off_when_others_wait(
+    pauses: list[float], others_wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client accepts the pieces of the response after these pauses: 64 KiB per 0.1 s, or less."""
+    monkeypatch.setattr(pace, "CROWDED_WINDOW_SECONDS", 0.02)
+    monkeypatch.setattr(pace, "CROWDED_RATE", 4 << 20)
     service = cast(Service, SimpleNamespace(requests_wait=others_wait))
 
     async def request() -> bool:
-        closed, sent = asyncio.Event(), list[Any]()
+        closed, left = asyncio.Event(), [*pauses]
         state = {"abort": closed.set, "gone": closed.is_set}
 
         async def receive() -> dict[str, str]:
@@ -46,9 +50,8 @@ def test_a_slow_reader_is_cut_off_when_others_wait(others_wait: bool, monkeypatc
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            sent.append(message)
-            if len(sent) == 3:
-                await asyncio.wait([asyncio.create_task(closed.wait())], timeout=0.5)
+            if left:
+                await asyncio.wait([asyncio.create_task(closed.wait())], timeout=left.pop(0))
 
         await gateway.Gateway(application, service, 1, uploads=())(scope(state), receive, send)
         return closed.is_set()

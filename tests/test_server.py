@@ -255,11 +255,12 @@ class TestBounds:
         assert small.log().count("Traceback") == before
 
     def test_chunks_that_take_much_time(self, small: Server, photo: bytes) -> None:
-        """Chunks of a byte are refused after some; chunks of 100 bytes are accepted."""
+        """Chunks of a byte are refused after some, also after a large chunk; chunks of 100 bytes are accepted."""
         head = HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-        with connect(small, head) as connection:
-            _send(connection, b"1\r\nx\r\n" * 100_000)
-            assert answer(connection)[:12] in {b"HTTP/1.1 400", b""}
+        for before in (b"", b"400000\r\n%b\r\n" % bytes(4 << 20)):
+            with connect(small, head) as connection:
+                _send(connection, before + b"1\r\nx\r\n" * 100_000)
+                assert answer(connection)[:12] in {b"HTTP/1.1 400", b""}
         parts = [photo[start : start + 100] for start in range(0, len(photo), 100)]
         body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
         with connect(small, head + body + b"0\r\n\r\n") as connection:

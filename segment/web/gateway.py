@@ -32,7 +32,7 @@ from segment.memory import Reservation
 from segment.service import CROWDED_SECONDS, Service
 from segment.web.app import PROGRESS, refuse
 from segment.web.exchange import CANCELLED, RECEIVED, THREADS_WAIT
-from segment.web.pace import CROWDED_WINDOW_SECONDS, Pace, TooSlow
+from segment.web.pace import Pace, TooSlow
 from segment.web.responses import CHUNK, DRAIN_BYTES
 from segment.web.startup import Startup
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 HEAD_BYTES = 16 << 10
 """Maximum size of a request's URL and headers together."""
 SEND_SECONDS = 30.0
-"""Time limit for a client to accept each chunk of the response; when others wait for memory, CROWDED_WINDOW_SECONDS."""
+"""Time limit for a client to accept each chunk of the response."""
 INSTANT = frozenset({"/health", "/progress"})
 """Paths that are answered in the event loop."""
 SMALL_BYTES = 4 << 10
@@ -164,7 +164,6 @@ class _Cycle:
         self.body = Body()
         self.unread = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
         self.gone = threading.Event()
-        self._delivered = 0  # messages of the response
         self._small = 0  # small pieces of the body in a row
         self._watching: asyncio.Task[None] | None = None
 
@@ -296,8 +295,12 @@ class _Cycle:
         self.gone.set()
 
     async def _respond(self, status: int, headers: list[tuple[bytes, bytes]], pieces: Iterable[bytes]) -> None:
-        """Send the response, then receive and discard a part of a body that was refused."""
-        closing = asyncio.create_task(self._close_if_slow())
+        """Send the response, then receive and discard a part of a body that was refused.
+
+        When others wait for memory, the client must read as fast as a client that uploads must send.
+        """
+        pace = Pace(math.inf, lambda: self.service.requests_wait, window_bytes=0, late_rate=0)
+        closing = asyncio.create_task(self._close_if_slow(pace))
         try:
             if self.unread:
                 headers.append((b"connection", b"close"))
@@ -307,6 +310,7 @@ class _Cycle:
                 for start in range(0, len(view), CHUNK):
                     part = bytes(view[start : start + CHUNK])
                     await self._deliver({"type": "http.response.body", "body": part, "more_body": True})
+                    pace.add(len(part))
             closing.cancel()
             if self.unread:
                 await self._drain()
@@ -323,14 +327,13 @@ class _Cycle:
         except TimeoutError:
             self.scope["state"]["abort"]()
             raise _Disconnected from None
-        self._delivered += 1
 
-    async def _close_if_slow(self) -> None:
-        """Close the connection when the client does not accept the next chunk while others wait for memory."""
-        delivered = -1
-        while self._delivered != delivered or not self.service.requests_wait:
-            delivered = self._delivered
-            await asyncio.sleep(CROWDED_WINDOW_SECONDS)
+    async def _close_if_slow(self, pace: Pace) -> None:
+        """Close the connection when the client is too slow."""
+        with suppress(TooSlow):
+            while True:
+                await asyncio.sleep(pace.until - time.monotonic())
+                pace.check()
         self.scope["state"]["abort"]()
 
     async def _drain(self) -> None:

@@ -1,7 +1,7 @@
-"""The deadlines of a body that is being received: the body of a request, or of a URL that is fetched.
+"""The deadlines of a body that is being transferred: of a request, of a URL that is fetched, or of a response.
 
-A body takes memory while it is received, and a fetch also takes a thread. When others wait for these, a sender must be
-faster than otherwise, so that slow senders cannot keep them from everybody else.
+A body takes memory while it is transferred, and a fetch also takes a thread. When others wait for these, the other side
+must be faster than otherwise, so that slow ones cannot keep them from everybody else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
 """A client must send at least WINDOW_BYTES in each WINDOW_SECONDS."""
 CROWDED_WINDOW_SECONDS, CROWDED_RATE = 2.0, 64 << 10
-"""When others wait, a sender must send this many bytes per second, measured over at least these seconds."""
+"""When others wait, this many bytes per second must be transferred, measured over at least these seconds."""
 LATE_SECONDS = 1.0
 """How often the mean rate of a body that takes longer than usual is checked."""
 
@@ -48,7 +48,7 @@ class Pace:
         self._begin_window()
 
     def add(self, count: int) -> None:
-        """Count bytes that have arrived."""
+        """Count bytes that were transferred."""
         self._total += count
         self._received += count
 

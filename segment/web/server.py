@@ -46,9 +46,9 @@ HEAD_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 5
 MAX_HEADERS = 100
 """Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
-FRAMING_BYTES = 16 << 10
-"""The framing of a chunked body (sizes of chunks, line ends) may be this much larger than its content. Each chunk takes
-CPU time, however small it is."""
+FRAMING_BYTES, FRAMING_SHARE = 64 << 10, 1 / 16
+"""The framing of a chunked body (sizes of chunks, line ends) may be this share of its content, and these bytes more in
+any part of the body. Each chunk takes CPU time, however small it is: about 0.5 s for FRAMING_BYTES."""
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 """The end of a request's head."""
 MAX_CONNECTIONS = 128
@@ -100,7 +100,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0  # when the wait for the current request's head began
-    _framing = 0  # how much larger the framing of the current body is than its content, in bytes
+    _framing = 0.0  # bytes of the current body's framing beyond FRAMING_SHARE, since they were last within it
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -137,7 +137,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         if in_body:
             self._count_framing(len(data), len(self.cycle.body) - before)
         else:
-            self._framing = 0
+            self._framing = 0.0
         if self.cycle is not None and self.cycle.body:
             self.flow.pause_reading()
         if self.conn.their_state is not h11.IDLE:
@@ -146,8 +146,11 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             self._start_deadline()
 
     def _count_framing(self, received: int, content: int) -> None:
-        """Refuse a body whose chunks are so small that parsing them takes much time per byte."""
-        self._framing += received - 2 * content
+        """Refuse a body whose chunks are so small that parsing them takes much time per byte.
+
+        Large chunks do not make up for small ones that follow.
+        """
+        self._framing = max(self._framing + received - content - FRAMING_SHARE * content, 0.0)
         if self._framing > FRAMING_BYTES and not self.transport.is_closing():
             self.send_400_response("The chunks of the body are too small.")
 
