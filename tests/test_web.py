@@ -17,9 +17,12 @@ import requests
 from PIL import Image
 
 from devtools.server import Server, serve
+from segment.web.problems import problems
 from tests import mirror
 
 JPEG = {"Content-Type": "image/jpeg"}
+DOCUMENTED = {title for _, title, _ in problems()}
+"""The titles of the problems that have a section in /docs."""
 
 
 def post(server: Server, query: str = "", **arguments: Any) -> requests.Response:
@@ -31,7 +34,8 @@ def check_problem(response: requests.Response, status: int, *words: str) -> dict
     assert response.headers["Content-Type"] == "application/problem+json"
     document: dict[str, Any] = response.json()
     assert document["status"] == status
-    assert document["type"].startswith("/docs#")
+    section = f"/docs#{document['title'].lower().replace(' ', '-')}"
+    assert document["type"] == (section if document["title"] in DOCUMENTED else "about:blank")
     for word in words:
         assert word in document["detail"]
     return document

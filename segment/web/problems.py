@@ -1,6 +1,7 @@
 """Problem documents (RFC 9457): the responses for errors of this package and of Werkzeug.
 
-`PROBLEMS` maps the errors of this package to HTTP status codes. The `type` of a problem is its section in /docs.
+`PROBLEMS` maps the errors of this package to HTTP status codes. The `type` of a problem is its section in /docs, or
+about:blank if the status says everything, as for a 404 (RFC 9457, 4.2.1).
 """
 
 from __future__ import annotations
@@ -61,7 +62,14 @@ def http_problem(error: HTTPException) -> Response:
 
 def problem(status: int, title: str, detail: str, **extra: str) -> Response:
     """A problem document. `extra`: further members."""
-    document = {"type": f"/docs#{anchor(title)}", "title": title, "status": status, "detail": detail, **extra}
+    documented = any(title == known for _, known, _ in problems())
+    document = {
+        "type": f"/docs#{anchor(title)}" if documented else "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        **extra,
+    }
     headers = {"Cache-Control": "no-store"}
     return Response(json.dumps(document), status, headers, content_type="application/problem+json")
 
