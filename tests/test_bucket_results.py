@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -17,7 +18,7 @@ from devtools.gcs import Cloud, Fault
 from devtools.server import CACHE
 from segment import container
 from segment.bucket.objects import segment_object
-from segment.bucket.results import Run
+from segment.bucket.results import Results, Run
 from segment.bucket.store import Object, Store, open_store
 from segment.errors import StorageError, StorageRefused
 from segment.model import EMBEDDED
@@ -242,7 +243,36 @@ def test_error_json_beside_results_is_ignored(cloud: Cloud) -> None:
     cloud.put("photos", "a.jpg", photo())
     deliver(cloud, service(max_upload="1Ki"))
     cloud.faults.add(Fault(403, method="DELETE"))
-    assert deliver(cloud, service(max_upload="2Ki")) == "refused"
     assert deliver(cloud, service()) == "segmented"
     assert set(there(cloud)) == {"error.json", "overlay.png", "detections.json"}
     assert deliver(cloud, service(max_upload="1Ki")) == "done before"
+
+
+def test_refusal_that_cannot_be_replaced_gets_another_file(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    small, larger = service(max_upload="1Ki"), service(max_upload="2Ki")
+    deliver(cloud, small)
+    first = there(cloud)
+    cloud.faults.add(Fault(403, method="DELETE"))
+    assert deliver(cloud, larger) == "refused"
+    (added,) = there(cloud).keys() - first.keys()
+    assert re.fullmatch(r"error-[0-9a-f]{8}\.json", added)
+    assert "2,048" in json.loads(there(cloud)[added])["detail"]
+    assert there(cloud)["error.json"] == first["error.json"]
+    found = open_store("gs://results", 1)[0].objects("a.jpg/")
+    error = Results.of(found, next(iter(cloud.objects("results"))).rpartition("/")[0] + "/").error
+    assert error and error.name.endswith(added), "the newest reason counts"
+    calls = len(cloud.requests)
+    assert [deliver(cloud, by) for by in (larger, small)] == ["done before"] * 2
+    assert len(cloud.requests) == calls + 2, "one listing each"
+    cloud.faults.clear()
+    assert deliver(cloud, service()) == "segmented"
+    assert there(cloud) == expected(service()), "with the permission, no error remains"
+
+
+def test_photo_that_cannot_be_read_is_retried_but_its_error_is_written_once(cloud: Cloud) -> None:
+    cloud.put("photos", "a.jpg", photo())
+    cloud.faults.add(Fault(403, path="alt=media"))
+    cloud.faults.add(Fault(403, method="DELETE"))
+    assert [deliver(cloud, service()) for _ in range(3)] == ["refused"] * 3
+    assert set(there(cloud)) == {"error.json"}

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -30,6 +30,7 @@ from segment.bucket.results import (
     Run,
     folder_of,
     limits_of,
+    other_error_name,
     refused_by,
 )
 from segment.bucket.store import Object, Store
@@ -97,8 +98,8 @@ def segment_object(
 def is_done(service: Service, destination: Store, existing: Results, options: Options | None = None) -> bool:
     """Whether a photo with these `existing` results is finished. `options`: see segment_object."""
     options = options or Options.defaults(service.settings)
-    return existing.complete(_file_names(service)) or (
-        existing.error is not None and _is_final(service, options, destination, existing.error)
+    return existing.complete(_file_names(service)) or any(
+        _is_final(service, options, destination, error) for error in reversed(existing.errors)
     )
 
 
@@ -213,9 +214,7 @@ class _Photo:
             missing = [file for file in result.files if replaces or file.name not in existing.files]
             if not all(self._write(file, run) for file in missing):
                 return None
-        if existing.error:
-            with suppress(StorageRefused):  # an old error.json is ignored where results exist
-                self.destination.delete(existing.error)
+        self._delete_errors(existing)  # where it fails, they are ignored, as results exist
         documents = [file.body for file in result.files if file.name == FORMATS["json"].file_name]
         return Outcome("segmented", result.instances, document=documents[0] if documents else None)
 
@@ -265,11 +264,24 @@ class _Photo:
         if limits := limits_of(error, _limits(self.service, self.options)):
             problem["limits"] = json.loads(limits)
             metadata[LIMITS_KEY] = limits
-        if existing.error:
-            with suppress(StorageRefused):  # the old one remains
-                self.destination.delete(existing.error)
+        name = ERROR_NAME
+        if not self._delete_errors(existing):
+            name = other_error_name(limits)
+            if self._too_long(name) or any(
+                (refused_by(self.destination, old) or "") == limits for old in existing.errors
+            ):
+                return
         body = json.dumps(problem, ensure_ascii=False).encode()
-        self.destination.write(self.folder + ERROR_NAME, body, "application/problem+json", metadata)
+        self.destination.write(self.folder + name, body, "application/problem+json", metadata)
+
+    def _delete_errors(self, existing: Results) -> bool:
+        """Delete the photo's error.json; False if that is not allowed."""
+        try:
+            for error in existing.errors:
+                self.destination.delete(error)
+        except StorageRefused:
+            return False
+        return True
 
     def _metadata(self) -> dict[str, str]:
         address = shown(f"{self.source.address}/{self.item.name}")

@@ -13,12 +13,16 @@ processes write them at different times:
 
 `error.json` contains the reason why a photo could not be segmented. It is final if the reason is the photo itself. If
 the reason is a limit of the instance or of the settings, it contains these (`Limits`), and the photo is tried again
-when they have changed.
+when they have changed. If it is refused again, the new error.json replaces the old one. Without permission to delete,
+the new one is written beside it as error-XXXXXXXX.json, with a digest of the limits, so that the photo is not tried
+again with these either. The newest of them contains the current reason.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -29,6 +33,7 @@ from segment.formats import FORMATS
 from segment.options import Options
 
 ERROR_NAME = "error.json"
+_ERROR_NAMES = re.compile(r"error(-[0-9a-f]{8})?\.json")
 SOURCE_KEY = "segment-source"
 """Custom metadata that marks an object as a result."""
 LIMITS_KEY = "segment-limits"
@@ -111,10 +116,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Results:
-    """The existing results of one photo: `files` by name, and `error`, the object error.json, if it exists."""
+    """The existing results of one photo: `files` by name, and `errors`, which say why it was refused, oldest first."""
 
     files: Mapping[str, Object]
-    error: Object | None
+    errors: Sequence[Object]
 
     @classmethod
     def find(cls, store: Store, folder: str) -> Results:
@@ -125,7 +130,14 @@ class Results:
     def of(cls, items: Iterable[Object], folder: str) -> Results:
         """The results among the objects in a photo's folder."""
         existing = {item.name.removeprefix(folder): item for item in items}
-        return cls({name: item for name, item in existing.items() if name in _FILES}, existing.get(ERROR_NAME))
+        errors = [item for name, item in existing.items() if _ERROR_NAMES.fullmatch(name)]
+        errors.sort(key=lambda item: item.generation)
+        return cls({name: item for name, item in existing.items() if name in _FILES}, errors)
+
+    @property
+    def error(self) -> Object | None:
+        """The error.json with the current reason, if the photo was refused."""
+        return self.errors[-1] if self.errors else None
 
     @property
     def runs(self) -> set[Run]:
@@ -146,6 +158,11 @@ class Results:
         options = run.options(defaults)
         # Memory is planned for at most the number of detections in the settings.
         return options if options and options.max_detections <= defaults.max_detections else None
+
+
+def other_error_name(limits: str) -> str:
+    """The name of an error.json with these limits that cannot replace another one."""
+    return f"error-{hashlib.sha256(limits.encode()).hexdigest()[:8]}.json"
 
 
 def refused_by(store: Store, error: Object) -> str | None:
