@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _quantised(model: onnx.ModelProto, inputs: list[dict[str, NDArray[Any]]], fo
         subset_size=len(inputs),
         ignored_scope=nncf.IgnoredScope(names=kept_in_float(model.graph), validate=False),
     )
-    points = algorithm.get_statistic_points(model, graph)
+    with _fast_matching():
+        points = algorithm.get_statistic_points(model, graph)
     passes = 1 + (folder / storage.WEIGHTS).stat().st_size // WEIGHTS_PER_PASS
     names = sorted(points, key=[node.name for node in model.graph.node].index)
     try:
@@ -125,6 +127,28 @@ def _quantised(model: onnx.ModelProto, inputs: list[dict[str, NDArray[Any]]], fo
     load_external_data_for_model(narrow, str(folder))
     compress_quantize_weights_transformation(narrow)
     return narrow
+
+
+@contextmanager
+def _fast_matching() -> Iterator[None]:
+    """Let networkx compare the types of two nodes before their edges.
+
+    NNCF searches the graph for some hundred patterns with networkx (nncf/common/graph/graph_matching.py). Both checks
+    must hold, and the types nearly always differ, but networkx checks the edges first, which takes longer. It was two
+    fifths of the time of a quantisation. What is found is the same.
+    """
+    from networkx.algorithms import isomorphism
+
+    class Matcher(isomorphism.MultiDiGraphMatcher):  # type: ignore[misc]
+        def syntactic_feasibility(self, node: Any, other: Any) -> bool:
+            return bool(self.semantic_feasibility(node, other) and super().syntactic_feasibility(node, other))
+
+    usual = isomorphism.MultiDiGraphMatcher
+    isomorphism.MultiDiGraphMatcher = Matcher
+    try:
+        yield
+    finally:
+        isomorphism.MultiDiGraphMatcher = usual
 
 
 def _up_to(model: onnx.ModelProto, last: str) -> onnx.ModelProto:
