@@ -14,7 +14,7 @@ from segment.errors import MissingPackage
 
 DISTRIBUTION = "segment-serverless"
 EXTRAS = {
-    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "yaml"), "convert"),
+    **dict.fromkeys(("onnx", "onnxruntime", "nncf", "networkx", "yaml"), "convert"),
     **dict.fromkeys(("torch", "detectron2", "omegaconf", "fvcore", "yacs"), "detectron2"),
     **dict.fromkeys(("google", "google_crc32c", "requests"), "gcp"),
     "pyarrow": "parquet",
