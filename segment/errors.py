@@ -111,7 +111,7 @@ class Busy(SegmentError):
 
 
 class Starting(Busy):
-    """The model is still being downloaded, converted or loaded; GET /progress says how far that is."""
+    """The model is still being downloaded, converted or loaded; GET /progress has the current step."""
 
 
 class Cancelled(SegmentError):

@@ -57,6 +57,6 @@ class File:
 
 
 def file(format: Format, body: bytes) -> File:
-    """A result file in `format`, named and typed as the table says."""
+    """A result file in `format`, with the file name and media type of FORMATS."""
     info = FORMATS[format]
     return File(info.file_name, info.media_type, body)

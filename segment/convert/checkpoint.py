@@ -112,7 +112,7 @@ def _rebuild_tensor(
     """Replaces torch._utils._rebuild_tensor_v2: a view of a storage, as an array."""
     count = math.prod(size)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if count else offset - 1
-    # An expanded tensor has more values than its data, and would take as much memory as its shape says.
+    # An expanded tensor has more values than its data, and would take the memory of its whole shape.
     if offset < 0 or last >= storage.size or count > storage.size or any(s < 0 for s in stride):
         raise ConversionError("The checkpoint is damaged: a tensor is larger than its data.")
     steps = tuple(s * storage.itemsize for s in stride)

@@ -40,7 +40,7 @@ HTTP_PROBLEMS: dict[type[HTTPException], str] = {
 
 
 def problem_of(error: SegmentError) -> Response:
-    """The problem document of an error, as PROBLEMS says."""
+    """The problem document of an error, with the status and title in PROBLEMS."""
     status, title = next(PROBLEMS[kind] for kind in type(error).__mro__ if kind in PROBLEMS)
     if status >= 500 and not isinstance(error, (Busy, errors.FetchError)):
         log.error("%s: %s", title, error)

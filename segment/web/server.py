@@ -230,7 +230,7 @@ class _AllPathsBut:
 
 def _load(service: Service) -> None:
     """Load the model before the first request: Label Studio waits 3 s for its answer (ML_TIMEOUT_SETUP)."""
-    with suppress(ModelError):  # each request that needs the model is told
+    with suppress(ModelError):  # each request that needs the model gets the error
         service.load()
 
 
