@@ -48,6 +48,10 @@ class Arrival:
             self._waited += now - self.waits_since
             self.waits_since = None
 
+    def waited(self, now: float) -> float:
+        """How many seconds it has waited for memory in all."""
+        return self._waited + (0.0 if self.waits_since is None else now - self.waits_since)
+
     @property
     def promised(self) -> int:
         """Bytes that are left free for it."""
@@ -58,8 +62,7 @@ class Arrival:
 
         If its size is unknown, as many bytes as have arrived are expected.
         """
-        waited = self._waited + (0.0 if self.waits_since is None else now - self.waits_since)
-        rate = (self.bytes + FIRST_BYTES) / (now - self.since - waited + FIRST_SECONDS)
+        rate = (self.bytes + FIRST_BYTES) / (now - self.since - self.waited(now) + FIRST_SECONDS)
         left = max((self.announced or 2 * self.bytes) - self.bytes, 0)
         return left / rate - AGE_WEIGHT * (now - self.since)
 

@@ -59,9 +59,9 @@ class Reservation(Arrival):
         return self._budget._try_grow(self, count)
 
     def grow(self, count: int, seconds: float | None = None) -> None:
-        """Reserve `count` more bytes; wait until they are available, at most `seconds`. Raises TooLarge, Busy.
+        """Reserve `count` more bytes; wait until they are available. Raises TooLarge, Busy.
 
-        `seconds`: by default those of the budget.
+        `seconds`: the most that the reservation waits in all, by default those of the budget.
         """
         self._budget._grow(self, count, self._budget.wait_seconds if seconds is None else seconds)
 
@@ -247,7 +247,8 @@ class Budget:
         return self._ahead[reservation]
 
     def _grow(self, reservation: Reservation, count: int, seconds: float) -> None:
-        until = time.monotonic() + seconds
+        now = time.monotonic()
+        until = now + seconds - reservation.waited(now)
         with self._changed:
             while not self._try_grow(reservation, count):
                 self._wait(until, seconds, self._retry_seconds())

@@ -128,6 +128,36 @@ def test_whether_a_request_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(run())
 
 
+def test_requests_that_fetch_leave_a_thread_for_others() -> None:
+    """Two slow URLs, and a photo that is answered meanwhile."""
+    over = threading.Event()
+
+    def slow(environ: Any, start_response: Any) -> list[bytes]:
+        assert not environ["QUERY_STRING"] or over.wait(60)
+        return application(environ, start_response)
+
+    async def run() -> None:
+        made = gateway.Gateway(slow, uploading(Budget(1 << 20)), 2, uploads=(), fetching=1)
+
+        async def request(query: bytes) -> None:
+            async def receive() -> Any:
+                await asyncio.Future()
+
+            async def send(message: Any) -> None:
+                pass
+
+            await made({**scope({}), "query_string": query}, receive, send)
+
+        fetches = [asyncio.create_task(request(b"url=http://a/")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(request(b""), 30)
+        assert not any(fetch.done() for fetch in fetches)
+        over.set()
+        await asyncio.gather(*fetches)
+
+    asyncio.run(run())
+
+
 def uploading(budget: Budget) -> Service:
     """A service with this memory for uploads."""
     return cast(

@@ -163,11 +163,13 @@ class TestSlowClients:
             assert requests.post(small.url + "/segment", data=body, headers=JPEG, timeout=60).status_code == 200
 
     def test_slow_urls_do_not_keep_the_threads_from_others(self, small: Server, photo: bytes) -> None:
-        """As many URLs as the server has threads do not answer."""
-        with ThreadPoolExecutor(8) as crowd, _slow_site(None) as url:
-            slow = [crowd.submit(requests.get, small.url + "/segment", {"url": url}, timeout=100) for _ in range(8)]
+        """As many URLs as the server has threads do not answer. An upload is answered at once, another URL soon."""
+        address = small.url + "/segment"
+        with ThreadPoolExecutor(8) as crowd, _slow_site(None) as url, _album(photo) as other:
+            slow = [crowd.submit(requests.get, address, {"url": url}, timeout=100) for _ in range(8)]
             time.sleep(1)
-            assert requests.post(small.url + "/segment", data=photo, headers=JPEG, timeout=60).status_code == 200
+            assert requests.post(address, data=photo, headers=JPEG, timeout=60).status_code == 200
+            assert requests.get(address, {"url": other}, timeout=60).status_code == 200
         assert 503 in {answer.result().status_code for answer in slow}
 
     def test_a_body_that_stalls_is_closed(self, small: Server, photo: bytes) -> None:

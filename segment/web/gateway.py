@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -35,6 +35,7 @@ from segment.web.exchange import CANCELLED, RECEIVED, THREADS_WAIT
 from segment.web.pace import Pace, TooSlow
 from segment.web.responses import CHUNK, DRAIN_BYTES
 from segment.web.startup import Startup
+from segment.web.upload import MAX_OPTION_BYTES
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -99,9 +100,10 @@ class Body(io.RawIOBase):
 class Gateway:
     """The ASGI application.
 
-    `threads`: maximum number of requests that the WSGI application handles at once. `uploads`: paths whose bodies are
-    received; the body of a request for any other path is discarded. `startup`: prepares the model, if needed.
-    `needs_model`: paths that are refused until the model is prepared.
+    `threads`: maximum number of requests that the WSGI application handles at once. `fetching`: maximum number of those
+    that may fetch a URL, which can be slow, all by default. `uploads`: paths whose bodies are received; the body of a
+    request for any other path is discarded. `startup`: prepares the model, if needed. `needs_model`: paths that are
+    refused until the model is prepared.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Gateway:
         uploads: Container[str],
         startup: Startup | None = None,
         needs_model: Container[str] = (),
+        fetching: int | None = None,
     ) -> None:
         self.application = application
         self.service = service
@@ -119,6 +122,7 @@ class Gateway:
         self.startup = startup
         self.needs_model = needs_model
         self._threads = ThreadPoolExecutor(threads, "request")
+        self._fetching = asyncio.Semaphore(fetching or threads)
         self._waiting: dict[object, float] = {}  # the calls that wait for a thread, and since when
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -134,8 +138,8 @@ class Gateway:
         """Why a request for `path` cannot be answered before the model is ready, or None."""
         return self.startup.refusal() if self.startup and path in self.needs_model else None
 
-    async def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `function` in one of the threads."""
+    async def in_thread(self, function: Callable[..., Any], *arguments: Any, fetches: bool = False) -> Any:
+        """Call `function` in one of the threads. `fetches`: whether it may fetch a URL."""
         call = object()
 
         def start() -> Any:
@@ -144,7 +148,8 @@ class Gateway:
 
         self._waiting[call] = time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, start)
+            async with self._fetching if fetches else nullcontext():
+                return await asyncio.get_running_loop().run_in_executor(self._threads, start)
         finally:
             self._waiting.pop(call, None)
 
@@ -198,9 +203,16 @@ class _Cycle:
                 self._watching = asyncio.create_task(self._watch())
             if held:
                 held.blocked = True  # until a thread is free
-            answer: Answer = await self.gateway.in_thread(self._call, application, held)
+            fetches = self._may_fetch(held)
+            answer: Answer = await self.gateway.in_thread(self._call, application, held, fetches=fetches)
             self.body.chunks.clear()  # those that the application did not read, for example of a refused request
             return answer
+
+    def _may_fetch(self, held: Reservation | None) -> bool:
+        """Whether the request may contain a URL that is fetched: in the query, or in a small body."""
+        is_photo = self.headers.get(b"content-type", b"").startswith(b"image/")
+        in_body = held is not None and held.bytes <= MAX_OPTION_BYTES and not is_photo
+        return in_body or b"url=" in self.scope["query_string"]
 
     def _head_bytes(self) -> int:
         scope = self.scope
@@ -284,7 +296,7 @@ class _Cycle:
             await asyncio.sleep(POLL_SECONDS)
             if self.scope["state"]["gone"]():
                 raise _Disconnected
-            if loop.time() - start > self.service.settings.wait_seconds:
+            if held.waited(time.monotonic()) > self.service.settings.wait_seconds:
                 raise Busy("Timed out waiting for memory for this photo. Try again in a moment.", held.retry_seconds())
         pace.pause(loop.time() - start)
 

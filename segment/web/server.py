@@ -65,6 +65,8 @@ SOCKET_BYTES = 64 << 10
 several MiB. (The kernel doubles the values, for its own data structures.)"""
 FAST_CONNECTIONS = 32
 """Further connections keep the receive buffer of the backlog, so they take less memory, but receive more slowly."""
+FETCHING_SHARE = 0.75
+"""Share of the threads for requests that may fetch a URL, so that slow URLs leave some for photos that are uploaded."""
 STOP_SECONDS = 8
 """Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
@@ -259,7 +261,9 @@ def run(
     )
     failed = threading.Event()
     startup = Startup(service, prepare, failed.set) if prepare else None
-    server = uvicorn.Server(_config(Gateway(application, service, threads, uploads, startup, needs_model)))
+    fetching = max(1, int(threads * FETCHING_SHARE)) if http else threads
+    gateway = Gateway(application, service, threads, uploads, startup, needs_model, fetching)
+    server = uvicorn.Server(_config(gateway))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after it has shut down
         signal.signal(number, lambda *_: sys.exit(0))
     if startup is None and service.settings.labelling:
