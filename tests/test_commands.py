@@ -113,6 +113,12 @@ class TestImage:
         assert run("image", photos, "-o", tmp_path / "out", *arguments) == 1
         assert words in capsys.readouterr().err
 
+    def test_a_folder_without_photos_is_explained(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "notes").mkdir()
+        (tmp_path / "notes" / "a.txt").write_text("no photo")
+        assert run("image", tmp_path / "notes", "-o", tmp_path / "out") == 0
+        assert "There are no photos to segment. In a folder, they are files that end in" in capsys.readouterr().err
+
     def test_a_url_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("image", "https://example.com/a.jpg", "-o", tmp_path / "out") == 1
         assert "a.jpg is given by a URL. Download it first" in capsys.readouterr().err

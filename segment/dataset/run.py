@@ -77,7 +77,8 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
                 work.add(photo)
             work.finish()
         if not first:
-            print("There are no photos to segment.", file=sys.stderr)
+            known = ", ".join(sorted(photos.SUFFIXES | photos.VIDEO_SUFFIXES))
+            print(f"There are no photos to segment. In a folder, they are files that end in {known}.", file=sys.stderr)
         if recorder.skipped:
             print(f"{_photos(recorder.skipped)} done before")
         for error in unlisted:

@@ -268,7 +268,7 @@ def run(
         signal.signal(number, lambda *_: sys.exit(0))
     if startup is None and service.settings.labelling:
         threading.Thread(target=_load, args=(service,), daemon=True).start()
-    log.info("Serving on http://localhost:%d (Ctrl-C stops it)", port)
+    log.info("Serving on http://%s:%d (Ctrl-C stops it)", _name(host), port)
     if startup is None:
         server.run([listening])
         return 0
@@ -279,6 +279,13 @@ def run(
     finally:
         startup.stop()
     return int(failed.is_set())
+
+
+def _name(host: str) -> str:
+    """The host in the URL of a server that listens on the address `host`."""
+    if host in ("0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
 
 
 def _config(gateway: Gateway) -> uvicorn.Config:
