@@ -28,10 +28,14 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class _Started:
-    """A frame that is being processed. `data`: its BMP file, whose memory is reserved in `held`."""
+    """A frame that is being processed.
+
+    `time`, `aspect`: see Frame. `data`: its BMP file, whose memory is reserved in `held`.
+    """
 
     name: str
     time: Fraction
+    aspect: Fraction
     data: bytes
     held: ExitStack
     done: Future[Done]
@@ -76,7 +80,7 @@ class Clip:
             return
         data = frame.bmp()
         done = self._segmenter.start_frame(data, held, files, overlay=self._writer is not None)
-        self._frames.append(_Started(name, frame.time, data, held, done))
+        self._frames.append(_Started(name, frame.time, frame.aspect, data, held, done))
         while len(self._frames) > self._segmenter.jobs:
             self._record_oldest()
 
@@ -104,5 +108,6 @@ class Clip:
         done = self._recorder.done(frame.name, self._key, self._generation, frame.done)
         self.complete &= done is not None
         if self._writer:
-            self._writer.add(frame.time, done.overlay if done and done.overlay else frame.data)
+            overlay = done.overlay if done else None
+            self._writer.add(frame.time, overlay or frame.data, frame.aspect)
         self._frames.popleft().held.close()

@@ -37,7 +37,8 @@ class Recorder:
             self.failed(name, error)
             return None
         self.journal.done(name, key, generation, done.document)
-        self._progress(f"{name}: {done.instances} instances in {done.milliseconds:.0f} ms")
+        instances = "1 instance" if done.instances == 1 else f"{done.instances} instances"
+        self._progress(f"{name}: {instances} in {done.milliseconds:.0f} ms")
         return done
 
     def failed(self, name: str, error: SegmentError | OSError, key: str = "") -> None:

@@ -34,11 +34,20 @@ SHORT_SHARE, SHORT_SECONDS = 0.1, 1
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a video. `time`: when it is shown, in seconds. `size`: stored (width, height), before rotation."""
+    """A frame of a video. `time`: when it is shown, in seconds.
+
+    `size`: stored (width, height), and `stored_aspect`: width / height of a stored pixel, both before rotation.
+    """
 
     time: Fraction
     size: tuple[int, int]
+    stored_aspect: Fraction
     picture: av.VideoFrame
+
+    @property
+    def aspect(self) -> Fraction:
+        """Width / height of a pixel in which the video is shown; 1 but for anamorphic videos, such as DV and DVD."""
+        return 1 / self.stored_aspect if self.picture.rotation % 180 else self.stored_aspect
 
     @property
     def file_bytes(self) -> int:
@@ -76,7 +85,8 @@ def frames(path: Path) -> Iterator[Frame | CorruptImage]:
                     yield CorruptImage("This frame is damaged.")
                 else:
                     end = Fraction(picture.pts or 0) * (picture.time_base or 0)
-                    yield Frame(end, (picture.width, picture.height), picture)
+                    aspect = stream.sample_aspect_ratio or Fraction(1)
+                    yield Frame(end, (picture.width, picture.height), aspect, picture)
         whole = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, 1_000_000)
         if end < whole * (1 - SHORT_SHARE) - SHORT_SECONDS:
             yield CorruptImage(f"The video is cut off: it ends after {float(end):.1f} of {float(whole):.1f} seconds.")
@@ -104,7 +114,8 @@ def _opened(file: Any) -> Iterator[Any]:
 class Writer:
     """Writes an MP4 file of frames, which appears when it is complete. A context manager.
 
-    Its size is that of the first frame, rounded down to even numbers, as H.264 requires. All frames are scaled to it.
+    Its size and aspect are those of the first frame; the size is rounded down to even numbers, as H.264 requires. All
+    frames are scaled to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,8 +138,11 @@ class Writer:
         else:
             self._partial.unlink(missing_ok=True)
 
-    def add(self, time: Fraction, picture: bytes) -> None:
-        """Show this picture, an image file, from `time` on. Raises StorageError if the file cannot be written."""
+    def add(self, time: Fraction, picture: bytes, aspect: Fraction = Fraction(1)) -> None:
+        """Show this picture, an image file, from `time` on. `aspect`: width / height of a pixel, as of the first.
+
+        Raises StorageError if the file cannot be written.
+        """
         with Image.open(io.BytesIO(picture)) as image:
             frame = av.VideoFrame.from_ndarray(np.asarray(image.convert("RGB")), format="rgb24")
         if not self._stream:
@@ -136,6 +150,7 @@ class Writer:
             self._stream.width, self._stream.height = frame.width & ~1 or 2, frame.height & ~1 or 2
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = Fraction(1, 90_000)
+            self._stream.codec_context.sample_aspect_ratio = aspect
         frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p")
         frame.time_base = Fraction(1, 90_000)
         frame.pts = self._last = max(round(time * 90_000), self._last + 1)
