@@ -238,6 +238,8 @@ def test_folder_without_hard_links_works_too(tmp_path: Path, monkeypatch: pytest
 
 def test_folder_lists_by_prefix_without_following_links(photos: Path) -> None:
     (photos / "2026" / "loop").symlink_to(photos)
+    (photos / "itself.jpg").symlink_to("itself.jpg")
+    (photos / "nowhere.jpg").symlink_to("nothing.jpg")
     (photos / "linked.jpg").symlink_to(photos / "a.jpg")
     folder = Folder(photos)
     names = {item.name for item in folder.objects()}

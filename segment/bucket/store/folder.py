@@ -98,14 +98,14 @@ def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
     if not folder.is_dir():
         return
     with os.scandir(folder) as listing:  # a folder sorts as if its name ended with a slash
-        entries = sorted((entry.name + "/" * entry.is_dir(), entry.is_symlink()) for entry in listing)
-    for name, is_link in entries:
+        # A link to a folder is not followed, because it may lead back here.
+        names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in listing)
+    for name in names:
         path = folder / name
         if name.startswith(".") and (not hidden or _is_temporary(name)):
             continue
         if name.endswith("/"):
-            if not is_link:  # it may lead back here
-                yield from _walk(path, hidden)
+            yield from _walk(path, hidden)
         elif path.is_file():
             yield path
 
