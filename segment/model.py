@@ -116,10 +116,11 @@ class Model:
 
         `classes`: indices of the classes to return; empty for all. The network detects all classes, so with `classes`
         it returns `most_per_run` instances instead of `max_detections`, from which those of the classes are selected.
+        So it does with tiles, as the instances of one view decide about those of another.
 
         `cancelled` is called before each tile. Raises Cancelled when it returns True.
         """
-        most = max(max_detections, most_per_run) if classes else max_detections
+        most = max(max_detections, most_per_run) if classes or detail > 1 else max_detections
         lowest = min_score if detail == 1 else min(min_score, CANDIDATE_SCORE)
         seen = photo if photo.size == network_size else image.resize(photo, network_size)
         found = self._run(np.asarray(seen), lowest, most).at(photo.size)
