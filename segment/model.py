@@ -24,13 +24,14 @@ from segment.engine import Engine
 from segment.engine.file import load as load_engine
 from segment.engine.file import one_stream
 from segment.engine.footprint import Footprint
-from segment.errors import Cancelled
+from segment.errors import Cancelled, ModelError
 from segment.image import Photo
 from segment.labels import class_indices, read_labels
+from segment.modelfile import CHECKPOINT_SUFFIXES, MODEL_SUFFIX
 from segment.options import parse_option
 from segment.resize import Fit, fitted_size
 from segment.results import Results
-from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, Settings
+from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, THREADS, Settings
 from segment.tiles import tiles
 from segment.tiles.merge import CANDIDATE_SCORE, merge
 
@@ -48,6 +49,9 @@ class Model:
         self.milliseconds_per_megapixel = 0.0
         self._first_runs()
         self.release()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.name}, {len(self.labels)} classes>"
 
     @cached_property
     def digest(self) -> str:
@@ -189,9 +193,11 @@ def load(
     """Load a model: a file, a name from `segment models`, or by default the embedded demo model.
 
     `labels`: class names by index, or a file with one per line; they replace the model's own. `cache`: folder for
-    compiled models; later loads are faster and take less memory. `threads`: by default the number of CPUs. Raises
-    ModelError.
+    compiled models; later loads are faster and take less memory. `threads`: 1 to 64, by default the number of CPUs.
+    Raises ModelError, OptionError.
     """
+    if threads is not None:
+        parse_option("threads", THREADS, str(threads))
     settings = Settings(model=str(model), cache=str(cache), threads=threads)
     if isinstance(labels, (str, Path)):
         return from_settings(replace(settings, labels=str(labels)))
@@ -226,12 +232,21 @@ def from_settings(
 
 
 def locate(settings: Settings) -> Path:
-    """The model file that the settings name: a path, a model of the zoo, or the embedded demo model."""
+    """The model file that the settings name: a path, a model of the zoo, or the embedded demo model.
+
+    Raises ModelError for an unknown name, a model of the zoo that was not fetched, and a checkpoint.
+    """
     if not settings.model:
         return EMBEDDED
     path = Path(settings.model)
-    if path.suffix == ".onnx" or path.exists():
+    is_checkpoint = path.suffix.lower() in CHECKPOINT_SUFFIXES
+    if path.suffix == MODEL_SUFFIX or (path.exists() and not is_checkpoint):
         return path
     from segment import zoo
 
+    if is_checkpoint and not zoo.find(settings.model):
+        raise ModelError(
+            f"{path.name} is a checkpoint, not a model file. Convert it: "
+            f"python -m segment convert CONFIG {path.name} -o model{MODEL_SUFFIX}"
+        )
     return zoo.model_file(settings.model)

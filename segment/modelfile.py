@@ -16,6 +16,8 @@ from typing import BinaryIO, cast
 
 from segment.errors import ModelError
 
+MODEL_SUFFIX, CHECKPOINT_SUFFIXES = ".onnx", (".pkl", ".pth", ".pt")
+"""Extensions of the names of model files, and of checkpoints, which are converted to model files."""
 PREFIX = "segment."
 """Prefix of this package's metadata keys."""
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2

@@ -25,6 +25,7 @@ DETAIL = values.number(int, 1, MAX_DETAIL)
 MIN_SCORE = values.number(float, 0, 1)
 MAX_DETECTIONS = values.number(int, 1, 1000)
 """Valid values of the options that have a default in the settings."""
+THREADS = values.number(int, 1, 64)
 
 EngineName = Literal["openvino", "detectron2"]
 Labelling = Literal["label-studio", "cvat"]
@@ -79,7 +80,7 @@ class Settings:
     )
     threads: int | None = _setting(
         None,
-        values.auto_or(values.number(int, 1, 64)),
+        values.auto_or(THREADS),
         "Threads of the network. `auto`: the number of CPUs of the container.",
     )
     queue: int = _setting(

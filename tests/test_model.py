@@ -200,6 +200,22 @@ def test_a_missing_file_and_an_unknown_name_are_refused() -> None:
         segment.load("no_such_model")
 
 
+@pytest.mark.parametrize("name", ["missing.pth", "training/shapes.pkl", "model_final.PT"])
+def test_a_checkpoint_is_refused_with_the_command_that_converts_it(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{Path(name).name} is a checkpoint.* python -m segment convert CONFIG"):
+        segment.load(name)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 65])
+def test_an_invalid_number_of_threads_is_refused(threads: int) -> None:
+    with pytest.raises(OptionError, match=f"threads is '{threads}'; it must be a whole number from 1 to 64"):
+        segment.load(threads=threads)
+
+
+def test_a_model_is_shown_with_its_name(model: segment.Model) -> None:
+    assert repr(model) == "<Model: shapes, 5 classes>"
+
+
 def test_settings_can_give_the_memory() -> None:
     model = from_settings(Settings(bytes_per_pixel=123.0, cache=str(CACHE)))
     assert model.footprint.bytes_per_pixel == 123.0

@@ -25,8 +25,9 @@ from pathlib import Path
 from segment import zoo
 from segment.errors import ConversionError
 from segment.extras import require
+from segment.modelfile import CHECKPOINT_SUFFIXES, MODEL_SUFFIX
 from segment.preparation import files
-from segment.preparation.files import CHECKPOINT_SUFFIXES, MODEL_SUFFIX, File, LocalFile, RemoteFile
+from segment.preparation.files import File, LocalFile, RemoteFile
 from segment.preparation.precision import Fp32, Int8, Precision
 from segment.preparation.sources import Checkpoint, Source, ZooModel
 from segment.preparation.writing import check_output, write

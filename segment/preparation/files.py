@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from segment.errors import ModelError
+from segment.modelfile import CHECKPOINT_SUFFIXES, MODEL_SUFFIX
 from segment.progress import Report
 from segment.zoo.download import download, download_once
 
-MODEL_SUFFIX, CHECKPOINT_SUFFIXES = ".onnx", (".pkl", ".pth", ".pt")
 LARGEST_CHECKPOINT, LARGEST_TEXT = 4 << 30, 1 << 20
 """Maximum bytes of a downloaded checkpoint or model file, and of a downloaded config or labels file."""
 _CHECKSUM = re.compile(r"[-_]([0-9a-f]{6,64})$")

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segment.errors import ModelError
-from segment.modelfile import ModelMetadata
-from segment.preparation.files import MODEL_SUFFIX
+from segment.modelfile import MODEL_SUFFIX, ModelMetadata
 from segment.progress import Progress, Report
 
 if TYPE_CHECKING:
