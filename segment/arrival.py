@@ -6,7 +6,8 @@ before it (shortest remaining time first). The time that a body has taken so far
 connections are not overtaken for ever.
 
 A body is only expected to be as large as announced after a part of it has arrived: an announcement alone keeps nobody
-else from memory.
+else from memory. The part need not have got memory yet. Otherwise, in a memory full of slow bodies, what one of them
+frees would be taken by the others' next pieces before a new body gets its first.
 """
 
 from __future__ import annotations
@@ -26,24 +27,28 @@ AGE_WEIGHT = 0.5
 class Arrival:
     """A body that is being received.
 
-    `bytes`: how many have arrived. `announced`: how many there will be, 0 if unknown. `since`: when it began, by
-    time.monotonic(). `waits_since`: since when it waits for memory, None if it does not.
+    `bytes`: how many have memory. `pending`: how many have arrived besides and wait for memory. `announced`: how many
+    there will be, 0 if unknown. `since`: when it began, by time.monotonic(). `waits_since`: since when it waits for
+    memory, None if it does not.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.pending = 0
         self.announced = 0
         self.since = time.monotonic()
         self.waits_since: float | None = None
         self._waited = 0.0
 
-    def wait(self, now: float) -> None:
-        """It waits for memory from now on, unless it already does."""
+    def wait(self, now: float, count: int) -> None:
+        """It waits for memory for `count` bytes from now on, unless it already does."""
+        self.pending = count
         if self.waits_since is None:
             self.waits_since = now
 
     def go_on(self, now: float) -> None:
         """It does not wait any longer. Time in which it could not grow does not count as time of the sender."""
+        self.pending = 0
         if self.waits_since is not None:
             self._waited += now - self.waits_since
             self.waits_since = None
@@ -55,7 +60,8 @@ class Arrival:
     @property
     def promised(self) -> int:
         """Bytes that are left free for it."""
-        return max(min(self.announced, PROMISE * self.bytes) - self.bytes, 0)
+        arrived = self.bytes + self.pending
+        return max(min(self.announced, PROMISE * arrived), arrived) - self.bytes
 
     def rank(self, now: float) -> float:
         """Seconds until it is expected to be complete, less for its age. Lower ranks come first.

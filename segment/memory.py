@@ -224,7 +224,7 @@ class Budget:
                 reservation.go_on(now)
                 self._add(reservation, count)
                 return True
-            reservation.wait(now)
+            reservation.wait(now, count)
             if all(other.blocked and not other.refused for other in self._holders if other.bytes):
                 max(self._growing(), key=lambda growing: (growing.bytes > 0, growing.rank(now))).refused = True
             if reservation.refused:
@@ -260,7 +260,7 @@ class Budget:
 
     def _release(self, reservation: Reservation) -> None:
         self._own -= reservation.bytes
-        reservation.bytes = 0
+        reservation.bytes = reservation.pending = 0
         reservation.blocked = False
         reservation.waits_since = None
         self._holders.discard(reservation)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segment.errors import Busy, Cancelled, TooLarge
-from segment.memory import MARGIN_BYTES, MARGIN_SHARE, Budget, capacity
+from segment.memory import MARGIN_BYTES, MARGIN_SHARE, ORDER_SECONDS, Budget, capacity
 
 MIB = 1 << 20
 
@@ -250,6 +250,21 @@ def test_growing_waits_for_free_memory() -> None:
             threading.Timer(0.05, end).start()
             growing.grow(10)
         assert growing.bytes == 60
+
+
+def test_freed_memory_is_for_the_first_in_the_order_even_if_it_has_none_yet() -> None:
+    budget = Budget(100 * MIB)
+    with budget.reserve() as slow, budget.reserve(40 * MIB), budget.reserve() as photo, contextlib.ExitStack() as stack:
+        ending = stack.enter_context(budget.reserve())
+        slow.grow(50 * MIB)
+        ending.grow(10 * MIB)
+        slow.since -= 100  # 0.5 MiB/s
+        slow.announced, photo.announced = 100 * MIB, 4 * MIB
+        assert not photo.try_grow(2 * MIB)
+        stack.close()
+        time.sleep(ORDER_SECONDS)
+        assert not slow.try_grow(10 * MIB)
+        assert photo.try_grow(2 * MIB)
 
 
 def test_a_deadlock_between_growing_reservations_is_resolved() -> None:
