@@ -33,8 +33,9 @@ settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
-    """Keep compiled models in one cache, also for the processes that tests start."""
+    """Let the processes that tests start share compiled models and compiled Python code."""
     os.environ["SEGMENT_CACHE"] = str(CACHE)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

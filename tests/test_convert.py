@@ -62,7 +62,7 @@ def converted(folder: Path, name: str) -> onnx.ModelProto:
 
 def agreement(model: Path, answers: Any) -> list[float]:
     """For each image, the share of detectron2's detections that the converted model also finds."""
-    engine = load(model, threads=2, memory=Footprint(0, 0.0))
+    engine = load(model, threads=1, memory=Footprint(0, 0.0))
     shares = []
     for i in range(sum(name.startswith("image") for name in answers)):
         found = engine(answers[f"image{i}"], 0.0, 1000)
@@ -105,7 +105,7 @@ def test_implicit_pointrend_runs_with_either_input_of_its_points(seen: str, tmp_
     document["MODEL"]["POINT_HEAD"]["CLS_AGNOSTIC_MASK"] = True
     facts = config.parse(document)
     onnx.save(convert.convert(facts, random_tensors(facts)), tmp_path / "model.onnx")
-    found = load(tmp_path / "model.onnx", threads=2, memory=Footprint(0, 0.0))(shapes.scene(0)[0], 0.0, 5)
+    found = load(tmp_path / "model.onnx", threads=1, memory=Footprint(0, 0.0))(shapes.scene(0)[0], 0.0, 5)
     assert len(found) == 5
     assert all(np.asarray(mask.grid).shape == (224, 224) for mask in found.masks)
 

@@ -50,7 +50,7 @@ def test_int8_file_is_small_and_has_metadata(int8: Path) -> None:
 
 
 def test_the_int8_file_finds_what_the_fp32_file_finds(int8: Path) -> None:
-    engines = [load(path, threads=2) for path in (DEMO, int8)]
+    engines = [load(path, threads=1) for path in (DEMO, int8)]
     found, agreed = 0, 0
     for seed in range(20):
         image = shapes.scene(seed)[0]
@@ -71,7 +71,7 @@ def test_without_photos_it_is_calibrated_on_the_packages_own(
     assert main(["quantise", str(DEMO), "-o", str(path), "--proposals", "100"]) == 0
     assert convert.limit(convert.load(path), 1000) == 100
     assert "calibrated on the photographs that come with this package" in capsys.readouterr().err
-    engines = [load(file, threads=2) for file in (DEMO, path)]
+    engines = [load(file, threads=1) for file in (DEMO, path)]
     found = [[len(engine(shapes.scene(seed)[0], 0.7, 100)) for seed in range(10)] for engine in engines]
     assert sum(found[1]) > 0.85 * sum(found[0]) > 15
 
@@ -163,7 +163,7 @@ def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Pa
     facts = modelfile.ModelMetadata.from_metadata(modelfile.metadata(tmp_path / "int8.onnx"))
     assert facts is not None
     assert facts.precision == "int8"
-    found = load(tmp_path / "int8.onnx", threads=2, memory=Footprint(0, 0.0))(images["image0"], 0.0, 20)
+    found = load(tmp_path / "int8.onnx", threads=1, memory=Footprint(0, 0.0))(images["image0"], 0.0, 20)
     assert len(found) == 20
     assert {mask.grid.shape for mask in found.masks} == {(side, side)}
 
@@ -202,7 +202,7 @@ def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
     engines = []
     for name, model in (("fp32", wide), ("int8", narrow)):
         onnx.save(model, tmp_path / name)
-        engines.append(load(tmp_path / name, threads=2, memory=Footprint(0, 0.0)))
+        engines.append(load(tmp_path / name, threads=1, memory=Footprint(0, 0.0)))
     shared = []
     for seed in range(4):
         fine, coarse = (engine(shapes.scene(seed)[0], 0.7, 100) for engine in engines)
