@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -215,6 +217,49 @@ def larger(photo: bytes, size: int) -> bytes:
     """The JPEG `photo` with comments, so that it has at least `size` bytes."""
     comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)
     return photo[:2] + comment * (size // len(comment) + 1) + photo[2:]
+
+
+@pytest.mark.slow
+def test_many_large_uploads_succeed(photo: bytes) -> None:
+    """24 clients with photos of 3 to 9 MB and links of 5 to 50 Mbit/s, in memory for two of them.
+
+    Each sends its photo again after the `Retry-After` of a refusal. tests/test_arrival.py simulates more clients.
+    """
+    dice, end = random.Random(0), time.monotonic() + 400
+
+    def upload(server: Server, size: int, rate: float) -> int:
+        """Returns the bytes that were sent in vain."""
+        wasted = 0
+        while time.monotonic() < end:
+            status, retry, sent = _paced(server, larger(photo, size), rate)
+            if status == 200:
+                return wasted
+            assert status == 503
+            wasted += sent
+            time.sleep(retry)
+        raise AssertionError("The photo was not segmented.")
+
+    with serve(SEGMENT_MEMORY="256Mi") as server, ThreadPoolExecutor(24) as crowd:
+        assert requests.get(server.url + "/ready", timeout=60).ok
+        sizes = [dice.randrange(3_000_000, 9_000_000) for _ in range(24)]
+        done = [crowd.submit(upload, server, size, dice.choice([5, 10, 20, 50]) * 125_000) for size in sizes]
+        wasted = sum(client.result() for client in done)
+    print(f"{wasted / sum(sizes):.0%} sent in vain")
+    assert wasted < 0.25 * sum(sizes)
+
+
+def _paced(server: Server, body: bytes, rate: float) -> tuple[int, float, int]:
+    """Send `body` at `rate` bytes per second until the server responds; returns status, Retry-After and bytes sent."""
+    sent, piece, due = 0, 16 << 10, time.monotonic()
+    with connect(server, HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)) as connection:
+        with contextlib.suppress(ConnectionError):
+            while sent < len(body) and not select.select([connection], [], [], 0)[0]:
+                sent += connection.send(body[sent : sent + piece])
+                due = max(due, time.monotonic() - 0.1) + piece / rate
+                time.sleep(max(due - time.monotonic(), 0))
+        received = answer(connection)
+    retry = re.search(rb"(?i)\r\nretry-after: (\d+)", received)
+    return int(received.split(b" ", 2)[1]), float(retry[1]) if retry else 0.0, sent
 
 
 def _send(connection: socket.socket, data: bytes) -> None:
