@@ -23,8 +23,9 @@ OPTIONAL = ("requirements-detectron2.txt", "requirements-bench.txt", "requiremen
 """Skips whose reason contains one of these are allowed: their Python package is optional or installed elsewhere."""
 
 LONGEST = str.split(
-    "test_quantise test_page test_server test_bucket test_terraform test_convert test_startup test_soak test_backfill "
-    "test_service test_dataset test_image test_bucket_dataset test_zoo test_video test_model"
+    "test_page test_bucket test_quantise test_server test_terraform test_soak test_commands test_backfill test_convert "
+    "test_service test_dataset test_image test_bucket_results test_startup test_video test_web test_vitdet "
+    "test_deformable test_model test_zoo test_bucket_dataset"
 )
 """The files that take longest. With `--dist loadfile`, one that starts last would keep one worker busy at the end."""
 
