@@ -5,9 +5,9 @@ completed. Therefore a body only grows if enough memory is left to complete thos
 before it (shortest remaining time first). The time that a body has taken so far counts in its favour, so that slow
 connections are not overtaken for ever.
 
-A body is only expected to be as large as announced after a part of it has arrived: an announcement alone keeps nobody
-else from memory. The part need not have got memory yet. Otherwise, in a memory full of slow bodies, what one of them
-frees would be taken by the others' next pieces before a new body gets its first.
+A body is only expected to be as large as announced after a part of it has memory: an announcement alone keeps nobody
+else from memory. Memory is also left for bytes that have arrived and wait. Otherwise, in a memory full of slow bodies,
+what one of them frees would be taken by the others' next pieces before a new body gets its first.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 PROMISE = 8
-"""Memory is left for this many times the bytes that have arrived, at most the announced size."""
+"""Memory is left for this many times the bytes that have memory, at most the announced size."""
 FIRST_BYTES, FIRST_SECONDS = 512 << 10, 0.5
 """A body counts as if these bytes had arrived in these seconds before it: the assumed rate of a sender that is new."""
-AGE_WEIGHT = 0.5
-"""Each second since the beginning counts as this much less time until the end."""
+AGE_WEIGHT = 0.25
+"""Each second since the beginning counts as this much less time until the end. With more, small photos wait for large
+ones that are older; with less, large ones are overtaken for too long (test_arrival.py)."""
 
 
 class Arrival:
@@ -60,8 +61,7 @@ class Arrival:
     @property
     def promised(self) -> int:
         """Bytes that are left free for it."""
-        arrived = self.bytes + self.pending
-        return max(min(self.announced, PROMISE * arrived), arrived) - self.bytes
+        return max(min(self.announced, PROMISE * self.bytes), self.bytes + self.pending) - self.bytes
 
     def rank(self, now: float) -> float:
         """Seconds until it is expected to be complete, less for its age. Lower ranks come first.
