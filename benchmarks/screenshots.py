@@ -47,6 +47,8 @@ def _segment(page: Page, example: int) -> None:
 
 def _shoot(page: Page, name: str) -> None:
     """Save the visible part. A palette would halve the size of the file, but dithers the edges of the controls."""
+    page.mouse.move(0, 0)  # the control that was clicked last has another colour below the mouse
+    page.wait_for_timeout(300)  # until the colour has changed
     Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(FOLDER / f"{name}.png", optimize=True)
 
 
