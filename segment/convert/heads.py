@@ -6,13 +6,9 @@ He et al., "Mask R-CNN", 2017; Cai and Vasconcelos, "Cascade R-CNN", 2018; detec
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 from segment.convert import boxes as box
 from segment.convert import chunks, pooler, res5
@@ -28,8 +24,6 @@ MASK_CHUNK = 4
 classes, the layers take 0.5 MB per instance in int8, and twice as much in float32. The last chunk is padded."""
 NEVER = -1.0
 """A score below every threshold."""
-LOWEST_SCORE = "lowest_score"
-"""Name of the constant with the config's score threshold."""
 MANY_CLASSES = 200
 """Up to this number of classes, the masks of all classes are predicted and one is kept, as in detectron2. It takes one
 int8 convolution. With more classes, such as those of LVIS, each instance is multiplied by the weights of its own class
@@ -136,9 +130,7 @@ def select(
     by_class = g.op("Where", solid, g.op("Transpose", scores, perm=[1, 0]), g.scalar(NEVER))  # (classes, N)
     # Class-agnostic boxes are one "image" with all classes. Otherwise each class is an "image" with its own boxes.
     axes, column = (g.ints(0), 1) if head.agnostic else (g.ints(1), 0)
-    threshold = g.op(
-        "Unsqueeze", g.op("Max", min_score, g.constant(np.float32(head.min_score), name=LOWEST_SCORE)), g.ints(0)
-    )
+    threshold = g.op("Unsqueeze", g.op("Max", min_score, g.scalar(head.min_score)), g.ints(0))
     kept = g.op(
         "NonMaxSuppression",
         batched,
@@ -155,21 +147,6 @@ def select(
     label, roi = g.gather(label, order), g.gather(roi, order)
     at = roi if head.agnostic else g.op("Add", g.op("Mul", label, g.dim(by_class, 1)), roi)
     return Found(g.gather(g.reshape(batched, -1, 4), at), best, label)
-
-
-@contextlib.contextmanager
-def any_score(model: onnx.ModelProto) -> Iterator[None]:
-    """Set the score threshold of a converted model to 0 within the context, so that it finds instances in any image."""
-    threshold = next((constant for constant in model.graph.initializer if constant.name == LOWEST_SCORE), None)
-    if threshold is None:  # converted by an earlier version
-        yield
-        return
-    before = numpy_helper.to_array(threshold)
-    threshold.CopyFrom(numpy_helper.from_array(np.zeros_like(before), LOWEST_SCORE))
-    try:
-        yield
-    finally:
-        threshold.CopyFrom(numpy_helper.from_array(before, LOWEST_SCORE))
 
 
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
