@@ -28,9 +28,9 @@ LIMITS = {
     (models.THOROUGH, 25, INSTANCES): 272,
     (models.THOROUGH, 35, INSTANCES): 304,
     (models.THOROUGH, 50, INSTANCES): 368,
-    ("fp32", 16, INSTANCES): 496,
-    ("fp32", 25, INSTANCES): 520,
-    ("fp32", 35, INSTANCES): 560,
+    ("fp32", 16, INSTANCES): 480,
+    ("fp32", 25, INSTANCES): 512,
+    ("fp32", 35, INSTANCES): 544,
     ("fp32", 50, INSTANCES): 640,
 }
 """(network, render factor, max_detections) -> the limit in MiB from which the search starts."""

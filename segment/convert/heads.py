@@ -13,8 +13,7 @@ import numpy as np
 from segment.convert import boxes as box
 from segment.convert import chunks, pooler, res5
 from segment.convert.architecture import BoxHead, Config, MaskHead
-from segment.convert.chunks import Rows
-from segment.convert.graph import INT64, Graph
+from segment.convert.graph import Graph
 from segment.convert.layers import convolution
 from segment.convert.pooler import Rois
 from segment.convert.weights import Weights
@@ -159,11 +158,9 @@ def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Fou
         rois = pooler.assign(g, pool, found.boxes)
         crops = pooler.crop(g, pool, maps, rois)
         crop = config.channels, pool.resolution, pool.resolution
-        x, label = chunks.begin(
-            g, part, MASK_CHUNK, Rows(crops, crop), Rows(rois.arranged(g, found.classes), (), INT64)
-        )
+        x, label = chunks.begin(g, part, MASK_CHUNK, (crops, crop), (rois.arranged(g, found.classes), ()))
         return rois.restored(g, chunks.end(g, part, _masks(g, w, config, x, config.channels, label)))
-    boxes, label = chunks.begin(g, part, res5.CHUNK, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
+    boxes, label = chunks.begin(g, part, res5.CHUNK, (found.boxes, (4,)), (found.classes, ()))
     if config.res5_heads:
         x, into = res5.features(g, w, config, maps, boxes)
     else:

@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 
 from segment.convert import chunks
 from segment.convert.architecture import PointRend
-from segment.convert.chunks import Rows
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph
 from segment.convert.heads import Found, pick
 from segment.convert.layers import convolution
@@ -77,9 +76,7 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     if not head.implicit:  # the parameters of Implicit PointRend take 1.1 MB per instance, so a chunk predicts its own
         x, size = _coarse_prediction(g, w, head, x, width), width
     part = "mask_points"
-    boxes, label, x = chunks.begin(
-        g, part, CHUNK, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64), Rows(x, (size,))
-    )
+    boxes, label, x = chunks.begin(g, part, CHUNK, (found.boxes, (4,)), (found.classes, ()), (x, (size,)))
     coarse = _coarse_prediction(g, w, head, x, width) if head.implicit else x
     predictor.see(_region(g, boxes), label, coarse)
     side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)

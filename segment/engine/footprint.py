@@ -160,10 +160,8 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     """Measure a loaded engine in this process."""
     noise = np.random.default_rng(0)
     fixed_size = engine.input_size((SIDES[0], SIDES[0]))
-    # The first run prepares a layout of the weights for its size. Other sizes may need another one; both are kept. As
-    # in the first run of the service (model.py), nothing is found: the layers that only run on instances prepare their
-    # weights later, so these are part of the footprint.
-    engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 1.0, 1)
+    # The first run prepares a layout of the weights for its size. Other sizes may need another one; both are kept.
+    engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
     engine.release()
     process.trim_heap()
     before = container.anonymous()
