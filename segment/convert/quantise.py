@@ -134,8 +134,8 @@ def _fast_matching() -> Iterator[None]:
     """Let networkx compare the types of two nodes before their edges.
 
     NNCF searches the graph for some hundred patterns with networkx (nncf/common/graph/graph_matching.py). Both checks
-    must hold, and the types nearly always differ, but networkx checks the edges first, which takes longer. It was two
-    fifths of the time of a quantisation. What is found is the same.
+    must hold, and the types nearly always differ, but networkx checks the edges first, which takes longer. What is
+    found is the same.
     """
     from networkx.algorithms import isomorphism
 

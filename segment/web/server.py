@@ -48,7 +48,7 @@ MAX_HEADERS = 100
 """Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
 FRAMING_BYTES, FRAMING_SHARE = 64 << 10, 1 / 16
 """The framing of a chunked body (sizes of chunks, line ends) may be this share of its content, and these bytes more in
-any part of the body. Each chunk takes CPU time, however small it is: about 0.5 s for FRAMING_BYTES."""
+any part of the body. Each chunk takes CPU time, however small it is."""
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 """The end of a request's head."""
 MAX_CONNECTIONS = 128
