@@ -43,7 +43,7 @@ ABOUT = {
     "detections": (SERVING, "boxes, scores, masks"),
     "labels": (SERVING, "class names"),
     "modelfile": (SERVING, "metadata of a model file"),
-    "extras": (OFFLINE, "optional packages"),
+    "extras": (OFFLINE, "missing packages"),
     "errors": (SERVING, "exceptions"),
     "packed": (SERVING, "compressed masks"),
     "arrival": (SERVING, "order of bodies that are received"),
@@ -55,6 +55,7 @@ ABOUT = {
     "formats": (SERVING, "output formats"),
     "values": (SERVING, "parse one value"),
     "progress": (OFFLINE, "preparation steps"),
+    "wording": (SERVING, "counts in messages"),
 }
 """Fill and purpose of every module or folder of `segment/`."""
 

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import segment
-from segment import commands
 from segment.errors import SegmentError
-from segment.extras import EXTRAS, missing
+from segment.extras import explained
+
+try:
+    from segment import commands
+except ModuleNotFoundError as error:
+    sys.exit(f"segment: {explained(error)}")
 
 MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
 FILE_OR_NAME = "a model file or a name of the zoo; by default the embedded demo model"
@@ -43,10 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"segment: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        name = error.name or ""
-        if name.partition(".")[0] not in EXTRAS:
-            raise
-        print(f"segment: {missing(name)}", file=sys.stderr)
+        print(f"segment: {explained(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -25,6 +25,7 @@ from segment.progress import Progress
 from segment.service import Batch, Service
 from segment.settings import Settings
 from segment.values import MIB, BadValue
+from segment.wording import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +92,7 @@ def _write(model: onnx.ModelProto, precision: Precision, path: Path) -> int:
 def _print_summary(path: Path) -> int:
     """Print a summary of a model file that was written. Returns 0."""
     if converted := ModelMetadata.read(path):
-        print(f"{path}: {len(converted.labels)} classes, {converted.precision}, {_size(path)}")
+        print(f"{path}: {counted(len(converted.labels), 'class', 'classes')}, {converted.precision}, {_size(path)}")
     return 0
 
 
@@ -108,7 +109,8 @@ def info(arguments: argparse.Namespace) -> int:
         "precision": converted.precision if converted else "as exported",
         "classes": f"{len(service.labels)}: {listed(service.labels, 10)}",
         "memory of a run": _per_run(service.footprint),
-        "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, {container.cpus()} CPUs",
+        "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, "
+        f"{counted(container.cpus(), 'CPU')}",
         "largest render factor": about["largest_render_factor"] or "none; the input of the network has a fixed size",
     }
     for name, value in rows.items():
@@ -300,7 +302,7 @@ def warm(arguments: argparse.Namespace) -> int:
     """Load the model once, so that its compiled form is in the cache."""
     service = Service(Settings.from_environment(os.environ))
     service.load()
-    print(f"{service.model_name}: {len(service.labels)} classes, ready")
+    print(f"{service.model_name}: {counted(len(service.labels), 'class', 'classes')}, ready")
     return 0
 
 
@@ -348,7 +350,7 @@ def _option(text: str) -> tuple[str, str]:
 def _per_run(memory: Footprint) -> str:
     """Memory of a run as text."""
     return (
-        f"{memory.fixed_bytes / MIB:.0f} MiB, {memory.bytes_per_pixel:.0f} bytes per pixel, "
+        f"{memory.fixed_bytes / MIB:.0f} MiB, {counted(round(memory.bytes_per_pixel), 'byte')} per pixel, "
         f"{memory.bytes_per_instance / 1024:.0f} KiB per instance"
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.mask import Grid, Mask
+from segment.wording import counted
 
 Index = int | slice | list[int] | NDArray[Any]
 """One number, a slice, several numbers, or an (N,) bool array."""
@@ -38,7 +39,7 @@ class Detections:
 
     def __repr__(self) -> str:
         width, height = self.size
-        return f"<{type(self).__name__}: {len(self)} instances in {width} x {height} pixels>"
+        return f"<{type(self).__name__}: {counted(len(self), 'instance')} in {width} x {height} pixels>"
 
     def __iter__(self) -> Iterator[Self]:
         """Each instance, as Detections of length one."""

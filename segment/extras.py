@@ -1,4 +1,4 @@
-"""Optional packages, and the command that installs each.
+"""Packages that are not installed, and the command that installs each.
 
 The distribution has extras (pyproject.toml, optional-dependencies). If it is installed, `pip install` adds an extra by
 the distribution's name. In a clone it is not installed, so the command has the clone's path instead.
@@ -36,16 +36,26 @@ def require(package: str) -> None:
 
 
 def missing(package: str) -> MissingPackage:
-    """The error for an optional package that is not installed, with the command that installs it."""
-    extra = EXTRAS[package.partition(".")[0]]
-    return MissingPackage(f"The package {package} is not installed. Install it with: {command(extra)}")
+    """The error for a package that is not installed, with the command that installs it."""
+    extra = EXTRAS.get(package.partition(".")[0], "")
+    advice = f"Install it with: {command(extra)}"
+    if not extra:
+        advice += " (In a clone, `make run` installs it into .venv; activate that with: . .venv/bin/activate)"
+    return MissingPackage(f"The package {package} is not installed. {advice}")
 
 
-def command(extra: str) -> str:
-    """The command that installs an extra."""
+def explained(error: ModuleNotFoundError) -> MissingPackage:
+    """The error for the package that an import did not find. Raises `error` if that is a module of this package."""
+    if not error.name or error.name.partition(".")[0] == "segment":
+        raise error
+    return missing(error.name)
+
+
+def command(extra: str = "") -> str:
+    """The command that installs the distribution, with an extra if one is given."""
     try:
         importlib.metadata.distribution(DISTRIBUTION)
         source = DISTRIBUTION
     except importlib.metadata.PackageNotFoundError:
         source = str(Path(__file__).resolve().parents[1])
-    return f"pip install '{source}[{extra}]'"
+    return f"pip install '{source}[{extra}]'" if extra else f"pip install '{source}'"

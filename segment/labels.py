@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segment.errors import ModelError, OptionError
+from segment.values import split
+from segment.wording import counted
 
 _FILE = Path(__file__).parent / "zoo" / "coco.txt"
 _UNUSED = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -36,7 +38,8 @@ def labels_for(count: int, given: tuple[str, ...] = (), own: tuple[str, ...] = (
     """
     if given and len(given) != count:
         raise ModelError(
-            f"There are {len(given)} labels for the {count} classes of the model. Give one label per class."
+            f"There must be one label per class: the model has {counted(count, 'class', 'classes')}, and "
+            f"{counted(len(given), 'label')} {'was' if len(given) == 1 else 'were'} given."
         )
     named = (names for names in (given, own, coco(), coco_by_number()) if len(names) == count)
     return next(named, tuple(str(number) for number in range(count)))
@@ -47,6 +50,22 @@ def class_indices(names: Sequence[str], labels: Sequence[str]) -> frozenset[int]
     if unknown := [name for name in names if name not in labels]:
         raise OptionError("classes", f"The model has no class {unknown[0]!r}. Its classes: {listed(labels)}.")
     return frozenset(index for index, label in enumerate(labels) if label in names)
+
+
+def named(words: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """The class names in `words`, the parts of a text between its commas.
+
+    A name may contain commas itself: from left to right, as many parts as possible are joined to a label.
+    """
+    joined = {parts: label for label in labels if (parts := split(label))}
+    longest = max(map(len, joined), default=0)
+    names, start = [], 0
+    while start < len(words):
+        ends = range(min(len(words), start + longest), start, -1)
+        end = next((end for end in ends if tuple(words[start:end]) in joined), start + 1)
+        names.append(joined.get(tuple(words[start:end]), words[start]))
+        start = end
+    return tuple(names)
 
 
 def listed(labels: Sequence[str], most: int = 20) -> str:

@@ -34,6 +34,7 @@ from segment.results import Results
 from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, THREADS, Settings
 from segment.tiles import tiles
 from segment.tiles.merge import CANDIDATE_SCORE, merge
+from segment.wording import counted
 
 FIRST_PHOTO, FIRST_RENDER_FACTOR = (1280, 960), 25
 """Photo size and render factor of the runs at load, which prepare the weights' layout for the most common input."""
@@ -51,7 +52,7 @@ class Model:
         self.release()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.name}, {len(self.labels)} classes>"
+        return f"<{type(self).__name__}: {self.name}, {counted(len(self.labels), 'class', 'classes')}>"
 
     @cached_property
     def digest(self) -> str:

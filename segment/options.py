@@ -27,9 +27,9 @@ class Options:
 
     `render_factor`: None (auto) means the largest that fits the photo and the memory. `detail`: number of tiles per
     side that are run in addition to the whole photo, 1 for none; None (auto) means the largest that is useful for the
-    photo's size and within the limits of memory and pixels. `classes`: names of the classes to return; empty for all.
-    `masks`, `boxes`, `labels`: whether an overlay shows them. `segmentation`: encoding of masks in JSON. `colours`:
-    whether an overlay has one colour per instance or per class.
+    photo's size and within the limits of memory and pixels. `classes`: names of the classes to return, split at
+    commas (see `labels.named`); empty for all. `masks`, `boxes`, `labels`: whether an overlay shows them.
+    `segmentation`: encoding of masks in JSON. `colours`: whether an overlay has one colour per instance or per class.
     """
 
     render_factor: int | None
@@ -101,7 +101,10 @@ def describe(settings: Settings) -> dict[str, Option]:
             "Maximum number of instances; those with the highest scores are returned.",
             values.number(int, 1, settings.max_detections),
         ),
-        "classes": Option("Names of the classes to return, separated by commas.", values.names("class names")),
+        "classes": Option(
+            "Names of the classes to return, separated by commas. A name that contains commas is written as it is.",
+            values.names("class names"),
+        ),
         "format": Option(
             "Format of the result: an overlay of the instances on the photo (png, jpeg, webp), JSON, a map of instance "
             "ids (PNG), or a zip of cut-outs. An overlay as jpeg has quality 90, or less if it would exceed 0.75 "

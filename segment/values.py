@@ -72,7 +72,7 @@ def several(literal: Any) -> Value:
     known = choices(literal)
 
     def read(words: str) -> tuple[str, ...]:
-        names = _split(words.lower())
+        names = split(words.lower())
         if not names or not set(names) <= set(known):
             raise ValueError
         return tuple(dict.fromkeys(names))
@@ -84,7 +84,7 @@ def names(expected: str) -> Value:
     """At least one name, separated by commas."""
 
     def read(words: str) -> tuple[str, ...]:
-        found = _split(words)
+        found = split(words)
         if not found:
             raise ValueError
         return found
@@ -129,5 +129,6 @@ def choices(literal: Any) -> tuple[str, ...]:
     return typing.get_args(literal)
 
 
-def _split(words: str) -> tuple[str, ...]:
+def split(words: str) -> tuple[str, ...]:
+    """The parts of a text between its commas, without those that are empty."""
     return tuple(word.strip() for word in words.split(",") if word.strip())

@@ -133,7 +133,7 @@ def test_labels_from_the_settings_must_match_the_classes(tmp_path: Path) -> None
     folder = folder_of("r50", tmp_path)
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
-    with pytest.raises(ModelError, match="2 labels for the 7 classes"):
+    with pytest.raises(ModelError, match="the model has 7 classes, and 2 labels were given"):
         model.from_settings(Settings(engine="detectron2", model=str(folder), labels=str(names)))
 
 

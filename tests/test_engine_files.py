@@ -171,7 +171,7 @@ def test_labels() -> None:
     assert labels_for(2, own=("a", "b")) == ("a", "b")
     assert labels_for(2, ("x", "y"), ("a", "b")) == ("x", "y")
     assert labels_for(3, own=("x", "y")) == ("0", "1", "2")
-    with pytest.raises(ModelError, match="3 labels for the 2 classes"):
+    with pytest.raises(ModelError, match="the model has 2 classes, and 3 labels were given"):
         labels_for(2, ("x", "y", "z"))
 
 

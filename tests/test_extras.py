@@ -6,10 +6,14 @@ import ast
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
+import numpy
 import pytest
 
 from devtools.server import ROOT
@@ -83,3 +87,30 @@ def test_a_missing_part_of_a_package_is_named() -> None:
         extras.require("google.cloud.nothing")
     with pytest.raises(MissingPackage, match=r"google\.nothing\.inside is not installed\. .*\[gcp\]"):
         extras.require("google.nothing.inside")
+
+
+@pytest.mark.parametrize("absent", ["numpy", "isal"])
+def test_without_a_required_package_the_commands_say_what_is_missing(absent: str, tmp_path: Path) -> None:
+    """`import segment` needs NumPy, only the commands need isal."""
+    for entry in Path(numpy.__file__).parents[1].iterdir():
+        if not entry.name.startswith(absent):
+            (tmp_path / entry.name).symlink_to(entry)
+    command = [sys.executable, "-S", "-m", "segment", "models"]  # -S: without the environment's own packages
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert f"The package {absent} is not installed. Install it with: pip install " in ran.stderr
+    assert not ran.stdout
+
+
+def test_a_missing_module_of_this_distribution_is_not_called_a_package() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        extras.explained(ModuleNotFoundError(name="segment.nothing"))

@@ -16,7 +16,7 @@ import segment
 from devtools.server import ROOT
 
 LEVELS = (
-    ("packed", "arrival"),
+    ("packed", "arrival", "wording"),
     ("errors", "mask", "resize", "container", "process", "log", "formats", "values", "progress"),
     ("settings", "memory", "image", "detections", "labels", "modelfile", "extras"),
     ("options", "tiles", "engine", "zoo"),

@@ -168,7 +168,7 @@ def test_labels_can_be_given(tmp_path: Path) -> None:
     names.write_text("Kreis\nQuadrat\n\nDreieck\nStern\nRing\n", encoding="utf-8")
     assert segment.load(labels=names, cache=CACHE).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
     assert segment.load(labels=["a", "b", "c", "d", "e"], cache=CACHE).labels == ("a", "b", "c", "d", "e")
-    with pytest.raises(ModelError, match="There are 2 labels for the 5 classes"):
+    with pytest.raises(ModelError, match="the model has 5 classes, and 2 labels were given"):
         segment.load(labels=["a", "b"], cache=CACHE)
     names.write_text("one\ntwo\n")
     with pytest.raises(ModelError, match="2"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from segment.dataset.journal import Journal
 from segment.dataset.segmenter import Done
 from segment.errors import OptionError, SegmentError
+from segment.wording import counted
 
 
 class Recorder:
@@ -37,8 +38,7 @@ class Recorder:
             self.failed(name, error)
             return None
         self.journal.done(name, key, generation, done.document)
-        instances = "1 instance" if done.instances == 1 else f"{done.instances} instances"
-        self._progress(f"{name}: {instances} in {done.milliseconds:.0f} ms")
+        self._progress(f"{name}: {counted(done.instances, 'instance')} in {done.milliseconds:.0f} ms")
         return done
 
     def failed(self, name: str, error: SegmentError | OSError, key: str = "") -> None:

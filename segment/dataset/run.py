@@ -29,6 +29,7 @@ from segment.errors import StorageError
 from segment.labelling.labelstudio import Control, prediction_version
 from segment.options import Options
 from segment.service import Batch, Service
+from segment.wording import counted
 
 SHOWN_FAILURES = 20
 """Number of failures that are printed at the end; errors.csv contains all."""
@@ -80,7 +81,7 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
             known = ", ".join(sorted(photos.SUFFIXES | photos.VIDEO_SUFFIXES))
             print(f"There are no photos to segment. In a folder, they are files that end in {known}.", file=sys.stderr)
         if recorder.skipped:
-            print(f"{_photos(recorder.skipped)} done before")
+            print(f"{counted(recorder.skipped, 'photo')} done before")
         for error in unlisted:
             journal.failed(shown(str(error.filename)), error.strerror or str(error))
         try:
@@ -140,9 +141,5 @@ def _report(journal: Journal, path: Path) -> int:
 
     with path.open("wb") as file:
         file.writelines(errors_csv(printed(itertools.chain(first, failures))))
-    print(f"{_photos(count)} could not be segmented; see {path}", file=sys.stderr)
+    print(f"{counted(count, 'photo')} could not be segmented; see {path}", file=sys.stderr)
     return count
-
-
-def _photos(count: int) -> str:
-    return f"{count} photo{'' if count == 1 else 's'}"

@@ -19,6 +19,7 @@ from segment.engine.openvino import Network
 from segment.engine.signature import Signature
 from segment.errors import ModelError
 from segment.modelfile import ModelMetadata, metadata
+from segment.wording import counted
 
 
 def one_stream(memory: Footprint) -> int:
@@ -64,7 +65,7 @@ class FileEngine:
             raise ModelError(f"The model returned class {found.classes.min()}; classes must not be negative.")
         if len(found) and found.classes.max() >= len(self.labels):
             raise ModelError(
-                f"The model returned class {found.classes.max()}, but there are only {len(self.labels)} labels. "
+                f"The model returned class {found.classes.max()}, but has only {counted(len(self.labels), 'label')}. "
                 "Set SEGMENT_LABELS to a file with a name for every class."
             )
         return found

@@ -12,6 +12,7 @@ from segment.dataset.photos import find
 from segment.errors import ConversionError
 from segment.preparation.files import LocalFile
 from segment.progress import Progress, Report
+from segment.wording import counted
 
 if TYPE_CHECKING:
     import onnx
@@ -76,7 +77,7 @@ class Int8:
         photos = self._photos()
         on = "the photographs that come with this package"
         if photos is not None:
-            on = f"{len(photos)} photos in {self.calibrate}"
+            on = f"{counted(len(photos), 'photo')} in {self.calibrate}"
         report(Progress("quantise", f"Quantising to int8, calibrated on {on}."))
         return converter.quantised(model, photos, self.proposals)
 

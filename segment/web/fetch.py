@@ -38,6 +38,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
 from segment.web.pace import CROWDED_RATE, Pace, TooSlow
+from segment.wording import counted
 
 MAX_REDIRECTS = 5
 MAX_URL = 8192
@@ -271,7 +272,7 @@ class _Limits:
 
     def passed(self) -> FetchError:
         """The error for a fetch that took too long."""
-        return FetchError(f"Fetching the URL took longer than {self.seconds:g} seconds.")
+        return FetchError(f"Fetching the URL took longer than {counted(self.seconds, 'second')}.")
 
 
 class _Connection(http.client.HTTPConnection):

@@ -196,7 +196,7 @@ on("photo", () => {
 on("filter focus model", drawLayer);
 on("photo filter", () => {
   const objects = shown(), counts = Object.entries(Object.groupBy?.(objects, (o) => o.category_name) ?? {});
-  $("photo").setAttribute("aria-label", `The photo, ${objects.length} objects shown: `
+  $("photo").setAttribute("aria-label", `The photo, ${objects.length} ${objects.length === 1 ? "object" : "objects"} shown: `
     + (counts.map(([name, all]) => `${all.length} ${name}`).join(", ") || "none"));
 });
 addEventListener("keydown", (event) => {
