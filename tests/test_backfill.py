@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -352,6 +353,55 @@ def test_objects_with_unusual_names_are_saved_in_a_folder(cloud: Cloud, tmp_path
     for _ in range(2):
         assert run("gs://photos", tmp_path / "out") == 1, "a folder cannot contain this name"
     assert len(written(tmp_path / "out")) == 2
+
+
+def test_subfolder_that_cannot_be_listed_fails_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_to_list(photos / "2026" / "May", monkeypatch)
+    (photos / "2026" / "May-1.jpg").write_bytes(photo(2))  # "-" sorts before "/"
+    assert run(photos, tmp_path / "results") == 1
+    assert {name.rpartition("/")[0] for name in written(tmp_path / "results")} == {
+        "a.jpg",
+        "2026/May-1.jpg",
+        "notes.txt",
+    }
+    assert f"2026/May/: failed for now: {photos}/2026/May cannot be read: Permission denied." in caplog.messages
+
+
+def test_dataset_names_the_subfolder_that_cannot_be_listed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_list(photos / "2026" / "May", monkeypatch)
+    results = tmp_path / "results"
+    for _ in range(2):
+        assert backfill.run(str(photos), str(results), service(), {}, datasets=["coco"], files=False) == 1
+        errors = (results / "errors.csv").read_text(encoding="utf-8").splitlines()
+        assert f"2026/May/,{photos}/2026/May cannot be read: Permission denied." in errors
+        assert len(errors) == 3  # with the header and notes.txt
+        assert [image["file_name"] for image in json.loads((results / "instances.json").read_bytes())["images"]] == [
+            "a.jpg"
+        ]
+
+
+def test_unreadable_folder_of_photos_ends_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_list(photos, monkeypatch)
+    with pytest.raises(StorageError, match=f"{photos}: Permission denied"):
+        run(photos, tmp_path / "results")
+
+
+def refuse_to_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the folder be one that this user may not list. (The tests may run as root, who may.)"""
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
 
 
 def test_changed_photo_is_another_generation(photos: Path, tmp_path: Path) -> None:

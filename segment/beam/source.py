@@ -82,5 +82,5 @@ class Source:
         """The photos in the range, sorted by name, without results of earlier runs. Raises StorageError."""
         matches = re.compile(self.expression or ".*", re.DOTALL).match
         for item in listed(self.store(seconds), self.prefix, names):
-            if not item.name.endswith("/") and not is_result(item) and matches(item.name):
+            if not item.is_folder and not is_result(item) and (item.problem or matches(item.name)):
                 yield item

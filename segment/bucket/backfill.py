@@ -193,7 +193,7 @@ class _Job:
         Omitted photos are counted as done. Raises StorageError, ModelError.
         """
         listing = listed(self.source, self.prefix, names)
-        new = (item for item in listing if not item.name.endswith("/") and not is_result(item))
+        new = (item for item in listing if not item.is_folder and not is_result(item))
         if self.output and not self.files:
             earlier = self.output.earlier(part)
             for item in new:

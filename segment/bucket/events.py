@@ -177,7 +177,7 @@ def why_ignored(settings: Settings, bucket: str, item: Object) -> str:
         return f"it is not in gs://{settings.input_bucket}."
     if not item.name.startswith(settings.input_prefix):
         return f"its name does not start with {settings.input_prefix!r}."
-    if item.name.endswith("/"):
+    if item.is_folder:
         return "it is a folder placeholder."
     if is_result(item):
         return "it is a result."

@@ -79,8 +79,10 @@ def segment_object(
     their own deadline.
 
     Raises StorageError, Busy or ModelError if a retry may succeed, StorageRefused if results can be neither listed nor
-    written.
+    written, or for an object with a `problem`.
     """
+    if item.problem:
+        raise StorageRefused(item.problem)
     start = time.perf_counter()
     options = options or Options.defaults(service.settings)
     photo = _Photo(service, source, item, destination, folder_of(prefix, item), deadline, options)

@@ -33,6 +33,7 @@ from segment.service import Service
 from segment.web import labelling
 from segment.web.app import upload_paths
 from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
+from segment.web.pace import CROWDED_RATE
 from segment.web.startup import NEEDS_MODEL, Startup
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,9 @@ any part of the body. Each chunk takes CPU time, however small it is."""
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 """The end of a request's head."""
 MAX_CONNECTIONS = 128
-"""If there are more connections, one is closed: the one that has waited longest for a request's head, or if there is
-none, for a body (first of those that were refused), or for the client to read a response."""
+"""If there are more connections, one is closed, see `Protocol._rank`."""
 NEW_SECONDS = 1.0
-"""Time in which a connection that has not sent a head yet is not closed in favour of others."""
+"""Time in which a connection that has sent little is not closed in favour of slow ones."""
 BACKLOG = 128
 """Connections that the kernel accepts before the server does."""
 READ_BYTES = 16 << 10
@@ -102,6 +102,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0  # when the wait for the current request's head began
+    _received = 0  # bytes since then
     _framing = 0.0  # bytes of the current body's framing beyond FRAMING_SHARE, since they were last within it
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
 
@@ -135,6 +136,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         """Parse `data`. The deadline of a further head starts with its first byte."""
         in_body = self.conn.their_state is h11.SEND_BODY
         before = len(self.cycle.body) if in_body else 0
+        self._received += len(data)
         super().data_received(data)
         if in_body:
             self._count_framing(len(data), len(self.cycle.body) - before)
@@ -203,17 +205,27 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self.transport.get_write_buffer_size() > 0
 
     def _rank(self) -> tuple[int, float]:
-        """Among the connections that wait for their client, those with a lower rank are closed first."""
-        if self.conn.their_state is h11.IDLE:
-            is_new = self.loop.time() - self._since < NEW_SECONDS
-            return 3 if is_new else 0, self._since
-        if self.conn.their_state is h11.SEND_BODY:
-            is_refused = self.conn.our_state is h11.SEND_BODY
-            return 0 if is_refused else 1, self._since
-        return 2, self._since
+        """Among the connections that wait for their client, those with a lower rank are closed first.
+
+        These are idle ones, and those whose head is late or whose body was refused; then slow bodies, the slowest
+        first; then clients that do not read their response; then new connections. A body that arrives at the pace that
+        is required when others wait is only closed if there is nothing else.
+        """
+        age, in_body = self.loop.time() - self._since, self.conn.their_state is h11.SEND_BODY
+        if in_body and self.conn.our_state is not h11.SEND_BODY:
+            rate = self._received / max(age, NEW_SECONDS)
+            if rate >= CROWDED_RATE:
+                return 4, rate
+            if age >= NEW_SECONDS:
+                return 1, rate
+        elif in_body or (self.conn.their_state is h11.IDLE and age >= NEW_SECONDS):
+            return 0, self._since
+        elif self.conn.their_state is not h11.IDLE:
+            return 2, self._since
+        return 3, self._since
 
     def _start_deadline(self) -> None:
-        self._since = self.loop.time()
+        self._since, self._received = self.loop.time(), 0
         self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
     def _stop_deadline(self) -> None:

@@ -23,6 +23,8 @@ class Object:
     """One generation of an object. Writing the same name again creates another generation.
 
     `size`: in bytes. `crc32c`: base64, as in Cloud Storage. `metadata`: custom metadata. Each may be unknown.
+    `problem`: why the object cannot be read, if the listing shows that. A folder of a file system that cannot be listed
+    is such an object, whose name ends with a slash.
     """
 
     name: str
@@ -30,6 +32,12 @@ class Object:
     size: int | None = None
     crc32c: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder that Cloud Storage's tools have created as an object, without content."""
+        return self.name.endswith("/") and not self.problem
 
 
 class Store(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from segment.bucket.store import Object
 from segment.errors import StorageError, StorageRefused, TooLarge
 
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 _BEGIN, _END = ".", ".part"
 """Start and end of the names of files that are being written."""
@@ -25,7 +27,8 @@ _BEGIN, _END = ".", ".part"
 class Folder:
     """A Store in a local folder, which is created with the first file. Metadata is not stored.
 
-    `hidden`: whether files and folders are listed whose names start with a dot.
+    `hidden`: whether files and folders are listed whose names start with a dot. Without it, a subfolder or a file that
+    may not be read is listed with its problem; in a folder of results, it is an error.
     """
 
     def __init__(self, path: str | Path, hidden: bool = False) -> None:
@@ -39,18 +42,22 @@ class Folder:
     def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
         """Every file whose name, relative to the folder and with slashes, starts with `prefix` and is in the range."""
         with self._as_storage_error():
-            for path in _walk(self._inside(prefix.rpartition("/")[0]), self._hidden):
-                name = path.relative_to(self.path).as_posix()
+            for path, found in _walk(self._inside(prefix.rpartition("/")[0]), self._hidden):
+                name = path.relative_to(self.path).as_posix() + "/" * isinstance(found, _Unlisted)
                 if end and name >= end:
                     return
                 if name.startswith(prefix) and name >= start:
-                    state = path.stat()
-                    yield Object(name, state.st_mtime_ns // 1000, state.st_size)
+                    if isinstance(found, os.stat_result):
+                        yield Object(name, found.st_mtime_ns // 1000, found.st_size)
+                    else:
+                        yield Object(name, 0, problem=f"{path} cannot be read: {found.strerror}.")
 
     def read(self, item: Object, limit: int) -> bytes | None:
         """Read the file; None if it has changed or no longer exists."""
         if item.size is not None and item.size > limit:
             raise TooLarge(f"The file has {item.size:,} bytes; the maximum is {limit:,}.")
+        if item.problem:
+            raise StorageRefused(item.problem)
         path = self._inside(item.name)
         with self._as_storage_error():
             try:
@@ -93,8 +100,15 @@ class Folder:
             raise kind(f"{error.filename or self.path}: {error.strerror or error}.") from error
 
 
-def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
-    """The files below `folder`, ordered by their whole names. `hidden`: also those whose names start with a dot."""
+class _Unlisted(PermissionError):
+    """A folder that may not be listed."""
+
+
+def _walk(folder: Path, hidden: bool) -> Iterator[tuple[Path, os.stat_result | PermissionError]]:
+    """The files below `folder`, ordered by their whole names. `hidden`: also those whose names start with a dot.
+
+    Unless `hidden`, what may not be read is returned with the error. Raises OSError.
+    """
     if not folder.is_dir():
         return
     with os.scandir(folder) as listing:  # a folder sorts as if its name ended with a slash
@@ -104,10 +118,26 @@ def _walk(folder: Path, hidden: bool) -> Iterator[Path]:
         path = folder / name
         if name.startswith(".") and (not hidden or _is_temporary(name)):
             continue
-        if name.endswith("/"):
-            yield from _walk(path, hidden)
-        elif path.is_file():
-            yield path
+        try:
+            if name.endswith("/"):
+                yield from _walk(path, hidden)
+            elif state := _state(path):
+                yield path, state
+        except PermissionError as error:
+            if hidden:
+                raise
+            yield path, _Unlisted(*error.args) if name.endswith("/") else error
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """The state of a regular file; None if it is something else, or was deleted. Raises OSError."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise
+    return state if stat.S_ISREG(state.st_mode) else None
 
 
 def _is_temporary(name: str) -> bool:
