@@ -8,7 +8,7 @@ PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run check-model test lint test-slow beam-test bench bucket image-test clean
+.PHONY: help run check-model test lint style test-slow beam-test bench bucket image-test clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -33,13 +33,18 @@ check-model:
 	       echo "There is no model called $(MODEL). The names are listed above; a file ends in .onnx, .pkl or .pth." >&2; exit 1; } ;; \
 	esac
 
-test: lint .cache/terraform/installed
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m "not slow"
+# mypy runs beside the tests, on one CPU. What it found is shown at the end, where it is seen.
+test: style .cache/terraform/installed
+	@$(BIN)/mypy >.cache/mypy.txt 2>&1 & mypy=$$!; \
+	  $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -rs -m "not slow"; tests=$$?; \
+	  wait $$mypy; types=$$?; cat .cache/mypy.txt; test $$tests = 0 && test $$types = 0
 
-lint: $(VENV)/dev
+lint: style
+	$(BIN)/mypy
+
+style: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 ## make test-slow   the tests that take minutes or root
 test-slow: $(VENV)/dev

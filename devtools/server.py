@@ -49,8 +49,13 @@ class Server:
 
 @contextlib.contextmanager
 def serve(target: str = "segment_http", command: Sequence[str] = COMMAND, **settings: str) -> Iterator[Server]:
-    """Start the server of `target` with these settings, wait for /health, and stop it when the context ends."""
+    """Start the server of `target` with these settings, wait for /health, and stop it when the context ends.
+
+    By default, the network runs on one thread. Several test processes at a time keep all CPUs busy, and threads that
+    wait for each other in loops would take CPU time from them.
+    """
     port = free_port()
+    settings = {"SEGMENT_THREADS": "1"} | settings
     with tempfile.TemporaryFile() as output:
         process = start(target, port, settings, command, stdout=output, stderr=subprocess.STDOUT)
         server = Server(f"http://127.0.0.1:{port}", process, output)

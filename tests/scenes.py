@@ -27,7 +27,7 @@ def photo(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
 @cache
 def service() -> Service:
     """A service in this process, with the embedded model at RENDER_FACTOR."""
-    return Service(Settings(render_factor=RENDER_FACTOR, cache=str(CACHE)))
+    return Service(Settings(render_factor=RENDER_FACTOR, threads=1, cache=str(CACHE)))
 
 
 @cache

@@ -31,7 +31,7 @@ from segment.service import Service
 from segment.settings import Settings
 from tests.scenes import RENDER_FACTOR, expected, photo
 
-SETTINGS = {"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR), "SEGMENT_STORAGE_SECONDS": "4"}
+SETTINGS = {"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR), "SEGMENT_STORAGE_SECONDS": "4", "SEGMENT_CACHE": str(CACHE)}
 FILES = {"overlay.png", "detections.json"}
 
 
@@ -50,7 +50,7 @@ def photos(tmp_path: Path) -> Path:
 @cache
 def service() -> Service:
     """A service in this process."""
-    return Service(Settings.from_environment(SETTINGS | {"SEGMENT_CACHE": str(CACHE)}))
+    return Service(Settings.from_environment(SETTINGS | {"SEGMENT_THREADS": "1"}))
 
 
 def run(source: object, destination: object = "gs://results", task: int = 0, tasks: int = 1) -> int:

@@ -86,7 +86,7 @@ def photo(seed: int, width: int = 96, height: int = 64, format: str = "JPEG") ->
 @cache
 def service() -> Service:
     """A service in this process, with the handler's settings."""
-    return Service(Settings.from_environment(SETTINGS | {"SEGMENT_CACHE": str(CACHE)}))
+    return Service(Settings.from_environment(SETTINGS | {"SEGMENT_THREADS": "1", "SEGMENT_CACHE": str(CACHE)}))
 
 
 @cache

@@ -59,6 +59,7 @@ def service() -> Service:
         "SEGMENT_STORAGE_SECONDS": "2",
         "SEGMENT_OUTPUT_FORMATS": "ids",
         "SEGMENT_CACHE": str(CACHE),
+        "SEGMENT_THREADS": "1",
     }
     return Service(backfill.patient(Settings.from_environment(given), BOTH))
 

@@ -29,6 +29,7 @@ from training.shapes import scene
 
 FIRST = {
     "SEGMENT_CACHE": str(CACHE),
+    "SEGMENT_THREADS": "1",
     "SEGMENT_RENDER_FACTOR": "6",
     "SEGMENT_STORAGE_SECONDS": "1",
     "SEGMENT_MIN_SCORE": "0.4",

@@ -146,7 +146,7 @@ class TestConvert:
         metadata = ModelMetadata.read(out)
         assert metadata is not None
         assert 0 < metadata.kept_bytes < 60e6
-        new, shipped = load(out), load(cache=CACHE)
+        new, shipped = load(out), load(threads=1, cache=CACHE)
         assert new.labels == shipped.labels
         ours, theirs = new(scene(0)[0]), shipped(scene(0)[0])
         assert (ours.boxes == theirs.boxes).all()

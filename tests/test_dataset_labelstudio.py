@@ -80,7 +80,7 @@ def unpacked(packed: bytes, size: tuple[int, int]) -> np.ndarray[Any, Any]:
 
 
 def test_regions_are_those_of_the_ml_backend() -> None:
-    own, found = controls(CONFIG, CLASSES), load(cache=CACHE)(scene(3)[0])
+    own, found = controls(CONFIG, CLASSES), load(threads=1, cache=CACHE)(scene(3)[0])
     truth = json.loads(b"".join(prediction(found, own, 0.0, "shapes-1")))
     (task,) = json.loads(b"".join(labelstudio.tasks([entry(found)], own, "gs://photos/", "shapes-1")))
     assert task["data"] == {"photo": "gs://photos/a b.jpg"}, "Label Studio does not decode names in cloud storage"
@@ -119,7 +119,7 @@ def entry(found: Detections) -> Entry:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pytest would store each of pycocotools'
 def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path) -> None:
     own = controls(labelstudio.default_config(CLASSES), CLASSES)
-    one = entry(load(cache=CACHE)(scene(1, (96, 64))[0]))
+    one = entry(load(threads=1, cache=CACHE)(scene(1, (96, 64))[0]))
     file, peaks, sizes = tmp_path / "tasks.json", [], []
 
     def photos(count: int) -> Iterator[Entry]:

@@ -143,7 +143,7 @@ def modules_after_a_photo() -> dict[str, bool]:
     """The modules in sys.modules of a process that has segmented a photo, and whether they are not None."""
     program = (
         "import sys, json, os, numpy, segment;"
-        "segment.load(cache=os.environ['SEGMENT_CACHE'])(numpy.zeros((64, 64, 3), numpy.uint8));"
+        "segment.load(threads=1, cache=os.environ['SEGMENT_CACHE'])(numpy.zeros((64, 64, 3), numpy.uint8));"
         "print(json.dumps({name: module is not None for name, module in sys.modules.items()}))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, timeout=600)

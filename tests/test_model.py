@@ -28,7 +28,7 @@ from training.shapes import CLASSES, scene
 
 @pytest.fixture(scope="module")
 def model() -> segment.Model:
-    return segment.load(cache=CACHE)
+    return segment.load(threads=1, cache=CACHE)
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +166,13 @@ def test_a_compiled_model_is_kept(tmp_path: Path, photo: Image.Image) -> None:
 def test_labels_can_be_given(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("Kreis\nQuadrat\n\nDreieck\nStern\nRing\n", encoding="utf-8")
-    assert segment.load(labels=names, cache=CACHE).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
-    assert segment.load(labels=["a", "b", "c", "d", "e"], cache=CACHE).labels == ("a", "b", "c", "d", "e")
+    assert segment.load(labels=names, threads=1, cache=CACHE).labels == ("Kreis", "Quadrat", "Dreieck", "Stern", "Ring")
+    assert segment.load(labels=["a", "b", "c", "d", "e"], threads=1, cache=CACHE).labels == ("a", "b", "c", "d", "e")
     with pytest.raises(ModelError, match="the model has 5 classes, and 2 labels were given"):
         segment.load(labels=["a", "b"], cache=CACHE)
     names.write_text("one\ntwo\n")
     with pytest.raises(ModelError, match="2"):
-        segment.load(labels=names, cache=CACHE)
+        segment.load(labels=names, threads=1, cache=CACHE)
     with pytest.raises(ModelError, match="cannot be read"):
         segment.load(labels=tmp_path / "nowhere.txt")
 
@@ -217,14 +217,14 @@ def test_a_model_is_shown_with_its_name(model: segment.Model) -> None:
 
 
 def test_settings_can_give_the_memory() -> None:
-    model = from_settings(Settings(bytes_per_pixel=123.0, cache=str(CACHE)))
+    model = from_settings(Settings(bytes_per_pixel=123.0, threads=1, cache=str(CACHE)))
     assert model.footprint.bytes_per_pixel == 123.0
     assert model.labels == CLASSES
 
 
 def test_each_memory_setting_can_be_given_alone() -> None:
     def footprint(**given: Any) -> Footprint:
-        return from_settings(Settings(cache=str(CACHE), **given)).footprint
+        return from_settings(Settings(threads=1, cache=str(CACHE), **given)).footprint
 
     own = footprint()
     assert own.fixed_bytes > 0
@@ -349,7 +349,7 @@ def test_results_can_be_drawn(model: segment.Model, photo: Image.Image, tmp_path
     """On a copy of the photo, given as for the model, and of any size; the same picture as from the service."""
     path, before = tmp_path / "photo.png", photo.tobytes()
     photo.save(path)
-    service = Service(Settings(cache=str(CACHE)))
+    service = Service(Settings(threads=1, cache=str(CACHE)))
     (file,) = service.segment(path.read_bytes(), Options.defaults(service.settings)).files
     found = model(photo)
     with Image.open(io.BytesIO(file.body)) as expected:

@@ -93,8 +93,26 @@ def test_make_alone_prints_every_command() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
     described = re.findall(r"^make ([\w-]+) ", shown, re.M)
-    assert set(described) == set(targets.split()) - {"help", "check-model", "lint", "clean"}
+    assert set(described) == set(targets.split()) - {"help", "check-model", "lint", "style", "clean"}
     assert all(line.startswith(("make ", "  ")) for line in shown.splitlines())
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+@pytest.mark.parametrize("failing", [None, "ruff", "mypy", "pytest"])
+def test_make_test_fails_if_a_check_fails(tmp_path: Path, failing: str | None) -> None:
+    """With programs that only exit: mypy runs in the background of pytest."""
+    for file in (ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
+        shutil.copy(file, tmp_path)
+    for made in ("pip", "dev", ".cache/terraform/installed"):
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / made).touch()
+    for program in ("ruff", "mypy", "pytest"):
+        (tmp_path / program).write_text(f"#!/bin/sh\necho output of {program}\nexit {int(program == failing)}\n")
+        (tmp_path / program).chmod(0o755)
+    command = ["make", "test", "VENV=.", "BIN=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert (done.returncode == 0) == (failing is None), done.stderr
+    assert ("output of mypy" in done.stdout) == (failing != "ruff")
 
 
 @pytest.mark.parametrize("form", ["bug", "feature"])

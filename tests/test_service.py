@@ -42,7 +42,7 @@ ALL: tuple[Format, ...] = ("png", "jpeg", "webp", "json", "ids", "cutouts")
 
 @pytest.fixture(scope="module")
 def service() -> Service:
-    return Service(Settings(memory=limit_with(900 * MIB), cache=str(CACHE)))
+    return Service(Settings(memory=limit_with(900 * MIB), threads=1, cache=str(CACHE)))
 
 
 def encoded(size: tuple[int, int], kind: str = "JPEG", **save: Any) -> bytes:
@@ -90,7 +90,7 @@ def test_work_is_cancelled_at_the_next_stage_or_tile_when_the_client_disconnects
 
 
 def test_nothing_is_loaded_before_it_is_needed() -> None:
-    service = Service(Settings(cache=str(CACHE)))
+    service = Service(Settings(threads=1, cache=str(CACHE)))
     assert not service.ready
     service.load()
     assert service.ready
@@ -103,7 +103,7 @@ import numpy as np
 from segment.service import Service
 from segment.settings import Settings
 
-Service(Settings(cache=os.environ["SEGMENT_CACHE"])).load()
+Service(Settings(threads=1, cache=os.environ["SEGMENT_CACHE"])).load()
 grid = np.ones((600, 28), np.float32)
 own, all = time.thread_time(), time.process_time()
 for _ in range(300):
@@ -128,7 +128,7 @@ def test_concurrent_requests_load_the_model_once(monkeypatch: pytest.MonkeyPatch
         return from_settings(settings)
 
     monkeypatch.setattr("segment.service.from_settings", counted)
-    service, start = Service(Settings(cache=str(CACHE))), threading.Barrier(8)
+    service, start = Service(Settings(threads=1, cache=str(CACHE))), threading.Barrier(8)
 
     def ask(_: int) -> str:
         start.wait()
@@ -358,7 +358,7 @@ def test_auto_is_the_same_in_each_process(monkeypatch: pytest.MonkeyPatch) -> No
     answers = set()
     for held in (70, 106):
         monkeypatch.setattr(container, "held", lambda held=held: held * MIB)
-        one = Service(Settings(memory=256 * MIB, render_factor=None, detail=None, cache=str(CACHE)))
+        one = Service(Settings(memory=256 * MIB, render_factor=None, detail=None, threads=1, cache=str(CACHE)))
         chosen = [segment(one, photo, "json", max_detections="20") for photo in photos]
         answers.add(tuple((result.render_factor, result.detail) for result in chosen))
     assert len(answers) == 1
@@ -394,7 +394,7 @@ def test_default_limit_refuses_requests_of_8_gib(monkeypatch: pytest.MonkeyPatch
     for machine in (16 << 30, 64 << 30):
         monkeypatch.setattr("segment.container._values", lambda *_: iter(()))
         monkeypatch.setattr("segment.container.machine_memory", lambda machine=machine: machine)
-        unlimited = Service(Settings(render_factor=None, detail=None, cache=str(CACHE)))
+        unlimited = Service(Settings(render_factor=None, detail=None, threads=1, cache=str(CACHE)))
         with pytest.raises(TooLarge, match="60000 x 60000"):
             unlimited.segment(bytes(bomb), Options.defaults(unlimited.settings))
         result = unlimited.segment(photo, Options.defaults(unlimited.settings), ("json",))
@@ -403,7 +403,7 @@ def test_default_limit_refuses_requests_of_8_gib(monkeypatch: pytest.MonkeyPatch
 
 
 def test_model_too_large_for_the_memory_fails_each_request() -> None:
-    service = Service(Settings(memory=20 * MIB, cache=str(CACHE)))
+    service = Service(Settings(memory=20 * MIB, threads=1, cache=str(CACHE)))
     for _ in range(2):
         with pytest.raises(ModelError, match="too little for the smallest render factor"):
             service.load()

@@ -66,7 +66,7 @@ def test_page_shows_scenes_of_this_generator() -> None:
 
 def test_demo_model_finds_the_shapes() -> None:
     """It finds over 75 % of the objects of 1,000 pixels or more, with their class and an IoU over 0.5."""
-    model = segment.load(cache=CACHE)
+    model = segment.load(threads=1, cache=CACHE)
     assert model.labels == CLASSES
     found = total = 0
     for seed in range(12):
