@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from segment.arrival import Arrival, promised_ahead
+from segment.arrival import Arrival, bytes_ahead
 from segment.errors import Busy, Cancelled, TooLarge
 from segment.values import MIB
 
@@ -23,8 +23,6 @@ test_memory_of_390_flooding_clients), page tables and stacks, the allocator's ov
 runs on many sizes beyond the budget's `fixed`."""
 POLL_SECONDS = 0.5
 """How often a waiting request checks whether its client is still there."""
-ORDER_SECONDS = 0.05
-"""How often the order of growing reservations is determined."""
 RETRY_SECONDS, MOST_RETRY_SECONDS = 5, 60
 """A refused body should be sent again after this time, and a second more for each that waits, at most the second."""
 
@@ -98,9 +96,7 @@ class Budget:
         self._queue, self._reclaim = queue, reclaim
         self._changed = threading.Condition()
         self._waiting: deque[Reservation] = deque()
-        self._holders: set[Reservation] = set()
-        self._ahead: dict[Reservation, int] = {}  # the bytes that each holder must leave free for others
-        self._ahead_until = 0.0  # when they are determined again
+        self._holders: dict[Reservation, None] = {}  # in the order of their first bytes
         self._own = 0
         self._fixed, self._streams = fixed, streams
         self._runs: list[int] = []
@@ -218,7 +214,7 @@ class Budget:
             if not self.fits(reservation.bytes + count, 0):
                 raise self._too_large(reservation.bytes + count + self._fixed)
             now = time.monotonic()
-            left_free = self._promised_ahead(reservation, now)
+            left_free = bytes_ahead(reservation, self._holders, now)
             reservation.blocked = self._own + count + self._run() + left_free > self.capacity
             if not reservation.blocked:
                 reservation.go_on(now)
@@ -240,12 +236,6 @@ class Budget:
     def _growing(self) -> list[Reservation]:
         return [holder for holder in self._holders if holder.waits_since is not None]
 
-    def _promised_ahead(self, reservation: Reservation, now: float) -> int:
-        if reservation not in self._ahead or now >= self._ahead_until:
-            self._ahead = promised_ahead({*self._holders, reservation}, now)
-            self._ahead_until = now + ORDER_SECONDS
-        return self._ahead[reservation]
-
     def _grow(self, reservation: Reservation, count: int, seconds: float) -> None:
         now = time.monotonic()
         until = now + seconds - reservation.waited(now)
@@ -254,7 +244,7 @@ class Budget:
                 self._wait(until, seconds, self._retry_seconds())
 
     def _add(self, reservation: Reservation, count: int) -> None:
-        self._holders.add(reservation)
+        self._holders.setdefault(reservation)
         reservation.bytes += count
         self._own += count
 
@@ -263,8 +253,7 @@ class Budget:
         reservation.bytes = reservation.pending = 0
         reservation.blocked = False
         reservation.waits_since = None
-        self._holders.discard(reservation)
-        self._ahead_until = 0.0
+        self._holders.pop(reservation, None)
         self._changed.notify_all()
 
     def _too_large(self, count: int) -> TooLarge:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segment.errors import Busy, Cancelled, TooLarge
-from segment.memory import MARGIN_BYTES, MARGIN_SHARE, ORDER_SECONDS, Budget, capacity
+from segment.memory import MARGIN_BYTES, MARGIN_SHARE, Budget, capacity
 
 MIB = 1 << 20
 
@@ -262,7 +262,6 @@ def test_freed_memory_is_for_the_first_in_the_order_even_if_it_has_none_yet() ->
         slow.announced, photo.announced = 100 * MIB, 4 * MIB
         assert not photo.try_grow(2 * MIB)
         stack.close()
-        time.sleep(ORDER_SECONDS)
         assert not slow.try_grow(10 * MIB)
         assert photo.try_grow(2 * MIB)
 
