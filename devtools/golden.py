@@ -90,6 +90,12 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "mask_rcnn_R_50_FPN_3x",
         {"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign", "MODEL.ROI_MASK_HEAD.POOLER_TYPE": "ROIAlign"},
     ),
+    "convs": (  # a box head without fully connected layers, LN in the pyramid, no two boxes of a class that overlap
+        "mask_rcnn_R_50_FPN_3x",
+        {RESNETS + "RES2_OUT_CHANNELS": 16, RESNETS + "WIDTH_PER_GROUP": 4, "MODEL.FPN.NORM": "LN"}
+        | {"MODEL.ROI_BOX_HEAD.NUM_CONV": 2, "MODEL.ROI_BOX_HEAD.NUM_FC": 0, "MODEL.FPN.OUT_CHANNELS": 16}
+        | {"MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.0, "MODEL.RPN.NMS_THRESH": 1.0},
+    ),
     "pointrend-agnostic": (
         "pointrend_rcnn_R_50_FPN_3x_coco",
         POINTREND | {RESNETS + "NORM": "", POINT + "CLS_AGNOSTIC_MASK": True, POINT + "COARSE_PRED_EACH_LAYER": False},

@@ -183,7 +183,7 @@ def test_a_cascade_whose_stages_differ_is_refused() -> None:
         ("model.backbone._target_", "detectron2.modeling.RetinaNet"),
         ("model.backbone.top_block._target_", "detectron2.modeling.backbone.fpn.LastLevelP6P7"),
         ("model.backbone.square_pad", 1024),
-        ("model.backbone.norm", "LN"),
+        ("model.backbone.bottom_up.stem.norm", "LN"),
         ("model.backbone.in_features", ["res2", "res4"]),
         ("model.backbone.bottom_up.stages.depth", 20),
         ("model.backbone.bottom_up.stages.norm", "GN"),

@@ -15,7 +15,7 @@ BATCH_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSync
 """detectron2's batch norms (detectron2/layers/batch_norm.py). At test time, all are the same affine map."""
 NORMS = ("", "GN", *BATCH_NORMS)
 HEAD_NORMS = (*NORMS, "LN")
-"""Norms of heads and of the simple feature pyramid. LN is a layer norm over the channels of each position."""
+"""Norms of heads and feature pyramids. LN is a layer norm over the channels of each position."""
 POOLER_TYPES = ("ROIAlignV2", "ROIAlign")
 
 

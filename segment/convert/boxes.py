@@ -15,6 +15,8 @@ from segment.convert.graph import FLOAT, Graph
 
 LONGEST = math.log(1000.0 / 16)
 """Box2BoxTransform's clamp: a box grows by a factor of at most 62.5."""
+_ABOVE = {0.0: float(np.finfo(np.float32).tiny), 1.0: float(np.nextafter(np.float32(1), np.float32(2)))}
+"""The next IoU threshold above one that boxes often reach exactly: apart they have an IoU of 0, if equal of 1."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ def larger_than(g: Graph, boxes: str, size: float) -> str:
     low, high = _halves(g, boxes)
     smaller_side = g.op("ReduceMin", g.op("Sub", high, low), axes=[1], keepdims=0)
     return g.op("Greater", smaller_side, g.scalar(size))
+
+
+def overlap_limit(g: Graph, threshold: float) -> str:
+    """The IoU threshold of a NonMaxSuppression, (1,) float32.
+
+    detectron2 keeps boxes whose IoU is the threshold itself. OpenVINO suppresses them.
+    """
+    return g.constant([_ABOVE.get(threshold, threshold)], np.float32)
 
 
 def anchors(g: Graph, index: str, columns: str, cells: np.ndarray, stride: int, offset: float) -> str:

@@ -55,7 +55,7 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.RESNETS.DEPTH": (50, tuple(BLOCKS)),
     "MODEL.RESNETS.RES5_DILATION": (1, (1, 2)),
     "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
-    "MODEL.FPN.NORM": ("", NORMS),
+    "MODEL.FPN.NORM": ("", HEAD_NORMS),
     "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
     "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
 }
@@ -254,8 +254,8 @@ def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead
     if not res5_heads:
         convs = keys.number("MODEL.ROI_BOX_HEAD.NUM_CONV", ranges.LAYERS_OR_NONE, 0)
         fcs = keys.number("MODEL.ROI_BOX_HEAD.NUM_FC", ranges.LAYERS_OR_NONE, 0)
-    if not fcs and not res5_heads:
-        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC is 0; it must be at least 1.")
+    if not (fcs or convs or res5_heads):
+        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC and NUM_CONV are both 0; one must be at least 1.")
     return BoxHead(
         pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
         convs=convs,

@@ -54,7 +54,7 @@ def box_head(
         else:
             by_level = pooler.assign(g, head.pooler, rois)
             rois, *scores = (by_level.arranged(g, earlier) for earlier in (rois, *scores))
-            x, width = _box_features(g, w, config, maps, by_level, "roi_heads.box_head" + suffix), head.fc_channels
+            x, width = _box_features(g, w, config, maps, by_level, "roi_heads.box_head" + suffix)
         name = "roi_heads.box_predictor" + suffix
         logits = _linear(g, w, x, name + ".cls_score", width, config.classes + 1)
         scores.append(g.op("Sigmoid", logits) if head.sigmoid else g.op("Softmax", logits, axis=1))
@@ -69,8 +69,8 @@ def box_head(
     return g.slice(mean, g.ints(0), g.ints(config.classes), axis=1), g.reshape(rois, -1, per_roi, 4)
 
 
-def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
-    """The features (N, fc_channels) of the crops (N, C, r, r) of rois."""
+def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> tuple[str, int]:
+    """The features (N, width) of the crops (N, C, r, r) of rois, and their width."""
     head, into = config.box, config.channels
     if head.fcs and not head.convs:
         x, width, first = _by_rows(g, w, config, maps, rois, name + ".fc1"), head.fc_channels, 2
@@ -84,7 +84,7 @@ def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], ro
     for i in range(first, head.fcs + 1):
         x = g.op("Relu", _linear(g, w, x, f"{name}.fc{i}", width, head.fc_channels))
         width = head.fc_channels
-    return x
+    return x, width
 
 
 def _by_rows(g: Graph, w: Weights, config: Config, maps: dict[int, str], rois: Rois, name: str) -> str:
@@ -135,7 +135,7 @@ def select(
         batched,
         g.op("Unsqueeze", by_class, axes),
         g.ints(head.max_detections),
-        g.constant([head.nms], "float32"),
+        box.overlap_limit(g, head.nms),
         threshold,
     )
     label, roi = g.column(kept, column), g.column(kept, 2)

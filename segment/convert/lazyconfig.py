@@ -407,7 +407,7 @@ def _pyramid(call: Call) -> Pyramid:
     return Pyramid(
         levels=_network_levels(call, "in_features"),
         channels=call.number("out_channels", ranges.CHANNELS),
-        norm=call.norm("norm", ""),
+        norm=call.norm("norm", "", HEAD_NORMS),
         average=call.one_of("fuse_type", ("sum", "avg"), "sum") == "avg",
     )
 
@@ -467,15 +467,15 @@ def _box_head(heads: Call, maps: Mapping[str, int]) -> BoxHead:
 
 def _box_stage(head: Call, predictor: Call, pooler: Pooler, *, cascade: bool) -> BoxHead:
     convs, fcs = head.dims("conv_dims"), head.dims("fc_dims")
-    if not fcs:
-        raise ConversionError(f"{head.key('fc_dims')} is empty; it must contain at least one layer.")
+    if not (fcs or convs):
+        raise ConversionError(f"{head.key('fc_dims')} and conv_dims are both empty; one must list a layer.")
     stage = replace(
         _box_predictor(predictor, pooler),
         convs=len(convs),
         conv_channels=convs[0] if convs else 256,
         norm=head.norm("conv_norm", "", HEAD_NORMS),
         fcs=len(fcs),
-        fc_channels=fcs[0],
+        fc_channels=fcs[0] if fcs else 1024,
         cascade=cascade,
     )
     if cascade and not stage.agnostic:

@@ -98,7 +98,7 @@ def _suppress(g: Graph, boxes: str, scores: str, overlap: float, most: str) -> s
         g.op("Unsqueeze", boxes, g.ints(0)),
         g.op("Unsqueeze", scores, g.ints(0, 1)),
         most,
-        g.constant([overlap], "float32"),
+        box.overlap_limit(g, overlap),
         g.constant([NEVER / 2], "float32"),
     )
     return g.column(kept, 2)
