@@ -243,6 +243,7 @@ def changed(key: str, value: Any, name: str = "r50") -> dict[str, Any]:
         ("MODEL.PIXEL_MEAN", [1.0]),
         ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0]),
         ("INPUT.FORMAT", "YUV-BT.601"),
+        ("VERSION", 1),
     ],
 )
 def test_unsupported_values_are_refused_with_their_key(key: str, value: Any) -> None:

@@ -58,6 +58,7 @@ _REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.FPN.NORM": ("", HEAD_NORMS),
     "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
     "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
+    "VERSION": (2, (2,)),  # in version 1, thresholds and others have different keys (detectron2/config/compat.py)
 }
 _REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # Res5ROIHeads does not read these.
