@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
+from segment.detections import Detections, from_boxes
 from segment.engine import footprint
 from segment.engine.families import recognise
 from segment.engine.families.letterbox import Letterbox
@@ -119,6 +121,37 @@ def test_a_fixed_size_takes_fixed_memory(tmp_path: Path) -> None:
     found = footprint.measure(path)
     assert found.fixed_bytes > 12 * 320 * 320
     assert found.bytes_per_pixel == 0
+
+
+class PreparesWeightsForInstances:
+    """An engine that, like OpenVINO, prepares the weights of layers that run on instances when it finds the first."""
+
+    labels, stride, streams, footprint = ("a",), 32, 1, Footprint(0, 0.0)
+
+    def __init__(self) -> None:
+        self.weights: NDArray[np.uint8] | None = None
+
+    def input_size(self, size: tuple[int, int]) -> None:
+        return None
+
+    def mask_bytes(self, size: tuple[int, int]) -> int:
+        return 0
+
+    def release(self) -> None:
+        pass
+
+    def __call__(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Detections:
+        if min_score < 1 and self.weights is None:
+            self.weights = np.ones(64 << 20, np.uint8)
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        return from_boxes(*nothing, [], (pixels.shape[1], pixels.shape[0]))
+
+
+def test_weights_that_are_prepared_with_the_first_instance_are_part_of_the_footprint() -> None:
+    """The first run of the service finds nothing, so that the memory it holds when it is ready lacks these weights."""
+    found = footprint.measure_engine(PreparesWeightsForInstances())
+    assert found.kept > 60 << 20
+    assert found.fixed_bytes > 60 << 20
 
 
 def test_measurement_timeout_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

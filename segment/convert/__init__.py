@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from segment import container
-from segment.convert import checkpoint, config, network, storage
+from segment.convert import checkpoint, config, heads, network, storage
 from segment.convert.architecture import Config
 from segment.convert.proposals import limit
 from segment.engine import footprint
@@ -100,8 +100,12 @@ def quantised(
 
 
 def finish(model: onnx.ModelProto, path: Path) -> ModelMetadata:
-    """Write a model file and record its memory use, measured in a child process. Raises ConversionError, ModelError."""
-    _save(model, path)
+    """Write a model file and record its memory use, measured in a child process. Raises ConversionError, ModelError.
+
+    It is measured without the score threshold, because a trained model finds few instances in noise.
+    """
+    with heads.any_score(model):
+        _save(model, path)
     measured = footprint.measure(path, threads=container.cpus())
     facts = replace(_facts(model), **asdict(measured))
     helper.set_model_props(model, facts.to_metadata())

@@ -6,14 +6,19 @@ He et al., "Mask R-CNN", 2017; Cai and Vasconcelos, "Cascade R-CNN", 2018; detec
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from segment.convert import boxes as box
 from segment.convert import chunks, pooler, res5
 from segment.convert.architecture import BoxHead, Config, MaskHead
-from segment.convert.graph import Graph
+from segment.convert.chunks import Rows
+from segment.convert.graph import INT64, Graph
 from segment.convert.layers import convolution
 from segment.convert.pooler import Rois
 from segment.convert.weights import Weights
@@ -23,6 +28,8 @@ MASK_CHUNK = 4
 classes, the layers take 0.5 MB per instance in int8, and twice as much in float32. The last chunk is padded."""
 NEVER = -1.0
 """A score below every threshold."""
+LOWEST_SCORE = "lowest_score"
+"""Name of the constant with the config's score threshold."""
 MANY_CLASSES = 200
 """Up to this number of classes, the masks of all classes are predicted and one is kept, as in detectron2. It takes one
 int8 convolution. With more classes, such as those of LVIS, each instance is multiplied by the weights of its own class
@@ -129,7 +136,9 @@ def select(
     by_class = g.op("Where", solid, g.op("Transpose", scores, perm=[1, 0]), g.scalar(NEVER))  # (classes, N)
     # Class-agnostic boxes are one "image" with all classes. Otherwise each class is an "image" with its own boxes.
     axes, column = (g.ints(0), 1) if head.agnostic else (g.ints(1), 0)
-    threshold = g.op("Unsqueeze", g.op("Max", min_score, g.scalar(head.min_score)), g.ints(0))
+    threshold = g.op(
+        "Unsqueeze", g.op("Max", min_score, g.constant(np.float32(head.min_score), name=LOWEST_SCORE)), g.ints(0)
+    )
     kept = g.op(
         "NonMaxSuppression",
         batched,
@@ -148,24 +157,42 @@ def select(
     return Found(g.gather(g.reshape(batched, -1, 4), at), best, label)
 
 
+@contextlib.contextmanager
+def any_score(model: onnx.ModelProto) -> Iterator[None]:
+    """Set the score threshold of a converted model to 0 within the context, so that it finds instances in any image."""
+    threshold = next((constant for constant in model.graph.initializer if constant.name == LOWEST_SCORE), None)
+    if threshold is None:  # converted by an earlier version
+        yield
+        return
+    before = numpy_helper.to_array(threshold)
+    threshold.CopyFrom(numpy_helper.from_array(np.zeros_like(before), LOWEST_SCORE))
+    try:
+        yield
+    finally:
+        threshold.CopyFrom(numpy_helper.from_array(before, LOWEST_SCORE))
+
+
 def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances, each for its own class."""
     part, pool = "mask_regions", config.mask_head.pooler
+    chunk = MASK_CHUNK if config.pyramid else res5.CHUNK
+    boxes, label = chunks.padded(g, part, chunk, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
     # A loop gets copies of the maps that it crops, in a layout in which RoIAlign takes three times as long. Therefore
     # the crops are made before the loop, except for networks without a pyramid. Their maps have 1,024 or 2,048
     # channels, and one crop takes 0.8 or 1.6 MB.
     if config.pyramid:
-        rois = pooler.assign(g, pool, found.boxes)
-        crops = pooler.crop(g, pool, maps, rois)
-        crop = config.channels, pool.resolution, pool.resolution
-        x, label = chunks.begin(g, part, MASK_CHUNK, (crops, crop), (rois.arranged(g, found.classes), ()))
-        return rois.restored(g, chunks.end(g, part, _masks(g, w, config, x, config.channels, label)))
-    boxes, label = chunks.begin(g, part, res5.CHUNK, (found.boxes, (4,)), (found.classes, ()))
-    if config.res5_heads:
-        x, into = res5.features(g, w, config, maps, boxes)
+        rois, into = pooler.assign(g, pool, boxes), config.channels
+        crops = Rows(pooler.crop(g, pool, maps, rois), (into, pool.resolution, pool.resolution))
+        x, label = chunks.begin(g, part, chunk, crops, Rows(rois.arranged(g, label), (), INT64))
+        x = rois.restored(g, chunks.end(g, part, _masks(g, w, config, x, into, label)))
     else:
-        x, into = pooler.crop(g, pool, maps, pooler.assign(g, pool, boxes)), config.channels
-    return g.op("Identity", chunks.end(g, part, _masks(g, w, config, x, into, label)))
+        boxes, label = chunks.begin(g, part, chunk, Rows(boxes, (4,)), Rows(label, (), INT64))
+        if config.res5_heads:
+            x, into = res5.features(g, w, config, maps, boxes)
+        else:
+            x, into = pooler.crop(g, pool, maps, pooler.assign(g, pool, boxes)), config.channels
+        x = chunks.end(g, part, _masks(g, w, config, x, into, label))
+    return g.op("Identity", chunks.unpadded(g, part, x))
 
 
 def _masks(g: Graph, w: Weights, config: Config, x: str, into: int, label: str) -> str:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from segment.convert import chunks
 from segment.convert.architecture import PointRend
+from segment.convert.chunks import Rows
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph
 from segment.convert.heads import Found, pick
 from segment.convert.layers import convolution
@@ -69,14 +70,15 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
 
     `maps`: feature maps by level, with `channels` channels each.
     """
+    part = "mask_points"
+    boxes, label = chunks.padded(g, part, CHUNK, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
     surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
     kind = _Implicit if head.implicit else _Standard
     predictor, width = kind(g, w, head, channels, surfaces), kind.width(head, channels)
-    x, size = _conv_fc_head(g, w, head, channels, surfaces, _region(g, found.boxes)), head.coarse.fc_channels
+    x, size = _conv_fc_head(g, w, head, channels, surfaces, _region(g, boxes)), head.coarse.fc_channels
     if not head.implicit:  # the parameters of Implicit PointRend take 1.1 MB per instance, so a chunk predicts its own
         x, size = _coarse_prediction(g, w, head, x, width), width
-    part = "mask_points"
-    boxes, label, x = chunks.begin(g, part, CHUNK, (found.boxes, (4,)), (found.classes, ()), (x, (size,)))
+    boxes, label, x = chunks.begin(g, part, CHUNK, Rows(boxes, (4,)), Rows(label, (), INT64), Rows(x, (size,)))
     coarse = _coarse_prediction(g, w, head, x, width) if head.implicit else x
     predictor.see(_region(g, boxes), label, coarse)
     side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)
@@ -86,7 +88,8 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
         _, index = g.ops("TopK", g.op("Abs", logits), g.ints(count), outputs=2, axis=1, largest=0, sorted=0)
         logits = g.op("ScatterElements", logits, index, predictor(_Points.chosen(g, index, side, count)), axis=1)
     steps = g.minimum(g.op("Floor", g.op("Mul", g.op("Sigmoid", logits), g.scalar(256))), g.scalar(255))
-    return g.op("Identity", chunks.end(g, part, g.cast(g.reshape(steps, -1, side, side), UINT8)))
+    x = chunks.end(g, part, g.cast(g.reshape(steps, -1, side, side), UINT8))
+    return g.op("Identity", chunks.unpadded(g, part, x))
 
 
 # Positions. Tuples are ordered (x, y).

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from segment.convert import backbone, chunks, pooler
 from segment.convert.architecture import Config, ResNet
+from segment.convert.chunks import Rows
 from segment.convert.graph import Graph
 from segment.convert.weights import Weights
 
@@ -22,9 +23,11 @@ CHUNK = 20
 def box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
     """boxes (N, 4) -> the mean of each region's features (N, C), and C."""
     part = "box_regions"
-    (boxes,) = chunks.begin(g, part, CHUNK, (boxes, (4,)))
+    (boxes,) = chunks.padded(g, part, CHUNK, Rows(boxes, (4,)))
+    (boxes,) = chunks.begin(g, part, CHUNK, Rows(boxes, (4,)))
     x, channels = features(g, w, config, maps, boxes)
-    return chunks.end(g, part, g.op("ReduceMean", x, axes=[2, 3], keepdims=0)), channels
+    x = chunks.end(g, part, g.op("ReduceMean", x, axes=[2, 3], keepdims=0))
+    return chunks.unpadded(g, part, x), channels
 
 
 def features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:

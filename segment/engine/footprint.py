@@ -2,9 +2,9 @@
 
 It is measured in a child process.
 
-The child process loads the file and runs it on noise with the most demanding options (minimum score 0, maximum number
-of instances), at two areas with three shapes each, while a thread samples its anonymous memory. A line through the
-peaks of the two areas gives the fixed bytes and the bytes per pixel. File-backed pages are not counted, because the
+The child process loads the file and runs it on noise with minimum score 0 and with the maximum number of instances or
+one, at two areas with three shapes each, while a thread samples its anonymous memory. The peaks give the fixed bytes,
+the bytes per pixel and the bytes per instance. File-backed pages are not counted, because the
 kernel can reclaim them. After all runs the buffers are released; what is left are mostly weights in further layouts,
 which the network keeps for some sizes.
 
@@ -160,8 +160,10 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
     """Measure a loaded engine in this process."""
     noise = np.random.default_rng(0)
     fixed_size = engine.input_size((SIDES[0], SIDES[0]))
-    # The first run prepares a layout of the weights for its size. Other sizes may need another one; both are kept.
-    engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 0.0, max_detections)
+    # The first run prepares a layout of the weights for its size. Other sizes may need another one; both are kept. As
+    # in the first run of the service (model.py), nothing is found: the layers that only run on instances prepare their
+    # weights later, so these are part of the footprint.
+    engine(np.zeros((SIDES[0], SIDES[0], 3), np.uint8), 1.0, 1)
     engine.release()
     process.trim_heap()
     before = container.anonymous()
@@ -188,12 +190,13 @@ def measure_engine(engine: Engine, max_detections: int = MAX_DETECTIONS) -> Foot
         return Footprint(int(peak(max_detections, fixed_size)), 0.0, kept_bytes=kept())
     small, large = SIDES
     for size in (*_shapes(small, engine.stride), *_shapes(large, engine.stride)):
-        run(size, GRAINS[0], max_detections)  # so that all peaks below include the layouts that are kept
-    low = peak(max_detections, *_shapes(small, engine.stride))
-    high = peak(max_detections, *_shapes(large, engine.stride))
-    few = peak(1, *_shapes(small, engine.stride))
+        for instances in (max_detections, 1):  # so that all peaks below include the layouts that are kept
+            run(size, GRAINS[0], instances)
+    low, high = (peak(max_detections, *_shapes(side, engine.stride)) for side in SIDES)
+    low_few, high_few = (peak(1, *_shapes(side, engine.stride)) for side in SIDES)
     per_pixel = max(0.0, (high - low) / (large**2 - small**2))
-    per_instance = max(0.0, (low - few) / max(max_detections - 1, 1))
+    # On large images, the peak may be in the backbone, which does not depend on the number of instances.
+    per_instance = max(0.0, min(low - low_few, high - high_few) / max(max_detections - 1, 1))
     fixed = low - per_pixel * small**2 - per_instance * max_detections
     run((SMALL_SIDE, SMALL_SIDE), GRAINS[0], max_detections)
     return Footprint(max(0, int(fixed)), round(per_pixel, 2), round(per_instance, 2), kept())
