@@ -27,6 +27,7 @@ ABOUT = {
     "labelling": (SERVING, "answers for labelling tools"),
     "dataset": (DOOR, "folders, COCO and Parquet datasets"),
     "service": (SERVING, "one photo: plan, reserve, decode, run, write"),
+    "loading": (SERVING, "model of a service, and its memory budgets"),
     "__init__": (DOOR, "public names of the library"),
     "model": (SERVING, "photo → detections, tiles"),
     "results": (SERVING, "detections for users of the library"),

@@ -17,12 +17,13 @@ from segment.engine.footprint import Footprint
 from segment.errors import OptionError, SegmentError, SettingsError
 from segment.formats import Format
 from segment.labels import listed, read_labels
+from segment.loading import Batch
 from segment.model import locate
 from segment.modelfile import ModelMetadata
 from segment.options import Options, parse_option
 from segment.preparation import Fp32, Int8, ModelFile, Precision, Preparation, check_output, resolve, write
 from segment.progress import Progress
-from segment.service import Batch, Service
+from segment.service import Service
 from segment.settings import Settings
 from segment.values import MIB, BadValue
 from segment.wording import counted

@@ -6,64 +6,29 @@ request, and only then decodes.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from PIL import Image
 
-from segment import container, image, process
+from segment import container, image
 from segment.detections import Detections
 from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, ModelError
-from segment.formats import OVERLAY_FORMATS, File, Format
+from segment.formats import File, Format
 from segment.labels import class_indices, named
-from segment.memory import Budget, Reservation, capacity
-from segment.model import Model, from_settings, locate
+from segment.loading import Batch, Loaded, load
+from segment.memory import Budget, Reservation
 from segment.options import Options
-from segment.output import coco, overlay, pictures
-from segment.plan import Constraints, Plan, Size, plan, shows_photo
-from segment.resize import MAX_RENDER_FACTOR, pixels
+from segment.output.files import encode
+from segment.plan import Plan, Size, plan, shows_photo
 from segment.settings import Settings
 
-TRAFFIC_SHARE = 0.1
-"""Share of the memory for requests that is set aside for received files, until their results are made."""
 CROWDED_SECONDS = 1.0
 """After a request has waited this long for memory, clients must not read results slowly. It waits for others, too."""
-
-EXPECTED_BYTES = {"openvino": 96 << 20, "detectron2": 640 << 20}
-EXPECTED_PER_FILE_BYTE = 1.25
-"""Memory that a loaded service is expected to hold: a constant per engine, and per byte of the model's files. A little
-more than measured. `auto` plans with it, because the memory that a process really holds varies between processes."""
-
-PHOTO_BYTES = 64 << 20
-"""Memory of a photo that is processed beside others, with which the number of streams is chosen: an overlay of 12
-megapixels. Larger photos are processed too, but then fewer at the same time."""
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Many photos with the same options, of which `jobs` are processed at a time."""
-
-    options: Options
-    jobs: int
-
-    def streams(self, threads: int, room: int, max_detections: int, footprint: Footprint) -> int:
-        """The number of runs of the network at a time, each on an equal share of the `threads`.
-
-        Runs side by side take less CPU time than one run on all threads. There are as many as threads, or as fit into
-        `room` bytes; 1 if the options run the network several times per photo (see Budget).
-        """
-        if self.options.detail != 1:
-            return 1
-        run = footprint.run_bytes(pixels(self.options.render_factor or MAX_RENDER_FACTOR), max_detections)
-        counts = (count for count in range(min(threads, self.jobs), 1, -1) if threads % count == 0)
-        return next((count for count in counts if count * run + (count + 1) * PHOTO_BYTES <= room), 1)
 
 
 @dataclass(frozen=True)
@@ -111,16 +76,6 @@ class _Stopwatch:
             yield
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A loaded model, and the budgets of the remaining memory."""
-
-    model: Model
-    budget: Budget
-    traffic: Budget
-    constraints: Constraints
-
-
 class Service:
     """The pipeline with one model, which is loaded on first use. Thread-safe.
 
@@ -133,7 +88,7 @@ class Service:
         self.settings, self._batch = settings, batch
         self._lock = threading.Lock()
         self._reading = threading.Lock()
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         self._failure = ""
 
     @property
@@ -225,7 +180,7 @@ class Service:
         loaded, watch = self._load(), _Stopwatch(cancelled)
         with self._detected(data, options, formats, watch) as (header, planned, photo, found):
             if planned.keep:
-                files = self._write(photo, found, planned, options, formats, watch)
+                files = self._encode(photo, found, planned, options, formats, watch)
                 _hold(files, loaded.budget, until)
         if not planned.keep:
             del photo
@@ -234,7 +189,7 @@ class Service:
                 if shows_photo(formats):
                     with watch("decode"):
                         picture = image.decode(data, header, planned.picture_size)
-                files = self._write(picture, found, planned, options, formats, watch)
+                files = self._encode(picture, found, planned, options, formats, watch)
                 _hold(files, loaded.budget, until)
         return Result(
             files=files,
@@ -304,20 +259,20 @@ class Service:
         with self._reading:
             return image.read_header(data)
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> Loaded:
         if self._loaded is None:
             with self._lock:
                 if self._failure:
                     raise ModelError(self._failure)
                 if self._loaded is None:
                     try:
-                        self._loaded = _load(self.settings, self._batch)
+                        self._loaded = load(self.settings, self._batch)
                     except ModelError as error:
                         self._failure = str(error)  # another attempt would fail in the same way
                         raise
         return self._loaded
 
-    def _write(
+    def _encode(
         self,
         photo: Image.Image | None,
         found: Detections,
@@ -327,95 +282,14 @@ class Service:
         watch: _Stopwatch,
     ) -> tuple[File, ...]:
         """Encode the results. `found` is in pixels of the full-size photo; `photo` may be smaller and is drawn on."""
-        labels, files = self.labels, dict[Format, File]()
-        with watch("encode"):
-            if "json" in formats:
-                about: dict[str, object] = {"model": self.model_name}
-                if not self._load().model.fixed_size:
-                    about |= {"render_factor": planned.render_factor, "fit": options.fit}
-                about["detail"] = planned.detail
-                files["json"] = coco.coco(found, labels, options.segmentation, about)
-            if "ids" in formats:
-                files["ids"] = pictures.ids(found)
-        if photo is None:
-            return tuple(files[kind] for kind in formats)
-        with watch("draw"):
-            picture = photo if photo.size == planned.picture_size else image.resize(photo, planned.picture_size)
-        found = found.at(planned.picture_size)
-        if "cutouts" in formats:
-            with watch("encode"):
-                files["cutouts"] = pictures.cutouts(picture, found, labels)
-        if wanted := [kind for kind in OVERLAY_FORMATS if kind in formats]:
-            with watch("draw"):
-                shown = {"masks": options.masks, "boxes": options.boxes, "text": options.labels}
-                overlay.draw(picture, found, labels, colours=options.colours, **shown)
-            for kind in wanted:
-                with watch("encode"):
-                    files[kind] = pictures.picture(picture, kind)
-        return tuple(files[kind] for kind in formats)
+        model = self._load().model
+        about: dict[str, object] = {"model": model.name}
+        if not model.fixed_size:
+            about |= {"render_factor": planned.render_factor, "fit": options.fit}
+        about["detail"] = planned.detail
+        return encode(found, model.labels, formats, options, about, photo, planned.picture_size, watch)
 
 
 def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> None:
     if until:
         until.enter_context(budget.hold(sum(len(file.body) for file in files)))
-
-
-def _expected(settings: Settings, file_bytes: int) -> int:
-    """The memory in bytes that a loaded service is expected to hold. `file_bytes`: size of the model's files."""
-    return EXPECTED_BYTES[settings.engine] + int(EXPECTED_PER_FILE_BYTE * file_bytes)
-
-
-def _model(settings: Settings, batch: Batch | None) -> Model:
-    if not batch:
-        return from_settings(settings)
-
-    def streams(footprint: Footprint) -> int:
-        expected = _expected(settings, locate(settings).stat().st_size)
-        room = int(capacity(container.memory_limit(settings.memory), expected) * (1 - TRAFFIC_SHARE))
-        return batch.streams(settings.threads or container.cpus(), room, settings.max_detections, footprint)
-
-    return from_settings(settings, streams=streams)
-
-
-def _load(settings: Settings, batch: Batch | None) -> _Loaded:
-    start = time.perf_counter()
-    process.configure_malloc()
-    process.limit_blas_threads()
-    if batch and batch.jobs > 1:
-        image.reuse_memory()
-    model = _model(settings, batch)
-    limit = container.memory_limit(settings.memory)
-    room = capacity(limit, container.held())
-    traffic = int(room * TRAFFIC_SHARE)
-    expected = _expected(settings, model.file_bytes)
-    constraints = Constraints(
-        capacity=room - traffic,
-        auto_capacity=int(capacity(limit, expected) * (1 - TRAFFIC_SHARE)),
-        run=model.footprint,
-        network_size=model.network_size,
-        mask_bytes=model.engine.mask_bytes,
-        max_detections=settings.max_detections,
-        detail_pixels=settings.detail_megapixels * 1e6,
-    )
-    kept = model.footprint.kept
-    budget = Budget(constraints.capacity, settings.queue, settings.wait_seconds, model.release, kept, model.streams)
-    if not replace(constraints, max_detections=1).largest_render_factor():
-        raise ModelError(
-            f"With the model {model.name} loaded, {room >> 20} MiB of this instance's {limit >> 20} MiB are left, too "
-            "little for the smallest render factor. Give the instance more memory (SEGMENT_MEMORY), or use a smaller "
-            "or int8 model."
-        )
-    if model.streams == 1 and constraints.for_auto.capacity < (constraints.auto_capacity or 0):
-        log.warning(
-            "This process holds %d MiB more than expected for the model %s. render_factor=auto may choose a smaller "
-            "value than in other processes.",
-            (capacity(limit, expected) - room) >> 20,
-            model.name,
-        )
-    seconds = round(time.perf_counter() - start, 3)
-    log.info(
-        "Loaded the model %s",
-        model.name,
-        extra={"seconds": seconds, "memory_limit": limit, "memory_free": room, "streams": model.streams},
-    )
-    return _Loaded(model, budget, Budget(traffic, settings.queue, settings.wait_seconds), constraints)

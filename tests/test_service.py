@@ -27,9 +27,10 @@ from segment import container, image
 from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, CorruptImage, ModelError, OptionError, TooLarge, UnsupportedImage
 from segment.formats import Format
+from segment.loading import Batch
 from segment.model import from_settings
 from segment.options import Options
-from segment.service import Batch, Result, Service
+from segment.service import Result, Service
 from segment.settings import Settings
 from tests.conftest import limit_with
 from tests.test_engine_yolo import Truth
@@ -127,7 +128,7 @@ def test_concurrent_requests_load_the_model_once(monkeypatch: pytest.MonkeyPatch
         loads.append(1)
         return from_settings(settings)
 
-    monkeypatch.setattr("segment.service.from_settings", counted)
+    monkeypatch.setattr("segment.loading.from_settings", counted)
     service, start = Service(Settings(threads=1, cache=str(CACHE))), threading.Barrier(8)
 
     def ask(_: int) -> str:

@@ -13,8 +13,9 @@ from apache_beam.utils.shared import Shared
 from segment import container
 from segment.bucket.backfill import WORKERS
 from segment.formats import Format
+from segment.loading import Batch
 from segment.options import Options
-from segment.service import Batch, Service
+from segment.service import Service
 from segment.settings import PREFIX, Settings
 
 

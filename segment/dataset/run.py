@@ -27,8 +27,9 @@ from segment.dataset.segmenter import Segmenter
 from segment.dataset.work import Work
 from segment.errors import StorageError
 from segment.labelling.labelstudio import Control, prediction_version
+from segment.loading import Batch
 from segment.options import Options
-from segment.service import Batch, Service
+from segment.service import Service
 from segment.wording import counted
 
 SHOWN_FAILURES = 20
