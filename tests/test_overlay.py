@@ -220,6 +220,27 @@ def test_text_and_lines_grow_with_the_photo() -> None:
     assert large[1] >= 5 * small[1]
 
 
+def written(name: str) -> Any:
+    """The photo with a tag with this class name."""
+    photo = Image.new("RGB", SIZE, GREY)
+    draw(photo, detections([solid(60, 60, 260, 220)], SIZE), (name,), **ONLY_TEXT)
+    return np.asarray(photo)
+
+
+@pytest.mark.parametrize("letters", ["äß", "éñ", "řž", "αω", "жщ"])
+def test_other_letters_than_ascii(letters: str) -> None:
+    """Not the box that fonts have for characters they lack: the same for each, it would show no order."""
+    assert (written(letters) != written(letters[::-1])).any()
+
+
+def test_an_accent_of_its_own() -> None:
+    assert (written("e\u0301t\u0301") == written("\u00e9t\u0301")).all()
+
+
+def test_a_name_in_another_script_is_shown_as_the_number_of_its_category() -> None:
+    assert (written("正方形") == written("#1")).all()
+
+
 @given(st.lists(masks(), max_size=5), frames)
 @settings(max_examples=60, deadline=None)
 def test_draws_anything(found: list[Mask], size: tuple[int, int]) -> None:

@@ -29,8 +29,16 @@ def placed(boxes: list[tuple[float, float, float, float]] | Boxes, size: tuple[i
 
 def test_the_page_uses_the_same_numbers() -> None:
     known = constants("tags.js")
-    assert set(known) == {"COVERED", "CORE", "REACH", "DIRECTIONS", "LEADER"}
+    assert set(known) == {"LONGEST", "COVERED", "CORE", "REACH", "DIRECTIONS", "LEADER"}
     assert {name: np.array(getattr(tags, name)).tolist() for name in known} == known
+
+
+def test_long_names_are_shortened() -> None:
+    assert tags.texts("person", 0.974) == ("person 97%", "person")
+    assert tags.texts("a bicycle with a very large basket", 0.974) == (
+        "a bicycle with a very l… 97%",
+        "a bicycle with a very l…",
+    )
 
 
 def crowd(people: int) -> Boxes:

@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 from contourpy import FillType, SerialContourGenerator, ZInterp
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from segment.detections import Detections
 from segment.mask import THRESHOLD, Box, Mask, Region
 from segment.options import Colours
 from segment.output import tags
 from segment.output.colours import Paint, by_class, by_instance, ink
+from segment.output.font import font_for, writable
 
 FILL = 0.42
 """Opacity of the fill of a mask; its contour is opaque."""
@@ -267,30 +268,25 @@ def _draw_tags(
     photo: Image.Image, detections: Detections, labels: Sequence[str], paints: Sequence[Paint], lines: Sequence[float]
 ) -> None:
     """Draw the class name and score of each instance on a filled tag."""
-    names = [labels[int(index)] for index in detections.classes]
-    texts = [(f"{name} {score:.0%}", name) for name, score in zip(names, detections.scores, strict=True)]
+    names = [writable(labels[index], index + 1) for index in detections.classes.tolist()]
+    texts = [tags.texts(name, score) for name, score in zip(names, detections.scores.tolist(), strict=True)]
     corners = np.array([_pixels(box, photo.size) for box in detections.boxes.tolist()], np.float32)
     corners[:, 2:] += 1
-    font = cache(_font)
     pen = ImageDraw.Draw(photo)
-    placed = tags.place(corners, texts, photo.size, lambda text, points: _measure(font(points), text, points))
+    placed = tags.place(corners, texts, photo.size, _measure)
     for tag in placed:
         if tag.leader:
             pen.line(tag.leader, fill=paints[tag.index].colour, width=round(lines[tag.index]))
     for tag in placed:
-        letters, colour = font(tag.points), paints[tag.index].colour
+        letters, colour = font_for(tag.text, tag.points), paints[tag.index].colour
         left, top, right, bottom = tag.rect
         pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
         pen.text((left + _pad(tag.points), top + letters.getmetrics()[0]), tag.text, ink(colour), letters, anchor="ls")
 
 
-def _font(points: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(points)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels hold FreeType
-    return font
-
-
-def _measure(font: ImageFont.FreeTypeFont, text: str, points: int) -> tuple[int, int]:
+def _measure(text: str, points: int) -> tuple[int, int]:
+    """The (width, height) in pixels of a tag."""
+    font = font_for(text, points)
     return math.ceil(font.getlength(text)) + 2 * _pad(points), sum(font.getmetrics())
 
 

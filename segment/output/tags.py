@@ -22,6 +22,8 @@ Rect = tuple[float, float, float, float]
 Rects = NDArray[np.float32]
 """(N, 4) left, top, right, bottom in pixels."""
 
+LONGEST = 24
+"""Maximum number of characters of a name; a longer one is shortened."""
 COVERED = 0.1
 """Maximum share of an instance's core that a tag may cover."""
 CORE = 0.2, 0.0, 0.8, 0.7
@@ -64,6 +66,12 @@ class Tag:
     points: int
     rect: Rect
     leader: Rect | None
+
+
+def texts(name: str, score: float) -> tuple[str, str]:
+    """The alternatives for the text of a tag, the longest first."""
+    shown = name if len(name) <= LONGEST else f"{name[: LONGEST - 1].rstrip()}…"
+    return f"{shown} {score:.0%}", shown
 
 
 Measure = Callable[[str, int], tuple[int, int]]

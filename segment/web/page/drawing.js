@@ -2,7 +2,7 @@
 // (x + scale * px, y + scale * py) in CSS pixels. Lines and labels are sized in CSS pixels, so zooming does not enlarge them.
 
 import { ink } from "./colours.js";
-import { core, leader, overlap, placeTag } from "./tags.js";
+import { core, leader, overlap, placeTag, tagTexts } from "./tags.js";
 
 const FILL = 0.42;           // opacity of a mask
 const LINES = [1, 2];        // minimum and maximum width of contours and boxes
@@ -110,7 +110,7 @@ function drawTags(context, objects, paintOf, view, [width, height]) {
   for (const { object, box } of seen) {
     const letters = between(LETTERS, Math.min(largest, OF_OBJECT * side(object.bbox, view)));
     context.font = font(letters);
-    for (const text of [`${object.category_name} ${Math.round(object.score * 100)} %`, object.category_name]) {
+    for (const text of tagTexts(object.category_name, object.score)) {
       const size = [context.measureText(text).width + 0.7 * letters, 1.4 * letters];
       const tag = size[0] * size[1] <= room && placeTag(box, size, bounds, cores, taken);
       if (!tag) continue;

@@ -9,6 +9,14 @@ const REACH = [0.8, 1.6];           // lengths of leader lines that are tried, r
 const DIRECTIONS = 16;
 const LEADER = 0.3;                 // distance from its box, relative to its height, from which a tag has a leader line
 
+const LONGEST = 24;                 // maximum number of characters of a name in a tag
+
+/** The alternatives for the text of a tag, the longest first. */
+export function tagTexts(name, score) {
+  const characters = [...name], shown = characters.length > LONGEST ? `${characters.slice(0, LONGEST - 1).join("").trimEnd()}…` : name;
+  return [`${shown} ${Math.round(score * 100)} %`, shown];
+}
+
 export const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 
 /** The core of an object in this box. */
