@@ -18,7 +18,8 @@ function listObjects() {
   $("none").hidden = objects.length > 0 || !state.current?.objects;
   $("none").textContent = whyNone();
   $("score").value = state.minScore;
-  $("score-out").textContent = state.minScore.toFixed(2);
+  $("score-out").textContent = percent(state.minScore);
+  $("score").setAttribute("aria-valuetext", percent(state.minScore));
   showFocus();
 }
 
@@ -37,7 +38,7 @@ function makeTabStop(chosen) {
 function row(object) {
   const { category_name: name, score } = object;
   const button = element("button", { type: "button" },
-    element("span", { class: "swatch" }), element("span", { class: "name" }, name),
+    element("span", { class: "swatch" }), element("span", { class: "name", title: name }, name),
     element("span", { class: "meter" }), element("span", { class: "score" }, percent(score)));
   button.style.setProperty("--swatch", paintOf(object).colour);
   button.style.setProperty("--score", `${score * 100}%`);
@@ -75,7 +76,7 @@ function listClasses() {
       state.hiddenClasses[box.checked ? "delete" : "add"](name);
       emit("filter");
     });
-    return element("label", { class: "chip" }, box, name);
+    return element("label", { class: "chip", title: name }, box, element("span", {}, name));
   }));
 }
 

@@ -20,7 +20,7 @@ function listPhotos() {
 }
 
 function row(photo) {
-  const open = element("button", { type: "button", class: "open" },
+  const open = element("button", { type: "button", class: "open", title: photo.name },
     element("span", { class: "thumbnail" }), element("span", { class: "words" },
       element("span", { class: "name" }, photo.name), element("span", { class: "state" })));
   const remove = element("button", { type: "button", class: "remove", "aria-label": `Remove ${photo.name}` }, "×");

@@ -42,7 +42,7 @@ async function getJson(path) {
 /**
  * POST a photo with these options, again while the service is busy (Retry-After), with growing pauses.
  *
- * `source`: {blob} or {url}. `onSent` gets the part that has been sent, 0 to 1; `onWait` the seconds until the next try. Resolves
+ * `source`: {blob} or {url}. `onSent` gets the part that has been sent, 0 to 1; `onWait` each second those until the next try. Resolves
  * to {blob, header}, where `header` gives a header's value by name; rejects with a Problem, or with Aborted after `signal` was
  * aborted.
  */
@@ -53,8 +53,10 @@ export async function segment(source, options, { signal, onSent, onWait } = {}) 
     } catch (problem) {
       if (!problem.retryAfter || tried === TRIES) throw problem;
       const wait = Math.max(problem.retryAfter, 2 ** (tried - 1));
-      onWait?.(wait);
-      await pause(wait * 1000, signal);
+      for (let left = wait; left > 0; left--) {
+        onWait?.(left);
+        await pause(1000, signal);
+      }
     }
   }
 }
