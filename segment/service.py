@@ -23,7 +23,7 @@ from segment.labels import class_indices, named
 from segment.loading import Batch, Loaded, load
 from segment.memory import Budget, Reservation
 from segment.options import Options
-from segment.output.files import encode
+from segment.output.encoding import encode
 from segment.plan import Plan, Size, plan, shows_photo
 from segment.settings import Settings
 
