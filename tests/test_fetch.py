@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
 from segment.web import fetch as fetching
 from segment.web import pace
-from segment.web.fetch import Site, fetch, is_public, parse
+from segment.web.address import is_public, parse
+from segment.web.fetch import Site, fetch
 
 PHOTO = bytes(range(256)) * 400
 

@@ -14,7 +14,7 @@ from PIL import ImageFont
 
 FILE = Path(__file__).parent / "fonts" / "DejaVuSans-part.ttf"
 """Written by devtools/font.py."""
-RANGES = (" ~", "\u00a0\u052f", "\u1e00\u1eff", "\u2010\u2027", "\u20a0\u20bf")
+RANGES = ((" ", "~"), ("\u00a0", "\u052f"), ("\u1e00", "\u1eff"), ("\u2010", "\u2027"), ("\u20a0", "\u20bf"))
 """First and last characters of the ranges in FILE: ASCII, Latin to Cyrillic, more Latin, punctuation, currencies."""
 _TEXT = re.compile("[{}]*".format("".join(f"{first}-{last}" for first, last in RANGES)))
 

@@ -3,16 +3,13 @@
 A service that fetches arbitrary URLs can be abused to reach addresses that only it can reach: the metadata server, its
 neighbours, itself. Therefore:
 
-- Only http and https are allowed, and every address that the host name resolves to must be public.
+- Only http and https are allowed, and every address that the host name resolves to must be public (address.py).
 - The connection goes to an address that was checked, so that DNS rebinding has no effect.
 - Each redirect is checked like the first URL.
 - Size and total time are limited, independent of the announced length and of how slowly the server sends. So are the
   bytes of the response's head, and those with which the body is divided into chunks.
 - When others wait for memory or for a thread, the server must be as fast as a client that uploads (pace.py).
 - Proxies from the environment are not used.
-
-An address is public if it is in none of IANA's special-purpose registries (`ipaddress`), also when it is an IPv4
-address embedded in IPv6.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ import contextlib
 import functools
 import http.client
 import io
-import ipaddress
 import json
 import math
 import os
@@ -34,17 +30,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin
 
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
+from segment.web.address import Target, is_public, parse
 from segment.web.pace import CROWDED_RATE, Pace, TooSlow
 from segment.wording import counted
 
 MAX_REDIRECTS = 5
-MAX_URL = 8192
-"""Maximum length of a URL in characters."""
-LOWEST_PORT = 1024
-"""Ports below are not allowed, except 80 and 443."""
 CHUNK = 1 << 16
 HEAD_BYTES = 64 << 10
 """Maximum size of a response's status line and headers. http.client alone allows 6 MiB, which take several times as
@@ -53,30 +46,8 @@ FRAMING_BYTES = 16 << 10
 """Maximum number of bytes beside CHUNK bytes of the body: sizes of chunks, and what is read ahead."""
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""The prefix of RFC 6052: the last 32 bits are an IPv4 address."""
-_SPECIAL: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = tuple(
-    ipaddress.ip_network(network)
-    for network in ("192.88.99.0/24", "64:ff9b:1::/48", "100:0:0:1::/64", "3fff::/20", "5f00::/16")
-)
-"""Networks that are not globally reachable, but that `ipaddress` does not know yet
-(https://www.iana.org/assignments/iana-ipv6-special-registry, RFC 7526 for 192.88.99.0/24)."""
-
-_PATH = "/%:@!$&'()*+,;=~"
-"""Characters of a path that are not percent-encoded."""
-
 SocketAddress = tuple[socket.AddressFamily, Any]
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A parsed URL. `host`: in ASCII (IDNA). `path`: percent-encoded, with the query."""
-
-    secure: bool
-    host: str
-    port: int
-    path: str
 
 
 @dataclass(frozen=True)
@@ -148,29 +119,6 @@ def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds:
         return _read(response, target, limit, limits, lambda count: None)
 
 
-def parse(url: str) -> Target:
-    """Parse a URL. Raises RefusedURL if it is not allowed, independent of what its host name resolves to."""
-    if len(url) > MAX_URL:
-        raise RefusedURL(f"The URL has {len(url)} characters; the maximum is {MAX_URL}.")
-    if any(c.isspace() or not c.isprintable() or c == "\\" for c in url):
-        raise RefusedURL("The URL contains a space, a backslash or a control character. Percent-encode it.")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        host = (parts.hostname or "").encode("idna").decode()
-    except ValueError:
-        raise RefusedURL(f"{url[:200]!r} is not a valid URL.") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise RefusedURL(f"{url[:200]!r} is not an http or https URL, such as https://example.com/photo.jpg.")
-    if parts.username is not None or parts.password is not None:
-        raise RefusedURL("The URL contains a user name or password. Only public photos are fetched.")
-    if port is not None and port not in {80, 443} and port < LOWEST_PORT:
-        raise RefusedURL(f"Port {port} is not allowed. Allowed ports: 80, 443, and {LOWEST_PORT} and above.")
-    secure = parts.scheme == "https"
-    path = quote(parts.path or "/", safe=_PATH) + ("?" + quote(parts.query, safe=_PATH + "?") if parts.query else "")
-    return Target(secure, host, port or (443 if secure else 80), path)
-
-
 def resolve(target: Target, limits: _Limits, private: bool) -> list[SocketAddress]:
     """Resolve the host name of `target` to addresses, in order of preference.
 
@@ -200,21 +148,6 @@ def resolve(target: Target, limits: _Limits, private: bool) -> list[SocketAddres
             f"{target.host} does not have a public address. Only photos on the public internet are fetched."
         )
     return [(family, address) for family, _, _, _, address in found]
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is public. For an IPv6 address that embeds an IPv4 address, the latter is checked."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner:
-            return is_public(str(inner))
-        if ip.teredo or ip.is_site_local:
-            return False
-    special = any(ip in network for network in _SPECIAL if network.version == ip.version)
-    return ip.is_global and not (special or ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
 class _Response(http.client.HTTPResponse):

@@ -26,8 +26,9 @@ from segment.bucket.store import open_store
 from segment.errors import FetchError, RequestError, StorageError
 from segment.labelling.labelstudio import CLOUD
 from segment.settings import Settings
+from segment.web.address import parse
 from segment.web.exchange import Exchange
-from segment.web.fetch import Site, parse, post
+from segment.web.fetch import Site, post
 from segment.web.upload import from_base64
 
 log = logging.getLogger(__name__)
