@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,9 @@ def test_skips_fail_where_everything_is_required(tmp_path: Path, required: str, 
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert outcome in done.stdout
     assert ("needs root" in done.stdout) == bool(required)
+
+
+def test_schemathesis_is_imported_by_the_tests_that_use_it() -> None:
+    """Each test process imports all test files. It takes seconds to import."""
+    files = (ROOT / "tests").glob("*.py")
+    assert not [file.name for file in files if re.search("^(import|from) schemathesis", file.read_text(), re.M)]

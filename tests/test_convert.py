@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from benchmarks.checkpoints import checkpoint as random_tensors
+from devtools.server import CACHE
 from segment import convert, modelfile
 from segment.convert import checkpoint, config
 from segment.engine.file import load
@@ -165,7 +166,7 @@ def test_score_and_count_limits_apply(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (31, 33), (500, 40)])
 def test_any_image_size_is_accepted(size: tuple[int, int]) -> None:
-    engine = load(Path("segment/models/shapes.onnx"), threads=1, memory=Footprint(0, 0.0))
+    engine = load(Path("segment/models/shapes.onnx"), threads=1, cache=CACHE, memory=Footprint(0, 0.0))
     found = engine(np.full((*size, 3), 90, np.uint8), 0.0, 10)
     assert found.size == (size[1], size[0])
     assert (found.boxes >= 0).all()

@@ -126,7 +126,7 @@ def test_the_samples_look_like_real_answers(server: Server, photo: bytes) -> Non
 
 
 def test_real_answers_fit_the_document(server: Server, photo: bytes) -> None:
-    import schemathesis  # imported here: it takes a second in each test process
+    import schemathesis  # imported here: it takes seconds in each test process
 
     schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
     for form in ("rle", "polygons"):

@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
+from devtools.server import CACHE
 from segment import convert, modelfile
 from segment.__main__ import main
 from segment.convert import calibration, checkpoint, chunks, config, pointrend, quantise
@@ -50,7 +51,7 @@ def test_int8_file_is_small_and_has_metadata(int8: Path) -> None:
 
 
 def test_the_int8_file_finds_what_the_fp32_file_finds(int8: Path) -> None:
-    engines = [load(path, threads=1) for path in (DEMO, int8)]
+    engines = [load(DEMO, threads=1, cache=CACHE), load(int8, threads=1)]
     found, agreed = 0, 0
     for seed in range(20):
         image = shapes.scene(seed)[0]

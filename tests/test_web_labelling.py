@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import requests
-import schemathesis
 
 from devtools.gcs import Cloud
 from devtools.server import Server, serve
@@ -126,6 +125,8 @@ class TestDocument:
         assert all(f"<code>{path}</code>" in page for path in labelling_paths())
 
     def test_responses_match_the_document(self, tools: Server, photo: bytes) -> None:
+        import schemathesis  # imported here: it takes seconds in each test process
+
         schema = schemathesis.openapi.from_url(tools.url + "/openapi.json")
         image = base64.b64encode(photo).decode()
         bodies: dict[str, Any] = {
