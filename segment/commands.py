@@ -189,8 +189,6 @@ def cvat(arguments: argparse.Namespace) -> int:
 
 def _name_and_labels(settings: Settings) -> tuple[str, tuple[str, ...]]:
     """The name of the model and its classes. A model of the zoo does not have to be downloaded. Raises ModelError."""
-    from segment import zoo
-
     name = settings.model.removesuffix(zoo.INT8)
     if name in zoo.entries() and not settings.labels and not Path(settings.model).exists():
         return settings.model, zoo.labels(zoo.entry(name))

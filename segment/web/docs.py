@@ -48,7 +48,7 @@ def page(document: Json, problems: Problems) -> str:
         {
             "name": parameter["name"],
             "admits": _admitted(parameter["schema"]),
-            "default": _plainly(parameter["schema"].get("default", "")),
+            "default": _plainly(parameter["schema"].get("default", "all")),  # only classes has none: no restriction
             "about": parameter["description"],
         }
         for parameter in parameters
