@@ -13,7 +13,7 @@ The first runs `segment backfill` in a new process against the storage server of
 
 The second measures a whole job that writes COCO and Parquet datasets, with and without files for each photo, in a new
 process against that server without latency. Photos have 32 x 32 pixels, and a stub engine returns one instance for each
-(benchmarks/folder.py). It writes benchmarks/results/backfill-memory.md. With 100,000 photos it takes most of an hour.
+(benchmarks/folder.py). It writes benchmarks/results/backfill-memory.md, which takes a quarter of an hour.
 """
 
 from __future__ import annotations
