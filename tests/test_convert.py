@@ -640,3 +640,12 @@ def test_a_deeply_nested_config_is_refused_quickly(tmp_path: Path) -> None:
     path.write_text("a: " + "[" * 20_000)
     with pytest.raises(ConversionError, match="nested levels"):
         config.read(path)
+
+
+def test_iou_thresholds_are_in_the_range_of_onnx() -> None:
+    """The runtime that calibrates int8 models refuses others. The config has the thresholds 0 and 1."""
+    graph = converted(GOLDEN, "convs").graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    limits = [float(values[node.input[3]][0]) for node in graph.node if node.op_type == "NonMaxSuppression"]
+    assert limits
+    assert all(0 < limit <= 1 for limit in limits)

@@ -15,8 +15,8 @@ from segment.convert.graph import FLOAT, Graph
 
 LONGEST = math.log(1000.0 / 16)
 """Box2BoxTransform's clamp: a box grows by a factor of at most 62.5."""
-_ABOVE = {0.0: float(np.finfo(np.float32).tiny), 1.0: float(np.nextafter(np.float32(1), np.float32(2)))}
-"""The next IoU threshold above one that boxes often reach exactly: apart they have an IoU of 0, if equal of 1."""
+_ABOVE_ZERO = float(np.finfo(np.float32).tiny)
+"""The next IoU threshold above 0. float32 values below are taken for 0."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,18 @@ def larger_than(g: Graph, boxes: str, size: float) -> str:
     return g.op("Greater", smaller_side, g.scalar(size))
 
 
-def overlap_limit(g: Graph, threshold: float) -> str:
-    """The IoU threshold of a NonMaxSuppression, (1,) float32.
+def suppress(g: Graph, boxes: str, scores: str, overlap: float, most: str, min_score: str) -> str:
+    """Non-maximum suppression of boxes (B, N, 4) by scores (B, K, N): the indices to keep, (M, 3) int64 of B, K and N.
 
-    detectron2 keeps boxes whose IoU is the threshold itself. OpenVINO suppresses them.
+    Only scores above `min_score` (1,) are kept, and at most `most` (1,) of each class if `overlap` is below 1.
+
+    detectron2 keeps boxes whose IoU is `overlap` itself, and OpenVINO suppresses them. This matters for 0, which is the
+    IoU of all boxes that do not overlap, and for 1, the IoU of equal boxes, with which nothing is suppressed.
     """
-    return g.constant([_ABOVE.get(threshold, threshold)], np.float32)
+    if overlap >= 1:
+        return g.op("Transpose", g.op("NonZero", g.op("Greater", scores, min_score)), perm=[1, 0])
+    limit = g.constant([max(overlap, _ABOVE_ZERO)], np.float32)
+    return g.op("NonMaxSuppression", boxes, scores, most, limit, min_score)
 
 
 def anchors(g: Graph, index: str, columns: str, cells: np.ndarray, stride: int, offset: float) -> str:

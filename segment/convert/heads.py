@@ -139,14 +139,8 @@ def select(
     threshold = g.op(
         "Unsqueeze", g.op("Max", min_score, g.constant(np.float32(head.min_score), name=LOWEST_SCORE)), g.ints(0)
     )
-    kept = g.op(
-        "NonMaxSuppression",
-        batched,
-        g.op("Unsqueeze", by_class, axes),
-        g.ints(head.max_detections),
-        box.overlap_limit(g, head.nms),
-        threshold,
-    )
+    grouped = g.op("Unsqueeze", by_class, axes)
+    kept = box.suppress(g, batched, grouped, head.nms, g.ints(head.max_detections), threshold)
     label, roi = g.column(kept, column), g.column(kept, 2)
     count = g.op("Shape", roi)
     flat = g.op("Add", g.op("Mul", label, g.dim(by_class, 1)), roi)

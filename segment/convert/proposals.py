@@ -93,12 +93,5 @@ def _per_anchor(g: Graph, x: str, *shape: int) -> str:
 
 def _suppress(g: Graph, boxes: str, scores: str, overlap: float, most: str) -> str:
     """Non-maximum suppression of boxes (N, 4) with scores (N,). Returns the indices to keep, int64."""
-    kept = g.op(
-        "NonMaxSuppression",
-        g.op("Unsqueeze", boxes, g.ints(0)),
-        g.op("Unsqueeze", scores, g.ints(0, 1)),
-        most,
-        box.overlap_limit(g, overlap),
-        g.constant([NEVER / 2], "float32"),
-    )
-    return g.column(kept, 2)
+    boxes, scores = g.op("Unsqueeze", boxes, g.ints(0)), g.op("Unsqueeze", scores, g.ints(0, 1))
+    return g.column(box.suppress(g, boxes, scores, overlap, most, g.constant([NEVER / 2], "float32")), 2)
