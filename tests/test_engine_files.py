@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +196,22 @@ def test_converted_files_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
     engine = load(EMBEDDED, threads=1)
     assert engine.labels == ("circle", "square", "triangle", "star", "ring")
     assert engine.input_size((100, 100)) is None
+
+
+def test_processes_compile_into_a_cache_one_after_the_other(tmp_path: Path) -> None:
+    """Two at a time would read files that are being written: OpenVINO maps them into memory."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    folder = os.open(cache, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as other:
+        loading = other.submit(load, EMBEDDED, threads=1, cache=cache, memory=Footprint(0, 0.0))
+        with pytest.raises(TimeoutError):
+            loading.result(timeout=0.5)
+        assert not list(cache.iterdir())
+        os.close(folder)
+        loading.result()
+    assert list(cache.glob("*.blob"))
 
 
 def test_labels() -> None:

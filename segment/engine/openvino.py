@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,17 +86,34 @@ def compile_network(path: Path, threads: int, cache: Path | None, streams: int =
             ) from None
         properties["CACHE_DIR"] = str(cache)
     core = openvino.Core()
-    try:
-        return core.compile_model(str(path), "CPU", properties)
-    except RuntimeError as error:
-        first = error
-    try:
-        model = _read(path)
-        openvino_graph.patch(model)
-        return core.compile_model(model, "CPU", properties)
-    except RuntimeError:
-        reason = str(first).strip().splitlines()[-1]
-        raise ModelError(f"The model {path.name} cannot be compiled: {reason}") from None
+    with _locked(cache):
+        try:
+            return core.compile_model(str(path), "CPU", properties)
+        except RuntimeError as error:
+            first = error
+        try:
+            model = _read(path)
+            openvino_graph.patch(model)
+            return core.compile_model(model, "CPU", properties)
+        except RuntimeError:
+            reason = str(first).strip().splitlines()[-1]
+            raise ModelError(f"The model {path.name} cannot be compiled: {reason}") from None
+
+
+@contextlib.contextmanager
+def _locked(cache: Path | None) -> Iterator[None]:
+    """Lock the cache against other processes and threads that compile.
+
+    OpenVINO maps a cached file into memory. If another process wrote the file at the same time, this process would be
+    killed by SIGBUS, or read an incomplete file.
+    """
+    with contextlib.ExitStack() as until_compiled:
+        if cache:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                folder = os.open(cache, os.O_RDONLY)
+                until_compiled.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 def _read(path: Path) -> Any:
