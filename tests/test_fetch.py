@@ -303,6 +303,12 @@ class TestWhenOthersWait:
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(3))
         self.give_up("http://slow.example/")
 
+    def test_a_large_response_takes_too_long(self, base: str) -> None:
+        """It is as fast as an upload must be, but keeps a thread."""
+        limit = iter([60.0] * 3)
+        with pytest.raises(Busy, match="longer than 0 s, and others are waiting"):
+            fetch(base + "/photo", limit=1 << 20, seconds=60, private=True, crowded_seconds=lambda: next(limit, 0.0))
+
     def test_a_fast_response(self, base: str) -> None:
         assert fetch(base + "/photo", limit=1 << 20, seconds=60, private=True, crowded=lambda: True) == PHOTO
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import math
 import random
 import threading
 import tracemalloc
@@ -121,9 +122,17 @@ def test_whether_a_request_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -
         second = asyncio.create_task(made.in_thread(over.wait))
         await asyncio.sleep(0.1)
         assert made.threads_wait()
+        assert made.fetch_seconds() == 15
+        crowd = [asyncio.create_task(made.in_thread(over.wait)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert made.fetch_seconds() == 5  # each of three that wait has to wait for at most 15 s
+        crowd += [asyncio.create_task(made.in_thread(over.wait)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        assert made.fetch_seconds() == pace.CROWDED_WINDOW_SECONDS
         over.set()
-        await asyncio.gather(first, second)
+        await asyncio.gather(first, second, *crowd)
         assert not made.threads_wait()
+        assert made.fetch_seconds() == math.inf
 
     asyncio.run(run())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from segment.memory import Reservation
 from segment.service import Service
 from segment.web.fetch import Site, fetch
 
-RECEIVED, CANCELLED, THREADS_WAIT = "segment.received", "segment.cancelled", "segment.threads_wait"
+RECEIVED, CANCELLED, FETCH_SECONDS = "segment.received", "segment.cancelled", "segment.fetch_seconds"
 """Keys of the WSGI environment that segment/web/gateway.py sets: the Reservation of the received body, a function that
-returns whether the client has disconnected, and one that returns whether other requests wait for a thread. Other WSGI
-servers set none of them."""
+returns whether the client has disconnected, and one that returns how long a fetch may take because other requests wait
+for a thread, infinite if none does. Other WSGI servers set none of them."""
 
 Handler = Callable[[Service, Request], Response]
 
@@ -40,11 +41,15 @@ class Exchange:
 
     def cancelled(self) -> bool:
         """Whether the client has disconnected."""
-        return self._asks(CANCELLED)
+        return bool(self.request.environ.get(CANCELLED, lambda: False)())
+
+    def fetch_seconds(self) -> float:
+        """How long a fetch may take, as it keeps a thread from others."""
+        return float(self.request.environ.get(FETCH_SECONDS, lambda: math.inf)())
 
     def crowded(self) -> bool:
         """Whether others wait for what a fetch takes: memory for received bytes, or a thread."""
-        return self.service.uploads_wait or self._asks(THREADS_WAIT)
+        return self.service.uploads_wait or self.fetch_seconds() < math.inf
 
     def fetch(self, url: str, site: Site | None = None) -> bytes:
         """The photo at `url`. Raises RefusedURL, FetchError, TooLarge, Busy, Cancelled."""
@@ -58,14 +63,12 @@ class Exchange:
             announced=self._announced,
             site=site,
             crowded=self.crowded,
+            crowded_seconds=self.fetch_seconds,
             cancelled=self.cancelled,
         )
 
     def _announced(self, count: int) -> None:
         self.held.announced = self.held.bytes + (count or self.service.upload_limit)
-
-    def _asks(self, key: str) -> bool:
-        return bool(self.request.environ.get(key, lambda: False)())
 
 
 def handler(answer: Callable[[Exchange], Response]) -> Handler:

@@ -8,7 +8,8 @@ neighbours, itself. Therefore:
 - Each redirect is checked like the first URL.
 - Size and total time are limited, independent of the announced length and of how slowly the server sends. So are the
   bytes of the response's head, and those with which the body is divided into chunks.
-- When others wait for memory or for a thread, the server must be as fast as a client that uploads (pace.py).
+- When others wait for memory or for a thread, the server must be as fast as a client that uploads (pace.py). When many
+  wait for a thread, there is little time for the whole fetch.
 - Proxies from the environment are not used.
 """
 
@@ -76,6 +77,7 @@ def fetch(
     announced: Callable[[int], None] = lambda count: None,
     site: Site | None = None,
     crowded: Callable[[], bool] = lambda: False,
+    crowded_seconds: Callable[[], float] = lambda: math.inf,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> bytes:
     """Fetch `url`: a body of at most `limit` bytes, within `seconds` in total.
@@ -83,10 +85,11 @@ def fetch(
     `received` is called with the number of bytes that have arrived, before they are stored; it may wait, and raise.
     `announced` is called with the length of the body before, 0 if it is unknown. `private` also allows addresses that
     are not public; `site` is allowed in any case. `crowded`: whether others wait, so that a slow server must be given
-    up. Raises RefusedURL if the URL is not allowed, FetchError if it could not be fetched, Busy if it was given up,
-    TooLarge if the body exceeds `limit` bytes, Cancelled if `cancelled` returns True.
+    up. `crowded_seconds`: how long the fetch may take for the same reason. Raises RefusedURL if the URL is not allowed,
+    FetchError if it could not be fetched, Busy if it was given up, TooLarge if the body exceeds `limit` bytes,
+    Cancelled if `cancelled` returns True.
     """
-    limits = _Limits(seconds, crowded, cancelled)
+    limits = _Limits(seconds, crowded, crowded_seconds, cancelled)
     for _ in range(MAX_REDIRECTS + 1):
         target = parse(url)
         trusted = site is not None and site.has(target)
@@ -167,12 +170,13 @@ class _Limits:
         self,
         seconds: float,
         crowded: Callable[[], bool] = lambda: False,
+        crowded_seconds: Callable[[], float] = lambda: math.inf,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.seconds = seconds
         self.pace = Pace(seconds, crowded, window_bytes=0, late_rate=math.inf)
         self.readable = 0
-        self._cancelled = cancelled
+        self._crowded_seconds, self._cancelled = crowded_seconds, cancelled
 
     def left(self) -> float:
         """Seconds until the limits must be checked again. Raises FetchError, Busy, Cancelled."""
@@ -188,6 +192,10 @@ class _Limits:
                 "in a moment.",
                 5,
             ) from None
+        if self.pace.elapsed > (most := self._crowded_seconds()):
+            raise Busy(
+                f"Fetching the URL takes longer than {most:.0f} s, and others are waiting. Try again in a moment.", 5
+            )
         return max(self.pace.until - time.monotonic(), 0.001)
 
     def repeat(self, operation: Callable[[float], Value]) -> Value:

@@ -31,8 +31,8 @@ from segment.errors import Busy, SegmentError, TooLarge
 from segment.memory import Reservation
 from segment.service import CROWDED_SECONDS, Service
 from segment.web.app import PROGRESS, refuse
-from segment.web.exchange import CANCELLED, RECEIVED, THREADS_WAIT
-from segment.web.pace import Pace, TooSlow
+from segment.web.exchange import CANCELLED, FETCH_SECONDS, RECEIVED
+from segment.web.pace import CROWDED_WINDOW_SECONDS, Pace, TooSlow
 from segment.web.responses import CHUNK, DRAIN_BYTES
 from segment.web.startup import Startup
 from segment.web.upload import MAX_OPTION_BYTES
@@ -51,6 +51,8 @@ SMALL_BYTES = 4 << 10
 SMALL_PIECES, SMALL_SECONDS = 16, 0.05
 """After this many small pieces in a row, the server waits before it receives the next one. The kernel joins what
 arrives meanwhile, so that a body in tiny TCP segments does not take CPU time for each of them."""
+THREAD_SECONDS = 15.0
+"""Time in which a request should get a thread, however many URLs are slow. Each fetch gets a share of it."""
 POLL_SECONDS = 0.02
 """Interval at which a body that waits for memory tries to reserve it."""
 
@@ -122,7 +124,8 @@ class Gateway:
         self.startup = startup
         self.needs_model = needs_model
         self._threads = ThreadPoolExecutor(threads, "request")
-        self._fetching = asyncio.Semaphore(fetching or threads)
+        self._most_fetching = fetching or threads
+        self._fetching = asyncio.Semaphore(self._most_fetching)
         self._waiting: dict[object, float] = {}  # the calls that wait for a thread, and since when
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -157,6 +160,12 @@ class Gateway:
         """Whether a request has waited for a thread for CROWDED_SECONDS."""
         longest = next(iter(self._waiting.copy().values()), math.inf)
         return time.monotonic() - longest > CROWDED_SECONDS
+
+    def fetch_seconds(self) -> float:
+        """How long a fetch may take: the shorter, the more requests wait for a thread; without a limit if none does."""
+        if not self.threads_wait():
+            return math.inf
+        return max(CROWDED_WINDOW_SECONDS, THREAD_SECONDS * self._most_fetching / max(len(self._waiting), 1))
 
 
 class _Cycle:
@@ -222,7 +231,7 @@ class _Cycle:
         """Call the WSGI application. Its environment is only made now, because it takes as much memory as the head."""
         environ = environment(self.scope, self.body)
         environ[CANCELLED] = self.gone.is_set
-        environ[THREADS_WAIT] = self.gateway.threads_wait
+        environ[FETCH_SECONDS] = self.gateway.fetch_seconds
         if self.gateway.startup:
             environ[PROGRESS] = self.gateway.startup.progress
         if held:

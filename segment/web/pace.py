@@ -58,6 +58,11 @@ class Pace:
         return min(self._end, self._window, self._next)
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning, without pauses."""
+        return time.monotonic() - self._began
+
+    @property
     def left(self) -> float:
         """Seconds until the end, at least 0.001, as 0 would make a socket non-blocking."""
         return max(self._end - time.monotonic(), 0.001)
