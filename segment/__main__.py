@@ -6,6 +6,7 @@ Here are the arguments of each command; commands.py runs them.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "PrismRunner")
 
 def run() -> None:
     """The console command `segment`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may have bytes that are not text
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())
 
 
@@ -79,11 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> Path:
+    """A path that is not empty, as that of an unset shell variable is. It would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def _add_image(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "photos", nargs="+", type=Path, metavar="PHOTO", help="photo or video files, or folders of them"
+        "photos", nargs="+", type=_path, metavar="PHOTO", help="photo or video files, or folders of them"
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="folder for the results")
     _add_set(parser)
     parser.add_argument(
         "-f",
@@ -96,7 +106,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
         "-d", "--dataset", default="", help="one dataset of all photos: one or more of coco, parquet, label-studio"
     )
     parser.add_argument(
-        "--label-config", type=Path, metavar="FILE", help="Label Studio: labelling config; default: a new one"
+        "--label-config", type=_path, metavar="FILE", help="Label Studio: labelling config; default: a new one"
     )
     parser.add_argument(
         "--image-root",
@@ -109,18 +119,18 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="detectron2 config, YAML")
-    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
-    parser.add_argument("--labels", type=Path, help="class names: one per line, or detectron2's metadata.json")
+    parser.add_argument("config", type=_path, metavar="CONFIG", help="detectron2 config, YAML")
+    parser.add_argument("weights", type=_path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="the model file to write, .onnx")
+    parser.add_argument("--labels", type=_path, help="class names: one per line, or detectron2's metadata.json")
     parser.add_argument("--int8", action="store_true", help="quantise to int8")
     _add_calibration(parser)
     parser.set_defaults(run=commands.convert)
 
 
 def _add_quantise(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a file that `convert` wrote")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the model file to write, .onnx")
+    parser.add_argument("model", type=_path, metavar="MODEL", help="a file that `convert` wrote")
+    parser.add_argument("-o", "--output", type=_path, required=True, help="the model file to write, .onnx")
     _add_calibration(parser)
     parser.set_defaults(run=commands.quantise)
 
@@ -139,7 +149,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     _add_preparation(parser)
-    parser.add_argument("-o", "--output", type=Path, help="the model file to write; by default in the cache folder")
+    parser.add_argument("-o", "--output", type=_path, help="the model file to write; by default in the cache folder")
     parser.set_defaults(run=commands.fetch)
 
 
@@ -223,7 +233,7 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="calibrate int8 on photos like those to be segmented; default: on photographs in this package",
     )

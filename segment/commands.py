@@ -44,6 +44,9 @@ def image(arguments: argparse.Namespace) -> int:
     datasets = _choices("dataset", arguments.dataset, FolderDataset)
     formats = _choices("format", arguments.format if arguments.format or datasets else "png", Format)
     options = Options.parse(_options(arguments), settings)
+    for name, value in (("label-config", arguments.label_config), ("image-root", arguments.image_root)):
+        if value and "label-studio" not in datasets:
+            raise OptionError(name, f"--{name} is for Label Studio; add -d label-studio, or omit it.")
     config = _text("label-config", arguments.label_config) if arguments.label_config else ""
     job = Job(arguments.output, options, formats, datasets, config, arguments.image_root)
     batch = run.batch(arguments.photos, options, _jobs(arguments.jobs))
@@ -66,17 +69,19 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def quantise(arguments: argparse.Namespace) -> int:
     """Quantise a converted model file to int8."""
+    precision = _precision(arguments, True)
     check_output(arguments.output)
     from segment import convert as converter
 
     model = converter.load(arguments.model)
-    precision = Int8(arguments.calibrate, arguments.proposals)
     precision.check()
     return _write(model, precision, arguments.output)
 
 
 def _precision(arguments: argparse.Namespace, int8: bool) -> Precision:
     """The precision that the options name. Raises OptionError."""
+    if arguments.proposals is not None and arguments.proposals < 1:
+        raise OptionError("proposals", f"--proposals is {arguments.proposals}; it must be at least 1.")
     if int8:
         return Int8(arguments.calibrate, arguments.proposals)
     if arguments.calibrate:
@@ -331,7 +336,11 @@ def _absolute(address: str) -> str:
 
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
     """The options given with -s, by name. Raises OptionError."""
-    options = dict(_option(text) for text in arguments.set)
+    options: dict[str, str] = {}
+    for name, value in map(_option, arguments.set):
+        if name in options:
+            raise OptionError(name, f"-s {name}=... is given twice.")
+        options[name] = value
     if "format" in options:
         raise OptionError(
             "format", "-s format=... has no effect on files. Give their formats with -f, such as -f png,json."

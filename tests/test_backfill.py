@@ -300,7 +300,9 @@ def test_bucket_that_cannot_be_listed_is_explained(cloud: Cloud) -> None:
     [
         (("nowhere", "out"), "'nowhere' is not a folder"),
         (("gs://", "out"), "does not name a bucket"),
+        (("gs://Photos of May/a", "out"), "'gs://Photos of May/a' does not name a bucket"),
         (("gs://photos", ""), "SEGMENT_OUTPUT_BUCKET"),
+        ((str(ROOT), str(ROOT / "README.md")), "README.md' is a file; it must be a folder or gs://"),
     ],
 )
 def test_invalid_address_is_refused(arguments: tuple[str, str], said: str) -> None:

@@ -105,6 +105,9 @@ class TestImage:
             (["-s", "render_factor"], "'render_factor' is not an option; use OPTION=VALUE"),
             (["-s", "format=json"], "Give their formats with -f"),
             (["-f", "gif"], "--format is 'gif'; it must be one or more of png"),
+            (["-s", "classes=circle", "-s", "classes=ring"], "-s classes=... is given twice."),
+            (["--label-config", __file__], "--label-config is for Label Studio; add -d label-studio, or omit it."),
+            (["--image-root", "gs://photos/", "-d", "coco"], "--image-root is for Label Studio; add -d label-studio"),
         ],
     )
     def test_invalid_option_is_refused(
@@ -122,6 +125,35 @@ class TestImage:
     def test_a_url_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("image", "https://example.com/a.jpg", "-o", tmp_path / "out") == 1
         assert "a.jpg is given by a URL. Download it first" in capsys.readouterr().err
+        assert run("image", "gs://photos/a.jpg", "-o", tmp_path / "out") == 1
+        assert "a.jpg is in a bucket. `segment backfill` and" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [("", "-o", "out"), ("a.jpg", "-o", "")])
+    def test_an_empty_path_is_refused(self, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+        """That of an unset variable is not the current folder."""
+        with pytest.raises(SystemExit) as ended:
+            run("image", *arguments)
+        assert ended.value.code == 2
+        assert "the path is empty" in capsys.readouterr().err
+
+    def test_an_output_whose_name_is_not_text(self, photos: Path, tmp_path: Path) -> None:
+        """In the usual locales, Python's standard output refuses the bytes of such a name."""
+        out = tmp_path / os.fsdecode(b"out\xff")
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "segment",
+            "image",
+            photos / "deeper",
+            "-o",
+            out,
+            "-d",
+            "coco",
+        ]
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        assert ran.stdout.endswith(b"/out\\udcff/instances.json\n")
 
     def test_invalid_setting_is_refused(
         self, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -201,6 +233,21 @@ class TestConvert:
         for command in (("convert", "missing.yaml", "missing.pkl"), ("quantise", "missing.onnx")):
             assert run(*command, "-o", tmp_path / "balloon") == 1
             assert "balloon would not be recognised as a model file" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("convert", "c.yaml", "w.pkl"),
+            ("quantise", "m.onnx"),
+            ("fetch", "mask_rcnn_R_50_FPN_3x"),
+            ("fetch", "w.pkl"),
+        ],
+    )
+    def test_a_wrong_number_of_proposals_is_refused_first(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+    ) -> None:
+        assert run(*command, "-o", tmp_path / "out.onnx", "--proposals", "0") == 1
+        assert "--proposals is 0; it must be at least 1." in capsys.readouterr().err
 
     def test_quantising_something_else_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "other.onnx").write_bytes(b"no model")

@@ -491,6 +491,7 @@ def _album(body: bytes) -> Iterator[str]:
         ({"PORT": "70000"}, "PORT is '70000'; it must be a whole number from 1 to 65535."),
         ({"THREADS": "many"}, "THREADS is 'many'; it must be a whole number from 1 to 1000."),
         ({"HOST": "192.0.2.1"}, "Cannot listen on 192.0.2.1, port "),
+        ({"HOST": "a" * 64}, f"Cannot listen on {'a' * 64}, port "),
         ({"FUNCTION_TARGET": "detect"}, "The function target is 'detect'; it must be one of segment_http, segment_obj"),
     ],
 )

@@ -150,6 +150,8 @@ def _source(address: str, settings: Settings) -> tuple[Store, str]:
 
 def _destination(address: str, settings: Settings) -> tuple[Store, str]:
     if address:
+        if not address.startswith("gs://") and Path(address).exists() and not Path(address).is_dir():
+            raise SettingsError(f"The destination {address!r} is a file; it must be a folder or gs://bucket/prefix.")
         store, prefix = open_store(address, settings.storage_seconds, hidden=True)
         return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
     if not settings.output_bucket:

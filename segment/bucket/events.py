@@ -38,7 +38,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
 from segment.bucket.objects import describe, is_result, segment_object
-from segment.bucket.store import CLIENT, Object, overlap
+from segment.bucket.store import BUCKET, CLIENT, Object, overlap
 from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
 from segment.extras import require
 from segment.service import Service
@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 
 FINALIZED = "google.cloud.storage.object.v1.finalized"
 PUBLISHED = "google.cloud.pubsub.topic.v1.messagePublished"
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-"""Valid bucket names (https://cloud.google.com/storage/docs/buckets#naming)."""
 
 
 class MalformedEvent(ValueError):
@@ -129,7 +127,7 @@ def _payload(message: Mapping[str, Any]) -> object:
 def _new_object(data: object) -> tuple[str, Object]:
     resource = _mapping(data, "data")
     bucket, name = (_string(resource, key) for key in ("bucket", "name"))
-    if not _BUCKET.fullmatch(bucket):
+    if not BUCKET.fullmatch(bucket):
         raise MalformedEvent(f"{bucket[:100]!r} is not a valid bucket name.")
     metadata = resource.get("metadata") or {}
     size, crc32c = resource.get("size"), resource.get("crc32c")
@@ -199,7 +197,7 @@ def check(settings: Settings) -> None:
         raise SettingsError("SEGMENT_OUTPUT_BUCKET is not set; it must be the name of the bucket for results.")
     for name in ("input_bucket", "output_bucket"):
         value = getattr(settings, name)
-        if value and not _BUCKET.fullmatch(value):
+        if value and not BUCKET.fullmatch(value):
             raise SettingsError(f"SEGMENT_{name.upper()} is {value!r}; it must be the name of a bucket, without gs://.")
     source = f"gs://{settings.input_bucket}/{settings.input_prefix}"
     destination = f"gs://{settings.output_bucket}/{settings.output_prefix}"

@@ -51,6 +51,10 @@ def find(
             raise OptionError(
                 "photos", f"{path.name} is given by a URL. Download it first, or send the URL to the service."
             )
+        if path.parts[:1] == ("gs:",) and not path.exists():
+            raise OptionError(
+                "photos", f"{path.name} is in a bucket. `segment backfill` and `segment beam` segment the photos there."
+            )
     folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
     if output and any(_same(folder, output) for folder in folders):
         raise OptionError(

@@ -326,15 +326,16 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, TypeError, UnicodeError) as error:  # the last two of a host that is no text, or no host name
+        number = getattr(error, "errno", 0) or 0
+        if number == errno.EADDRINUSE:
             raise SettingsError(
                 f"Port {port} is already in use. Stop the other program, or set PORT to a free port."
             ) from None
-        known = (error.errno or 0) > 0  # negative: of getaddrinfo. error.strerror repeats the address
-        reason = os.strerror(error.errno or 0) if known else "the name cannot be resolved"
+        # Negative numbers are those of getaddrinfo. error.strerror repeats the address.
+        reason = os.strerror(number) if number > 0 else "the name cannot be resolved"
         raise SettingsError(
-            f"Cannot listen on {host}, port {port}: {reason}. Set HOST and PORT to other values."
+            f"Cannot listen on {host[:100]}, port {port}: {reason}. Set HOST and PORT to other values."
         ) from None
     # Connections inherit it. asyncio only sets it on sockets that were created with the protocol number of TCP. Without
     # it, the body of a response waits for the client's delayed acknowledgement of the head, which takes 40 ms.

@@ -7,6 +7,7 @@ such as a dataset.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +15,8 @@ from typing import Protocol
 from segment.errors import SettingsError
 from segment.extras import require
 
+BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+"""Valid bucket names (https://cloud.google.com/storage/docs/buckets#naming)."""
 CLIENT = "google.cloud.storage"
 """The client library of Cloud Storage."""
 
@@ -86,7 +89,7 @@ def open_store(address: str, seconds: float, hidden: bool = False) -> tuple[Stor
 
         return Folder(address, hidden), ""
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
-    if not bucket:
+    if not BUCKET.fullmatch(bucket):
         raise SettingsError(f"{address!r} does not name a bucket. Use gs://bucket or gs://bucket/prefix.")
     require(CLIENT)
     from segment.bucket.store.google import Bucket  # 17 MB that a folder does not need
