@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -76,7 +76,7 @@ class Model:
         min_score: float = 0.5,
         max_detections: int = 100,
         detail: int = 1,
-        classes: Sequence[str] = (),
+        classes: Iterable[str] | None = None,
     ) -> Results:
         """Detect the instances in `photo`, in its pixels, sorted by descending score.
 
@@ -89,7 +89,8 @@ class Model:
         be decoded or an array has another shape or type, OSError if a file cannot be opened.
         """
         _check(render_factor=render_factor, fit=fit, min_score=min_score, max_detections=max_detections, detail=detail)
-        chosen = class_indices((classes,) if isinstance(classes, str) else classes, self.labels)
+        names = (classes,) if isinstance(classes, str) else tuple(classes or ())
+        chosen = class_indices(names, self.labels)
         rgb = image.to_rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)
         return Results.of(self.find(rgb, size, min_score, max_detections, detail, chosen), self.labels)

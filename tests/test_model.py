@@ -92,7 +92,9 @@ def test_classes(model: segment.Model, photo: Image.Image, detail: int) -> None:
     best = model(photo, classes=[name], max_detections=1, **options)
     assert best.names == [name], "the limit applies to the instances of the classes"
     assert best.scores[0] == chosen.scores[0]
-    assert model(photo, classes=name, **options).names == chosen.names
+    for given in (name, {name}, (one for one in [name])):
+        assert model(photo, classes=given, **options).names == chosen.names
+    assert model(photo, classes=None, **options).names == model(photo, **options).names
     with pytest.raises(OptionError, match=r"The model has no class 'person'\. Its classes: circle, square"):
         model(photo, classes=["person"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import random
 import re
 import select
@@ -332,11 +333,33 @@ class TestBounds:
         for before in (b"", b"400000\r\n%b\r\n" % bytes(4 << 20)):
             with connect(small, head) as connection:
                 _send(connection, before + b"1\r\nx\r\n" * 100_000)
-                assert answer(connection)[:12] in {b"HTTP/1.1 400", b""}
+                assert answer(connection)[:12] == b"HTTP/1.1 400"
         parts = [photo[start : start + 100] for start in range(0, len(photo), 100)]
         body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
         with connect(small, head + body + b"0\r\n\r\n") as connection:
             assert answer(connection)[:12] == b"HTTP/1.1 200"
+
+    @pytest.mark.parametrize(
+        ("lines", "status", "detail"),
+        [
+            (b"POST /segment?classes=Stra\xc3\x9fe HTTP/1.1\r\nHost: a", 400, "not ASCII. Percent-encode them."),
+            (HEAD + b"Transfer-Encoding: gzip", 501, "chunked is supported"),
+            (HEAD + b"X: y\r\n" * 101, 431, "There are more than 100 headers."),
+            (b"POST /segment HTTP/1.1\r\nX: y", 400, "Missing mandatory Host: header"),
+        ],
+    )
+    def test_a_malformed_request_with_a_body_is_answered(
+        self, small: Server, lines: bytes, status: int, detail: str
+    ) -> None:
+        """If a connection is closed while the client sends, the client sees a broken connection instead."""
+        with connect(small, lines.rstrip() + b"\r\nContent-Length: 400000\r\n\r\n") as connection:
+            for _ in range(10):
+                connection.sendall(bytes(40_000))
+                time.sleep(0.02)
+            head, _, body = answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"content-type: application/problem+json" in head.lower()
+        assert detail in json.loads(body)["detail"]
 
     def test_many_connections(self, small: Server, photo: bytes) -> None:
         """At the limit, the oldest connection without a complete request is closed for a new one."""

@@ -54,11 +54,13 @@ class TestPhotos:
         encoded = base64.b64encode(photo).decode()
         answers = [
             post(server, files={"file": ("photo.jpg", photo)}),
+            post(server, files={"file": (None, photo, "application/octet-stream")}),
             post(server, data=photo, headers=JPEG),
             post(server, data=photo, headers={"Content-Type": "application/x-www-form-urlencoded"}),
             post(server, data=photo),
             post(server, data=(photo[at : at + 5000] for at in range(0, len(photo), 5000))),
             post(server, json={"image": encoded}),
+            post(server, json={"image": base64.urlsafe_b64encode(photo).decode()}),
             post(server, json={"image": "data:image/jpeg;base64," + encoded}),
             post(server, json={"url": album}),
             post(server, data={"url": album}),

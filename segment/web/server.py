@@ -33,7 +33,8 @@ from segment.service import Service
 from segment.web import labelling
 from segment.web.app import upload_paths
 from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
-from segment.web.pace import CROWDED_RATE
+from segment.web.pace import WINDOW_BYTES, WINDOW_SECONDS
+from segment.web.problems import problem
 from segment.web.startup import NEEDS_MODEL, Startup
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,13 @@ FAILURE_SECONDS = 3.0
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
+LINGER_SECONDS = 2.0
+"""Time in which the rest of a malformed request is discarded. If the connection were closed before, the client might
+not see the response."""
 MAX_HEADERS = 100
 """Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
+MAX_REASON = 200
+"""Maximum number of characters of the reason why a request is malformed. It may contain a part of the request."""
 FRAMING_BYTES, FRAMING_SHARE = 64 << 10, 1 / 16
 """The framing of a chunked body (sizes of chunks, line ends) may be this share of its content, and these bytes more in
 any part of the body. Each chunk takes CPU time, however small it is."""
@@ -72,9 +78,12 @@ STOP_SECONDS = 8
 
 
 class _Connection(h11.Connection):
-    """Refuses requests with more than MAX_HEADERS headers. `refusal`: status of the response to a malformed request."""
+    """Refuses requests with more than MAX_HEADERS headers, and URLs that are not ASCII, with a reason.
 
-    refusal = 400
+    `refusal`, `reason`: status of the response to a malformed request, and what is wrong.
+    """
+
+    refusal, reason = 400, ""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         """The next event. Raises RemoteProtocolError if the request is malformed."""
@@ -83,11 +92,13 @@ class _Connection(h11.Connection):
                 self._check_lines(self.trailing_data[0])
             return super().next_event()
         except h11.RemoteProtocolError as error:
-            self.refusal = error.error_status_hint
+            self.refusal, self.reason = error.error_status_hint, str(error)
             raise
 
     def _check_lines(self, received: bytes) -> None:
-        """Check the number of headers before they are parsed, which takes time for each."""
+        """Check the URL, and the number of headers before they are parsed, which takes time for each."""
+        if not received.partition(b"\n")[0].isascii() and received[:1].isalpha():
+            raise h11.RemoteProtocolError("The URL has characters that are not ASCII. Percent-encode them.")
         most = MAX_HEADERS + 1  # with the request line
         if received.count(b"\n") > most and _BLANK_LINE.split(received, 1)[0].count(b"\n") > most:
             raise h11.RemoteProtocolError(f"There are more than {MAX_HEADERS} headers.", error_status_hint=431)
@@ -103,6 +114,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0  # when the wait for the current request's head began
     _received = 0  # bytes since then
+    _refused = False  # the request is malformed; the rest is discarded
     _framing = 0.0  # bytes of the current body's framing beyond FRAMING_SHARE, since they were last within it
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
 
@@ -134,6 +146,8 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse `data`. The deadline of a further head starts with its first byte."""
+        if self._refused:
+            return
         in_body = self.conn.their_state is h11.SEND_BODY
         before = len(self.cycle.body) if in_body else 0
         self._received += len(data)
@@ -144,7 +158,9 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             self._framing = 0.0
         if self.cycle is not None and self.cycle.body:
             self.flow.pause_reading()
-        if self.conn.their_state is not h11.IDLE:
+        if self._refused:
+            self.flow.resume_reading()
+        elif self.conn.their_state is not h11.IDLE:
             self._stop_deadline()
         elif not self._deadline and not self.transport.is_closing():
             self._start_deadline()
@@ -159,16 +175,31 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             self.send_400_response("The chunks of the body are too small.")
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to a malformed request, and close the connection. If there is a response already, it is cut off."""
+        """Respond to a malformed request, and close the connection once the client has read that.
+
+        If there is a response already, it is cut off.
+        """
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        body, status = msg.encode("ascii"), self.conn.refusal
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Connection": "close"}
+        status, detail = self.conn.refusal, self.conn.reason[:MAX_REASON] or msg
+        refusal = problem(status, HTTPStatus(status).phrase, detail)
+        body = refusal.data
+        headers = {
+            "Content-Type": str(refusal.content_type),
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
         response = h11.Response(status_code=status, headers=[*headers.items()], reason=HTTPStatus(status).phrase)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self.transport.write_eof()
+        self._refused = True
+        if self.cycle is not None:  # a body that was being received
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._stop_deadline()
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Handle the end of the client's data.
@@ -202,23 +233,23 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             min(others, key=Protocol._rank, default=self).transport.abort()
 
     def _waits_for_client(self) -> bool:
-        return self.conn.their_state in (h11.IDLE, h11.SEND_BODY) or self.transport.get_write_buffer_size() > 0
+        receives = self._refused or self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        return receives or self.transport.get_write_buffer_size() > 0
 
     def _rank(self) -> tuple[int, float]:
         """Among the connections that wait for their client, those with a lower rank are closed first.
 
-        These are idle ones, and those whose head is late or whose body was refused; then slow bodies, the slowest
-        first; then clients that do not read their response; then new connections. A body that arrives at the pace that
-        is required when others wait is only closed if there is nothing else.
+        These are idle ones, and those whose head is late or whose body was refused; then bodies that are slower than
+        is allowed; then clients that do not read their response; then new connections; then the slowest body.
         """
         age, in_body = self.loop.time() - self._since, self.conn.their_state is h11.SEND_BODY
         if in_body and self.conn.our_state is not h11.SEND_BODY:
             rate = self._received / max(age, NEW_SECONDS)
-            if rate >= CROWDED_RATE:
+            if rate >= WINDOW_BYTES / WINDOW_SECONDS:
                 return 4, rate
             if age >= NEW_SECONDS:
                 return 1, rate
-        elif in_body or (self.conn.their_state is h11.IDLE and age >= NEW_SECONDS):
+        elif in_body or self._refused or (self.conn.their_state is h11.IDLE and age >= NEW_SECONDS):
             return 0, self._since
         elif self.conn.their_state is not h11.IDLE:
             return 2, self._since

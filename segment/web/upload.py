@@ -30,6 +30,8 @@ _COMPRESSIONS = {"gzip", "x-gzip", "deflate", "compress", "br", "zstd"}
 """Content codings (RFC 9110, 8.4.1) that are not decoded: photos are already compressed."""
 
 _WHITESPACE = string.whitespace.encode("ascii")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+"""The characters of base64 that are safe in URLs (RFC 4648, 5), and those of base64."""
 
 Pairs = list[tuple[str, str]]
 
@@ -209,9 +211,9 @@ class _Form:
 
     def add(self, event: Event) -> None:
         """Process the next event of the decoder. Raises RequestError, TooLarge."""
-        if isinstance(event, Field):
+        if isinstance(event, Field) and not _is_binary(event):
             self._begin_field(event.name)
-        elif isinstance(event, File):
+        elif isinstance(event, File | Field):
             self._begin_file(event.name)
         elif isinstance(event, Data):
             self._add_data(event)
@@ -241,6 +243,12 @@ class _Form:
         self._text += data.data
         if not data.more_data:
             self.pairs.append((self._name, self._text.decode("utf-8", "replace")))
+
+
+def _is_binary(field: Field) -> bool:
+    """Whether a field is a file without a name, as Apache's HttpClient and Node.js send bytes (RFC 7578, 4.2)."""
+    kind = field.headers.get("content-type", "text/plain").lower()
+    return field.name == "file" and not kind.startswith("text/")
 
 
 def _read_json(text: bytes) -> tuple[bytes | None, Pairs]:
@@ -280,13 +288,13 @@ def _word(name: str, value: object) -> str:
 
 
 def from_base64(text: str) -> bytes:
-    """A photo in base64, or in a data URL with base64. Raises RequestError."""
+    """A photo in base64 of either alphabet, or in a data URL with base64. Raises RequestError."""
     start = 0
     if text.startswith("data:"):
         start = text.find(",") + 1
         if not text.endswith(";base64", 0, start - 1 if start else 0):
             raise RequestError("`image` is a data URL that is not base64. Use the form data:image/jpeg;base64,...")
     try:
-        return base64.b64decode(text[start:].encode("ascii").translate(None, _WHITESPACE), validate=True)
+        return base64.b64decode(text[start:].encode("ascii").translate(_URL_SAFE, _WHITESPACE), validate=True)
     except (ValueError, binascii.Error):
         raise RequestError("`image` is not valid base64.") from None
