@@ -146,15 +146,15 @@ class TestSlowClients:
             stack.close()
             check_alive(small, photo)
 
-    def test_an_honest_upload_outlives_many_slow_ones(self, small: Server, photo: bytes) -> None:
+    def test_an_honest_upload_outlives_many_slow_ones(self, fresh: Server, photo: bytes) -> None:
         """More clients than the server accepts connections send a byte of their body, after a photo has begun."""
         body = larger(photo, 1_000_000)
         with contextlib.ExitStack() as stack:
-            honest = stack.enter_context(connect(small, HEAD + b"Content-Length: %d\r\n\r\n" % len(body)))
+            honest = stack.enter_context(connect(fresh, HEAD + b"Content-Length: %d\r\n\r\n" % len(body)))
             for start in range(0, len(body), 50_000):
                 honest.sendall(body[start : start + 50_000])
                 for _ in range(10):
-                    stack.enter_context(connect(small, HEAD + b"Content-Length: 6000000\r\n\r\nx"))
+                    stack.enter_context(connect(fresh, HEAD + b"Content-Length: 6000000\r\n\r\nx"))
                 time.sleep(0.03)
             assert answer(honest)[:12] == b"HTTP/1.1 200"
 

@@ -114,6 +114,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _since = 0.0  # when the wait for the current request's head began
     _received = 0  # bytes since then
+    _last = 0.0  # when the last of them arrived
     _refused = False  # the request is malformed; the rest is discarded
     _framing = 0.0  # bytes of the current body's framing beyond FRAMING_SHARE, since they were last within it
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
@@ -151,6 +152,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         in_body = self.conn.their_state is h11.SEND_BODY
         before = len(self.cycle.body) if in_body else 0
         self._received += len(data)
+        self._last = self.loop.time()
         super().data_received(data)
         if in_body:
             self._count_framing(len(data), len(self.cycle.body) - before)
@@ -240,20 +242,21 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         """Among the connections that wait for their client, those with a lower rank are closed first.
 
         These are idle ones, and those whose head is late or whose body was refused; then bodies that are slower than
-        is allowed; then clients that do not read their response; then new connections; then the slowest body.
+        is allowed; then clients that do not read their response; then new connections; then bodies that wait for
+        memory; then the slowest body.
         """
-        age, in_body = self.loop.time() - self._since, self.conn.their_state is h11.SEND_BODY
-        if in_body and self.conn.our_state is not h11.SEND_BODY:
+        now, state = self.loop.time(), self.conn.their_state
+        age, is_paused = now - self._since, self.flow.read_paused
+        if state is h11.SEND_BODY and self.conn.our_state is not h11.SEND_BODY:
             rate = self._received / max(age, NEW_SECONDS)
-            if rate >= WINDOW_BYTES / WINDOW_SECONDS:
-                return 4, rate
-            if age >= NEW_SECONDS:
-                return 1, rate
-        elif in_body or self._refused or (self.conn.their_state is h11.IDLE and age >= NEW_SECONDS):
-            return 0, self._since
-        elif self.conn.their_state is not h11.IDLE:
-            return 2, self._since
-        return 3, self._since
+            if is_paused and now - self._last >= NEW_SECONDS:
+                return 4, self._since
+            if is_paused or rate >= WINDOW_BYTES / WINDOW_SECONDS:
+                return 5, rate
+            return (3, self._since) if age < NEW_SECONDS else (1, rate)
+        if state is h11.IDLE and age < NEW_SECONDS:
+            return 3, self._since
+        return 0 if self._refused or state in (h11.IDLE, h11.SEND_BODY) else 2, self._since
 
     def _start_deadline(self) -> None:
         self._since, self._received = self.loop.time(), 0
