@@ -76,7 +76,7 @@ class Model:
         min_score: float = 0.5,
         max_detections: int = 100,
         detail: int = 1,
-        classes: Iterable[str] | None = None,
+        classes: Iterable[str] = (),
     ) -> Results:
         """Detect the instances in `photo`, in its pixels, sorted by descending score.
 
@@ -89,7 +89,7 @@ class Model:
         be decoded or an array has another shape or type, OSError if a file cannot be opened.
         """
         _check(render_factor=render_factor, fit=fit, min_score=min_score, max_detections=max_detections, detail=detail)
-        names = (classes,) if isinstance(classes, str) else tuple(classes or ())
+        names = (classes,) if isinstance(classes, str) else tuple(classes)
         chosen = class_indices(names, self.labels)
         rgb = image.to_rgb(photo)
         size = self.network_size(rgb.size, render_factor, fit)

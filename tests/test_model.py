@@ -94,7 +94,6 @@ def test_classes(model: segment.Model, photo: Image.Image, detail: int) -> None:
     assert best.scores[0] == chosen.scores[0]
     for given in (name, {name}, (one for one in [name])):
         assert model(photo, classes=given, **options).names == chosen.names
-    assert model(photo, classes=None, **options).names == model(photo, **options).names
     with pytest.raises(OptionError, match=r"The model has no class 'person'\. Its classes: circle, square"):
         model(photo, classes=["person"])
 

@@ -241,22 +241,24 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     def _rank(self) -> tuple[int, float]:
         """Among the connections that wait for their client, those with a lower rank are closed first.
 
-        These are idle ones, and those whose head is late or whose body was refused; then bodies that are slower than
-        is allowed; then clients that do not read their response; then new connections; then bodies that wait for
-        memory; then the slowest body.
+        These are idle ones, and those whose client has gone, whose head is late or whose body was refused; then bodies
+        that are slower than is allowed; then clients that do not read their response; then bodies that wait for
+        memory; then new connections; then the slowest body.
         """
         now, state = self.loop.time(), self.conn.their_state
         age, is_paused = now - self._since, self.flow.read_paused
+        if self._refused or self._is_gone():
+            return 0, self._since
         if state is h11.SEND_BODY and self.conn.our_state is not h11.SEND_BODY:
             rate = self._received / max(age, NEW_SECONDS)
             if is_paused and now - self._last >= NEW_SECONDS:
-                return 4, self._since
+                return 3, self._since
             if is_paused or rate >= WINDOW_BYTES / WINDOW_SECONDS:
                 return 5, rate
-            return (3, self._since) if age < NEW_SECONDS else (1, rate)
+            return (4, self._since) if age < NEW_SECONDS else (1, rate)
         if state is h11.IDLE and age < NEW_SECONDS:
-            return 3, self._since
-        return 0 if self._refused or state in (h11.IDLE, h11.SEND_BODY) else 2, self._since
+            return 4, self._since
+        return 0 if state in (h11.IDLE, h11.SEND_BODY) else 2, self._since
 
     def _start_deadline(self) -> None:
         self._since, self._received = self.loop.time(), 0
