@@ -1,7 +1,7 @@
 """Admission control: reserve memory before allocating it.
 
 A container that exceeds its memory limit is killed together with all its requests. Therefore each request reserves the
-memory it needs before it allocates; service.py computes the amount from the photo's header and the model's footprint.
+memory it needs before it allocates; plan.py computes the amount from the photo's header and the model's footprint.
 Received bytes are reserved in steps, as they arrive (arrival.py). A reservation is granted, waits, or is refused.
 """
 
