@@ -31,7 +31,7 @@ from PIL import Image
 
 from benchmarks.accuracy import Truth
 from segment import container
-from segment.engine.footprint import highest
+from segment.engine.measurement import highest
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings

@@ -20,7 +20,7 @@ from typing import IO
 import requests
 
 from benchmarks.cgroup import Group
-from segment.engine.footprint import highest
+from segment.engine.measurement import highest
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "segment", "serve")

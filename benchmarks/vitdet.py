@@ -24,7 +24,7 @@ from benchmarks.serving import ROOT
 from segment import container, convert, process, zoo
 from segment.convert import config as configs
 from segment.convert.architecture import SimplePyramid
-from segment.engine import footprint
+from segment.engine import measurement
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.resize import fitted_size, square_size
@@ -60,7 +60,7 @@ def run(path: Path, size: tuple[int, int]) -> str:
     engine.release()
     process.trim_heap()
     loaded = container.anonymous()
-    with footprint.highest() as peak:
+    with measurement.highest() as peak:
         for _ in range(2):
             start = time.process_time()
             engine(image, 0.01, 20)

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from segment.detections import Detections, from_boxes
-from segment.engine import footprint
+from segment.engine import footprint, measurement
 from segment.engine.families import recognise
 from segment.engine.families.letterbox import Letterbox
 from segment.engine.families.nms import suppress
@@ -152,7 +152,7 @@ class PreparesWeightsForInstances:
 
 def test_weights_that_are_prepared_with_the_first_instance_are_part_of_the_footprint() -> None:
     """The first run of the service finds nothing, so that the memory it holds when it is ready lacks these weights."""
-    found = footprint.measure_engine(PreparesWeightsForInstances())
+    found = measurement.measure_engine(PreparesWeightsForInstances())
     assert found.kept > 60 << 20
     assert found.fixed_bytes > 60 << 20
 

@@ -26,7 +26,7 @@ RUN = """
 import json, sys
 import numpy as np
 from segment import container, process
-from segment.engine.footprint import highest
+from segment.engine.measurement import highest
 from segment.model import load
 
 process.configure_malloc()

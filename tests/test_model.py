@@ -306,7 +306,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from segment import container, process
-from segment.engine.footprint import highest
+from segment.engine.measurement import highest
 from segment.model import from_settings
 from segment.settings import Settings
 

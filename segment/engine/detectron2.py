@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from segment import extras, process
 from segment.detections import Detections, from_boxes
-from segment.engine import footprint
+from segment.engine import footprint, measurement
 from segment.engine.footprint import Footprint
 from segment.errors import ModelError
 from segment.labels import labels_for, read_labels
@@ -66,7 +66,7 @@ class Detectron2:
         given = labels or _labels_beside(folder)
         self.labels = labels_for(self._model.roi_heads.num_classes, given, _labels_of_data_set(config))
         self.stride, self.streams = self._model.backbone.size_divisibility or 1, 1
-        self.footprint = footprint.overridden(memory, overrides or {}, lambda: footprint.measure_engine(self))
+        self.footprint = footprint.overridden(memory, overrides or {}, lambda: measurement.measure_engine(self))
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """None: an image of any size is accepted."""
