@@ -268,7 +268,7 @@ def test_given_labels_replace_those_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metadata", [NAMES, {}], ids=["names", "no names"])
 def test_labels_must_be_as_many_as_the_classes(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = Truth((96, 64), GRID, 3).save(tmp_path / "m.onnx", metadata=metadata)
-    with pytest.raises(ModelError, match="2 labels for the 3 classes"):
+    with pytest.raises(ModelError, match="3 classes, and 2 labels were given"):
         open_file(path, ("a", "b"))
 
 
