@@ -34,7 +34,7 @@ LIMITS = {
     ("fp32", 50, INSTANCES): 640,
 }
 """(network, render factor, max_detections) -> the limit in MiB from which the search starts."""
-SMALL = ("int8", 16, INSTANCES, 240)
+SMALL = ("int8", 16, INSTANCES, 248)
 """A row at a limit in which the result is smaller than the photo."""
 STEP = 8
 """Limits that are tried, in MiB, are multiples of this."""

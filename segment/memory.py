@@ -148,7 +148,7 @@ class Budget:
         with self._changed:
             waits = self._waiting or not self._admits(own, network)
             if waits and len(self._waiting) >= self._queue:
-                raise Busy(f"{len(self._waiting)} requests are waiting for memory. Try again in a moment.", 2)
+                raise Busy(f"Too many requests wait for memory ({len(self._waiting)}). Try again in a moment.", 2)
             self._waiting.append(reservation)
             try:
                 until = time.monotonic() + self.wait_seconds

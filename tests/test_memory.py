@@ -160,7 +160,10 @@ def test_a_full_queue_returns_retry_after() -> None:
     with held(budget, 60) as end:
         thread = waiting(budget, 60, order, "first in the queue")
         for own in (60, 10):  # 10 would fit, but must not overtake the waiting request
-            with pytest.raises(Busy, match="1 requests are waiting") as refusal, budget.reserve(own, 0):
+            with (
+                pytest.raises(Busy, match=r"Too many requests wait for memory \(1\)") as refusal,
+                budget.reserve(own, 0),
+            ):
                 pass
             assert refusal.value.retry_after >= 1
         end()

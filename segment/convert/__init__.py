@@ -16,6 +16,7 @@ from segment.convert.proposals import limit
 from segment.engine import footprint
 from segment.errors import ConversionError
 from segment.modelfile import ModelMetadata
+from segment.wording import counted
 
 __all__ = ["Config", "checkpoint", "config", "convert", "finish", "limit", "load", "quantised"]
 
@@ -42,8 +43,8 @@ def convert(
     labels = labels or tuple(str(i) for i in range(network_config.classes))
     if len(labels) != network_config.classes:
         raise ConversionError(
-            f"There are {len(labels)} labels, but the config has {network_config.classes} classes "
-            "(MODEL.ROI_HEADS.NUM_CLASSES)."
+            f"There must be one label per class: the config has {counted(network_config.classes, 'class', 'classes')} "
+            f"(MODEL.ROI_HEADS.NUM_CLASSES), and {len(labels)} were given."
         )
     size = 4 * sum(tensor.size for tensor in tensors.values())
     if size > LARGEST_FILE:
