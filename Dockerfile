@@ -117,7 +117,7 @@ RUN python -m venv --without-pip /venv && \
     pip --python /venv/bin/python install -r requirements.txt -r requirements-detectron2.txt -c constraints.txt && \
     pip --python /venv/bin/python install --no-build-isolation --no-deps \
         git+https://github.com/facebookresearch/detectron2@${DETECTRON2} && \
-    pip --python /venv/bin/python uninstall --yes ninja setuptools wheel
+    pip --python /venv/bin/python uninstall --yes ninja wheel
 
 FROM app AS detectron2
 COPY --from=detectron2-packages /venv /venv

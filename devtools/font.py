@@ -1,8 +1,7 @@
 """Make the font of tags that are not ASCII: `python -m devtools.font DejaVuSans.ttf`.
 
 The font is a part of DejaVu Sans 2.37 (https://dejavu-fonts.github.io, Debian's fonts-dejavu-core): the letters of
-Latin, Greek and Cyrillic, without hinting and OpenType features, so that it takes a seventh of the bytes. fontTools is
-installed with matplotlib.
+Latin, Greek and Cyrillic, without hinting and OpenType features, so that it takes a seventh of the bytes.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from segment import container, image, process
 from segment.engine.footprint import Footprint
-from segment.errors import ModelError
+from segment.errors import ModelError, OptionError
 from segment.memory import Budget, capacity
 from segment.model import Model, from_settings, locate
 from segment.options import Options
+from segment.output.font import Font, open_font
 from segment.plan import Constraints
 from segment.resize import MAX_RENDER_FACTOR, pixels
 from segment.settings import Settings
@@ -53,21 +54,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded model, and the budgets of the remaining memory."""
+    """A loaded model, and the budgets of the remaining memory. `font`: for names that the built-in fonts lack."""
 
     model: Model
     budget: Budget
     traffic: Budget
     constraints: Constraints
+    font: Font | None = None
 
 
 def load(settings: Settings, batch: Batch | None) -> Loaded:
-    """Load the model that the settings name. Raises ModelError, also if too little memory is left for any run."""
+    """Load the model and the font that the settings name.
+
+    Raises ModelError, also if too little memory is left for any run.
+    """
     start = time.perf_counter()
     process.configure_malloc()
     process.limit_blas_threads()
     if batch and batch.jobs > 1:
         image.reuse_memory()
+    font = _font(settings)
     model = _model(settings, batch)
     limit = container.memory_limit(settings.memory)
     room = capacity(limit, container.held())
@@ -91,7 +97,14 @@ def load(settings: Settings, batch: Batch | None) -> Loaded:
     budget = Budget(constraints.capacity, queue, wait, model.release, model.footprint.kept, model.streams)
     fields = {"memory_limit": limit, "memory_free": room, "streams": model.streams}
     log.info("Loaded the model %s", model.name, extra={"seconds": round(time.perf_counter() - start, 3), **fields})
-    return Loaded(model, budget, Budget(traffic, queue, wait), constraints)
+    return Loaded(model, budget, Budget(traffic, queue, wait), constraints, font)
+
+
+def _font(settings: Settings) -> Font | None:
+    try:
+        return open_font(settings.font) if settings.font else None
+    except OptionError as error:
+        raise ModelError(f"SEGMENT_FONT: {error}") from None
 
 
 def _constraints(settings: Settings, model: Model, room: int, auto_room: int) -> Constraints:

@@ -6,8 +6,10 @@ supervision and FiftyOne are optional: each is imported by the method that needs
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +23,7 @@ from segment.mask import THRESHOLD
 from segment.options import Colours, Segmentation, parse_option
 from segment.output import overlay
 from segment.output.coco import annotation
+from segment.output.font import open_font
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,17 +55,22 @@ class Results(Detections):
         boxes: bool = True,
         labels: bool = True,
         colours: Colours = "instance",
+        font: str | os.PathLike[str] = "",
     ) -> Image.Image:
         """A copy of `photo` with the instances drawn on it, as the service returns it.
 
         `photo`: as for Model, of any size. `masks`, `boxes`, `labels`: whether to draw them. `colours`: "instance"
         chooses colours that contrast with the photo and with neighbouring instances, "class" uses one colour per class.
-        Raises OptionError for other `colours`, and the errors of Model for the photo.
+        `font`: a TTF, OTF or TTC file for class names in other scripts than Latin, Greek and Cyrillic, which are
+        otherwise shown as numbers. Raises OptionError for other `colours` and for a font that cannot be read, and the
+        errors of Model for the photo.
         """
         parse_option("colours", values.choice(Colours), colours)
         picture = image.to_rgb(photo).copy()
         found = self.at(picture.size)
-        overlay.draw(picture, found, self.labels, masks=masks, boxes=boxes, text=labels, colours=colours)
+        letters = open_font(Path(font)) if font else None
+        shown = {"masks": masks, "boxes": boxes, "text": labels}
+        overlay.draw(picture, found, self.labels, colours=colours, font=letters, **shown)
         return picture
 
     def to_coco(self, image_id: int = 1, segmentation: Segmentation = "rle") -> list[dict[str, object]]:

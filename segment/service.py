@@ -282,12 +282,13 @@ class Service:
         watch: _Stopwatch,
     ) -> tuple[File, ...]:
         """Encode the results. `found` is in pixels of the full-size photo; `photo` may be smaller and is drawn on."""
-        model = self._load().model
+        loaded = self._load()
+        model = loaded.model
         about: dict[str, object] = {"model": model.name}
         if not model.fixed_size:
             about |= {"render_factor": planned.render_factor, "fit": options.fit}
         about["detail"] = planned.detail
-        return encode(found, model.labels, formats, options, about, photo, planned.picture_size, watch)
+        return encode(found, model.labels, formats, options, about, photo, planned.picture_size, watch, loaded.font)
 
 
 def _hold(files: Sequence[File], budget: Budget, until: ExitStack | None) -> None:

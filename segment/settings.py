@@ -48,6 +48,11 @@ class Settings:
     labels: str = _setting(
         "", values.text(), "File with one class name per line; replaces the model's own class names."
     )
+    font: str = _setting(
+        "",
+        values.text(),
+        "Font file (TTF, OTF, TTC) for class names in other scripts than Latin, Greek and Cyrillic (see below).",
+    )
     cache: str = _setting("", values.text(), "Folder for compiled models. Empty: the model is compiled at every start.")
     render_factor: int | None = _setting(25, values.auto_or(RENDER_FACTOR), "Default render factor.")
     fit: Fit = _setting("aspect", FIT, "Default fit.")

@@ -92,5 +92,13 @@ def test_dockerfile_uses_the_documented_detectron2() -> None:
     assert found[1] in (ROOT / "requirements-detectron2.txt").read_text()
 
 
+def test_detectron2_keeps_a_setuptools_with_pkg_resources() -> None:
+    """detectron2.model_zoo imports it; setuptools 82 removed it."""
+    assert int(pins("requirements-detectron2.txt")["setuptools"].split(".")[0]) < 82
+    uninstalled = re.findall(r"uninstall (.+)", STAGES["detectron2-packages"])
+    assert uninstalled
+    assert not any("setuptools" in packages for packages in uninstalled)
+
+
 def test_requests_end_within_cloud_runs_ten_seconds() -> None:
     assert server.STOP_SECONDS < 10

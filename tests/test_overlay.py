@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from segment.errors import OptionError
 from segment.mask import Box, Mask
 from segment.output import overlay as module
 from segment.output.colours import PALETTE, by_instance
+from segment.output.font import BESIDE, SIZES, Font, font_for, open_font
 from segment.output.overlay import at_pixel_size, draw, without_specks
 from tests.strategies import detections, empty, frames, masks, ring, solid
 
@@ -220,10 +225,10 @@ def test_text_and_lines_grow_with_the_photo() -> None:
     assert large[1] >= 5 * small[1]
 
 
-def written(name: str) -> Any:
+def written(name: str, font: Font | None = None) -> Any:
     """The photo with a tag with this class name."""
     photo = Image.new("RGB", SIZE, GREY)
-    draw(photo, detections([solid(60, 60, 260, 220)], SIZE), (name,), **ONLY_TEXT)
+    draw(photo, detections([solid(60, 60, 260, 220)], SIZE), (name,), font=font, **ONLY_TEXT)
     return np.asarray(photo)
 
 
@@ -239,6 +244,63 @@ def test_an_accent_of_its_own() -> None:
 
 def test_a_name_in_another_script_is_shown_as_the_number_of_its_category() -> None:
     assert (written("正方形") == written("#1")).all()
+
+
+def font_file(path: Path, characters: str) -> Path:
+    """A font in which each of these characters is a bar of another height."""
+    codes = {ord(character): f"glyph{ord(character)}" for character in characters}
+    order = [".notdef", *codes.values()]
+    font = FontBuilder(1000)
+    font.setupGlyphOrder(order)
+    font.setupCharacterMap(codes)
+    shapes = {}
+    for number, name in enumerate(order):
+        pen = TTGlyphPen(None)
+        corners = ((50, 0), (50, 100 + 20 * number), (450, 100 + 20 * number), (450, 0))
+        pen.moveTo(corners[0])
+        for corner in corners[1:]:
+            pen.lineTo(corner)
+        pen.closePath()
+        shapes[name] = pen.glyph()
+    font.setupGlyf(shapes)
+    font.setupHorizontalMetrics(dict.fromkeys(order, (500, 50)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupOS2()
+    font.setupNameTable({"familyName": "Bars", "styleName": "Regular"})
+    font.setupPost()
+    font.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Font:
+    return open_font(font_file(tmp_path_factory.mktemp("fonts") / "bars.ttf", BESIDE + "正方形"))
+
+
+def test_a_font_file_is_used_for_names_that_the_built_in_fonts_lack(bars: Font) -> None:
+    number = written("#1")
+    assert (written("正方形", bars) != number).any()
+    assert (written("正方形", bars) != written("形方正", bars)).any()
+    assert (written("三角形", bars) == number).all(), "it does not have all characters"
+    assert (written("square", bars) == written("square")).all()
+
+
+def test_a_font_file_is_kept_open_in_few_sizes(bars: Font) -> None:
+    """Not in one for each size of text, as a font for Chinese can take megabytes in each."""
+    opened = {font_for("正方形", points, bars).size for points in range(46, 68)}
+    assert len(opened) <= SIZES // 2
+    assert max(opened) <= 67
+    assert all(0.8 * points < font_for("正方形", points, bars).size <= points for points in range(9, 300))
+
+
+def test_a_font_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"There is no font file none\.ttf\."):
+        open_font(tmp_path / "none.ttf")
+    (tmp_path / "text.ttf").write_text("text")
+    with pytest.raises(OptionError, match=r"text\.ttf cannot be read as a font .* It must be a TTF, OTF or TTC file"):
+        open_font(tmp_path / "text.ttf")
+    with pytest.raises(OptionError, match=r"does not have the character '%'"):
+        open_font(font_file(tmp_path / "digits.ttf", "0123456789…正"))
 
 
 @given(st.lists(masks(), max_size=5), frames)

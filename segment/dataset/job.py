@@ -57,6 +57,7 @@ class Job:
             *made_by,
             bool(self.datasets),
             service.settings.labels,
+            service.settings.font,
             photo.result,
             status.st_size,
             status.st_mtime_ns,

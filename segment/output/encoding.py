@@ -12,6 +12,7 @@ from segment.detections import Detections
 from segment.formats import OVERLAY_FORMATS, File, Format
 from segment.options import Options
 from segment.output import coco, overlay, pictures
+from segment.output.font import Font
 
 Stage = Callable[[str], AbstractContextManager[None]]
 """Returns a context that measures the time of the stage with this name: "draw" or "encode"."""
@@ -26,12 +27,13 @@ def encode(
     photo: Image.Image | None,
     picture_size: tuple[int, int],
     stage: Stage,
+    font: Font | None = None,
 ) -> tuple[File, ...]:
     """One file for each of `formats`.
 
     `found`: in pixels of the full-size photo. `about`: how the photo was segmented, for JSON. `photo`: of any size; it
     is drawn on. Only formats that do not show it can be encoded without it. `picture_size`: (width, height) in pixels
-    of the pictures that show the photo.
+    of the pictures that show the photo. `font`: for class names that the built-in fonts lack.
     """
     files = dict[Format, File]()
     with stage("encode"):
@@ -42,7 +44,7 @@ def encode(
     if photo is not None:
         with stage("draw"):
             picture = photo if photo.size == picture_size else image.resize(photo, picture_size)
-        files |= _pictures(picture, found.at(picture_size), labels, formats, options, stage)
+        files |= _pictures(picture, found.at(picture_size), labels, formats, options, stage, font)
     return tuple(files[kind] for kind in formats)
 
 
@@ -53,6 +55,7 @@ def _pictures(
     formats: Sequence[Format],
     options: Options,
     stage: Stage,
+    font: Font | None,
 ) -> dict[Format, File]:
     """The files that show the photo. `found` is in pixels of `picture`, which is drawn on."""
     files = dict[Format, File]()
@@ -62,7 +65,7 @@ def _pictures(
     if wanted := [kind for kind in OVERLAY_FORMATS if kind in formats]:
         with stage("draw"):
             shown = {"masks": options.masks, "boxes": options.boxes, "text": options.labels}
-            overlay.draw(picture, found, labels, colours=options.colours, **shown)
+            overlay.draw(picture, found, labels, colours=options.colours, font=font, **shown)
         for kind in wanted:
             with stage("encode"):
                 files[kind] = pictures.picture(picture, kind)

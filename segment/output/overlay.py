@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from segment.mask import THRESHOLD, Box, Mask, Region
 from segment.options import Colours
 from segment.output import tags
 from segment.output.colours import Paint, by_class, by_instance, ink
-from segment.output.font import font_for, writable
+from segment.output.font import Font, font_for, writable
 
 FILL = 0.42
 """Opacity of the fill of a mask; its contour is opaque."""
@@ -47,11 +47,13 @@ def draw(
     boxes: bool = True,
     text: bool = True,
     colours: Colours = "instance",
+    font: Font | None = None,
 ) -> None:
     """Draw `detections` on `photo`, an RGB image of detections.size, in place.
 
     `labels`: the model's class names by index. `masks`, `boxes`, `text`: whether to draw them. `colours`: "instance"
     chooses colours that contrast with the photo and with neighbouring instances, "class" uses one colour per class.
+    `font`: for class names that the built-in fonts lack.
     """
     if not len(detections):
         return
@@ -66,7 +68,7 @@ def draw(
         for i in order:
             _draw_box(pen, _pixels(detections.boxes[i].tolist(), photo.size), paints[i], round(lines[i]))
     if text:
-        _draw_tags(photo, detections, labels, paints, lines)
+        _draw_tags(photo, detections, labels, paints, lines, font)
 
 
 def _line(box: Box, size: tuple[int, int]) -> float:
@@ -265,29 +267,34 @@ def _pixels(box: Sequence[float], size: tuple[int, int]) -> Region:
 
 
 def _draw_tags(
-    photo: Image.Image, detections: Detections, labels: Sequence[str], paints: Sequence[Paint], lines: Sequence[float]
+    photo: Image.Image,
+    detections: Detections,
+    labels: Sequence[str],
+    paints: Sequence[Paint],
+    lines: Sequence[float],
+    font: Font | None,
 ) -> None:
     """Draw the class name and score of each instance on a filled tag."""
-    names = [writable(labels[index], index + 1) for index in detections.classes.tolist()]
+    names = [writable(labels[index], index + 1, font) for index in detections.classes.tolist()]
     texts = [tags.texts(name, score) for name, score in zip(names, detections.scores.tolist(), strict=True)]
     corners = np.array([_pixels(box, photo.size) for box in detections.boxes.tolist()], np.float32)
     corners[:, 2:] += 1
     pen = ImageDraw.Draw(photo)
-    placed = tags.place(corners, texts, photo.size, _measure)
+    placed = tags.place(corners, texts, photo.size, partial(_measure, font=font))
     for tag in placed:
         if tag.leader:
             pen.line(tag.leader, fill=paints[tag.index].colour, width=round(lines[tag.index]))
     for tag in placed:
-        letters, colour = font_for(tag.text, tag.points), paints[tag.index].colour
+        letters, colour = font_for(tag.text, tag.points, font), paints[tag.index].colour
         left, top, right, bottom = tag.rect
         pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
         pen.text((left + _pad(tag.points), top + letters.getmetrics()[0]), tag.text, ink(colour), letters, anchor="ls")
 
 
-def _measure(text: str, points: int) -> tuple[int, int]:
+def _measure(text: str, points: int, font: Font | None) -> tuple[int, int]:
     """The (width, height) in pixels of a tag."""
-    font = font_for(text, points)
-    return math.ceil(font.getlength(text)) + 2 * _pad(points), sum(font.getmetrics())
+    letters = font_for(text, points, font)
+    return math.ceil(letters.getlength(text)) + 2 * _pad(points), sum(letters.getmetrics())
 
 
 def _pad(points: int) -> int:
