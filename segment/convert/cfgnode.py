@@ -37,69 +37,46 @@ MAX_MASK_SIDE = 1024
 """Maximum side of PointRend's masks."""
 MAX_LITERAL = 10_000
 """Maximum number of characters of a value that is written as Python source."""
-_REQUIRED: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    # key: (detectron2's default, the supported values)
+_RES5_HEADS = "Res5ROIHeads"
+
+Choices = Mapping[str, tuple[Any, tuple[Any, ...]]]
+"""Key -> detectron2's default, and the supported values."""
+
+_REQUIRED: Choices = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
-    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", ("build_resnet_fpn_backbone", "build_resnet_backbone")),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", ("RPN",)),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead", ("StandardRPNHead",)),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator", ("DefaultAnchorGenerator",)),
-    "MODEL.ROI_HEADS.NAME": (
-        "Res5ROIHeads",
-        ("StandardROIHeads", "CascadeROIHeads", "Res5ROIHeads", "PointRendROIHeads"),
-    ),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", POOLER_TYPES),
     "MODEL.MASK_ON": (False, (True,)),
     "MODEL.KEYPOINT_ON": (False, (False,)),
     "MODEL.LOAD_PROPOSALS": (False, (False,)),
-    "MODEL.RESNETS.DEPTH": (50, tuple(BLOCKS)),
-    "MODEL.RESNETS.RES5_DILATION": (1, (1, 2)),
-    "MODEL.RESNETS.NORM": ("FrozenBN", NORMS),
-    "MODEL.FPN.NORM": ("", HEAD_NORMS),
-    "MODEL.FPN.FUSE_TYPE": ("sum", ("sum", "avg")),
-    "INPUT.FORMAT": ("BGR", ("BGR", "RGB")),
     "VERSION": (2, (2,)),  # in version 1, thresholds and others have different keys (detectron2/config/compat.py)
 }
-_REQUIRED_OF_STANDARD_HEADS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    # Res5ROIHeads does not read these.
-    "MODEL.ROI_BOX_HEAD.NAME": ("", ("FastRCNNConvFCHead",)),
-    "MODEL.ROI_BOX_HEAD.NORM": ("", HEAD_NORMS),
-}
-_REQUIRED_OF_POINT_REND: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_REQUIRED_OF_POINT_REND: Choices = {
     "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON": (False, (True,)),
     "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("StandardPointHead",)),
 }
-_REQUIRED_OF_MASK_HEADS: dict[str, dict[str, tuple[Any, tuple[Any, ...]]]] = {
-    "MaskRCNNConvUpsampleHead": {
-        "MODEL.ROI_MASK_HEAD.NORM": ("", HEAD_NORMS),
-        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", POOLER_TYPES),
-    },
-    "PointRendMaskHead": {
-        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
-        **_REQUIRED_OF_POINT_REND,
-    },
+_NO_POOLER: Choices = {"MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",))}
+_REQUIRED_OF_MASK_HEADS: Mapping[str, Choices] = {
+    "MaskRCNNConvUpsampleHead": {},
+    "PointRendMaskHead": {**_NO_POOLER, **_REQUIRED_OF_POINT_REND},
     "ImplicitPointRendMaskHead": {
-        "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", ("",)),
+        **_NO_POOLER,
         "MODEL.POINT_HEAD.NAME": ("StandardPointHead", ("ImplicitPointHead",)),
     },
     # The name of PointRendMaskHead in 2020. PointRendROIHeads ignores its POOLER_TYPE.
     "CoarseMaskHead": {
-        "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", ("PointRendROIHeads",)),
+        "MODEL.ROI_HEADS.NAME": (_RES5_HEADS, ("PointRendROIHeads",)),
         **_REQUIRED_OF_POINT_REND,
     },
 }
-_OF_BASIC_BLOCKS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    # detectron2/modeling/backbone/resnet.py, build_resnet_backbone
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": (256, (64,)),
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE": ([False] * 4, ([False] * 4, (False,) * 4)),
-    "MODEL.RESNETS.RES5_DILATION": (1, (1,)),
-    "MODEL.RESNETS.NUM_GROUPS": (1, (1,)),
-}
-_MASK_HEADS_OF: dict[str, tuple[str, ...]] = {
-    "Res5ROIHeads": ("MaskRCNNConvUpsampleHead",),
+_MASK_HEADS_OF: Mapping[str, tuple[str, ...]] = {
+    "StandardROIHeads": tuple(_REQUIRED_OF_MASK_HEADS),
+    "CascadeROIHeads": tuple(_REQUIRED_OF_MASK_HEADS),
+    _RES5_HEADS: ("MaskRCNNConvUpsampleHead",),
     "PointRendROIHeads": ("PointRendMaskHead", "CoarseMaskHead"),
 }
-"""ROI heads that support only some mask heads."""
+"""The ROI heads, and the mask heads that each supports."""
 _POINT_SUPERVISED = {
     "MaskRCNNConvUpsamplePointSupHead": "MaskRCNNConvUpsampleHead",
     "ImplicitPointRendPointSupHead": "ImplicitPointRendMaskHead",
@@ -110,15 +87,8 @@ _POINT_SUPERVISED = {
 def parse(document: Mapping[str, Any]) -> Config:
     """Parse a YAML config given as nested mappings. Raises ConversionError, which names the key."""
     keys = _Keys(document)
-    for key, (default, allowed) in _REQUIRED.items():
-        keys.one_of(key, default, allowed)
-    res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
-    if not res5_heads:
-        for key, (default, allowed) in _REQUIRED_OF_STANDARD_HEADS.items():
-            keys.one_of(key, default, allowed)
-    mask_heads = _MASK_HEADS_OF.get(keys.get("MODEL.ROI_HEADS.NAME", ""), tuple(_REQUIRED_OF_MASK_HEADS))
-    point_supervised = tuple(name for name, same in _POINT_SUPERVISED.items() if same in mask_heads)
-    keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", (*mask_heads, *point_supervised))
+    keys.check(_REQUIRED)
+    res5_heads = _heads(keys) == _RES5_HEADS
     resnet = _resnet(keys)
     pyramid = _pyramid(keys, resnet)
     if pyramid and res5_heads:
@@ -126,31 +96,39 @@ def parse(document: Mapping[str, Any]) -> Config:
             "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME is build_resnet_fpn_backbone; "
             "Res5ROIHeads is supported with build_resnet_backbone only."
         )
-    feature = 0 if pyramid else _feature(keys, resnet, res5_heads)
-    mean = keys.numbers("MODEL.PIXEL_MEAN", ranges.PIXEL, [103.53, 116.28, 123.675], 3)
-    std = keys.numbers("MODEL.PIXEL_STD", ranges.DIVISOR, [1.0, 1.0, 1.0], 3)
+    feature = 0 if pyramid else _feature(keys, resnet)
     if pyramid:
         rpn_levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
         roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
     else:
         rpn_levels = roi_levels = (resnet.level(feature),)
     return Config(
-        format=keys.get("INPUT.FORMAT", "BGR"),
-        mean=mean,
-        std=std,
-        classes=keys.number("MODEL.ROI_HEADS.NUM_CLASSES", ranges.CLASSES, 80),
+        format=keys.one_of("INPUT.FORMAT", "BGR", ("BGR", "RGB")),
+        mean=keys.numbers("MODEL.PIXEL_MEAN", ranges.PIXEL, [103.53, 116.28, 123.675], 3),
+        std=keys.numbers("MODEL.PIXEL_STD", ranges.DIVISOR, [1.0, 1.0, 1.0], 3),
+        classes=_classes(keys),
         bottom_up=resnet,
         pyramid=pyramid,
         feature=feature,
         proposals=_proposals(keys, rpn_levels),
-        box=_box_head(keys, roi_levels, res5_heads),
+        box=_box_head(keys, roi_levels),
         mask=_mask_head(keys, roi_levels, pyramid),
         res5_heads=res5_heads,
     )
 
 
+def _heads(keys: _Keys) -> str:
+    """The class of the ROI heads."""
+    return str(keys.one_of("MODEL.ROI_HEADS.NAME", _RES5_HEADS, tuple(_MASK_HEADS_OF)))
+
+
+def _classes(keys: _Keys) -> int:
+    return keys.number("MODEL.ROI_HEADS.NUM_CLASSES", ranges.CLASSES, 80)
+
+
 def _resnet(keys: _Keys) -> ResNet:
     stages = max(keys.levels("MODEL.RESNETS.OUT_FEATURES", "res", (2, 3, 4, 5), ["res4"], neighbours=False)) - 1
+    depth = keys.one_of("MODEL.RESNETS.DEPTH", 50, tuple(BLOCKS))
     groups = keys.number("MODEL.RESNETS.NUM_GROUPS", ranges.CHANNELS, 1)
     width_per_group = keys.number("MODEL.RESNETS.WIDTH_PER_GROUP", ranges.CHANNELS, 64)
     deformable = _deformable(keys, stages)
@@ -160,15 +138,11 @@ def _resnet(keys: _Keys) -> ResNet:
             f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {offset_groups}; it must divide the {groups * width_per_group} "
             "channels of res2's 3x3 convolutions."
         )
-    depth = keys.get("MODEL.RESNETS.DEPTH", 50)
-    if depth in BASIC:
-        for key, wanted in _OF_BASIC_BLOCKS.items():
-            keys.one_of(key, *wanted)
-    return ResNet(
+    resnet = ResNet(
         blocks=BLOCKS[depth][:stages],
         basic=depth in BASIC,
-        res5_dilation=keys.get("MODEL.RESNETS.RES5_DILATION", 1),
-        norm=keys.get("MODEL.RESNETS.NORM", "FrozenBN"),
+        res5_dilation=keys.one_of("MODEL.RESNETS.RES5_DILATION", 1, (1, 2)),
+        norm=keys.one_of("MODEL.RESNETS.NORM", "FrozenBN", NORMS),
         groups=groups,
         width_per_group=width_per_group,
         stem_channels=keys.number("MODEL.RESNETS.STEM_OUT_CHANNELS", ranges.CHANNELS, 64),
@@ -178,6 +152,21 @@ def _resnet(keys: _Keys) -> ResNet:
         modulated=keys.flag("MODEL.RESNETS.DEFORM_MODULATED") and bool(deformable),
         offset_groups=offset_groups if deformable else 1,
     )
+    if resnet.basic:
+        _check_basic(resnet, depth)
+    return resnet
+
+
+def _check_basic(resnet: ResNet, depth: int) -> None:
+    """Raise ConversionError for what basic blocks do not support (detectron2's build_resnet_backbone)."""
+    for key, value, required in (
+        ("RES2_OUT_CHANNELS", resnet.res2_channels, 64),
+        ("DEFORM_ON_PER_STAGE", bool(resnet.deformable), False),
+        ("RES5_DILATION", resnet.res5_dilation, 1),
+        ("NUM_GROUPS", resnet.groups, 1),
+    ):
+        if value != required:
+            raise ConversionError(f"MODEL.RESNETS.{key} is {value}; with DEPTH {depth}, it must be {required}.")
 
 
 def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
@@ -186,13 +175,14 @@ def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
     given = keys.get(key, [False] * 4)
     if not isinstance(given, list | tuple) or len(given) != 4 or not all(isinstance(on, bool) for on in given):
         raise ConversionError(f"{key} is {shown(given)}; it must be a list of 4 booleans, for res2 to res5.")
-    if given[3] and keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads":
+    if given[3] and _heads(keys) == _RES5_HEADS:
         raise ConversionError(f"{key} is {list(given)}; Res5ROIHeads has no deformable res5.")
     return tuple(stage for stage, on in enumerate(given[:stages], start=2) if on)
 
 
 def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
-    if keys.get("MODEL.BACKBONE.NAME", "build_resnet_backbone") != "build_resnet_fpn_backbone":
+    backbones = ("build_resnet_backbone", "build_resnet_fpn_backbone")
+    if keys.one_of("MODEL.BACKBONE.NAME", backbones[0], backbones) == backbones[0]:
         return None
     built = tuple(range(2, 2 + len(resnet.blocks)))
     levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", built)
@@ -203,16 +193,17 @@ def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
     return Pyramid(
         levels=levels,
         channels=keys.number("MODEL.FPN.OUT_CHANNELS", ranges.CHANNELS, 256),
-        norm=keys.get("MODEL.FPN.NORM", ""),
-        average=keys.get("MODEL.FPN.FUSE_TYPE", "sum") == "avg",
+        norm=keys.one_of("MODEL.FPN.NORM", "", HEAD_NORMS),
+        average=keys.one_of("MODEL.FPN.FUSE_TYPE", "sum", ("sum", "avg")) == "avg",
     )
 
 
-def _feature(keys: _Keys, resnet: ResNet, res5_heads: bool) -> int:
+def _feature(keys: _Keys, resnet: ResNet) -> int:
     """The stage that the RPN and the heads read if there is no pyramid."""
     built = tuple(range(2, 2 + len(resnet.blocks)))
+    stages_read = (4,) if _heads(keys) == _RES5_HEADS else built
     proposals = keys.levels("MODEL.RPN.IN_FEATURES", "res", built, ["res4"])
-    heads = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "res", (4,) if res5_heads else built, ["res4"])
+    heads = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "res", stages_read, ["res4"])
     for key, stages in (("MODEL.RPN.IN_FEATURES", proposals), ("MODEL.ROI_HEADS.IN_FEATURES", heads)):
         if len(stages) > 1 or stages != heads:
             raise ConversionError(
@@ -244,24 +235,27 @@ def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
     )
 
 
-def _box_head(keys: _Keys, levels: tuple[int, ...], res5_heads: bool) -> BoxHead:
-    cascade = keys.get("MODEL.ROI_HEADS.NAME", "") == "CascadeROIHeads"
+def _box_head(keys: _Keys, levels: tuple[int, ...]) -> BoxHead:
+    heads = _heads(keys)
     agnostic = keys.flag("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
+    cascade = heads == "CascadeROIHeads"
     if cascade and not agnostic:
         raise ConversionError(
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG is false; it must be true with CascadeROIHeads."
         )
-    convs, fcs = 0, 0
-    if not res5_heads:
+    convs, fcs, norm = 0, 0, ""
+    if heads != _RES5_HEADS:
+        keys.one_of("MODEL.ROI_BOX_HEAD.NAME", "", ("FastRCNNConvFCHead",))
         convs = keys.number("MODEL.ROI_BOX_HEAD.NUM_CONV", ranges.LAYERS_OR_NONE, 0)
         fcs = keys.number("MODEL.ROI_BOX_HEAD.NUM_FC", ranges.LAYERS_OR_NONE, 0)
-    if not (fcs or convs or res5_heads):
-        raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC and NUM_CONV are both 0; one must be at least 1.")
+        norm = keys.one_of("MODEL.ROI_BOX_HEAD.NORM", "", HEAD_NORMS)
+        if not (fcs or convs):
+            raise ConversionError("MODEL.ROI_BOX_HEAD.NUM_FC and NUM_CONV are both 0; one must be at least 1.")
     return BoxHead(
-        pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels, 14),
+        pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD", levels),
         convs=convs,
         conv_channels=keys.number("MODEL.ROI_BOX_HEAD.CONV_DIM", ranges.CHANNELS, 256),
-        norm=keys.get("MODEL.ROI_BOX_HEAD.NORM", ""),
+        norm=norm,
         fcs=fcs,
         fc_channels=keys.number("MODEL.ROI_BOX_HEAD.FC_DIM", ranges.CHANNELS, 1024),
         agnostic=agnostic,
@@ -284,18 +278,18 @@ def _box_weights(keys: _Keys, cascade: bool) -> Rows[float]:
 
 
 def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
-    name = keys.get("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
+    supported = _MASK_HEADS_OF[_heads(keys)]
+    point_supervised = tuple(name for name, same in _POINT_SUPERVISED.items() if same in supported)
+    name = keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", (*supported, *point_supervised))
     name = _POINT_SUPERVISED.get(name, name)
-    res5_heads = keys.get("MODEL.ROI_HEADS.NAME", "Res5ROIHeads") == "Res5ROIHeads"
-    for key, (default, allowed) in _REQUIRED_OF_MASK_HEADS[name].items():
-        if not (res5_heads and key == "MODEL.ROI_MASK_HEAD.POOLER_TYPE"):  # Res5ROIHeads ignores POOLER_TYPE
-            keys.one_of(key, default, allowed)
+    keys.check(_REQUIRED_OF_MASK_HEADS[name])
     if name == "MaskRCNNConvUpsampleHead":
+        pooler = "MODEL.ROI_BOX_HEAD" if _heads(keys) == _RES5_HEADS else "MODEL.ROI_MASK_HEAD"
         return MaskHead(
-            pooler=_pooler(keys, "MODEL.ROI_MASK_HEAD", levels, 14),
+            pooler=_pooler(keys, pooler, levels),
             convs=keys.number("MODEL.ROI_MASK_HEAD.NUM_CONV", ranges.LAYERS_OR_NONE, 0),
             channels=keys.number("MODEL.ROI_MASK_HEAD.CONV_DIM", ranges.CHANNELS, 256),
-            norm=keys.get("MODEL.ROI_MASK_HEAD.NORM", ""),
+            norm=keys.one_of("MODEL.ROI_MASK_HEAD.NORM", "", HEAD_NORMS),
             agnostic=keys.flag("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK"),
         )
     if not pyramid:
@@ -303,54 +297,43 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
             f"MODEL.ROI_MASK_HEAD.NAME is {name} and there is no feature pyramid; "
             "it is supported with MODEL.BACKBONE.NAME build_resnet_fpn_backbone only."
         )
-    return _point_rend(keys, levels, pyramid.channels, implicit=name == "ImplicitPointRendMaskHead")
+    coarse = _coarse_head(keys, levels, pyramid.channels)
+    return _point_rend(keys, levels, coarse, implicit=name == "ImplicitPointRendMaskHead")
 
 
-def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit: bool) -> PointRend:
-    """The defaults are those of detectron2's projects/PointRend (point_rend/config.py, add_pointrend_config)."""
-    classes = keys.number("MODEL.ROI_HEADS.NUM_CLASSES", ranges.CLASSES, 80)
-    if (own := keys.number("MODEL.POINT_HEAD.NUM_CLASSES", ranges.CLASSES, 80)) != classes:
-        raise ConversionError(
-            f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; they must be equal."
-        )
-    coarse = ConvFCHead(
+def _coarse_head(keys: _Keys, levels: tuple[int, ...], channels: int) -> ConvFCHead:
+    """PointRend's coarse head, with the defaults of point_rend/config.py. `channels`: those of the maps."""
+    head = ConvFCHead(
         levels=keys.levels("MODEL.ROI_MASK_HEAD.IN_FEATURES", "p", levels, ["p2"]),
         resolution=keys.number("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", ranges.SIDE, 14),
         conv_channels=keys.number("MODEL.ROI_MASK_HEAD.CONV_DIM", ranges.CHANNELS, 256),
         fcs=keys.number("MODEL.ROI_MASK_HEAD.NUM_FC", ranges.LAYERS, 2),
         fc_channels=keys.number("MODEL.ROI_MASK_HEAD.FC_DIM", ranges.CHANNELS, 1024),
     )
-    if coarse.resolution % 2:
+    if head.resolution % 2:
         raise ConversionError(
-            f"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION is {coarse.resolution}; it must be even for PointRend."
+            f"MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION is {head.resolution}; it must be even for PointRend."
         )
-    if coarse.conv_channels > channels * len(coarse.levels):
+    if head.conv_channels > channels * len(head.levels):
         raise ConversionError(
-            f"MODEL.ROI_MASK_HEAD.CONV_DIM is {coarse.conv_channels}; for PointRend it must be at most the number of "
-            f"input channels, {channels * len(coarse.levels)}."
+            f"MODEL.ROI_MASK_HEAD.CONV_DIM is {head.conv_channels}; for PointRend it must be at most the number of "
+            f"input channels, {channels * len(head.levels)}."
+        )
+    return head
+
+
+def _point_rend(keys: _Keys, levels: tuple[int, ...], coarse: ConvFCHead, *, implicit: bool) -> PointRend:
+    """The defaults are those of detectron2's projects/PointRend (point_rend/config.py, add_pointrend_config)."""
+    classes = _classes(keys)
+    if (own := keys.number("MODEL.POINT_HEAD.NUM_CLASSES", ranges.CLASSES, 80)) != classes:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.NUM_CLASSES is {own} and MODEL.ROI_HEADS.NUM_CLASSES is {classes}; they must be equal."
         )
     points = keys.number("MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS", ranges.POINTS, 28 * 28)
-    steps = asked_steps = keys.number("MODEL.POINT_HEAD.SUBDIVISION_STEPS", ranges.STEPS, 5)
     coarse_side = 0
     if not implicit:
         coarse_side = keys.number("MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", ranges.COARSE_SIDE, 7)
-    first_side = isqrt(points) if implicit else coarse_side
-    if implicit and first_side**2 != points:
-        raise ConversionError(
-            f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points}; for Implicit PointRend it must be a square number."
-        )
-    while 4 * first_side**2 <= points:  # upstream skips the steps that would predict every point again
-        first_side, steps = 2 * first_side, steps - 1
-    if steps < 0:
-        raise ConversionError(
-            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}; with SUBDIVISION_NUM_POINTS {points} it must be at "
-            f"least {asked_steps - steps}."
-        )
-    if first_side << steps > MAX_MASK_SIDE:
-        raise ConversionError(
-            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}, which gives masks of {first_side << steps} x "
-            f"{first_side << steps}; the maximum is {MAX_MASK_SIDE} x {MAX_MASK_SIDE}."
-        )
+    first_side, steps = _subdivision(keys, points, coarse_side)
     head = PointRend(
         coarse=coarse,
         levels=keys.levels("MODEL.POINT_HEAD.IN_FEATURES", "p", levels, ["p2"], neighbours=False),
@@ -374,12 +357,38 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], channels: int, *, implicit
     return head
 
 
-def _pooler(keys: _Keys, head: str, levels: tuple[int, ...], resolution: int) -> Pooler:
+def _subdivision(keys: _Keys, points: int, coarse_side: int) -> tuple[int, int]:
+    """Side of the first grid of PointRend, and how often it is doubled.
+
+    `coarse_side`: side of the coarse head's grid; 0 for Implicit PointRend, whose first grid has `points` points.
+    """
+    steps = asked_steps = keys.number("MODEL.POINT_HEAD.SUBDIVISION_STEPS", ranges.STEPS, 5)
+    side = coarse_side or isqrt(points)
+    if not coarse_side and side**2 != points:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_NUM_POINTS is {points}; for Implicit PointRend it must be a square number."
+        )
+    while 4 * side**2 <= points:  # upstream skips the steps that would predict every point again
+        side, steps = 2 * side, steps - 1
+    if steps < 0:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}; with SUBDIVISION_NUM_POINTS {points} it must be at "
+            f"least {asked_steps - steps}."
+        )
+    if side << steps > MAX_MASK_SIDE:
+        raise ConversionError(
+            f"MODEL.POINT_HEAD.SUBDIVISION_STEPS is {asked_steps}, which gives masks of {side << steps} x "
+            f"{side << steps}; the maximum is {MAX_MASK_SIDE} x {MAX_MASK_SIDE}."
+        )
+    return side, steps
+
+
+def _pooler(keys: _Keys, head: str, levels: tuple[int, ...]) -> Pooler:
     return Pooler(
         levels=levels,
-        resolution=keys.number(head + ".POOLER_RESOLUTION", ranges.SIDE, resolution),
+        resolution=keys.number(head + ".POOLER_RESOLUTION", ranges.SIDE, 14),
         sampling_ratio=keys.number(head + ".POOLER_SAMPLING_RATIO", ranges.SAMPLES, 0),
-        aligned=keys.get(head + ".POOLER_TYPE", "ROIAlignV2") == "ROIAlignV2",
+        aligned=keys.one_of(head + ".POOLER_TYPE", "ROIAlignV2", POOLER_TYPES) == "ROIAlignV2",
     )
 
 
@@ -399,13 +408,20 @@ class _Keys:
             value = value[part]
         return _decoded(value)
 
-    def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> None:
+    def check(self, choices: Choices) -> None:
+        """Raise ConversionError if one of these keys has a value that is not supported."""
+        for key, (default, allowed) in choices.items():
+            self.one_of(key, default, allowed)
+
+    def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> Any:
+        """The value. Raises ConversionError if it is not one of `allowed`."""
         value = self.get(key, default)
         if value not in allowed:
             raise ConversionError(
                 f"{key} is {shown(value)}, which cannot be converted. Supported: "
                 f"{', '.join(repr(a) for a in allowed)}. SEGMENT_ENGINE=detectron2 runs all others."
             )
+        return value
 
     def flag(self, key: str, *, default: bool = False) -> bool:
         return ranges.flag(key, self.get(key, default))
