@@ -11,7 +11,6 @@ tensor constructor and storage types, and OrderedDict. All others are refused be
 from __future__ import annotations
 
 import collections
-import importlib
 import io
 import math
 import pickle
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy._core import multiarray
 from numpy.typing import NDArray
 
 from segment.errors import ConversionError
@@ -76,13 +76,12 @@ class _Unpickler(pickle.Unpickler):
         self._storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        admitted = _ADMITTED.get((module, name))
-        if admitted is None:
+        if (module, name) not in _ADMITTED:
             raise ConversionError(
                 f"The checkpoint is refused, because it would run {module}.{name}. A checkpoint may only contain "
                 "arrays and plain containers."
             )
-        return admitted()
+        return _ADMITTED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         if self._storage is None:
@@ -160,28 +159,6 @@ def _entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return archive.read(name)
 
 
-def _array_constructors() -> dict[tuple[str, str], Callable[[], Any]]:
-    core = importlib.import_module("numpy._core.multiarray")  # called numpy.core.multiarray in older pickles
-    constructors: dict[tuple[str, str], Callable[[], Any]] = {
-        ("numpy", "ndarray"): lambda: np.ndarray,
-        ("numpy", "dtype"): lambda: np.dtype,
-        ("_codecs", "encode"): lambda: _encode,
-        ("collections", "OrderedDict"): lambda: collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda: _rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): lambda: _rebuild_parameter,
-    }
-    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        constructors[home, "_reconstruct"] = lambda: core._reconstruct  # noqa: SLF001 - named in pickles
-        constructors[home, "scalar"] = lambda: core.scalar
-    constructors["numpy._core.numeric", "_frombuffer"] = lambda: _from_buffer
-    constructors["numpy.core.numeric", "_frombuffer"] = lambda: _from_buffer
-    types = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4", "Short": "i2"}
-    types |= {"Char": "i1", "Byte": "u1", "Bool": "?"}
-    for name, dtype in types.items():
-        constructors["torch", name + "Storage"] = lambda dtype=dtype: _StorageType(dtype)  # type: ignore[misc]
-    return constructors
-
-
 def _encode(text: str, encoding: str) -> bytes:
     """Replaces _codecs.encode, with which pickle protocol 2 writes bytes."""
     return text.encode("latin1")
@@ -192,4 +169,29 @@ def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *_: Any) -> An
     return np.frombuffer(buffer, dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
-_ADMITTED = _array_constructors()
+_STORAGE_TYPES = {
+    "Float": "f4",
+    "Double": "f8",
+    "Half": "f2",
+    "BFloat16": "u2",
+    "Long": "i8",
+    "Int": "i4",
+    "Short": "i2",
+    "Char": "i1",
+    "Byte": "u1",
+    "Bool": "?",
+}
+"""NumPy's type of each storage type of torch."""
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", f"{name}Storage"): _StorageType(dtype) for name, dtype in _STORAGE_TYPES.items()},
+}
+for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = multiarray._reconstruct  # noqa: SLF001 - named in pickles
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = multiarray.scalar
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
