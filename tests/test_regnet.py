@@ -15,7 +15,7 @@ from PIL import Image
 from segment import convert, zoo
 from segment.convert import checkpoint, config, document
 from segment.convert.architecture import RegNet
-from segment.convert.lazyconfig import regnet_stages
+from segment.convert.lazybackbone import regnet_stages
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
