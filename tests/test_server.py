@@ -25,6 +25,7 @@ from PIL import Image
 
 from devtools.server import Server, free_port, serve
 from segment.__main__ import main
+from segment.web.server import GONE_SECONDS, KEEP_ALIVE_SECONDS
 
 JPEG = {"Content-Type": "image/jpeg"}
 MIB = 1 << 20
@@ -293,7 +294,7 @@ class TestBounds:
 
         with ThreadPoolExecutor(6) as crowd:
             answers = list(crowd.map(send, range(6)))
-        assert all(a[:12] in {b"", b"HTTP/1.1 400", b"HTTP/1.1 431"} for a in answers)
+        assert all(a[:12] in {b"", b"HTTP/1.1 414"} for a in answers)
         assert resident(small) - before < 10 * MIB
         check_alive(small, photo)
 
@@ -420,6 +421,51 @@ def test_work_is_cancelled_when_the_client_disconnects(small: Server) -> None:
     assert small.log().count('"status": 499') >= 3
 
 
+class TestHalfClosed:
+    """Clients that end their data after the request, and still read (`nc -N`)."""
+
+    def test_requests_are_answered(self, small: Server, photo: bytes) -> None:
+        get = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        post = HEAD + b"Content-Length: %d\r\n\r\n" % len(photo) + photo
+        chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(photo), photo)
+        start = time.monotonic()
+        for request, count in ((get, 1), (post, 1), (chunked, 1), (get + post + chunked + get, 4)):
+            with connect(small, request) as connection:
+                connection.shutdown(socket.SHUT_WR)
+                assert answer(connection).count(b"HTTP/1.1 200 OK\r\n") == count
+        assert time.monotonic() - start < KEEP_ALIVE_SECONDS  # the connections are closed at once
+
+    def test_a_request_that_takes_long(self, small: Server, photo: bytes) -> None:
+        """Meanwhile the server has found out that the client still reads."""
+        with _album(photo, 2.5 * GONE_SECONDS) as url:
+            connection = connect(small, b"GET /segment?url=%b HTTP/1.1\r\nHost: a\r\n\r\n" % url.encode())
+            connection.shutdown(socket.SHUT_WR)
+            received = answer(connection)
+        assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert received.count(b"HTTP/1.1") == 1
+
+    def test_a_client_that_has_closed_the_connection_is_noticed(self, small: Server) -> None:
+        before = small.log().count('"status": 499')
+        with _slow_site(b"") as url:
+            connect(small, b"GET /segment?url=%b HTTP/1.1\r\nHost: a\r\n\r\n" % url.encode()).close()
+            end = time.monotonic() + 30
+            while small.log().count('"status": 499') == before and time.monotonic() < end:
+                time.sleep(0.05)
+        assert small.log().count('"status": 499') == before + 1
+
+    def test_a_body_that_waits_for_memory(self, fresh: Server, photo: bytes) -> None:
+        """A stalled body takes most of the memory for uploads until it is refused."""
+        room = requests.get(fresh.url + "/model", timeout=60).json()["memory_free"] / 9  # a tenth of all
+        body = larger(photo, int(0.6 * room))
+        with connect(fresh, HEAD + b"Content-Length: %d\r\n\r\n" % room) as stalled:
+            stalled.sendall(bytes(int(0.9 * room)))
+            time.sleep(0.2)
+            with connect(fresh, HEAD + b"Content-Length: %d\r\n\r\n" % len(body)) as connection:
+                connection.sendall(body)
+                connection.shutdown(socket.SHUT_WR)
+                assert answer(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_one_connection_serves_many_requests(small: Server, photo: bytes) -> None:
     with requests.Session() as session:
         for _ in range(3):
@@ -488,12 +534,13 @@ def _slow_site(beginning: bytes | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _album(body: bytes) -> Iterator[str]:
-    """The URL of a local web server that sends `body` without a Content-Length."""
+def _album(body: bytes, seconds: float = 0.0) -> Iterator[str]:
+    """The URL of a local web server that sends `body` without a Content-Length, after a pause of some seconds."""
     import http.server
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            time.sleep(seconds)
             self.send_response(200)
             self.end_headers()
             with contextlib.suppress(OSError):

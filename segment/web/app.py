@@ -107,6 +107,8 @@ def add_probes(app: Flask, service: Service) -> None:
 
 
 def _route(service: Service, request: Request) -> Response:
+    if request.method == "OPTIONS" and request.path == "/*":  # the target * means the whole server (RFC 9110, 9.3.7)
+        return Response(status=204)
     handlers = routes(service.settings).get(request.path)
     if handlers is None:
         raise NotFound(f"There is nothing at {request.path[:200]}. See /docs for the available paths.")

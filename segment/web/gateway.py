@@ -21,11 +21,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
-from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestHeaderFieldsTooLarge, RequestTimeout
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestTimeout
 
 from segment.errors import Busy, SegmentError, TooLarge
 from segment.memory import Reservation
@@ -40,10 +39,11 @@ from segment.web.upload import MAX_OPTION_BYTES
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
-HEAD_BYTES = 16 << 10
-"""Maximum size of a request's URL and headers together."""
 SEND_SECONDS = 30.0
 """Time limit for a client to accept each chunk of the response."""
+EXPECT_SECONDS = 1.0
+"""After a refusal, a client that waits to be asked for its body does not send it. If it does so nevertheless within
+this time, the body is discarded as usual."""
 INSTANT = frozenset({"/health", "/progress"})
 """Paths that are answered in the event loop."""
 SMALL_BYTES = 4 << 10
@@ -178,6 +178,7 @@ class _Cycle:
         self.body = Body()
         self.unread = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
         self.gone = threading.Event()
+        self._wanted = False  # the client has been asked for the body, if it waits for that (Expect: 100-continue)
         self._small = 0  # small pieces of the body in a row
         self._watching: asyncio.Task[None] | None = None
 
@@ -189,9 +190,6 @@ class _Cycle:
     async def run(self) -> None:
         if self.scope["path"] in INSTANT and not self.unread:
             await self._respond(*self._call(self.gateway.application))
-        elif self._head_bytes() > HEAD_BYTES:
-            error = RequestHeaderFieldsTooLarge("The URL and headers are too long.")
-            await self._respond(*self._call(refuse(self.service, error)))
         elif refusal := self.gateway.refusal(self.scope["path"]):
             await self._respond(*self._call(refuse(self.service, refusal)))
         else:
@@ -222,10 +220,6 @@ class _Cycle:
         is_photo = self.headers.get(b"content-type", b"").startswith(b"image/")
         in_body = held is not None and held.bytes <= MAX_OPTION_BYTES and not is_photo
         return in_body or b"url=" in self.scope["query_string"]
-
-    def _head_bytes(self) -> int:
-        scope = self.scope
-        return sum(map(len, (scope["raw_path"], scope["query_string"], *chain(*scope["headers"]))))
 
     def _call(self, application: WSGIApplication, held: Reservation | None = None) -> Answer:
         """Call the WSGI application. Its environment is only made now, because it takes as much memory as the head."""
@@ -261,6 +255,7 @@ class _Cycle:
         held = stack.enter_context(service.receive())
         held.announced = announced or limit
         pace = Pace(service.settings.receive_seconds, lambda: service.uploads_wait)
+        self._wanted = True
         while self.unread:
             chunk = await self._next_chunk(pace)
             if held.bytes + len(chunk) > limit:
@@ -359,9 +354,13 @@ class _Cycle:
 
     async def _drain(self) -> None:
         """Receive and discard the body. Many clients do not read the response before they have sent all of it."""
-        if b"expect" in self.headers or self.scope["state"].get("truncated"):
-            return  # with Expect: 100-continue, the client has not sent the body
-        pace, left = Pace(self.service.settings.receive_seconds, lambda: False, late_rate=math.inf), DRAIN_BYTES
+        if self.scope["state"].get("truncated"):
+            return
+        if b"expect" in self.headers and not self._wanted:
+            pace = Pace(EXPECT_SECONDS, lambda: False)
+        else:
+            pace = Pace(self.service.settings.receive_seconds, lambda: False, late_rate=math.inf)
+        left = DRAIN_BYTES
         with suppress(HTTPException):
             while self.unread and left > 0:
                 left -= len(await self._next_chunk(pace))
@@ -398,7 +397,7 @@ def environment(scope: Message, body: io.RawIOBase) -> WSGIEnvironment:
     }
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        if "_" in name:  # CGI names do not distinguish it from a hyphen
+        if "_" in name or name == "upgrade":  # CGI names do not distinguish _ from a hyphen; no upgrade is supported
             continue
         key = name.upper().replace("-", "_")
         if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:

@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import os
-import re
 import select
 import signal
 import socket
@@ -32,9 +31,11 @@ from segment.errors import ModelError, SettingsError
 from segment.service import Service
 from segment.web import labelling
 from segment.web.app import upload_paths
-from segment.web.gateway import HEAD_BYTES, INSTANT, Gateway
+from segment.web.gateway import INSTANT, Gateway
 from segment.web.pace import WINDOW_BYTES, WINDOW_SECONDS
+from segment.web.parser import Parser
 from segment.web.problems import problem
+from segment.web.responses import SECURITY_HEADERS
 from segment.web.startup import NEEDS_MODEL, Startup
 
 log = logging.getLogger(__name__)
@@ -46,18 +47,18 @@ FAILURE_SECONDS = 3.0
 HEAD_SECONDS = 10.0
 """Time limit for receiving a request's head."""
 KEEP_ALIVE_SECONDS = 5
+GONE_SECONDS = 0.5
+"""How often it is checked whether a client that has ended its data is still there."""
+ENDED = getattr(select, "POLLRDHUP", 0)
+"""State of a socket whose client has ended its data; only Linux has it."""
 LINGER_SECONDS = 2.0
 """Time in which the rest of a malformed request is discarded. If the connection were closed before, the client might
 not see the response."""
-MAX_HEADERS = 100
-"""Maximum number of headers of a request. Parsed, a header of four bytes takes several hundred."""
 MAX_REASON = 200
 """Maximum number of characters of the reason why a request is malformed. It may contain a part of the request."""
 FRAMING_BYTES, FRAMING_SHARE = 64 << 10, 1 / 16
 """The framing of a chunked body (sizes of chunks, line ends) may be this share of its content, and these bytes more in
 any part of the body. Each chunk takes CPU time, however small it is."""
-_BLANK_LINE = re.compile(rb"\n\r?\n")
-"""The end of a request's head."""
 MAX_CONNECTIONS = 128
 """If there are more connections, one is closed, see `Protocol._rank`."""
 NEW_SECONDS = 1.0
@@ -77,33 +78,6 @@ STOP_SECONDS = 8
 """Time limit for running requests after SIGTERM; Cloud Run kills the process after 10 s."""
 
 
-class _Connection(h11.Connection):
-    """Refuses requests with more than MAX_HEADERS headers, and URLs that are not ASCII, with a reason.
-
-    `refusal`, `reason`: status of the response to a malformed request, and what is wrong.
-    """
-
-    refusal, reason = 400, ""
-
-    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """The next event. Raises RemoteProtocolError if the request is malformed."""
-        try:
-            if self.their_state is h11.IDLE:
-                self._check_lines(self.trailing_data[0])
-            return super().next_event()
-        except h11.RemoteProtocolError as error:
-            self.refusal, self.reason = error.error_status_hint, str(error)
-            raise
-
-    def _check_lines(self, received: bytes) -> None:
-        """Check the URL, and the number of headers before they are parsed, which takes time for each."""
-        if not received.partition(b"\n")[0].isascii() and received[:1].isalpha():
-            raise h11.RemoteProtocolError("The URL has characters that are not ASCII. Percent-encode them.")
-        most = MAX_HEADERS + 1  # with the request line
-        if received.count(b"\n") > most and _BLANK_LINE.split(received, 1)[0].count(b"\n") > most:
-            raise h11.RemoteProtocolError(f"There are more than {MAX_HEADERS} headers.", error_status_hint=431)
-
-
 class Protocol(H11Protocol, asyncio.BufferedProtocol):
     """A connection with a deadline for the head of each request.
 
@@ -116,12 +90,13 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     _received = 0  # bytes since then
     _last = 0.0  # when the last of them arrived
     _refused = False  # the request is malformed; the rest is discarded
+    _ended = False  # the client has sent all of its data
     _framing = 0.0  # bytes of the current body's framing beyond FRAMING_SHARE, since they were last within it
     _buffer = memoryview(bytearray(READ_BYTES))  # of all connections: the event loop uses it for one at a time
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.conn: _Connection = _Connection(h11.SERVER, HEAD_BYTES)
+        self.conn: Parser = Parser()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """The buffer into which the event loop reads."""
@@ -185,14 +160,14 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             self.transport.close()
             return
         status, detail = self.conn.refusal, self.conn.reason[:MAX_REASON] or msg
-        refusal = problem(status, HTTPStatus(status).phrase, detail)
-        body = refusal.data
-        headers = {
-            "Content-Type": str(refusal.content_type),
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-        }
-        response = h11.Response(status_code=status, headers=[*headers.items()], reason=HTTPStatus(status).phrase)
+        phrase = HTTPStatus(status).phrase
+        refusal = problem(status, phrase, detail)
+        refusal.headers.update(SECURITY_HEADERS | {"Connection": "close"})
+        headers = [(name.encode(), value.encode()) for name, value in refusal.headers]
+        response = h11.Response(
+            status_code=status, headers=[*self.server_state.default_headers, *headers], reason=phrase
+        )
+        body = b"" if self.conn.is_head else refusal.data
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.write_eof()
@@ -204,28 +179,54 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Handle the end of the client's data.
+        """Handle the end of the client's data. It may have closed the connection, or only its sending side.
 
-        Within a body, the request is answered with an error. After it, the client has closed the connection.
+        Within a body, the request is answered with an error; after it, as usual, if the client is still there.
         """
-        if self.conn.their_state is not h11.SEND_BODY or self.cycle is None or self.cycle.response_complete:
+        if self.cycle is None or self.cycle.response_complete:
             return None
-        self.scope["state"]["truncated"] = True
-        self.cycle.more_body = False
-        self.cycle.message_event.set()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.scope["state"]["truncated"] = True
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+        elif not self._ended:
+            self._ended = True
+            self.loop.call_later(GONE_SECONDS, self._close_when_gone)
         return True
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or close the connection if the client sends no more."""
+        super().on_response_complete()
+        if self._ended and self.cycle.response_complete:
+            self.transport.close()
+
+    def _close_when_gone(self) -> None:
+        """The event loop does not notice it after the end of the client's data."""
+        if self.transport.is_closing():
+            return
+        if self._is_gone():
+            self.transport.abort()
+        self.loop.call_later(GONE_SECONDS, self._close_when_gone)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; abort it if the client does not read the rest of a response."""
         self.transport.abort() if self.transport.get_write_buffer_size() else super().timeout_keep_alive_handler()
 
     def _is_gone(self) -> bool:
-        """Whether the client has closed the connection. The event loop does not notice it while reading is paused."""
-        if self.transport.is_closing():
-            return True
-        closed = select.poll()
-        closed.register(self.transport.get_extra_info("socket"), getattr(select, "POLLRDHUP", 0))
-        return bool(closed.poll(0))
+        """Whether the client has closed the connection. The event loop does not notice it while reading is paused.
+
+        A client that has closed the connection looks like one that has only ended its data. Therefore such a client is
+        sent the beginning of the response. If it has closed the connection, TCP answers that with a reset.
+        """
+        state = 0 if self.transport.is_closing() else self._poll()
+        if state & ENDED and (beginning := self.conn.begin_response()):
+            self.transport.write(beginning)
+        return self.transport.is_closing() or bool(self._poll() & (select.POLLHUP | select.POLLERR))
+
+    def _poll(self) -> int:
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), ENDED)
+        return sum(state for _, state in poll.poll(0))
 
     def _limit_connections(self) -> None:
         # A connection that is being closed stays in self.connections until the event loop's next turn.
@@ -351,7 +352,6 @@ def _config(gateway: Gateway) -> uvicorn.Config:
         server_header=False,
         date_header=True,
         backlog=BACKLOG,
-        h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
