@@ -32,10 +32,6 @@ def capacity(limit: int, held: int) -> int:
     return max(0, limit - held - MARGIN_BYTES - int(limit * MARGIN_SHARE))
 
 
-def _never() -> bool:
-    return False
-
-
 class Reservation(Arrival):
     """Bytes of a budget held by one request. A reservation can grow; it is released as a whole.
 
@@ -68,15 +64,53 @@ class Reservation(Arrival):
         return self._budget._retry_seconds()
 
 
+class _Runs:
+    """The memory in bytes of the network's runs.
+
+    The network has `streams`, each of which executes one run at a time, so at most as many runs count as there are
+    streams. Each counts as the largest, because any stream may execute it. A stream keeps its buffers between runs and
+    reuses them. `fixed` bytes cannot be freed, because the network keeps weights in a further layout for some input
+    sizes; they count at all times.
+    """
+
+    def __init__(self, fixed: int, streams: int) -> None:
+        self.fixed, self._streams = fixed, streams
+        self._admitted: list[int] = []
+        self._count = self._largest = 0  # of the runs that were admitted since the buffers were freed
+
+    def needed(self, run: int = 0) -> int:
+        """The bytes of the admitted runs, and of one more if `run` is not 0; at least `fixed`."""
+        runs = [each for each in (*self._admitted, run) if each]
+        return self._bytes(len(runs), max(runs, default=0))
+
+    def held(self) -> int:
+        """The bytes of the admitted runs with the buffers that earlier runs may have left."""
+        return self._bytes(self._count, self._largest)
+
+    def admit(self, run: int) -> None:
+        """Add a run of `run` bytes; 0 if the request does not run the network."""
+        self._admitted.append(run)
+        self._count, self._largest = self._count + bool(run), max(self._largest, run)
+
+    def end(self, run: int) -> None:
+        """Remove a run. Its buffers may be left."""
+        self._admitted.remove(run)
+
+    def free(self) -> None:
+        """Forget the buffers of earlier runs, which are about to be freed."""
+        pending = [run for run in self._admitted if run]
+        self._count, self._largest = len(pending), max(pending, default=0)
+
+    def _bytes(self, count: int, largest: int) -> int:
+        return max(self.fixed, min(count, self._streams) * largest)
+
+
 class Budget:
     """`capacity` bytes shared by requests, first come, first served.
 
-    A request needs memory of its own (photo, result), and memory for a run of the network. The network has `streams`,
-    each of which executes one run at a time, so at most as many runs count as there are streams. Each counts as the
-    largest of all requests, because any stream may execute it. A stream keeps its buffers between runs and reuses them;
-    `reclaim` is called to free these when other memory is needed. `fixed` bytes of a run cannot be freed, because the
-    network keeps weights in a further layout for some input sizes; they are reserved at all times. At most `queue`
-    requests wait, each for at most `wait_seconds`.
+    A request needs memory of its own (photo, result), and memory for a run of the network (`fixed`, `streams`: see
+    _Runs). `reclaim` is called to free the network's buffers when other memory is needed. At most `queue` requests
+    wait, each for at most `wait_seconds`.
 
     With several streams, each request must run the network once: between two runs of a request, the first stream would
     keep buffers while another one executes the second run.
@@ -98,14 +132,12 @@ class Budget:
         self._waiting: deque[Reservation] = deque()
         self._holders: dict[Reservation, None] = {}  # in the order of their first bytes
         self._own = 0
-        self._fixed, self._streams = fixed, streams
-        self._runs: list[int] = []
-        self._since_reclaim: tuple[int, int] = (0, 0)
+        self._runs = _Runs(fixed, streams)
         self._reclaiming = False
 
     def fits(self, own: int, network: int) -> bool:
         """Whether a request of this size is within the capacity."""
-        return own + max(network, self._fixed) <= self.capacity
+        return own + max(network, self._runs.fixed) <= self.capacity
 
     def longest_wait(self) -> float:
         """How many seconds the request that has waited longest has been waiting; 0 if none waits."""
@@ -115,21 +147,23 @@ class Budget:
             return time.monotonic() - min(starts) if starts else 0.0
 
     @contextlib.contextmanager
-    def reserve(self, own: int = 0, network: int = 0, cancelled: Callable[[], bool] = _never) -> Iterator[Reservation]:
+    def reserve(
+        self, own: int = 0, network: int = 0, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[Reservation]:
         """Reserve `own` + `network` bytes for the duration of the context.
 
         Raises TooLarge if they exceed the capacity, Busy if they are not available in time, Cancelled if `cancelled`
         returns True while waiting.
         """
         if not self.fits(own, network):
-            raise self._too_large(own + max(network, self._fixed))
+            raise self._too_large(own + max(network, self._runs.fixed))
         reservation = Reservation(self)
         self._take(reservation, own, network, cancelled)
         try:
             yield reservation
         finally:
             with self._changed:
-                self._runs.remove(network)
+                self._runs.end(network)
                 self._release(reservation)
 
     @contextlib.contextmanager
@@ -157,8 +191,10 @@ class Budget:
                     if cancelled():
                         raise Cancelled
                 self._add(reservation, own)
-                self._runs.append(network)
-                self._reclaiming = reclaim = self._needs_reclaim(network)
+                self._runs.admit(network)
+                self._reclaiming = reclaim = self._own + self._runs.held() > self.capacity
+                if reclaim:
+                    self._runs.free()
             finally:
                 self._waiting.remove(reservation)
                 self._changed.notify_all()
@@ -173,27 +209,7 @@ class Budget:
         self._changed.wait(min(left, POLL_SECONDS))
 
     def _admits(self, own: int, network: int) -> bool:
-        return not self._reclaiming and self._own + own + self._run(network) <= self.capacity
-
-    def _run(self, network: int = 0) -> int:
-        """The bytes of the runs of all requests, and of `network`; at least what is kept between runs."""
-        runs = [run for run in (*self._runs, network) if run]
-        return self._buffers(len(runs), max(runs, default=0))
-
-    def _buffers(self, runs: int, largest: int) -> int:
-        """The bytes of the streams' buffers after this number of runs."""
-        return max(self._fixed, min(runs, self._streams) * largest)
-
-    def _needs_reclaim(self, network: int) -> bool:
-        """Whether the network's buffers must be freed to admit a run; updates the runs that may have left buffers."""
-        runs, largest = self._since_reclaim
-        runs, largest = runs + bool(network), max(largest, network)
-        reclaim = self._own + max(self._run(), self._buffers(runs, largest)) > self.capacity
-        if reclaim:
-            pending = [run for run in self._runs if run]
-            runs, largest = len(pending), max(pending, default=0)
-        self._since_reclaim = runs, largest
-        return reclaim
+        return not self._reclaiming and self._own + own + self._runs.needed(network) <= self.capacity
 
     def _run_reclaim(self, reservation: Reservation, network: int) -> None:
         """Call `reclaim` without holding the lock, as it may wait for a run; nothing is admitted until it returns."""
@@ -201,7 +217,7 @@ class Budget:
             self._reclaim()
         except BaseException:
             with self._changed:
-                self._runs.remove(network)
+                self._runs.end(network)
                 self._release(reservation)
             raise
         finally:
@@ -212,10 +228,10 @@ class Budget:
     def _try_grow(self, reservation: Reservation, count: int) -> bool:
         with self._changed:
             if not self.fits(reservation.bytes + count, 0):
-                raise self._too_large(reservation.bytes + count + self._fixed)
+                raise self._too_large(reservation.bytes + count + self._runs.fixed)
             now = time.monotonic()
             left_free = bytes_ahead(reservation, self._holders, now)
-            reservation.blocked = self._own + count + self._run() + left_free > self.capacity
+            reservation.blocked = self._own + count + self._runs.needed() + left_free > self.capacity
             if not reservation.blocked:
                 reservation.go_on(now)
                 self._add(reservation, count)

@@ -268,7 +268,7 @@ def test_a_failure_releases_its_memory(service: Service, photo: bytes) -> None:
         with pytest.raises(CorruptImage):
             segment(service, broken, "png")
     budget = service._load().budget
-    assert (budget._own, budget._runs) == (0, [])
+    assert (budget._own, budget._runs._admitted) == (0, [])
 
 
 def test_pieces_hold_their_memory_until_they_are_sent(service: Service, photo: bytes) -> None:
@@ -276,7 +276,7 @@ def test_pieces_hold_their_memory_until_they_are_sent(service: Service, photo: b
     with ExitStack() as until:
         pieces = service.annotate(photo, options, lambda found: [b"x" * 1000] * len(found), until)
         assert pieces
-        assert (budget._own, budget._runs) == (1000 * len(pieces), [])
+        assert (budget._own, budget._runs._admitted) == (1000 * len(pieces), [])
     assert budget._own == 0
 
 
@@ -284,7 +284,7 @@ def test_pieces_that_cannot_fit_are_refused(service: Service, photo: bytes) -> N
     budget, options = service._load().budget, Options.parse({}, service.settings)
     with ExitStack() as until, pytest.raises(TooLarge, match="of memory; this instance has"):
         service.annotate(photo, options, lambda found: itertools.repeat(bytes(16 * MIB)), until)
-    assert (budget._own, budget._runs) == (0, [])
+    assert (budget._own, budget._runs._admitted) == (0, [])
 
 
 def test_concurrent_requests_return_the_same_as_single_ones(service: Service, photo: bytes) -> None:
