@@ -239,12 +239,14 @@ def _detection_too_large(
     narrows = constraints.narrowed(replace(options, max_detections=1)).max_detections == 1
     fewer = _most_detections(header, network, constraints) if narrows else 0
     if largest := _largest_factor(header, options.fit, detail, factor, constraints):
-        at_detail, or_less = (f" at detail {detail}", ", or reduce detail") if detail > 1 else ("", "")
-        if fewer:
-            or_less = f", or set max_detections to {fewer} or less"
+        at_detail, alternative = "", ""
+        if detail > 1:
+            at_detail, alternative = f" at detail {detail}", ", or reduce detail"
+        elif fewer:
+            alternative = f", or set max_detections to {fewer} or less"
         return (
             f"Render factor {factor}{at_detail} needs more memory than this instance has. "
-            f"The largest render factor for this photo is {largest}{or_less}."
+            f"The largest render factor for this photo is {largest}{alternative}."
         )
     if fewer:
         return (
