@@ -226,22 +226,18 @@ def _is_same(a: Mask, b: Mask, area: float) -> bool:
 
 def _joined(seen: Sequence[_Instance], photo: _Photo) -> list[_Instance]:
     """The instances, with the parts of one object joined."""
-    group = list(range(len(seen)))
-
-    def first(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = group[i]
-        return i
-
+    groups = [[index] for index in range(len(seen))]  # by instance; the same list for all instances of a group
     for i, j in _meeting(seen):
         alike = seen[i].label == seen[j].label and _comparable(seen[i], seen[j])
-        if alike and first(i) != first(j) and _agree(seen[i], seen[j], photo):
-            group[max(first(i), first(j))] = min(first(i), first(j))
-    members: dict[int, list[_Instance]] = {}
-    for i, instance in enumerate(seen):
-        members.setdefault(first(i), []).append(instance)
-    return [_join(parts, [part for part in parts if not _is_cut(part, photo)]) for parts in members.values()]
+        if alike and groups[i] is not groups[j] and _agree(seen[i], seen[j], photo):
+            groups[i] += groups[j]
+            for member in groups[j]:
+                groups[member] = groups[i]
+    return [
+        _join([seen[member] for member in sorted(group)], photo)
+        for index, group in enumerate(groups)
+        if index == min(group)
+    ]
 
 
 def _comparable(a: _Instance, b: _Instance) -> bool:
@@ -260,14 +256,15 @@ def _agree(a: _Instance, b: _Instance, photo: _Photo) -> bool:
     return either > 0 and both >= AGREE * either
 
 
-def _join(parts: Sequence[_Instance], uncut: Sequence[_Instance]) -> _Instance:
+def _join(parts: Sequence[_Instance], photo: _Photo) -> _Instance:
     """One instance of the parts: the best complete part, or all their masks combined on one grid.
 
     The grid covers all parts, with cells as small as the parts' smallest; each contains the greatest probability.
     """
     box = _union([part.box for part in parts])
     score = max(part.score for part in parts)
-    if complete := [part for part in uncut if _area(part.box) >= COMPLETE * _area(box)]:
+    complete = [part for part in parts if _area(part.box) >= COMPLETE * _area(box) and not _is_cut(part, photo)]
+    if complete:
         return replace(max(complete, key=lambda part: part.score), score=score)
     if len(parts) == 1:
         return parts[0]
