@@ -103,7 +103,7 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         (), values.names("origins"), "Origins that may call from a browser (CORS), separated by commas, or `*`."
     )
-    labelling: tuple[str, ...] = _setting(
+    labelling: tuple[Labelling, ...] = _setting(
         (),
         values.several(Labelling),
         "Interfaces for labelling tools: `label-studio`, `cvat` or both (see docs/labelling.md).",
@@ -118,7 +118,7 @@ class Settings:
     project: str = _setting("", values.text(), "Google Cloud project id, for traces in log entries.")
     output_bucket: str = _setting("", values.text(), "Bucket to which the results of bucket events are written.")
     output_prefix: str = _setting("", values.text(), "Prefix of the names of results.")
-    output_formats: tuple[str, ...] = _setting(
+    output_formats: tuple[Format, ...] = _setting(
         ("png", "json"), values.several(Format), "Formats written for each photo in a bucket."
     )
     storage_seconds: float = _setting(

@@ -24,7 +24,7 @@ import pytest
 
 from devtools.gcs import Cloud, Fault
 from devtools.server import CACHE, ROOT
-from segment.bucket import backfill, listing
+from segment.bucket import backfill, listing, tally
 from segment.bucket.store import google
 from segment.errors import SettingsError, StorageError
 from segment.service import Service
@@ -453,9 +453,9 @@ def read(terminal: int) -> bytes:
 def test_log_shows_progress_elsewhere(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backfill, "LOG_SECONDS", 0)
+    monkeypatch.setattr(tally, "LOG_SECONDS", 0)
     with caplog.at_level(logging.INFO):
         assert run(photos, tmp_path / "out") == 0
-    lines = [record.getMessage() for record in caplog.records if record.name == "segment.bucket.backfill"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "segment.bucket.tally"]
     assert len(lines) == 4
     assert lines[-1].startswith("Backfill done: ")

@@ -57,7 +57,7 @@ def service(**changed: str) -> Service:
 
 def expected(by: Service) -> dict[str, bytes]:
     """The service's results for the photo if none exist."""
-    result = by.segment(photo(), Options.defaults(by.settings), by.settings.output_formats)  # type: ignore[arg-type]
+    result = by.segment(photo(), Options.defaults(by.settings), by.settings.output_formats)
     return {file.name: file.body for file in result.files}
 
 

@@ -27,10 +27,11 @@ from apache_beam.pvalue import AsIter
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from segment import container
-from segment.beam.steps import FAILURES, METRICS, Describe, Divide, Job, List, Segment, Write, WriteParquet
+from segment.beam.datasets import Describe, Write, WriteParquet
+from segment.beam.steps import FAILURES, METRICS, Divide, Job, List, Segment
 from segment.beam.worker import Worker
-from segment.bucket.backfill import FAILED, summary
 from segment.bucket.store import Store, check_apart
+from segment.bucket.tally import FAILED, summary
 from segment.dataset.job import check_datasets
 from segment.errors import PipelineError, SettingsError
 from segment.labels import class_indices, named, read_labels

@@ -11,7 +11,7 @@ from apache_beam.io.filesystem import FileSystem
 
 from segment.bucket import shares
 from segment.bucket.listing import Range, listed
-from segment.bucket.objects import is_result
+from segment.bucket.results import is_result
 from segment.bucket.store import Object, Store, open_store
 from segment.errors import SettingsError
 

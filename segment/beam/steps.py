@@ -1,10 +1,9 @@
-"""The steps of the pipeline.
+"""The steps that list and segment the photos.
 
-    Source -> Divide -> ranges -> List -> Photo -> Segment -> Found -> WriteParquet
-                                                          -> Found, Failure -> Write
+    Source -> Divide -> ranges -> List -> Photo -> Segment -> Found, Failure
 
-A runner may run a step more than once, even at the same time. Files per photo are only written if they do not exist,
-and the datasets and the list of failures are replaced atomically, so repeated steps cause no duplicates.
+A runner may run a step more than once, even at the same time. Files per photo are only written if they do not exist, so
+repeated steps cause no duplicates.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
@@ -28,15 +24,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 from segment.beam.source import Source
 from segment.beam.worker import Worker
 from segment.bucket import documents
-from segment.bucket.backfill import AHEAD, FAILED
+from segment.bucket.backfill import AHEAD
 from segment.bucket.listing import Range, beside_results
 from segment.bucket.objects import segment_object
-from segment.bucket.results import SOURCE_KEY, Results
-from segment.bucket.store import Object, Store, open_store
-from segment.dataset import coco
-from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Entry, Failure, errors_csv, shown
+from segment.bucket.results import Results
+from segment.bucket.store import Object, Store, open_results
+from segment.bucket.tally import FAILED
+from segment.dataset.entry import Entry, Failure, shown
 from segment.dataset.job import Dataset
-from segment.dataset.journal import Journal
 from segment.errors import Busy, ModelError, OptionError, StorageError
 from segment.options import Options
 from segment.output.coco import dump
@@ -45,7 +40,6 @@ log = logging.getLogger(__name__)
 
 FAILURES = "failures"
 """The output of `Segment` for photos that could not be segmented."""
-_PIECE_BYTES = 1 << 20
 METRICS = "segment"
 """The namespace of the counters of photos by outcome."""
 
@@ -65,8 +59,7 @@ class Job:
 
     def destination(self, seconds: float) -> tuple[Store, str]:
         """The store to which results are written, and the prefix of their names."""
-        store, prefix = open_store(self.output, seconds, hidden=True)
-        return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        return open_results(self.output, seconds)
 
 
 @dataclass(frozen=True)
@@ -210,7 +203,7 @@ class Segment(beam.DoFn):
         outcome = segment_object(
             service, self._source, item, results, prefix, existing=photo.existing, options=self._options
         )
-        if not self._job.datasets and outcome.kind not in documents.FAILED:
+        if not (self._job.datasets or outcome.failed):
             return outcome.kind, None
         found = documents.entry(service, item, outcome, results, prefix, photo.existing)
         return outcome.kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
@@ -218,114 +211,3 @@ class Segment(beam.DoFn):
     def _without_files(self, photo: Photo) -> _Outcome:
         kind, found = documents.segment(self._service, self._source, photo.item, self._options)
         return kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
-
-
-class Describe(beam.DoFn):
-    """Looks up the model's name and labels, which every dataset contains."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def process(self, _: object) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Raises ModelError."""
-        service = self._worker.process().service
-        yield service.model_name, service.labels
-
-
-class WriteParquet(beam.DoFn):
-    """Writes the instances in a range's photos as Parquet. Each range has its own files, written in parallel."""
-
-    def __init__(self, job: Job, worker: Worker) -> None:
-        self._job, self._worker = job, worker
-
-    def process(self, part: tuple[int, Iterable[Found]], model: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[str]:
-        """The names of the files. Raises StorageError."""
-        from segment.dataset import parquet
-
-        number, photos = part
-        with _Output.open(self._job, self._worker) as output:
-            output.collect(photos)
-            for model_name, _ in model:
-                folder = parquet.write(output.journal.entries(), model_name, output.folder)
-                for index, file in enumerate(sorted(folder.iterdir())):
-                    name = f"{folder.relative_to(output.folder).as_posix()}/part-{number:05}-{index:05}.parquet"
-                    yield output.replace(name, _pieces(file), parquet.CONTENT_TYPE)
-
-
-class Write(beam.DoFn):
-    """Writes the list of failures and the COCO dataset, and deletes Parquet files of earlier runs.
-
-    A journal on the disk of one worker sorts the photos by name and removes repetitions. Then they are written one at a
-    time, so memory does not grow with their number. Images and annotations get the same numbers as with `segment
-    image`, however the photos were distributed.
-    """
-
-    def __init__(self, job: Job, worker: Worker) -> None:
-        self._job, self._worker = job, worker
-
-    def process(
-        self,
-        _: object,
-        found: Iterable[Found],
-        failures: Iterable[Failure],
-        parquet_files: Iterable[str],
-        model: Iterable[tuple[str, tuple[str, ...]]],
-    ) -> None:
-        """Raises StorageError."""
-        with _Output.open(self._job, self._worker) as output:
-            for failed in failures:
-                output.journal.failed(failed.name, failed.error)
-            output.replace(ERRORS_NAME, errors_csv(output.journal.failures()), "text/csv")
-            for name, labels in model:
-                if "coco" in self._job.datasets:
-                    output.collect(found)
-                    document = coco.document(output.journal.entries, labels)
-                    output.replace(coco.FILE_NAME, document, "application/json")
-                if "parquet" in self._job.datasets:
-                    from segment.dataset import parquet
-
-                    output.keep_only(f"{PARQUET_NAME}/{parquet.partition(name)}/", set(parquet_files))
-
-
-@dataclass(frozen=True)
-class _Output:
-    """A folder on this worker's disk with a journal, and the destination of the datasets.
-
-    `metadata` marks the datasets as results.
-    """
-
-    folder: Path
-    journal: Journal
-    destination: Store
-    prefix: str
-    metadata: Mapping[str, str]
-
-    @classmethod
-    @contextmanager
-    def open(cls, job: Job, worker: Worker) -> Iterator[_Output]:
-        """The folder is deleted at the end of the context."""
-        destination, prefix = job.destination(worker.settings().storage_seconds)
-        with TemporaryDirectory() as name, Journal(Path(name)) as journal:
-            yield cls(Path(name), journal, destination, prefix, {SOURCE_KEY: job.source.address})
-
-    def collect(self, photos: Iterable[Found]) -> None:
-        """Add photos to the journal."""
-        for photo in photos:
-            self.journal.done(photo.name, "", photo.generation, photo.document)
-
-    def replace(self, name: str, pieces: Iterable[bytes], content_type: str) -> str:
-        """Write an object to the destination, or replace it. Returns its whole name."""
-        self.destination.replace(self.prefix + name, pieces, content_type, self.metadata)
-        return self.prefix + name
-
-    def keep_only(self, folder: str, names: set[str]) -> None:
-        """Delete all objects in a folder of the destination except those with these names."""
-        for item in self.destination.objects(self.prefix + folder):
-            if item.name not in names:
-                self.destination.delete(item)
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while piece := opened.read(_PIECE_BYTES):
-            yield piece

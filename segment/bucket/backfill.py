@@ -20,24 +20,23 @@ import math
 import os
 import signal
 import sys
-import threading
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from segment import container
 from segment.bucket import dataset, documents, shares
 from segment.bucket.dataset import Place, TaskDataset
 from segment.bucket.listing import Range, beside_results, listed
-from segment.bucket.objects import Outcome, describe, is_done, is_result, segment_object
-from segment.bucket.results import Results
-from segment.bucket.store import Object, Store, check_apart, open_store
+from segment.bucket.objects import Outcome, describe, is_done, segment_object
+from segment.bucket.results import Results, is_result
+from segment.bucket.store import Object, Store, check_apart, open_results, open_store
+from segment.bucket.tally import FAILED, Tally, shown_tally
 from segment.dataset.entry import Entry, Failure, shown
 from segment.dataset.job import Dataset
 from segment.errors import Busy, ModelError, SettingsError, StorageError
@@ -52,9 +51,6 @@ WORKERS = 16
 cores busy if a storage call takes 60 ms (benchmarks/backfill.py)."""
 AHEAD = 4 * WORKERS
 """Number of objects that may be started before the oldest of them is finished."""
-LOG_SECONDS = 30.0
-"""Interval at which progress is logged if there is no terminal."""
-FAILED = "failed for now"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,17 +90,17 @@ def run(
     output = TaskDataset(place, datasets, service.model_name, service.labels) if datasets else None
     if output:
         output.start()
-    with _progress() as progress:
-        job = _Job(service, photos, photos_prefix, results, results_prefix, progress, output, files)
+    with shown_tally() as tally:
+        job = _Job(service, photos, photos_prefix, results, results_prefix, tally, output, files)
         with _pool(workers) as pool:
             todo = (photo for part, names in enumerate(own) for photo in job.photos(part * count + index, names))
             for photo, kind, found in _in_order(pool, job.segment, todo):
-                progress.count(kind)
+                tally.count(kind)
                 if output and found:
                     output.add(photo.part, found)
         if output:
             output.finish()
-    return 1 if progress.counts[FAILED] else 0
+    return 1 if tally.counts[FAILED] else 0
 
 
 def task(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -152,8 +148,7 @@ def _destination(address: str, settings: Settings) -> tuple[Store, str]:
     if address:
         if not address.startswith("gs://") and Path(address).exists() and not Path(address).is_dir():
             raise SettingsError(f"The destination {address!r} is a file; it must be a folder or gs://bucket/prefix.")
-        store, prefix = open_store(address, settings.storage_seconds, hidden=True)
-        return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
+        return open_results(address, settings.storage_seconds)
     if not settings.output_bucket:
         raise SettingsError(
             "There is no destination for the results: give it as the second argument, or set SEGMENT_OUTPUT_BUCKET."
@@ -185,7 +180,7 @@ class _Job:
     prefix: str
     results: Store
     results_prefix: str
-    progress: Progress
+    tally: Tally
     output: TaskDataset | None
     files: bool
 
@@ -205,7 +200,7 @@ class _Job:
         for item, existing in beside_results(new, self.prefix, self.results, self.results_prefix, names):
             done = existing is not None and is_done(self.service, self.results, existing)
             if done and not self.output:
-                self.progress.count(DONE.kind)
+                self.tally.count(DONE.kind)
             else:
                 yield _Photo(part, item, existing, done)
 
@@ -254,59 +249,3 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: I
             yield begun.popleft().result()
     while begun:
         yield begun.popleft().result()
-
-
-# Progress
-
-
-class Progress:
-    """The number of objects by outcome, shown on a progress bar or logged every LOG_SECONDS."""
-
-    def __init__(self, bar: Any = None) -> None:
-        self.counts: Counter[str] = Counter()
-        self._bar = bar
-        self._lock = threading.Lock()
-        self._logged = time.monotonic()
-
-    def count(self, kind: str) -> None:
-        """Count an object that is done."""
-        with self._lock:
-            self.counts[kind] += 1
-            if self._bar is not None:
-                self._bar.set_postfix_str(summary(self.counts), refresh=False)
-                self._bar.update()
-            elif time.monotonic() - self._logged > LOG_SECONDS:
-                self._logged = time.monotonic()
-                log.info("Backfill: %s", summary(self.counts))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a bar on a terminal, or else write log entries; log a summary at the end."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
-        with tqdm(unit=" objects") as bar, logging_redirect_tqdm(), _only_warnings("segment.bucket.objects"):
-            yield (progress := Progress(bar))
-    else:
-        yield (progress := Progress())
-    level = logging.WARNING if progress.counts[FAILED] else logging.INFO
-    log.log(level, "Backfill done: %s", summary(progress.counts), extra={"counts": dict(progress.counts)})
-
-
-@contextmanager
-def _only_warnings(name: str) -> Iterator[None]:
-    """Raise a logger's level to WARNING while a progress bar is shown."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def summary(counts: Mapping[str, int]) -> str:
-    """The counts as text, such as "3 segmented, 1 refused"."""
-    return ", ".join(f"{number} {kind}" for kind, number in counts.items() if number) or "nothing to do"

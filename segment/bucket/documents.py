@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 30
 """Maximum size of a JSON result that is read."""
-FAILED = ("refused", "lost")
-"""The kinds of outcomes of photos that cannot be segmented."""
 
 
 def entry(
@@ -32,7 +30,7 @@ def entry(
 
     `existing`: the photo's results in `results`, if they are known. Raises StorageError.
     """
-    if outcome.kind in FAILED:
+    if outcome.failed:
         return Failure(shown(item.name), outcome.reason)
     if outcome.kind == "gone":
         return None

@@ -37,7 +37,8 @@ from flask import Flask
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
 
-from segment.bucket.objects import describe, is_result, segment_object
+from segment.bucket.objects import describe, segment_object
+from segment.bucket.results import is_result
 from segment.bucket.store import BUCKET, CLIENT, Object, overlap
 from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
 from segment.extras import require

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from segment import container
 from segment.bucket.results import (
@@ -36,7 +36,7 @@ from segment.bucket.results import (
 from segment.bucket.store import Object, Store
 from segment.dataset.entry import shown
 from segment.errors import Busy, Cancelled, RequestError, StorageError, StorageRefused, TooLarge
-from segment.formats import FORMATS, File, Format
+from segment.formats import FORMATS, File
 from segment.options import Options
 from segment.service import Result, Service
 
@@ -60,6 +60,11 @@ class Outcome:
     instances: int | None = None
     reason: str = ""
     document: bytes | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the photo cannot be segmented."""
+        return self.kind in ("refused", "lost")
 
 
 def segment_object(
@@ -122,12 +127,8 @@ def read_photo(
     return data
 
 
-def _formats(service: Service) -> tuple[Format, ...]:
-    return cast("tuple[Format, ...]", service.settings.output_formats)
-
-
 def _file_names(service: Service) -> Sequence[str]:
-    return [FORMATS[kind].file_name for kind in _formats(service)]
+    return [FORMATS[kind].file_name for kind in service.settings.output_formats]
 
 
 def _is_final(service: Service, options: Options, destination: Store, error: Object) -> bool:
@@ -229,15 +230,15 @@ class _Photo:
 
     def _run(self, data: bytes, existing: Results, held: ExitStack) -> tuple[Result, Options, bool]:
         """The results in all formats, the options they were made with, and whether they replace existing results."""
-        service, defaults = self.service, self.options
+        service, defaults, formats = self.service, self.options, self.service.settings.output_formats
         options = existing.resume(service.model_name, service.model_digest, defaults)
         if options is not None:
             try:
-                return service.segment(data, options, _formats(self.service), held, self._late), options, False
+                return service.segment(data, options, formats, held, self._late), options, False
             except TooLarge:
                 if not existing.files:
                     raise
-        return service.segment(data, defaults, _formats(self.service), held, self._late), defaults, True
+        return service.segment(data, defaults, formats, held, self._late), defaults, True
 
     def _write(self, file: File, run: Run) -> bool:
         """Write a result; False if it exists already and is of another run."""
@@ -319,8 +320,3 @@ def _turn(key: str, wait_seconds: float) -> Iterator[None]:
 def _words(name: str) -> str:
     """CorruptImage -> Corrupt image."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
-
-
-def is_result(item: Object) -> bool:
-    """Whether the object is a result written by this service."""
-    return SOURCE_KEY in item.metadata

@@ -55,6 +55,11 @@ def folder_of(prefix: str, photo: Object) -> str:
     return f"{prefix}{photo.name}/{photo.generation}/"
 
 
+def is_result(item: Object) -> bool:
+    """Whether the object is a result written by this service."""
+    return SOURCE_KEY in item.metadata
+
+
 @dataclass(frozen=True)
 class Run:
     """The origin of results: the model's name and digest, and the settings as JSON, with `auto` resolved."""

@@ -97,6 +97,12 @@ def open_store(address: str, seconds: float, hidden: bool = False) -> tuple[Stor
     return Bucket(bucket, seconds), prefix
 
 
+def open_results(address: str, seconds: float) -> tuple[Store, str]:
+    """The store and the prefix of an address for results: as `open_store`, but the prefix is that of a folder."""
+    store, prefix = open_store(address, seconds, hidden=True)
+    return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
+
+
 def overlap(source: str, destination: str) -> bool:
     """Whether results at `destination` could be read as photos from `source`; both are ADDRESS/PREFIX."""
     return source.startswith(destination) or destination.startswith(source)
