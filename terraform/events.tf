@@ -37,7 +37,7 @@ resource "google_pubsub_subscription" "photos" {
   topic                      = google_pubsub_topic.photos.id
   labels                     = var.labels
   ack_deadline_seconds       = var.ack_deadline_seconds
-  message_retention_duration = "604800s" # a week, the longest that costs nothing extra while messages flow
+  message_retention_duration = "604800s" # a week, longer than max_delivery_attempts deliveries take
 
   push_config {
     push_endpoint = google_cloud_run_v2_service.segment["events"].uri

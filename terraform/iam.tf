@@ -76,7 +76,7 @@ resource "google_service_account" "push" {
 
 # Callers of the HTTP service.
 resource "google_cloud_run_v2_service_iam_member" "callers" {
-  for_each = var.public ? toset(["allUsers"]) : var.invokers
+  for_each = var.public ? toset([]) : var.invokers
 
   project  = var.project_id
   location = var.region

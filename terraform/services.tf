@@ -50,6 +50,7 @@ locals {
       target          = "segment_http"
       settings        = local.http_settings
       service_account = google_service_account.http.email
+      public          = var.public
       ingress = {
         all           = "INGRESS_TRAFFIC_ALL"
         internal      = "INGRESS_TRAFFIC_INTERNAL_ONLY"
@@ -64,6 +65,7 @@ locals {
       target          = "segment_object"
       settings        = local.events_settings
       service_account = google_service_account.bucket.email
+      public          = false
       ingress         = "INGRESS_TRAFFIC_INTERNAL_ONLY" # Pub/Sub of the same project counts as internal
       min_instances   = 0
       max_instances   = var.events_max_instances
@@ -81,6 +83,15 @@ resource "google_cloud_run_v2_service" "segment" {
   labels              = var.labels
   ingress             = each.value.ingress
   deletion_protection = var.deletion_protection
+
+  # Instead of a grant to allUsers, which organizations with domain restricted sharing (the default of new ones) refuse.
+  invoker_iam_disabled = each.value.public
+
+  # Without this block, the provider would keep what a rollback with gcloud has set, and new revisions would get no requests.
+  traffic {
+    type    = "TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST"
+    percent = 100
+  }
 
   template {
     labels                           = var.labels

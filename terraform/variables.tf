@@ -211,13 +211,13 @@ variable "public" {
 }
 
 variable "invokers" {
-  description = "Members that may call the HTTP service if it is not public: user:..., group:..., serviceAccount:..., domain:..."
+  description = "Members that may call the HTTP service if it is not public: user:..., group:..., serviceAccount:..., domain:..., principal://... or principalSet://... (identity federation)."
   type        = set(string)
   default     = []
 
   validation {
-    condition     = alltrue([for member in var.invokers : can(regex("^(user|group|serviceAccount|domain):.+$", member))])
-    error_message = "invokers must be of the form user:NAME@DOMAIN, group:..., serviceAccount:... or domain:...; for everyone set public = true."
+    condition     = alltrue([for member in var.invokers : can(regex("^((user|group|serviceAccount|domain):|principal(Set)?://).+$", member))])
+    error_message = "invokers must be of the form user:NAME@DOMAIN, group:..., serviceAccount:..., domain:..., principal://... or principalSet://...; for everyone set public = true."
   }
 }
 

@@ -50,6 +50,10 @@ run "services" {
     error_message = "An instance handles 4 requests, or 2 photos of the bucket, at the same time."
   }
   assert {
+    condition     = alltrue([for service in google_cloud_run_v2_service.segment : [for target in service.traffic : [target.type, target.percent]] == [["TRAFFIC_TARGET_ALLOCATION_TYPE_LATEST", 100]]])
+    error_message = "An apply sends all requests to the new revision, also after a rollback with gcloud."
+  }
+  assert {
     condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].timeout == "60s"])
     error_message = "The timeout of a request is 60 s."
   }

@@ -19,7 +19,7 @@ variables {
   project_id = "my-project"
   image      = "us-central1-docker.pkg.dev/my-project/segment/segment:1.0.0"
 
-  public       = true
+  invokers     = ["user:me@example.com"]
   model_bucket = "models"
 }
 
@@ -73,7 +73,7 @@ run "accounts_and_grants" {
     error_message = "The account of the backfill job is a subscriber of the dead letters' subscription."
   }
   assert {
-    condition     = google_cloud_run_v2_service_iam_member.callers["allUsers"].role == "roles/run.invoker" && google_cloud_run_v2_service_iam_member.callers["allUsers"].name == "segment"
+    condition     = google_cloud_run_v2_service_iam_member.callers["user:me@example.com"].role == "roles/run.invoker" && google_cloud_run_v2_service_iam_member.callers["user:me@example.com"].name == "segment"
     error_message = "Invokers may call the HTTP service."
   }
   assert {

@@ -24,8 +24,15 @@ variables {
 run "public" {
   variables { public = true }
   assert {
-    condition     = [for caller in google_cloud_run_v2_service_iam_member.callers : [caller.name, caller.role, caller.member]] == [["segment", "roles/run.invoker", "allUsers"]]
+    condition     = { for key, service in google_cloud_run_v2_service.segment : key => service.invoker_iam_disabled } == { http = true, events = false } && length(google_cloud_run_v2_service_iam_member.callers) == 0
     error_message = "public allows everyone to call the HTTP service only."
+  }
+}
+
+run "private" {
+  assert {
+    condition     = alltrue([for service in google_cloud_run_v2_service.segment : !service.invoker_iam_disabled])
+    error_message = "Without public, both services check their callers."
   }
 }
 

@@ -94,7 +94,7 @@ run "accepts_maximum_values" {
     events_max_instances  = 1000
     events_concurrency    = 80
     oldest_photo_minutes  = 1440
-    invokers              = ["user:a@b.example", "group:a@b.example", "serviceAccount:a@b.iam.gserviceaccount.com", "domain:b.example"]
+    invokers              = ["user:a@b.example", "group:a@b.example", "serviceAccount:a@b.iam.gserviceaccount.com", "domain:b.example", "principalSet://iam.googleapis.com/locations/global/workforcePools/p/group/g"]
     ingress               = "load-balancer"
     cors_origins          = ["https://a.example", "http://localhost:3000"]
     model                 = "/models/model.onnx"
