@@ -58,7 +58,11 @@ class StubProvider(rpc.ProviderServicer):  # type: ignore[misc, unused-ignore]
     """Implements the calls for validation; the base class answers all others with UNIMPLEMENTED."""
 
     def __init__(self, tables: dict[str, Any]) -> None:
-        self.schemas = pb.GetProviderSchema.Response(provider=schema_message(tables["provider"]))
+        # Without this, Terraform asks for the schemas at the start of each run of a test.
+        once = pb.ServerCapabilities(get_provider_schema_optional=True)
+        self.schemas = pb.GetProviderSchema.Response(
+            provider=schema_message(tables["provider"]), server_capabilities=once
+        )
         for name, schema in tables["resource_schemas"].items():
             self.schemas.resource_schemas[name].CopyFrom(schema_message(schema))
         for name, schema in tables["data_source_schemas"].items():
