@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
-import math
-import random
 import threading
-import tracemalloc
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +12,7 @@ import pytest
 from segment.memory import Budget
 from segment.service import Service
 from segment.web import gateway, pace
+from segment.web.body import Stream
 
 
 def application(environ: Any, start_response: Any) -> list[bytes]:
@@ -58,83 +54,6 @@ def test_a_slow_reader_is_cut_off_when_others_wait(
         return closed.is_set()
 
     assert asyncio.run(request()) == others_wait
-
-
-class TestBody:
-    def test_tiny_pieces_take_little_memory(self) -> None:
-        """An object for each piece would take 200 times as much memory as is reserved for the bytes."""
-        body = gateway.Body()
-        tracemalloc.start()
-        try:
-            before = tracemalloc.get_traced_memory()[0]
-            for number in range(100_000):
-                body.add(bytes([number % 251]))
-            assert tracemalloc.get_traced_memory()[0] - before < 150_000
-        finally:
-            tracemalloc.stop()
-        assert io.BufferedReader(body).read() == bytes(number % 251 for number in range(100_000))
-
-    def test_pieces_of_any_size_are_read_in_order(self) -> None:
-        dice, body, sent = random.Random(0), gateway.Body(), b""
-        for _ in range(200):
-            piece = dice.randbytes(int(10 ** dice.uniform(0, 4.5)))
-            body.add(piece)
-            sent += piece
-        parts = []
-        while part := body.read(dice.randint(1, 9000)):
-            parts.append(part)
-        assert b"".join(parts) == sent
-
-
-def test_a_body_in_tiny_pieces_is_received_at_intervals() -> None:
-    """After some pieces, so that the kernel joins what arrives meanwhile."""
-    pieces = 0
-
-    async def receive() -> dict[str, Any]:
-        nonlocal pieces
-        pieces += 1
-        return {"type": "http.request", "body": b"x", "more_body": True}
-
-    async def send(message: Any) -> None:
-        pass
-
-    async def request() -> None:
-        post = scope({"gone": lambda: False}, "POST", ((b"transfer-encoding", b"chunked"),))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(
-                gateway.Gateway(application, uploading(Budget(1 << 20)), 1, uploads={"/"})(post, receive, send), 0.5
-            )
-
-    asyncio.run(request())
-    assert gateway.SMALL_PIECES < pieces <= gateway.SMALL_PIECES + 1 + 0.5 / gateway.SMALL_SECONDS
-
-
-def test_whether_a_request_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "CROWDED_SECONDS", 0.05)
-    over = threading.Event()
-
-    async def run() -> None:
-        made = gateway.Gateway(application, uploading(Budget(1 << 20)), 1, uploads=())
-        assert not made.threads_wait()
-        first = asyncio.create_task(made.in_thread(over.wait))
-        await asyncio.sleep(0.1)
-        assert not made.threads_wait()
-        second = asyncio.create_task(made.in_thread(over.wait))
-        await asyncio.sleep(0.1)
-        assert made.threads_wait()
-        assert made.fetch_seconds() == 15
-        crowd = [asyncio.create_task(made.in_thread(over.wait)) for _ in range(2)]
-        await asyncio.sleep(0.1)
-        assert made.fetch_seconds() == 5  # each of three that wait has to wait for at most 15 s
-        crowd += [asyncio.create_task(made.in_thread(over.wait)) for _ in range(20)]
-        await asyncio.sleep(0.1)
-        assert made.fetch_seconds() == pace.CROWDED_WINDOW_SECONDS
-        over.set()
-        await asyncio.gather(first, second, *crowd)
-        assert not made.threads_wait()
-        assert made.fetch_seconds() == math.inf
-
-    asyncio.run(run())
 
 
 def test_requests_that_fetch_leave_a_thread_for_others() -> None:
@@ -184,11 +103,11 @@ def uploading(budget: Budget) -> Service:
 
 def test_a_body_that_was_not_read_is_freed_before_the_response_is_sent() -> None:
     """Its memory is no longer reserved then, and the client may take long to read the response."""
-    bodies, left = list[gateway.Body](), list[int]()
+    bodies, left = list[Stream](), list[int]()
 
     def refusing(environ: Any, start_response: Any) -> list[bytes]:
         bodies.append(environ["wsgi.input"])
-        assert len(bodies[0].chunks) == 1
+        assert len(bodies[0].pieces) == 1
         return application(environ, start_response)
 
     async def request() -> None:
@@ -198,7 +117,7 @@ def test_a_body_that_was_not_read_is_freed_before_the_response_is_sent() -> None
             return messages.pop() if messages else await asyncio.Future()
 
         async def send(message: Any) -> None:
-            left.append(len(bodies[0].chunks))
+            left.append(len(bodies[0].pieces))
 
         post = scope({"gone": lambda: False}, "POST", ((b"content-length", b"1000"),))
         await gateway.Gateway(refusing, uploading(Budget(1 << 20)), 1, uploads={"/"})(post, receive, send)

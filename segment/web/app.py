@@ -47,7 +47,8 @@ from segment.settings import Settings
 from segment.web import docs, labelling, openapi, problems
 from segment.web.assets import EXAMPLES, assets
 from segment.web.exchange import Exchange, Handler, handler
-from segment.web.responses import CHUNK, cacheable, finished, json_response
+from segment.web.pace import PIECE_BYTES
+from segment.web.responses import cacheable, finished, json_response
 from segment.web.upload import read
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _result(result: Result, fetched: Mapping[str, float]) -> Response:
     body: Any = file.body
     if len(file.body) > STREAM_BYTES:
         view = memoryview(file.body)
-        body = (bytes(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK))
+        body = (bytes(view[at : at + PIECE_BYTES]) for at in range(0, len(view), PIECE_BYTES))
     disposition = "attachment" if file.content_type == "application/zip" else "inline"
     response = Response(body, content_type=file.content_type)
     response.headers.update(

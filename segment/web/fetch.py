@@ -35,16 +35,15 @@ from urllib.parse import urljoin
 
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
 from segment.web.address import Target, is_public, parse
-from segment.web.pace import CROWDED_RATE, Pace, TooSlow
+from segment.web.pace import CROWDED_RATE, PIECE_BYTES, Pace, TooSlow
 from segment.wording import counted
 
 MAX_REDIRECTS = 5
-CHUNK = 1 << 16
 HEAD_BYTES = 64 << 10
 """Maximum size of a response's status line and headers. http.client alone allows 6 MiB, which take several times as
 much memory once they are parsed."""
 FRAMING_BYTES = 16 << 10
-"""Maximum number of bytes beside CHUNK bytes of the body: sizes of chunks, and what is read ahead."""
+"""Maximum number of bytes beside PIECE_BYTES bytes of the body: sizes of chunks, and what is read ahead."""
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
 
 SocketAddress = tuple[socket.AddressFamily, Any]
@@ -378,8 +377,8 @@ def _read(
         raise too_large
     body = io.BytesIO()
     while True:
-        limits.readable = CHUNK + FRAMING_BYTES
-        chunk = response.read(CHUNK)
+        limits.readable = PIECE_BYTES + FRAMING_BYTES
+        chunk = response.read(PIECE_BYTES)
         if not chunk:
             break
         if body.tell() + len(chunk) > limit:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+PIECE_BYTES = 64 << 10
+"""Bodies are read and written in pieces of at most this size."""
 WINDOW_SECONDS, WINDOW_BYTES = 5.0, 16 << 10
 """A client must send at least WINDOW_BYTES in each WINDOW_SECONDS."""
 CROWDED_WINDOW_SECONDS, CROWDED_RATE = 2.0, 64 << 10

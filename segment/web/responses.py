@@ -13,10 +13,10 @@ from flask import Request, Response
 
 from segment.settings import Settings
 from segment.web.openapi import RESULT_HEADERS
+from segment.web.pace import PIECE_BYTES
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 16
 PACKED = ("text/", "application/json")
 """Prefixes of the media types that are sent with gzip if the client accepts it."""
 DRAIN_BYTES, DRAIN_SECONDS = 64 << 20, 5.0
@@ -102,7 +102,7 @@ def _after_the_body(request: Request, response: Response) -> Response:
     """
     left, until = DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
     with suppress(Exception):  # servers raise various types for a malformed or truncated body
-        while left > 0 and time.monotonic() < until and (dropped := len(request.stream.read(CHUNK))):
+        while left > 0 and time.monotonic() < until and (dropped := len(request.stream.read(PIECE_BYTES))):
             left -= dropped
     if not response.is_streamed:
         body = response.get_data()

@@ -22,6 +22,7 @@ from werkzeug.formparser import FormDataParser
 from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 from segment.errors import OptionError, RequestError, TooLarge
+from segment.web.pace import PIECE_BYTES
 
 _UNSPECIFIC = {"application/octet-stream", "application/x-www-form-urlencoded"}
 """Content types that clients send with any body, the second for `curl --data-binary @photo.jpg` and for forms."""
@@ -35,7 +36,6 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 Pairs = list[tuple[str, str]]
 
-CHUNK = 1 << 16
 MAX_OPTION_BYTES = 1 << 16
 """Maximum size of all options of a request. Parsed, they take many times as much memory."""
 MAX_PARTS = 100
@@ -130,7 +130,7 @@ class _Body(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Read available bytes into `buffer`."""
         try:
-            data = self.source.read(min(len(buffer), CHUNK))
+            data = self.source.read(min(len(buffer), PIECE_BYTES))
         except Exception:  # servers raise various types for a malformed or truncated body
             raise ClientDisconnected("The request body is malformed or truncated.") from None
         self.taken += len(data)
@@ -149,7 +149,7 @@ class _Body(io.RawIOBase):
     def whole(self) -> bytes:
         """The whole body, without a second copy of it."""
         held = io.BytesIO()
-        while data := self.read(CHUNK):
+        while data := self.read(PIECE_BYTES):
             held.write(data)
         return held.getvalue()
 
@@ -189,7 +189,7 @@ def _read_form(body: _Body, boundary: bytes) -> tuple[bytes | None, Pairs]:
             if isinstance(event, NeedData):
                 if len(decoder.buffer) > MAX_OPTION_BYTES:  # headers, or data before the first part
                     raise TooLarge(f"The headers of a part of the form are larger than {MAX_OPTION_BYTES:,} bytes.")
-                decoder.receive_data(body.read(CHUNK) or None)
+                decoder.receive_data(body.read(PIECE_BYTES) or None)
             else:
                 form.add(event)
     except ValueError:
