@@ -2,8 +2,9 @@
 
 It implements what google-cloud-storage uses if STORAGE_EMULATOR_HOST is set (https://cloud.google.com/storage/docs/json_api/v1):
 buckets; objects inserted in one piece, as multipart or resumably in chunks; metadata and media (whole, in ranges, by
-generation); patch, delete, list with prefix, delimiter and pages. Generations increase, preconditions are checked
-(https://cloud.google.com/storage/docs/request-preconditions), checksums are verified and errors have Google's format.
+generation); patch, delete, list with prefix, delimiter, fields and pages. Generations increase, preconditions are
+checked (https://cloud.google.com/storage/docs/request-preconditions), checksums are verified, errors have Google's
+format.
 There is no versioning: a generation that was overwritten or deleted returns 404, as in a bucket without versioning.
 
 For tests, it also records all writes (`writes`) and requests (`requests`), and injects faults (`faults`): an error
@@ -47,6 +48,8 @@ import google_crc32c
 MAX_NAME_BYTES = 1024
 CHUNK_STEP = 256 << 10
 """The size in bytes of every chunk of a resumable upload but the last is a multiple of this."""
+LISTED, MOST_LISTED = 1000, {"noAcl": 5000, "full": 2000}
+"""Number of objects that a call lists by default, and at most by projection. gcsfuse relies on the latter."""
 _REASONS = {
     400: "invalid",
     404: "notFound",
@@ -407,8 +410,10 @@ class Cloud:
             raise Refused(501, "Insert objects at /upload/.")
         query = request.query
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        limit = min(int(query.get("maxResults") or 1000), 1000)
+        limit = min(int(query.get("maxResults") or LISTED), MOST_LISTED[query.get("projection", "noAcl")])
         after = base64.b64decode(query.get("pageToken", "")).decode()
+        fields = re.search(r"\bitems\(([^)]*)\)", query.get("fields", ""))
+        wanted = set(fields[1].split(",")) if fields else None
         items: list[dict[str, Any]] = []
         folders: list[str] = []
         document: dict[str, Any] = {"kind": "storage#objects"}
@@ -425,7 +430,8 @@ class Cloud:
                 document["nextPageToken"] = base64.b64encode(last.encode()).decode()
                 break
             if cut < 0:
-                items.append(found.resource(self.url))
+                resource = found.resource(self.url)
+                items.append({key: value for key, value in resource.items() if key in wanted} if wanted else resource)
             else:
                 folders.append(entry)
             last = entry

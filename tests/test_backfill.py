@@ -124,17 +124,18 @@ def test_share_of_a_task_never_changes(cloud: Cloud) -> None:
     assert len(cloud.objects("results")) - 1 == 2 * len(cloud.objects("photos")) > 2 * done
 
 
-def test_finished_photos_only_need_listing_calls(cloud: Cloud) -> None:
-    """One call per 1,000 photos and one per 1,000 results."""
+def test_finished_photos_only_need_listing_calls(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call per page of photos and one per page of results."""
+    monkeypatch.setattr(google, "PAGE", 500)
     assert service().model_digest
-    for n in range(1500):
+    for n in range(750):
         item = cloud.put("photos", f"{n:06}.jpg", b"")
         for name in FILES:
             cloud.put("results", f"{item.name}/{item.generation}/{name}", b"", metadata={"segment-source": "x"})
     cloud.requests.clear()
     assert run("gs://photos") == 0
     assert [method for method, _ in cloud.requests] == ["GET"] * 5
-    assert len(cloud.objects("results")) == 3000
+    assert len(cloud.objects("results")) == 1500
 
 
 def test_new_photo_needs_three_calls(cloud: Cloud) -> None:
@@ -189,6 +190,7 @@ def test_failed_page_of_a_listing_is_retried(
         cloud.faults.clear()
 
     monkeypatch.setattr(listing, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(google, "PAGE", 1000)
     names = [f"{n:04}" for n in range(2100)]
     for name in names:
         cloud.put("photos", name, b"")

@@ -135,10 +135,22 @@ def test_list_goes_over_pages(cloud: Cloud, client: Client) -> None:
         cloud.put("photos", name, b"")
     assert [blob.name for blob in client.list_blobs("photos", page_size=2)] == ["a", "b/1", "b/2", "b/c/3", "d"]
     assert [blob.name for blob in client.list_blobs("photos", prefix="b/")] == ["b/1", "b/2", "b/c/3"]
+    (blob,) = client.list_blobs("photos", prefix="a", fields="items(name,size),nextPageToken")
+    assert (blob.name, blob.size, blob.generation) == ("a", 0, None)
     folders = client.list_blobs("photos", delimiter="/", page_size=1)
     assert [blob.name for blob in folders] == ["a", "d"]
     assert folders.prefixes == {"b/"}
     assert [blob.name for blob in client.list_blobs("photos", start_offset="b/2", end_offset="d")] == ["b/2", "b/c/3"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "pages"),
+    [({}, [1000] * 5 + [200]), ({"page_size": 9999}, [5000, 200]), ({"page_size": 7, "max_results": 9}, [7, 2])],
+)
+def test_size_of_pages(cloud: Cloud, client: Client, asked: dict[str, int], pages: list[int]) -> None:
+    for n in range(5200):
+        cloud.put("photos", f"{n:04}", b"")
+    assert [page.num_items for page in client.list_blobs("photos", **asked).pages] == pages
 
 
 def test_virtual_bucket_lists_generated_objects(cloud: Cloud, client: Client) -> None:

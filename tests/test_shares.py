@@ -35,8 +35,9 @@ class Names:
             low, high = (middle + 1, high) if self.name(middle) < text else (low, middle)
         return low
 
-    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
-        for taken, number in enumerate(range(self.before(max(prefix, start)), self.count)):
+    def objects(self, prefix: str = "", start: str = "", end: str = "", most: int = 0) -> Iterator[Object]:
+        first = self.before(max(prefix, start))
+        for taken, number in enumerate(range(first, min(first + most, self.count) if most else self.count)):
             self.pages += taken % shares.PAGE == 0
             if not (name := self.name(number)).startswith(prefix):
                 return

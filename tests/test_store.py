@@ -121,9 +121,21 @@ def test_a_replacement_that_failed_is_not_completed_later(cloud: Cloud, method: 
 
 
 def test_every_page_is_listed(cloud: Cloud) -> None:
-    for n in range(2100):
+    for n in range(5100):
         cloud.put("photos", f"{n:04}", b"")
-    assert [item.name for item in Bucket("photos", 5).objects()] == [f"{n:04}" for n in range(2100)]
+    assert [item.name for item in Bucket("photos", 60).objects()] == [f"{n:04}" for n in range(5100)]
+    assert len(cloud.requests) == 2, "a page has 5,000 objects"
+
+
+def test_only_as_many_objects_are_requested_as_needed(cloud: Cloud, tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    for n in range(30):
+        cloud.put("photos", f"{n:02}", b"")
+        folder.write(f"{n:02}", b"", "", {})
+    for store in (Bucket("photos", 5), folder):
+        assert [item.name for item in store.objects("", "05", most=3)] == ["05", "06", "07"]
+    (request,) = cloud.requests
+    assert "maxResults=3" in request[1]
 
 
 def test_bucket_keeps_type_and_metadata(cloud: Cloud) -> None:

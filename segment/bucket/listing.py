@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 PAUSES = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
 """Delays in seconds after consecutive failures of a listing, in addition to the retries of each call. Then it fails."""
-MOST_SKIPPED = 2000
+MOST_SKIPPED = 10_000
 """Number of consecutive results without a photo (two pages), after which the listing restarts at the next photo's."""
 
 

@@ -36,7 +36,7 @@ from segment.errors import StorageError
 log = logging.getLogger(__name__)
 
 PAGE = 1000
-"""Maximum number of names that one call to Cloud Storage returns."""
+"""Number of names that a call lists for dividing them."""
 RANGES_PER_TASK = 2
 """Number of ranges of a task. They are far apart, so that an error of an estimate affects several tasks."""
 CALLS_PER_TASK, LEAST_CALLS = 3, 300
@@ -311,7 +311,7 @@ class _Tree:
     def _page(self, prefix: str, start: str, limit: int = 0) -> list[str]:
         """The first names with this prefix from `start` on: at most `limit`, or a page."""
         self.calls += 1
-        names = [item.name for item in itertools.islice(self.store.objects(prefix, start), limit or PAGE)]
+        names = [item.name for item in self.store.objects(prefix, start, most=limit or PAGE)]
         for name in names[:: max(1, len(names) // SAMPLES_PER_PAGE)]:
             for place, character in zip(_places(name), name, strict=False):
                 self.characters[place].add(character)

@@ -53,8 +53,8 @@ class Store(Protocol):
     def address(self) -> str:
         """The address in messages, such as gs://bucket."""
 
-    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
-        """The objects whose names start with `prefix` and are in [start, end), if given.
+    def objects(self, prefix: str = "", start: str = "", end: str = "", most: int = 0) -> Iterator[Object]:
+        """The objects whose names start with `prefix` and are in [start, end), if given; at most `most`, if not 0.
 
         They are sorted by name, by code point, which is the order of the names' bytes in UTF-8.
         """

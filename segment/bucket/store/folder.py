@@ -8,6 +8,7 @@ the objects of a bucket may have such names.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import uuid
@@ -39,8 +40,11 @@ class Folder:
         """The folder's path."""
         return str(self.path)
 
-    def objects(self, prefix: str = "", start: str = "", end: str = "") -> Iterator[Object]:
+    def objects(self, prefix: str = "", start: str = "", end: str = "", most: int = 0) -> Iterator[Object]:
         """Every file whose name, relative to the folder and with slashes, starts with `prefix` and is in the range."""
+        return itertools.islice(self._files(prefix, start, end), most or None)
+
+    def _files(self, prefix: str, start: str, end: str) -> Iterator[Object]:
         with self._as_storage_error():
             for path, found in _walk(self._inside(prefix.rpartition("/")[0]), self._hidden):
                 name = path.relative_to(self.path).as_posix() + "/" * isinstance(found, _Unlisted)
