@@ -22,8 +22,8 @@ FORMATS = {"L": (8, 0), "I;16": (16, 0), "RGB": (8, 2), "RGBA": (8, 6)}
 """Pillow's modes, and the bit depth and colour type of the PNG."""
 UP = 2
 LEVEL = 2
-STRIP_BYTES = 1 << 18
-"""Size of the strips, and of the chunks of compressed data, at least."""
+STRIP_BYTES = 1 << 16
+"""Size of the strips. malloc maps arrays of 256 KiB anew each time (process.py), which takes longer than filtering."""
 
 
 def encode(image: Image.Image) -> bytes:
@@ -40,16 +40,14 @@ def encode(image: Image.Image) -> bytes:
 def _write_pixels(file: io.BytesIO, image: Image.Image) -> None:
     width, height = image.size
     compressor = isal_zlib.compressobj(LEVEL)
-    above = _rows(image.crop((0, 0, width, 1))) * 0
-    data, step = b"", max(1, STRIP_BYTES // above.shape[1])
+    above = np.zeros_like(_rows(image.crop((0, 0, width, 1)))[0])
+    step = max(1, STRIP_BYTES // len(above))
     for top in range(0, height, step):
-        rows = np.concatenate([above, _rows(image.crop((0, top, width, min(top + step, height))))])
-        above = rows[-1:]
-        data += compressor.compress(_filtered(rows))
-        if len(data) >= STRIP_BYTES:
+        rows = _rows(image.crop((0, top, width, min(top + step, height))))
+        if data := compressor.compress(_filtered(rows, above)):
             _write_chunk(file, b"IDAT", data)
-            data = b""
-    _write_chunk(file, b"IDAT", data + compressor.flush())
+        above = rows[-1]
+    _write_chunk(file, b"IDAT", compressor.flush())
 
 
 def _rows(image: Image.Image) -> NDArray[np.uint8]:
@@ -60,11 +58,15 @@ def _rows(image: Image.Image) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels).view(np.uint8).reshape(image.height, -1)
 
 
-def _filtered(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each row but the first, as the number of the filter and the differences from the row above modulo 256."""
-    filtered = np.empty((len(rows) - 1, rows.shape[1] + 1), np.uint8)
+def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each row as the number of the filter and the differences from the row above modulo 256.
+
+    `above`: the row above the first one.
+    """
+    filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = UP
-    np.subtract(rows[1:], rows[:-1], out=filtered[:, 1:])
+    np.subtract(rows[0], above, out=filtered[0, 1:])
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     return filtered
 
 
