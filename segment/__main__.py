@@ -141,7 +141,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="", help="only the models of one data set: coco, lvis_v0.5, cityscapes")
+    parser.add_argument(
+        "--dataset", default="", help="only the models of one data set: coco, lvis_v0.5, lvis_v1, cityscapes"
+    )
     parser.add_argument("--sort", default="", metavar="COLUMN", help="best first: mask-ap, ms-int8, held-int8, ...")
     parser.set_defaults(run=commands.models)
 
@@ -248,7 +250,12 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-s", "--set", action="append", default=[], metavar="OPTION=VALUE", help="an option, such as render_factor=40"
+        "-s",
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the HTTP API, such as render_factor=40 or classes=person",
     )
 
 

@@ -115,7 +115,7 @@ def info(arguments: argparse.Namespace) -> int:
         "precision": converted.precision if converted else "as exported",
         "classes": f"{len(service.labels)}: {listed(service.labels, 10)}",
         "memory of a run": _per_run(service.footprint),
-        "this machine": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, "
+        "limits here": f"{container.memory_limit(settings.memory) / MIB:.0f} MiB of memory, "
         f"{counted(container.cpus(), 'CPU')}",
         "largest render factor": about["largest_render_factor"] or "none; the input of the network has a fixed size",
     }

@@ -29,6 +29,7 @@ from segment.image import Photo
 from segment.labels import class_indices, read_labels
 from segment.modelfile import CHECKPOINT_SUFFIXES, MODEL_SUFFIX
 from segment.options import parse_option
+from segment.plan import detect_size
 from segment.resize import Fit, fitted_size
 from segment.results import Results
 from segment.settings import DETAIL, FIT, MAX_DETECTIONS, MIN_SCORE, RENDER_FACTOR, THREADS, Settings
@@ -80,8 +81,9 @@ class Model:
     ) -> Results:
         """Detect the instances in `photo`, in its pixels, sorted by descending score.
 
-        `photo`: file name, content of a file, Pillow image, or (H, W, 3) uint8 RGB array. The EXIF orientation of files
-        is applied; for a Pillow image, apply `PIL.ImageOps.exif_transpose` first if needed. With `detail` 2 or more,
+        `photo`: file name, content of a file, Pillow image, or (H, W, 3) uint8 RGB array. Files are read as the service
+        does, so that the results are the same: the EXIF orientation is applied, and JPEGs are decoded no larger than
+        needed. For a Pillow image, apply `PIL.ImageOps.exif_transpose` first if needed. With `detail` 2 or more,
         detail x detail tiles are run too, which finds smaller objects. `classes`: names of the classes to return; empty
         for all.
 
@@ -91,9 +93,11 @@ class Model:
         _check(render_factor=render_factor, fit=fit, min_score=min_score, max_detections=max_detections, detail=detail)
         names = (classes,) if isinstance(classes, str) else tuple(classes)
         chosen = class_indices(names, self.labels)
-        rgb = image.to_rgb(photo)
-        size = self.network_size(rgb.size, render_factor, fit)
-        return Results.of(self.find(rgb, size, min_score, max_detections, detail, chosen), self.labels)
+        photo_size, read = image.readable(photo)
+        size = self.network_size(photo_size, render_factor, fit)
+        rgb = read(detect_size(photo_size, size, detail))
+        found = self.find(rgb, size, min_score, max_detections, detail, chosen)
+        return Results.of(found.at(photo_size), self.labels)
 
     def network_size(self, size: tuple[int, int], render_factor: int, fit: Fit) -> tuple[int, int]:
         """The (width, height) of the network's input for a photo of `size`."""

@@ -134,7 +134,7 @@ def plan(header: Header, options: Options, formats: Sequence[Format], constraint
     factor = options.render_factor or _best_factor(header, options, constraints.for_auto)
     network = constraints.network_size(header.size, factor, options.fit)
     detail = options.detail or _best_detail(header, network, constraints.for_auto)
-    detect_size = _detect_size(header, network, detail)
+    decoded = detect_size(header.size, network, detail)
     detect, run = _detect_bytes(header, network, detail, constraints), constraints.network_bytes(network)
     if detect + run > constraints.capacity:
         raise TooLarge(_detection_too_large(header, options, factor, detail, detect, constraints))
@@ -143,20 +143,20 @@ def plan(header: Header, options: Options, formats: Sequence[Format], constraint
         found += constraints.max_detections * OUTLINE_BYTES
     picture = _largest_picture(header, formats, found, constraints)
     output = found + _output_bytes(header, formats, picture)
-    shared = shows_photo(formats) and header.decoded_size(detect_size) == header.decoded_size(picture)
+    shared = shows_photo(formats) and header.decoded_size(decoded) == header.decoded_size(picture)
     keep = shared and max(detect, output) + run <= constraints.capacity
-    return Plan(factor, detail, network, detect_size, picture, detect, output, run, keep)
+    return Plan(factor, detail, network, decoded, picture, detect, output, run, keep)
 
 
-def _detect_size(header: Header, network: Size, detail: int) -> Size:
+def detect_size(photo: Size, network: Size, detail: int) -> Size:
     """The size at which the photo, or each tile, has as many pixels as the network's input; at most the photo's."""
     times = 1.0 if detail == 1 else magnification(detail) * TILE_SHARPNESS
-    width, height = (min(ceil(n * times), most) for n, most in zip(network, header.size, strict=True))
+    width, height = (min(ceil(n * times), most) for n, most in zip(network, photo, strict=True))
     return width, height
 
 
 def _detect_bytes(header: Header, network: Size, detail: int, constraints: Constraints) -> int:
-    size = _detect_size(header, network, detail)
+    size = detect_size(header.size, network, detail)
     decoded = header.decoded_size(size)
     pixels_bytes = PIXEL_BYTES * prod(decoded) + resize_bytes(decoded, network) + NETWORK_INPUT_BYTES * prod(network)
     found = constraints.found_bytes(network) * views(detail)
@@ -217,7 +217,7 @@ def _largest_factor(header: Header, fit: Fit, detail: int, most: int, constraint
 def _best_detail(header: Header, network: Size, constraints: Constraints) -> int:
     """The largest detail within the limits of memory and pixels, unless a smaller one already uses every pixel."""
     for detail in range(MAX_DETAIL, 1, -1):
-        useful = _detect_size(header, network, detail - 1) != header.size
+        useful = detect_size(header.size, network, detail - 1) != header.size
         affordable = views(detail) * prod(network) <= constraints.detail_pixels
         if useful and affordable and _detection_fits(header, network, detail, constraints):
             return detail

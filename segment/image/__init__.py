@@ -12,6 +12,8 @@ not applied, as in detectron2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ __all__ = [
     "decode",
     "decode_here",
     "read_header",
+    "readable",
     "resize",
     "resize_bytes",
     "reuse_memory",
@@ -72,17 +75,29 @@ def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.I
     return result
 
 
-def to_rgb(photo: Photo) -> Image.Image:
-    """Read or convert a photo to RGB. A Pillow image in RGB is returned as it is.
+def readable(photo: Photo) -> tuple[tuple[int, int], Callable[[tuple[int, int]], Image.Image]]:
+    """The (width, height) of a photo, and a function that reads it as RGB.
 
-    Raises UnsupportedImage or CorruptImage if a file cannot be decoded or an array has another shape or type, OSError
-    if a file cannot be opened.
+    The function is given the size that is needed, and decodes a JPEG file at a reduced size if that suffices. A Pillow
+    image in RGB is returned as it is. This function and that one raise UnsupportedImage or CorruptImage if a file
+    cannot be decoded or an array has another shape or type, and OSError if a file cannot be opened.
     """
     if isinstance(photo, (str, Path)):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):
         header = read_header(photo)
-        return decode(photo, header, header.size)
+        return header.size, partial(decode, photo, header)
+    rgb = _converted(photo)
+    return rgb.size, lambda _: rgb
+
+
+def to_rgb(photo: Photo) -> Image.Image:
+    """Read a photo as RGB in its full size. Raises what `readable` raises."""
+    size, read = readable(photo)
+    return read(size)
+
+
+def _converted(photo: Image.Image | NDArray[np.uint8]) -> Image.Image:
     if isinstance(photo, Image.Image):
         return photo if photo.mode == "RGB" else photo.convert("RGB")
     if not isinstance(photo, np.ndarray):

@@ -17,7 +17,7 @@ export function element(tag, properties = {}, ...children) {
 
 export const seconds = (ms) => ms < 950 ? `${Math.max(0.01, ms / 1000).toFixed(2)}\u00a0s` : `${(ms / 1000).toFixed(1)}\u00a0s`;
 export const fileSize = (bytes) => bytes < 1e5 ? `${(bytes / 2 ** 10).toFixed(1)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-export const percent = (part) => `${Math.round(part * 100)}\u00a0%`;
+export const percent = (part) => `${Math.round(part * 100)}%`;
 
 /** A function that calls `act` once, `ms` milliseconds after its own last call. */
 export function debounce(act, ms) {

@@ -14,7 +14,7 @@ const LONGEST = 24;                 // maximum number of characters of a name in
 /** The alternatives for the text of a tag, the longest first. */
 export function tagTexts(name, score) {
   const characters = [...name], shown = characters.length > LONGEST ? `${characters.slice(0, LONGEST - 1).join("").trimEnd()}…` : name;
-  return [`${shown} ${Math.round(score * 100)} %`, shown];
+  return [`${shown} ${Math.round(score * 100)}%`, shown];
 }
 
 export const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
