@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
-from segment.web import fetch as fetching
-from segment.web import pace
+from segment.web import client, pace
 from segment.web.address import is_public, parse
 from segment.web.fetch import Site, fetch
 
@@ -475,9 +474,9 @@ class TestTLS:
     @pytest.fixture(autouse=True)
     def trust(self) -> Iterator[None]:
         """Read the trusted certificates again in each test."""
-        fetching._tls.cache_clear()
+        client._tls.cache_clear()
         yield
-        fetching._tls.cache_clear()
+        client._tls.cache_clear()
 
     def test_the_certificate_is_checked_against_the_name(
         self, tls_port: int, certificate: Path, resolved: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch

@@ -155,7 +155,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
         Within a body, the request is answered with an error; after it, as usual, if the client is still there.
         """
-        if self.cycle is None or self.cycle.response_complete:
+        if self.refused or self.cycle is None or self.cycle.response_complete:
             return None
         if self.conn.their_state is h11.SEND_BODY:
             self.scope["state"]["truncated"] = True

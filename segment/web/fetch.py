@@ -16,27 +16,24 @@ neighbours, itself. Therefore:
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
 import io
 import json
 import math
-import os
 import queue
-import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urljoin
 
-from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
+from segment.errors import FetchError, RefusedURL, TooLarge
 from segment.web.address import Target, is_public, parse
-from segment.web.pace import CROWDED_RATE, PIECE_BYTES, Pace, TooSlow
-from segment.wording import counted
+from segment.web.client import ClientConnection, Limits, SocketAddress
+from segment.web.pace import PIECE_BYTES
 
 MAX_REDIRECTS = 5
 HEAD_BYTES = 64 << 10
@@ -45,9 +42,6 @@ much memory once they are parsed."""
 FRAMING_BYTES = 16 << 10
 """Maximum number of bytes beside PIECE_BYTES bytes of the body: sizes of chunks, and what is read ahead."""
 HEADERS = {"Accept": "image/*, */*;q=0.5", "User-Agent": "segment"}
-
-SocketAddress = tuple[socket.AddressFamily, Any]
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def fetch(
     FetchError if it could not be fetched, Busy if it was given up, TooLarge if the body exceeds `limit` bytes,
     Cancelled if `cancelled` returns True.
     """
-    limits = _Limits(seconds, crowded, crowded_seconds, cancelled)
+    limits = Limits(seconds, crowded, crowded_seconds, cancelled)
     for _ in range(MAX_REDIRECTS + 1):
         target = parse(url)
         trusted = site is not None and site.has(target)
@@ -111,7 +105,7 @@ def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds:
 
     Raises FetchError, or TooLarge if the response exceeds `limit` bytes.
     """
-    limits = _Limits(seconds)
+    limits = Limits(seconds)
     target = parse(site.address.rstrip("/") + path)
     headers = {**HEADERS, **site.headers, "Content-Type": "application/json"}
     addresses = resolve(target, limits, private=True)
@@ -121,7 +115,7 @@ def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds:
         return _read(response, target, limit, limits, lambda count: None)
 
 
-def resolve(target: Target, limits: _Limits, private: bool) -> list[SocketAddress]:
+def resolve(target: Target, limits: Limits, private: bool) -> list[SocketAddress]:
     """Resolve the host name of `target` to addresses, in order of preference.
 
     Raises RefusedURL if any of them is not public, unless `private`; FetchError if the name cannot be resolved.
@@ -152,202 +146,16 @@ def resolve(target: Target, limits: _Limits, private: bool) -> list[SocketAddres
     return [(family, address) for family, _, _, _, address in found]
 
 
-class _Response(http.client.HTTPResponse):
-    """A response that rejects negative chunk sizes. http.client would read without a limit for a size of -1."""
-
-    def _read_next_chunk_size(self) -> int:
-        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        if size < 0:
-            raise http.client.HTTPException(f"The size of a chunk is {size}.")
-        return size
-
-
-class _Limits:
-    """The limits of a fetch: its time, and how much is read."""
-
-    def __init__(
-        self,
-        seconds: float,
-        crowded: Callable[[], bool] = lambda: False,
-        crowded_seconds: Callable[[], float] = lambda: math.inf,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.seconds = seconds
-        self.pace = Pace(seconds, crowded, window_bytes=0, late_rate=math.inf)
-        self.readable = 0
-        self._crowded_seconds, self._cancelled = crowded_seconds, cancelled
-
-    def left(self) -> float:
-        """Seconds until the limits must be checked again. Raises FetchError, Busy, Cancelled."""
-        if self._cancelled():
-            raise Cancelled
-        try:
-            self.pace.check()
-        except TooSlow as error:
-            if not error.crowded:
-                raise self.passed() from None
-            raise Busy(
-                f"The server of the URL sends less than {CROWDED_RATE >> 10} KiB/s, and others are waiting. Try again "
-                "in a moment.",
-                5,
-            ) from None
-        if self.pace.elapsed > (most := self._crowded_seconds()):
-            raise Busy(
-                f"Fetching the URL takes longer than {most:.0f} s, and others are waiting. Try again in a moment.", 5
-            )
-        return max(self.pace.until - time.monotonic(), 0.001)
-
-    def repeat(self, operation: Callable[[float], Value]) -> Value:
-        """Call `operation` with its time limit in seconds, again after each TimeoutError while the limits allow it."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                return operation(self.left())
-
-    def read(self, count: int) -> None:
-        """Count bytes that have arrived. Raises HTTPException if they are more than `readable`."""
-        self.pace.add(count)
-        self.readable -= count
-        if self.readable < 0:
-            raise http.client.HTTPException("The headers are too long, or the chunks of the body too short.")
-
-    def passed(self) -> FetchError:
-        """The error for a fetch that took too long."""
-        return FetchError(f"Fetching the URL took longer than {counted(self.seconds, 'second')}.")
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection to one of the checked addresses, within the limits."""
-
-    response_class = _Response
-
-    def __init__(self, target: Target, addresses: list[SocketAddress], limits: _Limits) -> None:
-        self.default_port = 443 if target.secure else 80
-        super().__init__(target.host, target.port)
-        self.secure = target.secure
-        self.addresses = addresses
-        self.limits = limits
-        self.socket: socket.socket | None = None
-
-    def connect(self) -> None:
-        """Connect to a checked address. With https, the certificate is verified for the URL's host name."""
-        self.socket = self._reach()
-        if self.secure:
-            secured = _tls().wrap_socket(self.socket, server_hostname=self.host, do_handshake_on_connect=False)
-            self.socket = secured
-
-            def shake_hands(seconds: float) -> None:
-                secured.settimeout(seconds)
-                secured.do_handshake()
-
-            self.limits.repeat(shake_hands)
-        self.sock: Any = _LimitedSocket(self.socket, self.limits)
-
-    def _reach(self) -> socket.socket:
-        """Connect to the first address that accepts; each gets an equal share of the remaining time."""
-        for turns, (family, address) in zip(range(len(self.addresses), 0, -1), self.addresses, strict=True):
-            try:
-                return _connected(family, address, self.limits, 1 / turns)
-            except OSError:
-                if turns == 1:
-                    raise
-        raise AssertionError("no address")  # resolve() returns at least one
-
-    def release(self) -> None:
-        """Close the socket."""
-        if self.socket:
-            self.socket.close()
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """The settings of TLS with the trusted certificates, which are read and parsed once."""
-    return ssl.create_default_context()
-
-
-def _connected(family: socket.AddressFamily, address: Any, limits: _Limits, share: float) -> socket.socket:
-    """A socket that is connected to `address` within a share of the remaining time. Raises OSError."""
-    end = time.monotonic() + limits.pace.left * share
-    reached = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        reached.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            reached.connect(address)
-        done = select.poll()
-        done.register(reached, select.POLLOUT)
-
-        def wait(seconds: float) -> bool:
-            if done.poll(1000 * min(seconds, max(end - time.monotonic(), 0))):
-                return True
-            if time.monotonic() < end:
-                raise TimeoutError
-            return False
-
-        if not limits.repeat(wait):
-            raise TimeoutError
-        if error := reached.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(error, os.strerror(error))
-    except BaseException:
-        reached.close()
-        raise
-    return reached
-
-
-class _LimitedSocket:
-    """The methods of a socket that http.client uses, within the limits.
-
-    A socket's own timeout restarts with each byte received, so it is set before each read.
-    """
-
-    def __init__(self, source: socket.socket, limits: _Limits) -> None:
-        self.source = source
-        self.limits = limits
-
-    def sendall(self, data: bytes) -> None:
-        """Send all of `data`."""
-        self.source.settimeout(self.limits.pace.left)
-        self.source.sendall(data)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """A reader of the received bytes."""
-        return io.BufferedReader(_LimitedReader(self.source, self.limits))
-
-    def close(self) -> None:
-        """Does nothing: http.client calls it before the body is read. `_Connection.release` closes the socket."""
-
-
-class _LimitedReader(io.RawIOBase):
-    """Reads from a socket within the limits."""
-
-    def __init__(self, source: socket.socket, limits: _Limits) -> None:
-        self.source = source
-        self.limits = limits
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read available bytes into `buffer`."""
-
-        def receive(seconds: float) -> int:
-            self.source.settimeout(seconds)
-            return self.source.recv_into(buffer)
-
-        count = self.limits.repeat(receive)
-        self.limits.read(count)
-        return count
-
-
 @contextlib.contextmanager
 def _answer(
     target: Target,
     addresses: list[SocketAddress],
-    limits: _Limits,
+    limits: Limits,
     headers: Mapping[str, str],
     body: bytes | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a GET request, or POST `body`; yields the response before its body is read. Raises FetchError."""
-    connection = _Connection(target, addresses, limits)
+    connection = ClientConnection(target, addresses, limits)
     limits.readable = HEAD_BYTES
     try:
         connection.request("GET" if body is None else "POST", target.path, body, headers)
@@ -364,7 +172,7 @@ def _answer(
 
 
 def _read(
-    response: http.client.HTTPResponse, target: Target, limit: int, limits: _Limits, received: Callable[[int], None]
+    response: http.client.HTTPResponse, target: Target, limit: int, limits: Limits, received: Callable[[int], None]
 ) -> bytes:
     """Read the whole body. Raises TooLarge as soon as it exceeds `limit` bytes."""
     encoding = response.getheader("Content-Encoding", "identity")
