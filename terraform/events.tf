@@ -1,7 +1,8 @@
 # A new photo in the input bucket causes a notification, which goes to a topic and a push subscription to the events
 # service. After max_delivery_attempts it goes to the dead-letter topic, whose subscription keeps it.
 #
-# Eventarc is not used, because its subscription has an acknowledgement deadline of 10 s and no dead-letter topic, and Terraform cannot change either.
+# Eventarc is not used, because its subscription has an acknowledgement deadline of 10 s and no dead-letter topic, and
+# Terraform cannot change either.
 
 resource "google_pubsub_topic" "photos" {
   #checkov:skip=CKV_GCP_83:encrypted with Google's keys; messages contain names of objects, not photos
@@ -22,7 +23,7 @@ resource "google_pubsub_topic" "dead" {
 }
 
 resource "google_storage_notification" "photos" {
-  bucket             = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+  bucket             = local.input_bucket_ready
   topic              = google_pubsub_topic.photos.id
   payload_format     = "JSON_API_V1"
   event_types        = ["OBJECT_FINALIZE"]

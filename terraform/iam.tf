@@ -87,21 +87,21 @@ resource "google_cloud_run_v2_service_iam_member" "callers" {
 
 # Read photos, and list them for the backfill.
 resource "google_storage_bucket_iam_member" "reads_photos" {
-  bucket = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+  bucket = local.input_bucket_ready
   role   = "roles/storage.objectViewer"
   member = google_service_account.bucket.member
 }
 
 # Create results. This role does not allow overwriting or deleting existing objects.
 resource "google_storage_bucket_iam_member" "creates_results" {
-  bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  bucket = local.output_bucket_ready
   role   = "roles/storage.objectCreator"
   member = google_service_account.bucket.member
 }
 
 # List existing results.
 resource "google_storage_bucket_iam_member" "reads_results" {
-  bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  bucket = local.output_bucket_ready
   role   = "roles/storage.objectViewer"
   member = google_service_account.bucket.member
 }
@@ -110,7 +110,7 @@ resource "google_storage_bucket_iam_member" "reads_results" {
 resource "google_storage_bucket_iam_member" "replaces_dataset" {
   count = length(var.backfill_dataset) > 0 ? 1 : 0
 
-  bucket = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  bucket = local.output_bucket_ready
   role   = "roles/storage.objectUser"
   member = google_service_account.bucket.member
 

@@ -11,6 +11,10 @@ resource "google_monitoring_notification_channel" "email" {
   depends_on = [google_project_service.used]
 }
 
+locals {
+  notification_channels = values(google_monitoring_notification_channel.email)[*].id
+}
+
 # Counts Cloud Run's own log line: Memory limit of 512 MiB exceeded with 520 MiB used.
 resource "google_logging_metric" "memory_kills" {
   project     = var.project_id
@@ -41,7 +45,7 @@ resource "google_monitoring_alert_policy" "memory_kills" {
   combiner              = "OR"
   severity              = "ERROR"
   user_labels           = var.labels
-  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+  notification_channels = local.notification_channels
 
   # PromQL, because only it allows a policy to be created before its metric has a value. A threshold on a new log metric is
   # rejected, and the first apply would fail.
@@ -62,8 +66,8 @@ resource "google_monitoring_alert_policy" "memory_kills" {
     mime_type = "text/markdown"
     content   = <<-EOT
       Cloud Run ended an instance of ${var.name} because it used more than its ${local.memory}.
-      The memory budget should make that impossible: please report it with the request that did it. Until then give it more
-      (`memory_mib`), fewer requests at once (`concurrency`) or a smaller `render_factor`.
+      The memory budget should prevent this: please report it with the request that caused it. Until then, raise `memory_mib`,
+      or lower `concurrency` or `render_factor`.
     EOT
   }
 }
@@ -76,7 +80,7 @@ resource "google_monitoring_alert_policy" "dead_letters" {
   combiner              = "OR"
   severity              = "ERROR"
   user_labels           = var.labels
-  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+  notification_channels = local.notification_channels
 
   conditions {
     display_name = "Photos became dead letters after ${var.max_delivery_attempts} deliveries"
@@ -111,7 +115,7 @@ resource "google_monitoring_alert_policy" "oldest_photo" {
   combiner              = "OR"
   severity              = "WARNING"
   user_labels           = var.labels
-  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+  notification_channels = local.notification_channels
 
   conditions {
     display_name = "A photo has waited for more than ${var.oldest_photo_minutes} minutes"
@@ -146,7 +150,7 @@ resource "google_monitoring_alert_policy" "backfill" {
   combiner              = "OR"
   severity              = "ERROR"
   user_labels           = var.labels
-  notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+  notification_channels = local.notification_channels
 
   # PromQL: the metric has no value before the job's first execution.
   conditions {
@@ -195,7 +199,7 @@ resource "google_billing_budget" "month" {
   dynamic "all_updates_rule" {
     for_each = length(var.alert_emails) > 0 ? [1] : []
     content {
-      monitoring_notification_channels = [for channel in google_monitoring_notification_channel.email : channel.id]
+      monitoring_notification_channels = local.notification_channels
     }
   }
 

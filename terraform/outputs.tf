@@ -5,12 +5,12 @@ output "url" {
 
 output "input_bucket" {
   description = "Bucket for photos."
-  value       = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+  value       = local.input_bucket_ready
 }
 
 output "output_bucket" {
   description = "Bucket for results."
-  value       = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
+  value       = local.output_bucket_ready
 }
 
 output "repository" {

@@ -5,6 +5,10 @@ locals {
 
   input_bucket  = coalesce(var.input_bucket, "${var.project_id}-${var.name}-input")
   output_bucket = coalesce(var.output_bucket, local.default_output_bucket)
+
+  # The same names for resources that need the bucket to exist: if it is created here, they depend on it.
+  input_bucket_ready  = var.create_input_bucket ? google_storage_bucket.input[0].name : local.input_bucket
+  output_bucket_ready = var.create_output_bucket ? google_storage_bucket.output[0].name : local.output_bucket
 }
 
 resource "google_storage_bucket" "input" {

@@ -1,13 +1,13 @@
 // The cut-out of one object: shown, copied to the clipboard, or saved.
 
-import { $, element, percent, save } from "./dom.js";
+import { $, element, percent, save, stemOf } from "./dom.js";
 import { state } from "./state.js";
 import { zoomToObject } from "./viewer.js";
 
 const SAID_MS = 6000;
 
 /** The object alone on a canvas with a transparent background, at the photo's own resolution. */
-export function cutOut({ path, bbox }, { picture, size }) {
+function cutOut({ path, bbox }, { picture, size }) {
   const scale = picture.width / size[0], [x, y] = bbox.slice(0, 2).map(Math.floor);
   const width = Math.max(1, Math.ceil(bbox[0] + bbox[2]) - x), height = Math.max(1, Math.ceil(bbox[1] + bbox[3]) - y);
   const canvas = element("canvas", { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) });
@@ -30,13 +30,12 @@ export function cutoutTools(object) {
     made.addEventListener("click", act);
     return made;
   };
-  const stem = photo.name.replace(/\.[^.]*$/, "") || "photo";
   return element("div", { class: "cutout" },
     canvas,
     element("p", {}, `${object.category_name}, ${percent(object.score)}`, element("br"), `${canvas.width} × ${canvas.height} pixels`),
     element("div", { class: "row" },
       button("Copy", () => copy(png())),
-      button("Save", async () => save(await png(), `${stem}-${object.category_name}-${object.rank + 1}.png`)),
+      button("Save", async () => save(await png(), `${stemOf(photo.name)}-${object.category_name}-${object.rank + 1}.png`)),
       button("Zoom in", () => zoomToObject(object))));
 }
 

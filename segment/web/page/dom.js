@@ -19,6 +19,9 @@ export const seconds = (ms) => ms < 950 ? `${Math.max(0.01, ms / 1000).toFixed(2
 export const fileSize = (bytes) => bytes < 1e5 ? `${(bytes / 2 ** 10).toFixed(1)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 export const percent = (part) => `${Math.round(part * 100)}%`;
 
+/** The name of a file without its extension. */
+export const stemOf = (name) => name.replace(/\.[^.]*$/, "") || "photo";
+
 /** A function that calls `act` once, `ms` milliseconds after its own last call. */
 export function debounce(act, ms) {
   let timer;

@@ -1,6 +1,6 @@
 // Downloads of results, and the same requests as code to copy.
 
-import { $, save } from "./dom.js";
+import { $, save, stemOf } from "./dom.js";
 import { showProblem } from "./photolist.js";
 import { networkOptions } from "./network.js";
 import { Problem, segment } from "./service.js";
@@ -21,13 +21,12 @@ function optionsSeen(format) {
 
 async function download(button) {
   const photo = state.current, { download: format } = button.dataset;
-  const stem = photo.name.replace(/\.[^.]*$/, "") || "photo";
   showProblem(null);
   button.disabled = true;
   $("said").textContent = "Preparing the file";
   try {
     const { blob } = await segment(photo, optionsSeen(format));
-    save(blob, `${stem}-${OUTPUTS[format]}`);
+    save(blob, `${stemOf(photo.name)}-${OUTPUTS[format]}`);
     $("said").textContent = "";
   } catch (error) {
     $("said").textContent = "";

@@ -1,7 +1,7 @@
 // Converts COCO's run-length encoded masks to paths, which a canvas can fill, stroke, clip and hit-test.
 
 /** Decompress COCO's run lengths: alternating runs of 0s and 1s in column-major order (cocoapi, maskApi.c, rleFrString). */
-export function runLengths(text) {
+function runLengths(text) {
   const lengths = [];
   for (let at = 0; at < text.length;) {
     let value = 0, shift = 0, code;
@@ -21,7 +21,7 @@ export function runLengths(text) {
  * The mask's bounding box, sampled at `scale`: {x, y, width, height, bits} in scaled pixels, `bits` in row-major order.
  * Throws RangeError if the run lengths do not add up to the mask's size.
  */
-export function decodeMask({ size: [height, width], counts }, scale) {
+function decodeMask({ size: [height, width], counts }, scale) {
   const runs = [], lengths = runLengths(counts);
   let at = 0, left = Infinity, right = -1, top = Infinity, bottom = -1;
   lengths.forEach((length, i) => {

@@ -32,7 +32,7 @@ const duration = () => speed && passes() ? seconds(speed * passes() * pixels() /
 /** The expected duration, such as ", about 0.3 s", if it is known. */
 export const estimate = () => duration() ? `, about ${duration()}` : "";
 
-export function showCost() {
+function showCost() {
   $("factor-out").textContent = $("factor").value;
   const size = `${(pixels() / 1e6).toFixed(pixels() < 1e5 ? 3 : 2)} megapixels`;
   const { fixed_bytes: fixed, bytes_per_pixel: each, bytes_per_instance: more } = state.model ?? {};

@@ -52,7 +52,7 @@ function settle() {
   redraw();
 }
 
-export function showWhole() {
+function showWhole() {
   zoom = 1;
   settle();
 }

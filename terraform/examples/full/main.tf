@@ -1,5 +1,5 @@
-# A production deployment: photos of a shop, in a bucket that exists already, segmented by the shop's own model; a page that its
-# staff may use; mails when something is wrong; results deleted after a quarter.
+# A production deployment for a shop: its own model, photos in an existing bucket, a page for its staff, alerts by mail, and
+# results that are deleted after 90 days.
 
 terraform {
   required_version = ">= 1.9"
@@ -89,6 +89,6 @@ module "segment" {
 }
 
 output "segment" {
-  description = "Everything the module tells."
+  description = "All outputs of the module."
   value       = module.segment
 }

@@ -1,4 +1,4 @@
-# The least: a project and an image. Everything else is the cheapest that works.
+# The smallest deployment: only a project and an image are given. All defaults are the cheapest that work.
 
 terraform {
   required_version = ">= 1.9"
