@@ -6,13 +6,14 @@ Unknown options and invalid values raise OptionError with the option's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from segment import values
 from segment.errors import OptionError
 from segment.formats import Format
+from segment.labels import class_indices, named
 from segment.resize import Fit
 from segment.settings import DETAIL, FIT, MIN_SCORE, RENDER_FACTOR, Settings
 from segment.values import BadValue, Value
@@ -60,6 +61,10 @@ class Options:
                 raise OptionError(name, f"Unknown option {name!r}. Valid options: {', '.join(options)}.")
             parsed[name] = parse_option(name, options[name].value, given)
         return cls(**parsed)
+
+    def class_indices(self, labels: Sequence[str]) -> frozenset[int]:
+        """The indices of `classes` in a model's `labels`; empty for all. Raises OptionError for an unknown name."""
+        return class_indices(named(self.classes, labels), labels)
 
 
 def parse_option(name: str, value: Value, text: str) -> Any:

@@ -19,7 +19,6 @@ from segment.detections import Detections
 from segment.engine.footprint import Footprint
 from segment.errors import Cancelled, ModelError
 from segment.formats import File, Format
-from segment.labels import class_indices, named
 from segment.loading import Batch, Loaded, load
 from segment.memory import Budget, Reservation
 from segment.options import Options
@@ -122,7 +121,7 @@ class Service:
 
     def check(self, options: Options) -> None:
         """Check the class names in `options`; loads the model. Raises OptionError, ModelError."""
-        class_indices(named(options.classes, self.labels), self.labels)
+        options.class_indices(self.labels)
 
     def describe(self) -> dict[str, object]:
         """The model's labels, size and memory, in bytes, for the page and for operators; loads the model."""
@@ -235,7 +234,7 @@ class Service:
         The memory of the detection is reserved while the context runs.
         """
         loaded = self._load()
-        classes = class_indices(named(options.classes, loaded.model.labels), loaded.model.labels)
+        classes = options.class_indices(loaded.model.labels)
         header = self._read_header(data)
         planned = plan(header, options, formats, loaded.constraints)
         with watch.waiting(loaded.budget.reserve(planned.own_bytes, planned.network_bytes, watch.cancelled)):

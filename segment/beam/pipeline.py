@@ -34,7 +34,7 @@ from segment.bucket.store import Store, check_apart
 from segment.bucket.tally import FAILED, summary
 from segment.dataset.job import check_datasets
 from segment.errors import PipelineError, SettingsError
-from segment.labels import class_indices, named, read_labels
+from segment.labels import read_labels
 from segment.model import locate
 from segment.modelfile import ModelMetadata
 from segment.options import Options
@@ -181,7 +181,7 @@ def _check_model(options: Options, settings: Settings) -> None:
     converted = ModelMetadata.read(locate(settings))
     labels = read_labels(Path(settings.labels)) if settings.labels else converted.labels if converted else ()
     if labels:
-        class_indices(named(options.classes, labels), labels)
+        options.class_indices(labels)
 
 
 def _reason(message: str) -> str:

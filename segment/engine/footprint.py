@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 """The folder that contains the package."""
-MEASUREMENT = "segment.engine.measurement"
-"""The module that the child process runs. It imports this one."""
 MAX_DETECTIONS = 100
 TIMEOUT_SECONDS = 600
 LARGEST = float(1 << 40)
@@ -89,7 +87,7 @@ def known(path: Path, threads: int = 1, cache: Path | None = None) -> Footprint:
 
 def measure(path: Path, threads: int = 1, cache: Path | None = None, max_detections: int = MAX_DETECTIONS) -> Footprint:
     """Measure a model file in a child process. Raises ModelError, with the child's message if there is one."""
-    command = [sys.executable, "-c", f"from {MEASUREMENT} import main; main()", str(path.resolve())]
+    command = [sys.executable, "-m", "segment.engine.measurement", str(path.resolve())]
     command += [f"--threads={threads}", f"--instances={max_detections}"]
     if cache:
         command.append(f"--cache={cache.resolve()}")

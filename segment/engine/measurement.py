@@ -122,3 +122,7 @@ def highest(measure: Callable[[], int] = container.anonymous, interval: float = 
     finally:
         over.set()
         thread.join()
+
+
+if __name__ == "__main__":
+    main()
