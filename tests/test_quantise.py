@@ -196,9 +196,15 @@ def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
     narrow = quantise.quantise(wide, [shapes.scene(seed)[0] for seed in range(3_000_000, 3_000_003)])
     loop = next(node for node in narrow.graph.node if node.op_type == "Loop")
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body").node
-    sampled = {node.output[0] for node in body if node.op_type == "Gather" and node.input[0].endswith(pointrend.TABLE)}
+    rows = {node.output[0] for node in body if node.op_type == "Gather" and node.input[0].endswith(pointrend.TABLE)}
+    assert len(rows) == 4, "one operator in each step"
+    sampled = {name for node in body if node.op_type == "Split" and node.input[0] in rows for name in node.output}
     assert len(sampled) == 4 * 4, "four corners in each of four steps"
     assert sampled == {node.input[0] for node in body if node.op_type == "DequantizeLinear"} & sampled
+    for model, chunk in ((wide, pointrend.CHUNK), (narrow, pointrend.CHUNK_INT8)):
+        constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+        reshape = next(node for node in model.graph.node if node.name == f"{pointrend.PART}.loop/chunks0")
+        assert constants[reshape.input[1]].tolist() == [-1, chunk, 4]
     assert not any("probe" in each.name for model in (wide, narrow) for each in model.graph.node)
     engines = []
     for name, model in (("fp32", wide), ("int8", narrow)):

@@ -110,6 +110,14 @@ def in_chunks(model: onnx.ModelProto) -> None:
         _replace(graph.node, nodes)
 
 
+def resize(model: onnx.ModelProto, part: str, chunk: int) -> None:
+    """Let a marked part, if the model has it, run on `chunk` rows at a time."""
+    for node in model.graph.node:
+        if _is_mark(node, part + _ROWS) or _is_mark(node, part + _PADDED):
+            mark, shape = node.name.split("@")
+            node.name = f"{mark}@{chunk}{shape.removeprefix(str(_shape(node.name)[0]))}"
+
+
 def whole(model: onnx.ModelProto) -> None:
     """Undo `in_chunks`, so that every part runs once on all its rows.
 
@@ -145,6 +153,8 @@ def whole(model: onnx.ModelProto) -> None:
             ]
             nodes.update({inner.name: inner for inner in parts})
     _replace(model.graph.node, list(nodes.values()))
+    for constant in [each for each in model.graph.initializer if _LOOP in each.name]:
+        model.graph.initializer.remove(constant)
 
 
 def _is_mark(node: onnx.NodeProto, kind: str) -> bool:

@@ -45,11 +45,16 @@ _EARLIER_NAMES = (
     (f"{HEAD}.coarse_head.coarse_mask_fc", f"{HEAD}.coarse_head.fc"),
 )
 """Prefixes of tensor names in checkpoints of 2020, and the current ones (roi_heads.py, _load_from_state_dict)."""
-CHUNK = 4
-"""Number of instances rendered at a time. The loop holds about 5 MiB for each (R50, 80 classes). With 2 at a time, an
-int8 file takes 3 to 4 % longer because all threads synchronise after each operator. The last chunk is padded."""
+PART = "mask_points"
+"""Name of the part of the graph that runs on a few instances at a time."""
+CHUNK, CHUNK_INT8 = 2, 4
+"""Number of instances rendered at a time in a float32 and in an int8 file. The last chunk is padded. The loop holds
+more than twice as much for an instance in float32. All threads synchronise after each operator, which costs more time
+in an int8 file, whose operators are shorter."""
 TABLE = ".table"
 """Suffix of the names of table nodes."""
+CORNERS = 4
+"""Number of cells between whose centres a point is."""
 FREQUENCIES = 128
 """Number of frequencies of the positional encoding of Implicit PointRend."""
 
@@ -70,15 +75,14 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
 
     `maps`: feature maps by level, with `channels` channels each.
     """
-    part = "mask_points"
-    boxes, label = chunks.padded(g, part, CHUNK, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
+    boxes, label = chunks.padded(g, PART, CHUNK, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
     surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
     kind = _Implicit if head.implicit else _Standard
     predictor, width = kind(g, w, head, channels, surfaces), kind.width(head, channels)
     x, size = _conv_fc_head(g, w, head, channels, surfaces, _region(g, boxes)), head.coarse.fc_channels
     if not head.implicit:  # the parameters of Implicit PointRend take 1.1 MB per instance, so a chunk predicts its own
         x, size = _coarse_prediction(g, w, head, x, width), width
-    boxes, label, x = chunks.begin(g, part, CHUNK, Rows(boxes, (4,)), Rows(label, (), INT64), Rows(x, (size,)))
+    boxes, label, x = chunks.begin(g, PART, CHUNK, Rows(boxes, (4,)), Rows(label, (), INT64), Rows(x, (size,)))
     coarse = _coarse_prediction(g, w, head, x, width) if head.implicit else x
     predictor.see(_region(g, boxes), label, coarse)
     side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)
@@ -88,8 +92,8 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
         _, index = g.ops("TopK", g.op("Abs", logits), g.ints(count), outputs=2, axis=1, largest=0, sorted=0)
         logits = g.op("ScatterElements", logits, index, predictor(_Points.chosen(g, index, side, count)), axis=1)
     steps = g.minimum(g.op("Floor", g.op("Mul", g.op("Sigmoid", logits), g.scalar(256))), g.scalar(255))
-    x = chunks.end(g, part, g.cast(g.reshape(steps, -1, side, side), UINT8))
-    return g.op("Identity", chunks.unpadded(g, part, x))
+    x = chunks.end(g, PART, g.cast(g.reshape(steps, -1, side, side), UINT8))
+    return g.op("Identity", chunks.unpadded(g, PART, x))
 
 
 # Positions. Tuples are ordered (x, y).
@@ -130,11 +134,12 @@ class _Points:
     @classmethod
     def chosen(cls, g: Graph, index: str, side: int, count: int) -> _Points:
         """The centres of the cells with the row-major indices `index` (N, count) int64 in a grid of side x side."""
-        row = g.op("Div", index, g.ints(side))
-        column = g.op("Sub", index, g.op("Mul", row, g.ints(side)))
-        x, y = (
-            g.op("Mul", g.op("Add", g.cast(cell, FLOAT), g.scalar(0.5)), g.scalar(1 / side)) for cell in (column, row)
-        )
+        # In float32, which represents all these numbers exactly, because OpenVINO fuses no operators on integers.
+        cell = g.op("Add", g.cast(index, FLOAT), g.scalar(0.5))
+        row = g.op("Floor", g.op("Mul", cell, g.scalar(1 / side)))
+        column = g.op("Sub", cell, g.op("Mul", row, g.scalar(side)))
+        x = g.op("Mul", column, g.scalar(1 / side))
+        y = g.op("Mul", g.op("Add", row, g.scalar(0.5)), g.scalar(1 / side))
         return cls((x, y), count)
 
 
@@ -211,34 +216,33 @@ def _table(g: Graph, surface: _Surface, channels: int, name: str) -> _Table:
 def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
     """The features (N * P, channels) of points: a weighted sum of the four rows around each point.
 
-    In the body of a loop, OpenVINO fuses a product with the gathered row that only it reads, but not the whole sum.
-    Gathering several rows with one operator and splitting them is therefore slower than four operators.
+    One operator gathers all four rows. OpenVINO computes the sum, and what follows it, with another one if rows and
+    weights come from operators that it does not fuse, here Split.
     """
-    columns, rows = (_around(g, table, axis, region, points) for axis in (0, 1))
+    (x, x_weight), (y, y_weight) = (_around(g, table, axis, region, points) for axis in (0, 1))
+    index = g.op("Add", g.op("Mul", g.reshape(y, 2, 1, -1), table.width), x)  # (2, 2, N * P)
+    weight = g.reshape(g.op("Mul", g.reshape(y_weight, 2, 1, -1), x_weight), -1, 1)
+    corners = g.ops("Split", g.gather(table.rows, g.cast(g.reshape(index, -1), INT64)), outputs=CORNERS, axis=0)
+    weights = g.ops("Split", weight, outputs=CORNERS, axis=0)
     total = ""
-    for row, row_weight in rows:
-        first = g.op("Mul", row, table.width)
-        for column, column_weight in columns:
-            index = g.cast(g.reshape(g.op("Add", first, column), -1), INT64)
-            corner = g.op("Mul", g.gather(table.rows, index), g.op("Mul", row_weight, column_weight))
-            total = g.op("Add", total, corner) if total else corner
+    for row, own in zip(corners, weights, strict=True):
+        part = g.op("Mul", row, own)
+        total = g.op("Add", total, part) if total else part
     return total
 
 
-def _around(g: Graph, table: _Table, axis: int, region: _Region, points: _Points) -> list[tuple[str, str]]:
-    """The cells before and after each point along an axis, and their weights, each (N * P, 1).
+def _around(g: Graph, table: _Table, axis: int, region: _Region, points: _Points) -> tuple[str, str]:
+    """The cells before and after each point along an axis, and their weights, each (2, N * P).
 
     Cells outside the map are clipped to it, with weight zero.
     """
     at = g.op("Add", region.low[axis], g.op("Mul", points.at[axis], region.size[axis]))  # (N, P) in pixels
-    at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), -1, 1)
+    at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), 1, -1)
     before = g.op("Floor", at)
-    part = g.op("Sub", at, before)
-    cells = []
-    for cell, weight in ((before, g.op("Sub", g.scalar(1), part)), (g.op("Add", before, g.scalar(1)), part)):
-        moved = g.op("Max", g.minimum(cell, table.last[axis]), g.scalar(0))
-        cells.append((moved, g.op("Mul", weight, g.cast(g.op("Equal", moved, cell), FLOAT))))
-    return cells
+    cell = g.op("Add", before, g.constant([[0], [1]], np.float32))
+    weight = g.op("Abs", g.op("Sub", g.constant([[1], [0]], np.float32), g.op("Sub", at, before)))
+    moved = g.op("Max", g.minimum(cell, table.last[axis]), g.scalar(0))
+    return moved, g.op("Mul", weight, g.cast(g.op("Equal", moved, cell), FLOAT))
 
 
 def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
@@ -261,12 +265,11 @@ def _grid_weights(g: Graph, side: int, points: _Points) -> str:
         )
         return g.constant((down[..., :, None] * across[..., None, :]).reshape(1, -1, side**2), np.float32)
     hats = []
-    for axis in (0, 1):
+    for axis, own in enumerate((np.tile(cells, side), np.repeat(cells, side))):  # the column and the row of each cell
         place = g.op("Mul", g.op("Unsqueeze", points.at[axis], g.ints(2)), g.scalar(side))
-        distance = g.op("Abs", g.op("Sub", g.op("Sub", place, g.scalar(0.5)), g.constant(cells)))
-        hats.append(g.op("Relu", g.op("Sub", g.scalar(1), distance)))  # (N, P, side)
-    weights = g.op("Mul", g.op("Unsqueeze", hats[1], g.ints(3)), g.op("Unsqueeze", hats[0], g.ints(2)))
-    return g.reshape(weights, -1, points.count, side**2)
+        distance = g.op("Abs", g.op("Sub", g.op("Sub", place, g.scalar(0.5)), g.constant(own)))
+        hats.append(g.op("Relu", g.op("Sub", g.scalar(1), distance)))  # (N, P, side * side)
+    return g.op("Mul", hats[1], hats[0])
 
 
 def _doubled(g: Graph, logits: str, side: int) -> str:
@@ -355,7 +358,7 @@ class _Standard:
             self._tables.append(_table(g, replace(surfaces[level], x=x), head.fc_channels, f"{first}.p{level}"))
         self._layers[0] = first, np.ascontiguousarray(pieces[-1]), bias
         self._predictor = w.take(f"{name}.predictor.weight", head.outputs, into, 1)
-        self._bias = w.take(f"{name}.predictor.bias", head.outputs)[:, None]
+        self._bias = w.take(f"{name}.predictor.bias", head.outputs)[:, None, None]
 
     def see(self, region: _Region, label: str, coarse: str) -> None:
         """Set the boxes to render, their classes (N,), and the coarse head's outputs for them (N, width)."""
@@ -364,7 +367,7 @@ class _Standard:
         self._coarse = g.reshape(coarse, -1, head.coarse_side**2, head.classes)  # (N, cells, K)
         own, of_coarse = self._predictor[:, : head.fc_channels], self._predictor[:, head.fc_channels :]
         self._column = _of_class(g, own, label, f"{name}.weight")  # (N, fc_channels, 1)
-        self._shift = _of_class(g, self._bias, label, f"{name}.bias")  # (N, 1)
+        self._shift = _of_class(g, self._bias, label, f"{name}.bias")  # (N, 1, 1)
         if head.coarse_each_layer:  # the coarse grid's contribution to the last layer, (N, cells, 1)
             column = _of_class(g, of_coarse, label, f"{name}.coarse_weight")
             self._last = g.op("MatMul", self._coarse, column)
@@ -385,7 +388,7 @@ class _Standard:
         logits = g.op("MatMul", g.reshape(x, -1, points.count, head.fc_channels), self._column)
         if head.coarse_each_layer:
             logits = g.op("Add", logits, g.op("MatMul", places, self._last))
-        return g.op("Add", g.reshape(logits, -1, points.count), self._shift)
+        return g.reshape(g.op("Add", logits, self._shift), -1, points.count)
 
 
 class _Implicit:

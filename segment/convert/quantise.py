@@ -80,6 +80,7 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     _tables_in_int8(narrow.graph)
     _quantise_crops_early(narrow.graph)
     _remove_probes(narrow.graph)
+    chunks.resize(narrow, pointrend.PART, pointrend.CHUNK_INT8)
     chunks.in_chunks(narrow)
     _sample_in_int8(narrow.graph)
     onnx.checker.check_model(narrow)
@@ -316,13 +317,19 @@ def _tables_in_int8(graph: onnx.GraphProto) -> None:
         if quantiser := quantisers.get(first.input[0]):
             first.input[0] = quantiser.output[0]
             scales[table.output[0]] = list(quantiser.input[1:])
+    split = {node.input[0] for node in graph.node if node.op_type == "Split"}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
-        if node.op_type == "Gather" and (scale := scales.get(node.input[0])):
-            wide, narrow = node.output[0], node.output[0] + ".quantised"
-            node.output[0] = narrow
-            nodes.append(helper.make_node("DequantizeLinear", [narrow, *scale], [wide], wide + ".dequantised"))
+        scale = scales.get(node.input[0]) if node.op_type in ("Gather", "Split") else None
+        if (
+            scale and node.output[0] in split
+        ):  # the rows of all corners; files of earlier versions gather them one by one
+            scales[node.output[0]] = scale
+        elif scale:
+            for i, wide in enumerate(node.output):
+                node.output[i] = narrow = wide + ".quantised"
+                nodes.append(helper.make_node("DequantizeLinear", [narrow, *scale], [wide], wide + ".dequantised"))
     del graph.node[:]
     graph.node.extend(nodes)
 
