@@ -88,16 +88,15 @@ def _lies() -> Iterator[tuple[str, bytes]]:
 
 
 def inside(kind: str) -> bytes:
-    """A file with a header of 64 x 64 pixels (TIFF: 8000 x 4) whose compressed image has 64 megapixels."""
-    coded = io.BytesIO()
+    """A file with a header of 64 x 64 pixels (TIFF: 5000 x 4) whose compressed image has 25 megapixels."""
+    coded, side = io.BytesIO(), 5000
     if kind == "avif":
-        Image.new("L", (8000, 8000)).save(coded, "AVIF", speed=10)
-        return coded.getvalue().replace(
-            b"ispe" + struct.pack(">III", 0, 8000, 8000), b"ispe" + struct.pack(">III", 0, 64, 64)
-        )
-    Image.new("L", (8000, 8000)).save(coded, "JPEG", progressive=True)
+        Image.new("L", (side, side)).save(coded, "AVIF", speed=10)
+        true = b"ispe" + struct.pack(">III", 0, side, side)
+        return coded.getvalue().replace(true, b"ispe" + struct.pack(">III", 0, 64, 64))
+    Image.new("L", (side, side)).save(coded, "JPEG", progressive=True)
     strip = coded.getvalue()
-    tags = [(256, 8000), (257, 4), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 4), (279, len(strip))]
+    tags = [(256, side), (257, 4), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, 4), (279, len(strip))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
 
