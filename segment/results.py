@@ -76,9 +76,10 @@ class Results(Detections):
     def to_coco(self, image_id: int = 1, segmentation: Segmentation = "rle") -> list[dict[str, object]]:
         """The instances in COCO's results format, for `pycocotools.coco.COCO.loadRes`.
 
-        Each has `image_id`, `category_id` (index into `labels` plus one), `category_name`, `bbox` (x, y, width, height
-        in pixels), `score`, `area` in pixels and `segmentation`: compressed RLE, or polygons. COCO's tools fill the
-        holes of polygons, so use RLE with them. Raises OptionError for another `segmentation`.
+        Each has `id` (from 1), `image_id`, `category_id` (index into `labels` plus one), `category_name`, `bbox` (x, y,
+        width, height in pixels), `score`, `area` in pixels, `iscrowd` (0) and `segmentation`: compressed RLE, or
+        polygons. COCO's tools fill the holes of polygons, so use RLE with them. Raises OptionError for another
+        `segmentation`.
         """
         parse_option("segmentation", values.choice(Segmentation), segmentation)
         return [annotation(self, index, self.labels, segmentation, image_id) for index in range(len(self))]

@@ -379,7 +379,10 @@ def test_no_network_is_explained(cache: Path) -> None:
     assert done.returncode == 1
     assert "Connection refused" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert "set SEGMENT_ZOO_URL to a mirror of the zoo" in done.stderr
+    assert "A mirror of the zoo can be set with SEGMENT_ZOO_URL." in done.stderr
+    done = segment_command("fetch", f"{nobody}mine.onnx")
+    assert "Check the network connection" in done.stderr
+    assert "mirror" not in done.stderr, "it is not of the zoo"
     assert "Traceback" not in done.stderr
 
 

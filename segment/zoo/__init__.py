@@ -16,7 +16,7 @@ from typing import Any
 
 import platformdirs
 
-from segment.errors import ModelError
+from segment.errors import FetchError, ModelError
 from segment.labels import read_labels
 from segment.progress import Report, ignore
 from segment.zoo.download import download_once
@@ -128,7 +128,10 @@ def fetch(name: str, url: str = "", report: Report = ignore) -> Path:
     path = cache() / "zoo" / f"{found.name}.pkl"
     source = (url or found.base).rstrip("/") + "/" + found.file
     digest = found.sha256 or found.digest
-    download_once(source, path, digest=digest, limit=2_000_000 * found.megabytes, report=report)
+    try:
+        download_once(source, path, digest=digest, limit=2_000_000 * found.megabytes, report=report)
+    except FetchError as error:
+        raise FetchError(f"{error} A mirror of the zoo can be set with SEGMENT_ZOO_URL.") from None
     return path
 
 

@@ -127,8 +127,8 @@ def _receive_all(url: str, part: Path, name: str, limit: int, pause: float, rece
         silent = 0 if _size(part) > before else silent + 1
         if silent == ATTEMPTS:
             raise FetchError(
-                f"{name} could not be downloaded from {host} ({reason}). Check the network connection, or set "
-                "SEGMENT_ZOO_URL to a mirror of the zoo, and run the command again, which continues the download."
+                f"{name} could not be downloaded from {host} ({reason}). Check the network connection, and run the "
+                "command again, which continues the download."
             )
         time.sleep(pause * 2 ** max(silent - 1, 0))
 
