@@ -440,21 +440,9 @@ class _Keys:
     def levels(
         self, key: str, prefix: str, allowed: tuple[int, ...], default: Sequence[str] = (), *, neighbours: bool = True
     ) -> tuple[int, ...]:
-        """The levels of the feature maps that `key` lists: (2, 3) for ["res2", "res3"] with the prefix "res".
-
-        `neighbours`: whether they must be consecutive.
-        """
-        names = self.get(key, default)
-        admitted = {f"{prefix}{level}": level for level in allowed}
-        if not isinstance(names, list | tuple) or not names or not all(map(admitted.__contains__, map(str, names))):
-            raise ConversionError(f"{key} is {shown(names)}; it must be a list of some of {', '.join(admitted)}.")
-        levels = tuple(admitted[name] for name in names)
-        if levels != (tuple(range(levels[0], levels[0] + len(levels))) if neighbours else tuple(sorted(set(levels)))):
-            raise ConversionError(
-                f"{key} is {shown(list(names))}; it must be a list of {'consecutive' if neighbours else 'distinct'} "
-                f"maps in the order {', '.join(admitted)}."
-            )
-        return levels
+        """The levels of the feature maps that `key` lists, of those called `prefix` and a level in `allowed`."""
+        known = {f"{prefix}{level}": level for level in allowed}
+        return ranges.levels(key, self.get(key, default), known, neighbours=neighbours)
 
 
 def _decoded(value: Any) -> Any:

@@ -182,17 +182,7 @@ class Call:
 
     def levels(self, name: str, admitted: Mapping[str, int]) -> tuple[int, ...]:
         """The levels of the feature maps with the given names, such as p2 and p3."""
-        names = self.take(name)
-        if not isinstance(names, list) or not all(isinstance(n, str) and n in admitted for n in names) or not names:
-            raise ConversionError(
-                f"{self.key(name)} is {shown(names)}; it must be a list of some of {', '.join(admitted)}."
-            )
-        levels = tuple(admitted[n] for n in names)
-        if levels != tuple(range(levels[0], levels[0] + len(levels))):
-            raise ConversionError(
-                f"{self.key(name)} is {shown(names)}; it must be a list of consecutive maps, the finest first."
-            )
-        return levels
+        return ranges.levels(self.key(name), self.take(name), admitted)
 
 
 def value_at(document: Any, path: tuple[str, ...]) -> Any:

@@ -6,6 +6,7 @@ value and the valid values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -144,6 +145,20 @@ def conv_dims(key: str, value: object) -> tuple[int, ...]:
     if 0 in dims:
         raise ConversionError(f"{key} is {list(dims)}; a width must be at least 1, or -1 for that of the input.")
     return dims
+
+
+def levels(key: str, value: object, known: Mapping[str, int], *, neighbours: bool = True) -> tuple[int, ...]:
+    """The levels of the feature maps that the list `value` names: (2, 3) for ["res2", "res3"].
+
+    `known`: level by name. `neighbours`: whether the levels must be consecutive. Raises ConversionError.
+    """
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(n, str) and n in known for n in value):
+        raise ConversionError(f"{key} is {shown(value)}; it must be a list of some of {', '.join(known)}.")
+    found = tuple(known[name] for name in value)
+    if found != tuple(range(found[0], found[0] + len(found)) if neighbours else sorted(set(found))):
+        kind = "consecutive" if neighbours else "distinct"
+        raise ConversionError(f"{key} is {shown(list(value))}; it must be a list of {kind} maps, the finest first.")
+    return found
 
 
 def flag(key: str, value: Any) -> bool:
