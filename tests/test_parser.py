@@ -49,7 +49,7 @@ def with_length(body: bytes, *headers: bytes) -> bytes:
         (GET + b"Host: a\r\n\r\n", 400, "multiple Host"),
         (GET + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "conflicting"),
         (GET + b"Content-Length: 5\r\n" + CHUNKED + b"\r\n0\r\n\r\n", 400, "both Content-Length and Transfer-Encoding"),
-        (GET + b"X : y\r\n\r\n", 400, "illegal header line"),
+        (GET + b"X : y\r\n\r\n", 400, "illegal header line: ('X : y')"),
         (b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % (b"a" * 17_000), 414, "16,384 bytes"),
         (b"GET /?%b HTTP/1.1\r\nHost: a\r\n" % (b"a" * 17_000), 414, "16,384 bytes"),
         (GET + b"X: %b\r\n\r\n" % (b"a" * 16_380), 431, "16,384 bytes"),

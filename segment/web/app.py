@@ -46,7 +46,7 @@ from segment.service import Result, Service
 from segment.settings import Settings
 from segment.web import docs, labelling, openapi, problems
 from segment.web.assets import EXAMPLES, assets
-from segment.web.exchange import Exchange, Handler, handler
+from segment.web.exchange import PROGRESS, Exchange, Handler, handler
 from segment.web.pace import PIECE_BYTES
 from segment.web.responses import cacheable, finished, json_response
 from segment.web.upload import read
@@ -61,9 +61,6 @@ MEDIA_TYPES: Mapping[str, Format] = {FORMATS[name].media_type: name for name in 
 """Media types that an Accept header may request, and the format of each; the first wins a tie. The map of instance ids
 is image/png like the overlay, so it can only be requested with `format`."""
 
-PROGRESS = "segment.progress"
-"""Key of the WSGI environment, set by segment/web/gateway.py: the Progress of a model that is prepared while the server
-runs. A plain WSGI server does not set it. See exchange.py for the others."""
 PROBES = ("/health", "/ready", "/progress")
 """Paths that clients poll; they are available on every target."""
 STREAM_BYTES = 24 << 20

@@ -13,10 +13,15 @@ from segment.memory import Reservation
 from segment.service import Service
 from segment.web.fetch import Site, fetch
 
-RECEIVED, CANCELLED, FETCH_SECONDS = "segment.received", "segment.cancelled", "segment.fetch_seconds"
-"""Keys of the WSGI environment that segment/web/gateway.py sets: the Reservation of the received body, a function that
-returns whether the client has disconnected, and one that returns how long a fetch may take because other requests wait
-for a thread, infinite if none does. Other WSGI servers set none of them."""
+RECEIVED = "segment.received"
+"""Key of the WSGI environment, set by gateway.py as the others below: the Reservation of the received body. Other WSGI
+servers set none of them."""
+CANCELLED = "segment.cancelled"
+"""A function that returns whether the client has disconnected."""
+FETCH_SECONDS = "segment.fetch_seconds"
+"""A function that returns how long a fetch may take because other requests wait for a thread, infinite if none does."""
+PROGRESS = "segment.progress"
+"""The Progress of a model that is prepared while the server runs."""
 
 Handler = Callable[[Service, Request], Response]
 

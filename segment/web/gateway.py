@@ -24,9 +24,9 @@ from werkzeug.exceptions import HTTPException
 from segment.errors import SegmentError
 from segment.memory import Reservation
 from segment.service import Service
-from segment.web.app import PROGRESS, refuse
+from segment.web.app import refuse
 from segment.web.body import Body, Disconnected, Message, Receive
-from segment.web.exchange import CANCELLED, FETCH_SECONDS, RECEIVED
+from segment.web.exchange import CANCELLED, FETCH_SECONDS, PROGRESS, RECEIVED
 from segment.web.pace import PIECE_BYTES, Pace, TooSlow
 from segment.web.startup import Startup
 from segment.web.threads import Threads

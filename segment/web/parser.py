@@ -47,7 +47,7 @@ class Parser(h11.Connection):
                 _check_request(event)
             return event
         except h11.RemoteProtocolError as error:
-            self.refusal, self.reason = error.error_status_hint, str(error)
+            self.refusal, self.reason = error.error_status_hint, str(error).replace("bytearray(b", "(")
             raise
 
     def begin_response(self) -> bytes:
