@@ -40,6 +40,11 @@ class Server:
         """Standard output and error so far."""
         return os.pread(self.output.fileno(), 1 << 24, 0).decode()
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the process has used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime (proc(5))
+
     def stop(self) -> int:
         """Stop it with SIGTERM, as Cloud Run does. Returns the exit status."""
         if self.process.poll() is None:
