@@ -46,6 +46,21 @@ def find(
     with a dot. `on_error` is called for each folder that cannot be listed. Raises OptionError if two paths contain
     photos of the same name, if `output` is one of the folders, or for a URL.
     """
+    folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
+    files = [path for path in dict.fromkeys(paths) if not path.is_dir()]
+    files = [file for file in files if not any(_inside(file, folder) for folder in folders)]
+    tops = [folder.resolve().name if len(folders) > 1 else "" for folder in folders]
+    _check_addresses(paths)
+    _check_results(files, folders, tops, output)
+    stems, names = Counter(file.stem for file in files), {file.name for file in files}
+    for file in files:
+        yield _photo(file, Path(), not folders and stems[file.stem] == 1 and file.stem not in names)
+    for folder, top in zip(folders, tops, strict=True):
+        yield from _below(folder, Path(top), output, on_error, suffixes)
+
+
+def _check_addresses(paths: Sequence[Path]) -> None:
+    """Raise OptionError for a URL, and for the address of a bucket."""
     for path in paths:
         if path.parts[:1] in (("http:",), ("https:",)) and not path.exists():
             raise OptionError(
@@ -55,32 +70,29 @@ def find(
             raise OptionError(
                 "photos", f"{path.name} is in a bucket. `segment backfill` and `segment beam` segment the photos there."
             )
-    folders = [path for path in dict.fromkeys(paths) if path.is_dir()]
+
+
+def _check_results(files: Sequence[Path], folders: Sequence[Path], tops: Sequence[str], output: Path | None) -> None:
+    """Raise OptionError if results would be photos of the next run, or if two photos would have the same results.
+
+    `tops`: the name of each folder in the output; empty if there is only one.
+    """
     if output and any(_same(folder, output) for folder in folders):
         raise OptionError(
             "output",
             f"The photos are in the output folder, {output}, so the next run would segment the results. Choose another "
             f"output folder, such as {output / 'results'}.",
         )
-    files = [path for path in dict.fromkeys(paths) if not path.is_dir()]
-    files = [file for file in files if not any(_inside(file, folder) for folder in folders)]
-    several = len(folders) > 1
-    tops = [folder.resolve().name if several else "" for folder in folders]
-    for name, count in Counter([*(top for top in tops if top), *(file.name for file in files)]).items():
+    for name, count in Counter([*filter(None, tops), *(file.name for file in files)]).items():
         if count > 1:
             raise OptionError(
                 "photos", f"There is more than one {name}. Use a separate output folder for each of them."
             )
     for file in files:
-        if not several and folders and (folders[0] / file.name).exists():
+        if len(folders) == 1 and (folders[0] / file.name).exists():
             raise OptionError(
                 "photos", f"The results of {file} and {folders[0] / file.name} would have the same names; omit one."
             )
-    stems, names = Counter(file.stem for file in files), {file.name for file in files}
-    for file in files:
-        yield _photo(file, Path(), not folders and stems[file.stem] == 1 and file.stem not in names)
-    for folder, top in zip(folders, tops, strict=True):
-        yield from _below(folder, Path(top), output, on_error, suffixes)
 
 
 def _below(

@@ -22,6 +22,7 @@ from segment.dataset import coco, labelstudio, photos
 from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv, shown
 from segment.dataset.job import Job, check_datasets
 from segment.dataset.journal import Journal
+from segment.dataset.photos import Photo
 from segment.dataset.recorder import Recorder
 from segment.dataset.segmenter import Segmenter
 from segment.dataset.work import Work
@@ -66,23 +67,12 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
             f"The output folder {job.output} cannot be created: {refused.strerror}. Choose another one."
         ) from None
     with Journal(job.output) as journal:
-        with ThreadPoolExecutor(jobs) as pool, tqdm(unit="photo", disable=not sys.stderr.isatty()) as bar:
-
-            def progress(line: str) -> None:
-                bar.update()
-                if line:
-                    tqdm.write(line)
-
-            recorder = Recorder(journal, progress)
-            work = Work(Segmenter(job, service, pool, jobs), recorder)
-            for photo in itertools.chain(first, found):
-                work.add(photo)
-            work.finish()
+        skipped = _segment(itertools.chain(first, found), job, service, jobs, journal)
         if not first:
             known = ", ".join(sorted(photos.SUFFIXES | photos.VIDEO_SUFFIXES))
             print(f"There are no photos to segment. In a folder, they are files that end in {known}.", file=sys.stderr)
-        if recorder.skipped:
-            print(f"{counted(recorder.skipped, 'photo')} done before")
+        if skipped:
+            print(f"{counted(skipped, 'photo')} done before")
         for error in unlisted:
             journal.failed(shown(str(error.filename)), error.strerror or str(error))
         try:
@@ -93,6 +83,23 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
                 f"{refused.filename or job.output} cannot be written: {refused.strerror or refused}. The same command "
                 "continues."
             ) from None
+
+
+def _segment(found: Iterable[Photo], job: Job, service: Service, jobs: int, journal: Journal) -> int:
+    """Segment photos and videos, with a progress bar. Returns the number of those that were done before."""
+    with ThreadPoolExecutor(jobs) as pool, tqdm(unit="photo", disable=not sys.stderr.isatty()) as bar:
+
+        def progress(line: str) -> None:
+            bar.update()
+            if line:
+                tqdm.write(line)
+
+        recorder = Recorder(journal, progress)
+        work = Work(Segmenter(job, service, pool, jobs), recorder)
+        for photo in found:
+            work.add(photo)
+        work.finish()
+    return recorder.skipped
 
 
 def _write_datasets(job: Job, service: Service, journal: Journal, controls: Sequence[Control]) -> None:
