@@ -2,7 +2,8 @@
 
 A run keeps no state: an object is done if its results exist. Therefore an interrupted run continues when it is started
 again, and a run can take place at the same time as events. Photos and results are listed together in the order of their
-names, which costs one call per 5,000 photos and one per 5,000 results, and no other call for a photo that is done.
+names, which costs a call per page of photos and one per page of results (store/google.py), and no other call for a
+photo that is done.
 Several tasks divide a bucket by ranges of names (shares.py).
 
 With a dataset, the photos are also added to one dataset (dataset.py). It contains every photo of the source that has

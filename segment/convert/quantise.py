@@ -322,9 +322,8 @@ def _tables_in_int8(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         nodes.append(node)
         scale = scales.get(node.input[0]) if node.op_type in ("Gather", "Split") else None
-        if (
-            scale and node.output[0] in split
-        ):  # the rows of all corners; files of earlier versions gather them one by one
+        if scale and node.output[0] in split:
+            # The rows of all corners, still to be split. Files of earlier versions gather those of each corner.
             scales[node.output[0]] = scale
         elif scale:
             for i, wide in enumerate(node.output):

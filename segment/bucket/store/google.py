@@ -46,8 +46,8 @@ REPLACE_CHUNK_BYTES = 2 << 20
 """Size of the chunks of an object that is written from pieces. Two of them are in memory. With 8 MiB, the
 upload of the dataset of 30,000 photos raised a backfill's memory by 15 MiB."""
 PAGE = 5000
-"""Number of objects that a call is asked to list. Cloud Storage lists 1,000 by default. With `projection=noAcl`, the
-default of the client, it lists up to 5,000, which its documentation does not say, but Google's gcsfuse relies on. A
+"""Number of objects that a call is asked to list. Cloud Storage lists 1,000 by default, and its
+documentation recommends no more; Google's gcsfuse relies on 5,000 with `projection=noAcl`, the client's default. A
 server that lists fewer at a time is called more often."""
 LISTED = "items(name,generation,size,crc32c,metadata),nextPageToken"
 """The fields that are requested when listing objects."""
