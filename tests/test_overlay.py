@@ -186,11 +186,23 @@ def test_the_mask_ends_at_the_bounds() -> None:
     assert without_specks(mask) is mask, "the hidden half must not make the visible part a speck"
 
 
-def test_the_instance_with_the_higher_score_is_drawn_on_top() -> None:
-    found = [solid(50, 50, 150, 150), solid(80, 80, 200, 200)]
+def test_the_smaller_instance_is_drawn_on_top() -> None:
+    """A tie on a person and a person before a bus are seen in their own colours, whatever the scores."""
+    for found in (
+        [solid(20, 20, 300, 220), solid(80, 80, 140, 140)],
+        [solid(80, 80, 140, 140), solid(20, 20, 300, 220)],
+    ):
+        small = min(range(2), key=lambda i: found[i].bounds[2])
+        middle = np.asarray(drawn(found, **ONLY_MASKS)[110, 110], np.float64)
+        own = np.asarray(colour(found, small), np.float64)
+        other = np.asarray(colour(found, 1 - small), np.float64)
+        under = GREY + module.FILL * (other - GREY)
+        assert np.abs(middle - (under + module.FILL * (own - under))).max() <= 2
+
+
+def test_of_equal_boxes_the_one_with_the_higher_score_is_drawn_on_top() -> None:
+    found = [solid(50, 50, 150, 150), solid(80, 80, 180, 180)]
     assert tuple(drawn(found, **ONLY_BOXES)[149, 90]) == colour(found)
-    found = [solid(50, 50, 150, 150), solid(50, 50, 200, 200)]
-    assert tuple(drawn(found, **ONLY_BOXES)[50, 60]) == colour(found)
 
 
 def test_colours_by_class_are_the_same_in_every_photo() -> None:

@@ -1,9 +1,10 @@
 """Draw detections on a photo: filled masks with contours, boxes, and tags with the class name and score.
 
 All masks are drawn first, then all boxes, then all tags, so that tags are never covered. Where instances overlap, the
-one with the higher score is on top. The photo is changed in place and masks are drawn in strips, so drawing takes a few
-MiB at any photo size. The width of lines and the size of text depend on the photo's size. colours.py chooses the
-colours, tags.py the positions of tags.
+one with the smaller box is on top: it is often in front of the other or a part of it, and its colour would be lost
+below the other's. The photo is changed in place and masks are drawn in strips, so drawing takes a few MiB at any photo
+size. The width of lines and the size of text depend on the photo's size. colours.py chooses the colours, tags.py the
+positions of tags.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def draw(
     """
     if not len(detections):
         return
-    order = np.argsort(detections.scores, kind="stable")  # the highest score is drawn last, on top
+    order = _from_bottom(detections)
     paints = (by_class if colours == "class" else by_instance)(photo, detections)
     lines = [_line(mask.bounds, photo.size) for mask in detections.masks]
     if masks:
@@ -69,6 +70,12 @@ def draw(
             _draw_box(pen, _pixels(detections.boxes[i].tolist(), photo.size), paints[i], round(lines[i]))
     if text:
         _draw_tags(photo, detections, labels, paints, lines, font)
+
+
+def _from_bottom(detections: Detections) -> NDArray[np.intp]:
+    """The order of drawing: the largest box first, and of equal boxes the lowest score first."""
+    x0, y0, x1, y1 = detections.boxes.T
+    return np.lexsort((detections.scores, -(x1 - x0) * (y1 - y0)))
 
 
 def _line(box: Box, size: tuple[int, int]) -> float:

@@ -39,11 +39,14 @@ export function drawPhoto(canvas, picture, [width, height], { scale, x, y }) {
 export function drawObjects(canvas, objects, { view, size, layers, paintOf, one = null }) {
   const context = prepare(canvas);
   if (one) darken(context, one, size, view);
-  const drawn = one ? [one] : [...objects].reverse(); // the best is drawn last, on top
+  const drawn = one ? [one] : fromBottom(objects);
   if (layers.masks || one) for (const object of drawn) drawMask(context, object, paintOf(object), view, !one);
   if (layers.boxes) for (const object of drawn) drawBox(context, object, paintOf(object), view);
   if (layers.labels || one) drawTags(context, one ? [one] : objects, paintOf, view, size);
 }
+
+/** The order of drawing, as in the service's overlay: the largest box first, and of equal boxes the lowest score first. */
+const fromBottom = (objects) => [...objects].reverse().sort(({ bbox: a }, { bbox: b }) => b[2] * b[3] - a[2] * a[3]);
 
 function withView(context, { scale, x, y }, act) {
   context.save();
