@@ -52,6 +52,7 @@ LISTED, MOST_LISTED = 1000, {"noAcl": 5000, "full": 2000}
 """Number of objects that a call lists by default, and at most by projection. gcsfuse relies on the latter."""
 _REASONS = {
     400: "invalid",
+    403: "forbidden",
     404: "notFound",
     409: "conflict",
     412: "conditionNotMet",
@@ -65,9 +66,9 @@ _REASONS = {
 class Refused(Exception):
     """A request that is answered with an error status."""
 
-    def __init__(self, status: int, message: str = "") -> None:
-        super().__init__(message or _REASONS.get(status, "error"))
-        self.status = status
+    def __init__(self, status: int, message: str = "", reason: str = "") -> None:
+        self.status, self.reason = status, reason or _REASONS.get(status, "backendError")
+        super().__init__(message or self.reason)
 
 
 class _Cut(Exception):
@@ -82,10 +83,11 @@ class Fault:
     """A fault to inject.
 
     `effect`: respond with this status, cut the connection, stall for `seconds` and then cut it, or hold it until
-    `release()`. `when`: before anything is read; in the middle of the request's body or, without one, of the response's
-    body; or after the request was carried out, instead of the response. `method`: a regular expression for the whole
-    method. `path`: one that is searched in the unquoted path and query. The first `skip` matching requests are not
-    affected; the fault is injected into each later one with `probability`, at most `times` times.
+    `release()`. `reason`: Google's word for the cause of an error status. `when`: before anything is read; in the
+    middle of the request's body or, without one, of the response's body; or after the request was carried out, instead
+    of the response. `method`: a regular expression for the whole method. `path`: one that is searched in the unquoted
+    path and query. The first `skip` matching requests are not affected; the fault is injected into each later one with
+    `probability`, at most `times` times.
     """
 
     effect: int | Literal["cut", "stall", "hold"]
@@ -96,6 +98,7 @@ class Fault:
     skip: int = 0
     times: int | None = None
     seconds: float = 60.0
+    reason: str = ""
     hits: int = 0
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -110,7 +113,7 @@ class Fault:
             return
         self.reached.set()
         if isinstance(self.effect, int):
-            raise Refused(self.effect, "A fault on demand.")
+            raise Refused(self.effect, "A fault on demand.", self.reason)
         if self.effect != "cut":
             self.released.wait(None if self.effect == "hold" else self.seconds)
         if self.effect != "hold":
@@ -265,7 +268,7 @@ def _error(error: Refused, media: bool) -> Answer:
     """Google's error document; the media endpoint returns plain text."""
     if media:
         return Answer(error.status, str(error).encode(), {"Content-Type": "text/html; charset=UTF-8"})
-    detail = {"message": str(error), "domain": "global", "reason": _REASONS.get(error.status, "backendError")}
+    detail = {"message": str(error), "domain": "global", "reason": error.reason}
     return _json({"error": {"code": error.status, "message": str(error), "errors": [detail]}}, error.status)
 
 
@@ -289,12 +292,14 @@ class Cloud:
     """The server with its buckets; a context manager that serves while it is entered.
 
     `on_finalize`: called with each written object, when a bucket would send a notification. `latency`: minimum time of
-    a request in seconds, as over a network.
+    a request in seconds, as over a network. `create_only`: names of buckets whose objects clients may not replace or
+    delete, as with the role Storage Object Creator.
     """
 
     def __init__(self, port: int = 0, seed: int = 0, on_finalize: Callable[[Object], None] | None = None) -> None:
         self.faults = Faults(seed)
         self.latency = 0.0
+        self.create_only: set[str] = set()
         self.writes: list[Write] = []
         self.requests: list[tuple[str, str]] = []
         self._on_finalize = on_finalize
@@ -344,7 +349,7 @@ class Cloud:
     ) -> Object:
         """Write an object without preconditions."""
         about = {"contentType": content_type, "contentEncoding": content_encoding, "metadata": metadata}
-        return self._write(bucket, {"name": name, **about}, content, {})
+        return self._write(bucket, {"name": name, **about}, content)
 
     def delete(self, bucket: str, name: str) -> None:
         """Delete an object. Raises Refused if it does not exist."""
@@ -397,6 +402,7 @@ class Cloud:
                 if request.query.get("alt") == "media":
                     return _media(found, request.headers.get("range", ""))
             elif request.method == "DELETE":
+                self._require_permission(bucket, found)
                 self.delete(bucket, name)
                 return Answer(204)
             elif request.method in ("PATCH", "PUT"):
@@ -475,7 +481,9 @@ class Cloud:
         about = {"contentType": request.headers.get("x-upload-content-type"), **json.loads(request.body or b"{}")}
         about["name"] = about.get("name") or request.query.get("name")
         with self._lock:
-            _require(request.query, self._in(bucket).get(str(about["name"])))
+            found = self._in(bucket).get(str(about["name"]))
+            self._require_permission(bucket, found)
+            _require(request.query, found)
             key = uuid.uuid4().hex
             self._uploads[key] = _Upload(bucket, about, request.query)
         location = f"{self.url}/upload/storage/v1/b/{quote(bucket)}/o?uploadType=resumable&upload_id={key}"
@@ -507,12 +515,22 @@ class Cloud:
             raise Refused(404, f"No such object: {bucket}/{name}")
         return found
 
-    def _write(self, bucket: str, about: Mapping[str, Any], content: bytes, query: Mapping[str, str]) -> Object:
-        name = str(about.get("name") or query.get("name") or "")
+    def _require_permission(self, bucket: str, found: Object | None) -> None:
+        if found and bucket in self.create_only:
+            raise Refused(403, "The account does not have storage.objects.delete access to the object.")
+
+    def _write(
+        self, bucket: str, about: Mapping[str, Any], content: bytes, query: Mapping[str, str] | None = None
+    ) -> Object:
+        """Write an object. `query`: the parameters of a client's request, whose permissions are checked."""
+        name = str(about.get("name") or (query or {}).get("name") or "")
         if not 0 < len(name.encode()) <= MAX_NAME_BYTES or re.search(r"[\r\n]", name):
             raise Refused(400, f"The name is {len(name.encode())} bytes long, or has a line break.")
         with self._lock:
-            _require(query, self._in(bucket).get(name))
+            if query is not None:
+                self._require_permission(bucket, self._in(bucket).get(name))
+                _require(query, self._in(bucket).get(name))
+            self._in(bucket)
             self._generation = max(self._generation + 1, time.time_ns() // 1000)
             now = _now()
             written = Object(

@@ -167,24 +167,29 @@ def test_inconsistent_results_are_replaced_when_a_format_is_added(cloud: Cloud) 
     assert there(cloud) == expected(service())
 
 
-def test_concurrent_services_leave_results_of_one_run(cloud: Cloud) -> None:
-    """The second service finds no results; before it writes its own, the first service writes one file."""
+@pytest.mark.parametrize("formats", ["png,json", "webp,json"])
+def test_concurrent_services_leave_results_of_one_run(cloud: Cloud, formats: str) -> None:
+    """The second service finds no results; before it writes its own, the first service writes one file.
+
+    Both may only create objects, so a set with files of both could not be mended.
+    """
     cloud.put("photos", "a.jpg", photo())
-    first, second = service(), service(render_factor="12")
+    first, second = service(), service(render_factor="12", output_formats=formats)
     crash_after_one_write(cloud, first)
-    ((name, overlay),) = cloud.objects("results").items()
+    ((name, written),) = cloud.objects("results").items()
     cloud.delete("results", name)
-    late = [overlay]
+    late = [written]
 
     class Interrupted(Service):
         def segment(self, *arguments: Any, **rest: Any) -> Any:
             result = second.segment(*arguments, **rest)
             if late:
-                cloud.put("results", name, late.pop().content, metadata=overlay.metadata)
+                cloud.put("results", name, late.pop().content, metadata=written.metadata)
             return result
 
+    cloud.create_only.add("results")
     assert deliver(cloud, Interrupted(second.settings)) == "segmented"
-    assert there(cloud) == expected(first)
+    assert there(cloud) == expected(service(output_formats=formats))
 
 
 # Folders, which store no metadata

@@ -200,6 +200,51 @@ def test_refusals_and_failures_are_distinguished(cloud: Cloud, status: int) -> N
             attempt()
 
 
+@pytest.mark.parametrize("size", [100, 9 * MIB])
+def test_write_whose_answer_was_lost_counts_without_permission_to_replace(cloud: Cloud, size: int) -> None:
+    """Cloud Storage refuses the retry with 403, because an account that may only create may not replace."""
+    cloud.create_only.add("photos")
+    cloud.faults.add(Fault("cut", "after", method="POST", path="Type=multipart", times=1))
+    assert Bucket("photos", 5).write("a", bytes(size), "image/png", {}) is (size > 8 * MIB)
+    assert Bucket("photos", 5).write("a", bytes(size), "image/png", {}) is False
+    assert len(cloud.writes) == 1
+    with pytest.raises(StorageRefused, match=r"403 Forbidden: .* storage\.objects\.delete"):
+        Bucket("photos", 5).delete(Object("a", cloud.writes[0].generation))
+
+
+@pytest.mark.parametrize("reason", ["rateLimitExceeded", "quotaExceeded"])
+def test_exceeded_quota_is_no_lack_of_permission(cloud: Cloud, reason: str) -> None:
+    cloud.faults.add(Fault(403, reason=reason))
+    for attempt in (lambda: list(Bucket("photos", 5).objects()), lambda: Bucket("photos", 5).write("b", b"", "", {})):
+        with pytest.raises(StorageError) as raised:
+            attempt()
+        assert not isinstance(raised.value, StorageRefused)
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (403, "Could not {} in gs://photos: 403 Forbidden: A fault on demand."),
+        (503, "Could not {} in gs://photos: no success within the time limit. The last attempt: 503 Service "
+         "Unavailable: A fault on demand."),
+    ],
+)  # fmt: skip
+def test_error_is_a_sentence_with_googles_message(cloud: Cloud, effect: int, said: str) -> None:
+    item = cloud.put("photos", "a", b"1")
+    cloud.faults.add(Fault(effect))
+    bucket = Bucket("photos", 0.2)
+    attempts: dict[str, Callable[[], object]] = {
+        "list": lambda: list(bucket.objects()),
+        "read": lambda: bucket.read(Object("a", item.generation), 10),
+        "write": lambda: bucket.write("b", b"", "", {}),
+        "delete": lambda: bucket.delete(Object("a", item.generation)),
+    }
+    for what, attempt in attempts.items():
+        with pytest.raises(StorageError) as raised:
+            attempt()
+        assert str(raised.value) == said.format(what)
+
+
 def test_packed_object_is_verified_and_unpacked(cloud: Cloud) -> None:
     packed = gzip.compress(b"a photo")
     item = cloud.put("photos", "a", packed, content_encoding="gzip")

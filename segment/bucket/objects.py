@@ -2,48 +2,33 @@
 
 Reading, running the network and writing overlap for different photos. Until the results are written, the photo's file
 is reserved in the budget for received bytes, and the results in the budget for requests (segment/service.py), so that
-memory is bounded for any number of concurrent photos. results.py defines the results and when they are made again.
+memory is bounded for any number of concurrent photos. results.py defines the results and when they are made again,
+refusal.py when a photo that was refused is tried again, and target.py writes both.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
-import threading
 import time
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
 from segment import container
-from segment.bucket.results import (
-    ERROR_NAME,
-    LIMITS_KEY,
-    SOURCE_KEY,
-    Limits,
-    NameTooLong,
-    Results,
-    Run,
-    folder_of,
-    limits_of,
-    other_error_name,
-    refused_by,
-)
+from segment.bucket.refusal import Limits, NameTooLong, SourceRefused, is_final
+from segment.bucket.results import ERROR_NAME, Results, Run, folder_of, in_order, origin
 from segment.bucket.store import Object, Store
-from segment.dataset.entry import shown
+from segment.bucket.target import TOO_LONG, Target
+from segment.bucket.turns import turn
 from segment.errors import Busy, Cancelled, RequestError, StorageError, StorageRefused, TooLarge
-from segment.formats import FORMATS, File
+from segment.formats import FORMATS
 from segment.options import Options
 from segment.service import Result, Service
 
 log = logging.getLogger(__name__)
 
-MAX_NAME_BYTES = 1024
-"""Maximum length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
 ATTEMPTS = 3
 """Number of attempts when another process writes results of a different run at the same time."""
 
@@ -90,7 +75,8 @@ def segment_object(
         raise StorageRefused(item.problem)
     start = time.perf_counter()
     options = options or Options.defaults(service.settings)
-    photo = _Photo(service, source, item, destination, folder_of(prefix, item), deadline, options)
+    target = Target(destination, folder_of(prefix, item), origin(source.address, item))
+    photo = _Photo(service, source, item, target, deadline, options)
     outcome = photo.segment(existing)
     levels = {"refused": logging.WARNING, "lost": logging.ERROR}
     level = levels.get(outcome.kind, logging.INFO)
@@ -104,10 +90,10 @@ def segment_object(
 
 def is_done(service: Service, destination: Store, existing: Results, options: Options | None = None) -> bool:
     """Whether a photo with these `existing` results is finished. `options`: see segment_object."""
-    options = options or Options.defaults(service.settings)
-    return existing.complete(_file_names(service)) or any(
-        _is_final(service, options, destination, error) for error in reversed(existing.errors)
-    )
+    if existing.complete(_file_names(service)):
+        return True
+    limits = Limits.of(service, options or Options.defaults(service.settings))
+    return any(is_final(destination, error, limits) for error in reversed(existing.errors))
 
 
 def read_photo(
@@ -131,23 +117,6 @@ def _file_names(service: Service) -> Sequence[str]:
     return [FORMATS[kind].file_name for kind in service.settings.output_formats]
 
 
-def _is_final(service: Service, options: Options, destination: Store, error: Object) -> bool:
-    """Whether an error.json would be the same again."""
-    limits = refused_by(destination, error)
-    return limits is None or limits == _limits(service, options).text()
-
-
-def _limits(service: Service, options: Options) -> Limits:
-    settings = service.settings
-    asked = (options, settings.output_formats, settings.fixed_bytes, settings.bytes_per_pixel)
-    return Limits(
-        memory=container.memory_limit(settings.memory),
-        max_upload=settings.max_upload,
-        model=f"{service.model_name} {service.model_digest}",
-        settings=repr(asked),
-    )
-
-
 def describe(source: Store, item: Object) -> dict[str, object]:
     """The fields of a log entry about an object."""
     return {
@@ -159,25 +128,24 @@ def describe(source: Store, item: Object) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Photo:
-    """One generation of an object. `folder`: prefix of its results in `destination`."""
+    """One generation of an object, and the place for its results."""
 
     service: Service
     source: Store
     item: Object
-    destination: Store
-    folder: str
+    target: Target
     deadline: float
     options: Options
 
     def segment(self, existing: Results | None = None) -> Outcome:
         """Segment the photo if it is not finished. `existing`: see segment_object."""
-        if self._too_long(ERROR_NAME):
-            return Outcome("lost", reason=_TOO_LONG)
+        if self.target.too_long(ERROR_NAME):
+            return Outcome("lost", reason=TOO_LONG)
         # Four deliveries at once do the work once: three wait, and then find the results.
-        with _turn(f"{self.destination.address}/{self.folder}", self._wait_seconds()):
+        with turn(self.target.address, self._wait_seconds()):
             for _ in range(ATTEMPTS):
-                existing = existing or Results.find(self.destination, self.folder)
-                if is_done(self.service, self.destination, existing, self.options):
+                existing = existing or self.target.find()
+                if is_done(self.service, self.target.store, existing, self.options):
                     return Outcome("done before")
                 if outcome := self._make(existing):
                     return outcome
@@ -191,33 +159,30 @@ class _Photo:
         """Maximum time to wait for memory or for another delivery of the same photo."""
         return min(self.service.settings.wait_seconds, max(self.deadline - time.monotonic(), 0.0))
 
-    def _too_long(self, name: str) -> bool:
-        return len((self.folder + name).encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES
-
     def _make(self, existing: Results) -> Outcome | None:
         """Segment the photo and write the missing results; None if another process wrote results of another run."""
+        service, target = self.service, self.target
         with ExitStack() as held:
             try:
-                if any(map(self._too_long, _file_names(self.service))):
-                    raise NameTooLong(_TOO_LONG)
+                if any(map(target.too_long, _file_names(service))):
+                    raise NameTooLong(TOO_LONG)
                 data = self._read(held)
                 if data is None:
                     return Outcome("gone")
                 result, options, replaces = self._run(data, existing, held)
             except Cancelled:
                 raise Busy("The time limit of this delivery was reached before the photo was segmented.", 5) from None
-            except (RequestError, _SourceRefused) as error:
-                self._write_error(error, existing)
+            except (RequestError, SourceRefused) as error:
+                target.write_error(error, Limits.of(service, self.options), existing)
                 return Outcome("refused", reason=str(error))
             del data
-            service = self.service
             run = Run.of(service.model_name, service.model_digest, options, result.render_factor, result.detail)
             if replaces:
-                self._delete(existing)
-            missing = [file for file in result.files if replaces or file.name not in existing.files]
-            if not all(self._write(file, run) for file in missing):
+                target.delete(existing)
+            missing = [file for file in in_order(result.files) if replaces or file.name not in existing.files]
+            if not all(target.write(file, run) for file in missing):
                 return None
-        self._delete_errors(existing)  # where it fails, they are ignored, as results exist
+        target.delete_errors(existing)  # where it fails, they are ignored, as results exist
         documents = [file.body for file in result.files if file.name == FORMATS["json"].file_name]
         return Outcome("segmented", result.instances, document=documents[0] if documents else None)
 
@@ -226,7 +191,7 @@ class _Photo:
         try:
             return read_photo(self.service, self.source, self.item, held, self._wait_seconds())
         except StorageRefused as error:
-            raise _SourceRefused(str(error)) from error
+            raise SourceRefused(str(error)) from error
 
     def _run(self, data: bytes, existing: Results, held: ExitStack) -> tuple[Result, Options, bool]:
         """The results in all formats, the options they were made with, and whether they replace existing results."""
@@ -239,84 +204,3 @@ class _Photo:
                 if not existing.files:
                     raise
         return service.segment(data, defaults, formats, held, self._late), defaults, True
-
-    def _write(self, file: File, run: Run) -> bool:
-        """Write a result; False if it exists already and is of another run."""
-        metadata = self._metadata() | run.metadata()
-        if self.destination.write(self.folder + file.name, file.body, file.content_type, metadata):
-            return True
-        found = Results.find(self.destination, self.folder).files.get(file.name)
-        return found is not None and Run.from_metadata(found.metadata) == run
-
-    def _delete(self, existing: Results) -> None:
-        """Delete an incomplete set of results that cannot be completed."""
-        try:
-            for item in existing.files.values():
-                self.destination.delete(item)
-        except StorageRefused as error:
-            raise StorageRefused(
-                f"Some results in {self.folder} were made with another model or other settings. They cannot be "
-                f"completed, and replacing them failed: {error}"
-            ) from error
-
-    def _write_error(self, error: RequestError | StorageRefused, existing: Results) -> None:
-        kind = "StorageRefused" if isinstance(error, StorageRefused) else type(error).__name__
-        problem: dict[str, object] = {"title": _words(kind), "detail": str(error)}
-        metadata = self._metadata()
-        problem |= {"source": metadata[SOURCE_KEY], "generation": str(self.item.generation)}
-        if limits := limits_of(error, _limits(self.service, self.options)):
-            problem["limits"] = json.loads(limits)
-            metadata[LIMITS_KEY] = limits
-        name = ERROR_NAME
-        if not self._delete_errors(existing):
-            name = other_error_name(limits)
-            if self._too_long(name) or any(
-                (refused_by(self.destination, old) or "") == limits for old in existing.errors
-            ):
-                return
-        body = json.dumps(problem, ensure_ascii=False).encode()
-        self.destination.write(self.folder + name, body, "application/problem+json", metadata)
-
-    def _delete_errors(self, existing: Results) -> bool:
-        """Delete the photo's error.json; False if that is not allowed."""
-        try:
-            for error in existing.errors:
-                self.destination.delete(error)
-        except StorageRefused:
-            return False
-        return True
-
-    def _metadata(self) -> dict[str, str]:
-        address = shown(f"{self.source.address}/{self.item.name}")
-        return {SOURCE_KEY: address, "segment-generation": str(self.item.generation)}
-
-
-_TOO_LONG = (
-    f"The names of the results would be longer than {MAX_NAME_BYTES:,} bytes, the maximum. Shorten the photo's name."
-)
-
-
-class _SourceRefused(StorageRefused):
-    """The photo cannot be read, for lack of permission or the like."""
-
-
-_guard = threading.Lock()
-_turns: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDictionary()
-
-
-@contextmanager
-def _turn(key: str, wait_seconds: float) -> Iterator[None]:
-    """A lock per key, within this process. Raises Busy after `wait_seconds`."""
-    with _guard:
-        lock = _turns.get(key) or _turns.setdefault(key, threading.Lock())
-    if not lock.acquire(timeout=min(wait_seconds, threading.TIMEOUT_MAX)):
-        raise Busy(f"Timed out after {wait_seconds:g} s waiting for another delivery of the same photo.", 5)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _words(name: str) -> str:
-    """CorruptImage -> Corrupt image."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()

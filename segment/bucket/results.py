@@ -11,48 +11,54 @@ processes write them at different times:
   folder), all files are replaced.
 - A complete set is never modified.
 
-`error.json` contains the reason why a photo could not be segmented. It is final if the reason is the photo itself. If
-the reason is a limit of the instance or of the settings, it contains these (`Limits`), and the photo is tried again
-when they have changed. If it is refused again, the new error.json replaces the old one. Without permission to delete,
-the new one is written beside it as error-XXXXXXXX.json, with a digest of the limits, so that the photo is not tried
-again with these either. The newest of them contains the current reason.
+`error.json` contains the reason why a photo could not be segmented (refusal.py). If the photo is refused again, the new
+error.json replaces the old one. Without permission to delete, the new one is written beside it as error-XXXXXXXX.json,
+with a digest of the limits, so that the photo is not tried again with these either. The newest of them contains the
+current reason.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 from segment.bucket.store import Object, Store
-from segment.errors import RequestError, StorageRefused, TooLarge
-from segment.formats import FORMATS
+from segment.dataset.entry import shown
+from segment.formats import FORMATS, File
 from segment.options import Options
 
 ERROR_NAME = "error.json"
 _ERROR_NAMES = re.compile(r"error(-[0-9a-f]{8})?\.json")
 SOURCE_KEY = "segment-source"
 """Custom metadata that marks an object as a result."""
-LIMITS_KEY = "segment-limits"
+GENERATION_KEY = "segment-generation"
+"""Custom metadata with the photo's generation."""
 ASKED = ("render_factor", "fit", "detail", "min_score", "max_detections")
 """The options that settings have a default for. Results always record them."""
 _OTHERS = {option.name: option.default for option in fields(Options) if option.name not in (*ASKED, "format")}
 """The other options by their defaults. Results record those that differ."""
 _FILES = frozenset(info.file_name for info in FORMATS.values())
-_SMALL = 1 << 16
-"""Upper bound for the size of an error.json in bytes."""
-
-
-class NameTooLong(RequestError):
-    """The photo's name is so long that the names of its results would exceed the limit."""
 
 
 def folder_of(prefix: str, photo: Object) -> str:
     """The start of the names of a photo's results: PREFIX NAME/GENERATION/."""
     return f"{prefix}{photo.name}/{photo.generation}/"
+
+
+def origin(address: str, photo: Object) -> dict[str, str]:
+    """The metadata by which a result names its photo. `address`: that of the photo's store."""
+    return {SOURCE_KEY: shown(f"{address}/{photo.name}"), GENERATION_KEY: str(photo.generation)}
+
+
+def in_order(files: Iterable[File]) -> list[File]:
+    """The order in which results are written, whatever the order of the formats in the settings.
+
+    Services with different settings that make results of one photo at the same time compete for the first file, and
+    those that come second complete the results of the first.
+    """
+    return sorted(files, key=lambda file: (file.name != FORMATS["json"].file_name, file.name))
 
 
 def is_result(item: Object) -> bool:
@@ -106,20 +112,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The limits that caused a refusal: memory in bytes, model and settings. If they change, the photo is retried."""
-
-    memory: int
-    max_upload: int
-    model: str
-    settings: str
-
-    def text(self) -> str:
-        """As JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-@dataclass(frozen=True)
 class Results:
     """The existing results of one photo: `files` by name, and `errors`, which say why it was refused, oldest first."""
 
@@ -163,28 +155,3 @@ class Results:
         options = run.options(defaults)
         # Memory is planned for at most the number of detections in the settings.
         return options if options and options.max_detections <= defaults.max_detections else None
-
-
-def other_error_name(limits: str) -> str:
-    """The name of an error.json with these limits that cannot replace another one."""
-    return f"error-{hashlib.sha256(limits.encode()).hexdigest()[:8]}.json"
-
-
-def refused_by(store: Store, error: Object) -> str | None:
-    """The Limits, as JSON, that caused this error.json; None if the cause is the photo itself."""
-    if error.metadata:
-        return error.metadata.get(LIMITS_KEY)
-    body = store.read(error, _SMALL) or b"{}"  # a folder keeps no metadata
-    try:
-        problem: Any = json.loads(body)
-        limits = problem.get("limits")
-    except (ValueError, AttributeError):
-        return None
-    return json.dumps(limits, sort_keys=True) if limits else None
-
-
-def limits_of(error: RequestError | StorageRefused, limits: Limits) -> str:
-    """The limits to record in an error.json, as JSON; empty if the photo must not be tried again."""
-    if isinstance(error, StorageRefused):  # a change of permissions cannot be detected, so the photo is always retried
-        return json.dumps("access")
-    return limits.text() if isinstance(error, TooLarge | NameTooLong) else ""

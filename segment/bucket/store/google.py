@@ -2,7 +2,8 @@
 
 Failed requests are retried with backoff until the call's time limit. Retries are safe, because reads specify the
 generation and writes require that the object does not exist (https://cloud.google.com/storage/docs/retry-strategy). If
-the response to a write was lost, the retry fails with a failed precondition and the object exists.
+the response to a write was lost, the retry is refused, and the object exists. A 403 because of an exceeded quota is an
+error that may pass (StorageError), not one of permissions (StorageRefused).
 
 Objects are downloaded as stored and decompressed here (content-encoding gzip), because the checksum is that of the
 stored bytes.
@@ -31,6 +32,7 @@ from requests import RequestException
 from requests.adapters import HTTPAdapter
 
 from segment.bucket.store import Object
+from segment.bucket.store.answer import explanation, is_quota
 from segment.errors import CorruptImage, StorageError, StorageRefused, TooLarge
 
 CONNECT_SECONDS = 5.0
@@ -135,14 +137,22 @@ class Bucket:
             blob.metadata = dict(metadata)
             try:
                 blob.upload_from_string(body, content_type, if_generation_match=0, **self._call)
-            except PreconditionFailed:
-                if not client().bucket(self.name).blob(name).exists(**self._call):
-                    raise  # it existed and was deleted: a retry may succeed
+            except (PreconditionFailed, Forbidden):
+                # An account that may not replace objects may get a 403 for one that exists, instead of a 412.
+                if not self._exists(name):
+                    raise  # after a 412, it existed and was deleted: a retry may succeed
                 return False
             except NotFound as error:  # of the bucket, or of a resumable upload that has expired
                 self._require_bucket()
-                raise StorageError(f"Could not write in {self.address}: {error}") from error
+                raise StorageError(f"Could not write in {self.address}: {explanation(error)}") from error
         return True
+
+    def _exists(self, name: str) -> bool:
+        """Whether the object exists; False if the account may not read it."""
+        try:
+            return bool(client().bucket(self.name).blob(name).exists(**self._call))
+        except Forbidden:
+            return False
 
     def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
         """Write an object in a resumable upload, REPLACE_CHUNK_BYTES at a time, and replace an existing one."""
@@ -171,9 +181,10 @@ class Bucket:
         try:
             yield
         except (BadRequest, Forbidden, NotFound) as error:
-            raise StorageRefused(f"Could not {what} in {self.address}: {type(error).__name__}: {error}") from error
+            kind = StorageError if is_quota(error) else StorageRefused
+            raise kind(f"Could not {what} in {self.address}: {explanation(error)}") from error
         except (GoogleAPIError, GoogleAuthError, InvalidResponse, DataCorruption, RequestException, OSError) as error:
-            raise StorageError(f"Could not {what} in {self.address}: {type(error).__name__}: {error}") from error
+            raise StorageError(f"Could not {what} in {self.address}: {explanation(error)}") from error
 
 
 class _Sink(io.BytesIO):
