@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"segment: {explained(error)}")
 
 MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
-FILE_OR_NAME = "a model file or a name of the zoo; by default the embedded demo model"
+FILE_OR_NAME = "a model file (.onnx) or a name that `segment models` lists; default: the embedded demo model"
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "PrismRunner")
 
 
@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="segment", description="Low-memory instance segmentation.")
+    parser = argparse.ArgumentParser(
+        prog="segment",
+        description="Low-memory instance segmentation.",
+        epilog="`segment COMMAND --help` describes a command.",
+    )
     parser.add_argument("--version", action="version", version=f"segment-serverless {segment.__version__}")
     commands_of = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_image(commands_of.add_parser("image", help="segment photos and videos"))
@@ -136,13 +140,13 @@ def _add_quantise(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help=FILE_OR_NAME)
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=FILE_OR_NAME)
     parser.set_defaults(run=commands.info)
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dataset", default="", help="only the models of one data set: coco, lvis_v0.5, lvis_v1, cityscapes"
+        "--dataset", default="", help="only the models of one dataset: coco, lvis_v0.5, lvis_v1, cityscapes"
     )
     parser.add_argument("--sort", default="", metavar="COLUMN", help="best first: mask-ap, ms-int8, held-int8, ...")
     parser.set_defaults(run=commands.models)
@@ -151,7 +155,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 def _add_fetch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     _add_preparation(parser)
-    parser.add_argument("-o", "--output", type=_path, help="the model file to write; by default in the cache folder")
+    parser.add_argument(
+        "-o", "--output", type=_path, help="the model file to write, .onnx; default: in the cache folder"
+    )
     parser.set_defaults(run=commands.fetch)
 
 
@@ -163,17 +169,19 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", help="segment_http or segment_object; by default FUNCTION_TARGET, or segment_http")
-    parser.add_argument("--model", default="", help=f"{MODEL}; by default SEGMENT_MODEL, or the embedded demo model")
-    parser.add_argument("--host", default="", help="address to listen on; by default HOST, or all addresses")
-    parser.add_argument("--port", default="", help="port to listen on; by default PORT, or 8080")
+    parser.add_argument("--target", help="segment_http or segment_object; default: FUNCTION_TARGET, or segment_http")
+    parser.add_argument("--model", default="", help=f"{MODEL}; default: SEGMENT_MODEL, or the embedded demo model")
+    parser.add_argument("--host", default="", help="address to listen on; default: HOST, or all addresses")
+    parser.add_argument("--port", default="", help="port to listen on; default: PORT, or 8080")
     _add_preparation(parser)
     parser.set_defaults(run=commands.serve)
 
 
 def _add_backfill(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="?", default="", help="gs://bucket/prefix, or a folder")
-    parser.add_argument("destination", nargs="?", default="", help="gs://bucket/prefix or folder for the results")
+    parser.add_argument("source", nargs="?", default="", metavar="SOURCE", help="gs://bucket/prefix, or a folder")
+    parser.add_argument(
+        "destination", nargs="?", default="", metavar="DESTINATION", help="gs://bucket/prefix or folder for the results"
+    )
     parser.add_argument(
         "--redrive",
         default="",
@@ -214,7 +222,7 @@ def _add_beam(commands_of: Any) -> None:
 
 
 def _add_cvat(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="", help=FILE_OR_NAME)
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=FILE_OR_NAME)
     parser.add_argument("--image", default="segment", help="the service's image, with that model; default: segment")
     parser.set_defaults(run=commands.cvat)
 

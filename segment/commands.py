@@ -19,7 +19,7 @@ from segment.formats import Format
 from segment.labels import listed, read_labels
 from segment.loading import Batch
 from segment.model import locate
-from segment.modelfile import ModelMetadata
+from segment.modelfile import CHECKPOINT_SUFFIXES, ModelMetadata
 from segment.options import Options, parse_option
 from segment.preparation import Fp32, Int8, ModelFile, Precision, Preparation, check_output, resolve, write
 from segment.progress import Progress
@@ -60,6 +60,10 @@ def convert(arguments: argparse.Namespace) -> int:
     check_output(arguments.output)
     from segment import convert as converter
 
+    if arguments.config.suffix.lower() in CHECKPOINT_SUFFIXES:
+        raise OptionError(
+            "config", f"{arguments.config} is a checkpoint; the config comes first: convert CONFIG WEIGHTS."
+        )
     labels = read_labels(arguments.labels) if arguments.labels else ()
     config = converter.config.read(arguments.config)
     tensors = converter.checkpoint.read(arguments.weights)

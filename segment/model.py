@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,11 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.name}, {counted(len(self.labels), 'class', 'classes')}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A model cannot be pickled or copied. Call segment.load in each process; Results can be pickled."
+        )
 
     @cached_property
     def digest(self) -> str:

@@ -218,6 +218,10 @@ class TestConvert:
         assert run("convert", files["config"], files["weights"], "-o", tmp_path / "demo.onnx") == 1
         assert "nowhere.file" in capsys.readouterr().err
 
+    def test_the_checkpoint_in_place_of_the_config(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("convert", "model.pth", "config.yaml", "-o", tmp_path / "model.onnx") == 1
+        assert "model.pth is a checkpoint; the config comes first: convert CONFIG WEIGHTS." in capsys.readouterr().err
+
     def test_an_output_that_cannot_be_written_is_refused_first(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -351,6 +355,13 @@ class TestPrepare:
         assert main(["prepare", name]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert name in line
+
+    def test_a_file_of_another_kind_is_not_taken_for_a_name(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "model.safetensors").touch()
+        assert run("prepare", tmp_path / "model.safetensors") == 1
+        assert "model.safetensors is not a model: the name of a model file ends in .onnx" in capsys.readouterr().err
 
     @pytest.mark.parametrize("command", ["fetch", "prepare"])
     def test_a_calibration_without_photos_is_refused_before_the_download(

@@ -382,7 +382,8 @@ def tensors() -> dict[str, Any]:
 def test_a_missing_tensor_is_named() -> None:
     given = tensors()
     del given["backbone.bottom_up.res4.2.conv2.weight"]
-    with pytest.raises(ConversionError, match=r"backbone\.bottom_up\.res4\.2\.conv2\.weight"):
+    message = r"no tensor backbone\.bottom_up\.res4\.2\.conv2\.weight, .* similar name is .*\.conv2\.weight\. "
+    with pytest.raises(ConversionError, match=message):
         convert.convert(config.read(GOLDEN / "r50.yaml"), given)
 
 
@@ -629,10 +630,28 @@ def test_a_pickle_of_an_array_is_refused(tmp_path: Path) -> None:
         checkpoint.read(path)
 
 
-def test_the_prefix_of_parallel_training_is_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "prefix"), [("model", "module."), ("state_dict", "model."), ("model", "module.model.")]
+)
+def test_the_prefix_of_a_wrapper_is_removed(tmp_path: Path, key: str, prefix: str) -> None:
+    """DistributedDataParallel and Lightning save the model as a part of theirs."""
     path = tmp_path / "model.pkl"
-    path.write_bytes(pickle.dumps({"model": {"module.a": np.zeros(3), "module.b": np.ones(2)}}))
+    path.write_bytes(pickle.dumps({key: {prefix + "a": np.zeros(3), prefix + "b": np.ones(2)}, "epoch": 1}))
     assert list(checkpoint.read(path)) == ["a", "b"]
+
+
+def test_the_keys_of_a_checkpoint_without_tensors_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"net": {"a": np.zeros(3)}, "epoch": 1}))
+    with pytest.raises(ConversionError, match=r"no tensors at a known place\. Its keys are \['net', 'epoch'\]"):
+        checkpoint.read(path)
+
+
+def test_a_file_of_another_format_is_refused_with_the_call_that_saves_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(ConversionError, match=r"safetensors, with torch\.save"):
+        checkpoint.read(path)
 
 
 def test_a_deeply_nested_config_is_refused_quickly(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -212,6 +213,20 @@ def test_a_checkpoint_is_refused_with_the_command_that_converts_it(name: str) ->
 def test_an_invalid_number_of_threads_is_refused(threads: int) -> None:
     with pytest.raises(OptionError, match=f"threads is '{threads}'; it must be a whole number from 1 to 64"):
         segment.load(threads=threads)
+
+
+def test_a_model_cannot_be_pickled_and_results_can(model: segment.Model, photo: Image.Image) -> None:
+    with pytest.raises(TypeError, match=r"segment\.load in each process"):
+        pickle.dumps(model)
+    found = model(photo)
+    back = pickle.loads(pickle.dumps(found))
+    assert (back.names, repr(back)) == (found.names, repr(found))
+    assert (back.masks[0].probabilities == found.masks[0].probabilities).all()
+
+
+def test_a_url_is_refused(model: segment.Model) -> None:
+    with pytest.raises(segment.SegmentError, match=r"example\.com/a\.jpg is a URL; .* Download it"):
+        model("https://example.com/a.jpg")
 
 
 def test_a_model_is_shown_with_its_name(model: segment.Model) -> None:

@@ -29,7 +29,7 @@ from segment.convert.architecture import (
     Pyramid,
     ResNet,
 )
-from segment.convert.document import shown
+from segment.convert.document import ELSEWHERE, shown
 from segment.convert.ranges import Number, Range, Rows
 from segment.errors import ConversionError
 
@@ -419,7 +419,7 @@ class _Keys:
         if value not in allowed:
             raise ConversionError(
                 f"{key} is {shown(value)}, which cannot be converted. Supported: "
-                f"{', '.join(repr(a) for a in allowed)}. SEGMENT_ENGINE=detectron2 runs all others."
+                f"{', '.join(repr(a) for a in allowed)}. {ELSEWHERE}"
             )
         return value
 

@@ -1,8 +1,8 @@
 """Read the tensors of a checkpoint file without running code from it.
 
 `.pkl`: the model zoo's format, a pickle of {"model": {name: array}} (detectron2/checkpoint/detection_checkpoint.py).
-`.pth`: what `torch.save` writes since 1.6, a zip of data.pkl and one file per storage
-(torch/serialization.py); read without torch.
+`.pth`: what `torch.save` writes since 1.6, a zip of data.pkl and one file per storage (torch/serialization.py), read
+without torch. It contains the tensors alone, or under a key of _TENSORS.
 
 A pickle can call any Python function. Only names that build plain data are allowed: NumPy's array constructors, torch's
 tensor constructor and storage types, and OrderedDict. All others are refused before they are imported.
@@ -23,6 +23,7 @@ import numpy as np
 from numpy._core import multiarray
 from numpy.typing import NDArray
 
+from segment.convert.document import shown
 from segment.errors import ConversionError
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -31,8 +32,11 @@ MAX_PICKLE_BYTES = 64 << 20
 """Maximum size of data.pkl, which contains the names and shapes of a checkpoint's tensors."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first object in a file of torch.save before 1.6 (torch/serialization.py)."""
-_PARALLEL = "module."
-"""Prefix of all names if the model was saved inside of DistributedDataParallel. detectron2 removes it, too."""
+_TENSORS = ("model", "state_dict")
+"""Keys of the tensors: detectron2's and Lightning's."""
+_WRAPPERS = ("module.", "model.")
+"""Prefixes of all names if the model was saved inside of DistributedDataParallel, which detectron2 removes, too, or of
+a LightningModule (detectron2/tools/lightning_train_net.py)."""
 
 
 def read(path: Path) -> Tensors:
@@ -49,23 +53,34 @@ def read(path: Path) -> Tensors:
         ) from None
     if isinstance(document, int) and document == _LEGACY_MAGIC:
         raise ConversionError(
-            f"The checkpoint {path.name} was saved with PyTorch 1.5 or earlier. Save it again with a later version: "
+            f"The checkpoint {path.name} has the format of PyTorch 1.5 and earlier. Save it again in the current one: "
             f"torch.save(torch.load('{path.name}', map_location='cpu'), 'new.pth')."
         )
-    model = document.get("model", document) if isinstance(document, Mapping) else None
-    if not isinstance(model, Mapping):
+    tensors = _tensors(document, path.name)
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind not in "fiub":
+            raise ConversionError(f"The checkpoint's tensor {name} has the type {tensor.dtype}; it must be numeric.")
+    return tensors
+
+
+def _tensors(document: Any, file: str) -> Tensors:
+    """The tensors in what a checkpoint contains, without the prefix of a wrapper. Raises ConversionError."""
+    if not isinstance(document, Mapping):
         raise ConversionError(
-            f'The checkpoint {path.name} has the wrong structure; it must be {{"model": {{name: array}}}}.'
+            f'The checkpoint {file} has the wrong structure; it must be {{"model": {{name: array}}}}.'
         )
-    tensors = {str(name): value for name, value in model.items() if isinstance(value, np.ndarray)}
-    if tensors and all(name.startswith(_PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL): value for name, value in tensors.items()}
+    given = next((document[key] for key in _TENSORS if key in document), document)
+    items = given.items() if isinstance(given, Mapping) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, np.ndarray)}
     if not tensors:
-        raise ConversionError(f"The checkpoint {path.name} contains no tensors.")
-    numeric = {name: t for name, t in tensors.items() if t.dtype.kind in "fiub"}
-    for name in tensors.keys() - numeric.keys():
-        raise ConversionError(f"The checkpoint's tensor {name} has the type {tensors[name].dtype}; it must be numeric.")
-    return numeric
+        raise ConversionError(
+            f"The checkpoint {file} contains no tensors at a known place. Its keys are {shown(list(document))}; it "
+            'must be {"model": {name: array}}, such as torch.save({"model": model.state_dict()}, "model.pth") writes.'
+        )
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 class _Unpickler(pickle.Unpickler):
@@ -79,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in _ADMITTED:
             raise ConversionError(
                 f"The checkpoint is refused, because it would run {module}.{name}. A checkpoint may only contain "
-                "arrays and plain containers."
+                'arrays and plain containers, such as torch.save({"model": model.state_dict()}, "model.pth") writes.'
             )
         return _ADMITTED[module, name]
 
@@ -94,7 +109,10 @@ def _read_pickle(path: Path) -> Any:
         start = file.read(1)
         file.seek(0)
         if start not in (b"\x80", b"(", b"}", b"c"):
-            raise ConversionError(f"{path.name} is not a checkpoint: it is neither a pickle nor a file of torch.save.")
+            raise ConversionError(
+                f"{path.name} is not a checkpoint: it is neither a pickle nor a file of torch.save. Save the tensors "
+                'of another format, such as safetensors, with torch.save({"model": tensors}, "model.pth").'
+            )
         return _Unpickler(file).load()
 
 

@@ -36,6 +36,8 @@ BASE = "_BASE_"
 """The key with the path of the base config, or a list of them."""
 MAX_FILES = 16
 """Maximum number of files of a config, including its bases."""
+ELSEWHERE = "SEGMENT_ENGINE=detectron2 runs any GeneralizedRCNN with masks."
+"""What works with a config that is not supported (engine/detectron2.py), for the end of an error message."""
 MAX_SHOWN, MAX_REASON = 100, 400
 """Maximum number of characters of a value and of a parser's message in an error message."""
 

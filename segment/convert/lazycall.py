@@ -12,7 +12,7 @@ from typing import Any
 
 from segment.convert import ranges
 from segment.convert.architecture import NORMS
-from segment.convert.document import MAX_SHOWN, Name, Partial, shown
+from segment.convert.document import ELSEWHERE, MAX_SHOWN, Name, Partial, shown
 from segment.convert.ranges import Number, Range, Rows
 from segment.errors import ConversionError
 
@@ -60,7 +60,7 @@ class Call:
         if self.target not in targets or not name.startswith("detectron2."):
             raise ConversionError(
                 f"{self.key('_target_')} is {name[:MAX_SHOWN]}; supported: {' or '.join(targets)} of detectron2. "
-                "SEGMENT_ENGINE=detectron2 runs all others."
+                + ELSEWHERE
             )
 
     def key(self, name: str) -> str:
@@ -104,8 +104,7 @@ class Call:
         value = self.take(name, *default)
         if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
             raise ConversionError(
-                f"{self.key(name)} is {shown(value)}; supported: {' or '.join(repr(a) for a in allowed)}. "
-                "SEGMENT_ENGINE=detectron2 runs all others."
+                f"{self.key(name)} is {shown(value)}; supported: {' or '.join(repr(a) for a in allowed)}. {ELSEWHERE}"
             )
         return value
 

@@ -6,6 +6,7 @@ are left after the network has been built, the config and the checkpoint belong 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 
@@ -33,7 +34,12 @@ class Weights:
     def take(self, name: str, *shape: int) -> Array:
         """The tensor `name` as float32 of `shape`. Raises ConversionError."""
         if name not in self._tensors:
-            raise ConversionError(f"The checkpoint has no tensor {name}, which the config requires.")
+            similar = difflib.get_close_matches(name, self._tensors, 1)
+            raise ConversionError(
+                f"The checkpoint has no tensor {name}, which the config requires."
+                + (f" The most similar name is {similar[0]}." if similar else "")
+                + " Config and checkpoint must belong to the same model of detectron2."
+            )
         tensor = self._tensors[name]
         if not (self._shared and name.startswith(self._shared)):
             del self._tensors[name]

@@ -82,6 +82,8 @@ def readable(photo: Photo) -> tuple[tuple[int, int], Callable[[tuple[int, int]],
     image in RGB is returned as it is. This function and that one raise UnsupportedImage or CorruptImage if a file
     cannot be decoded or an array has another shape or type, and OSError if a file cannot be opened.
     """
+    if isinstance(photo, str) and photo.startswith(("http://", "https://")):
+        raise UnsupportedImage(f"{photo} is a URL; only the service fetches URLs. Download it and give its content.")
     if isinstance(photo, (str, Path)):
         photo = Path(photo).read_bytes()
     if isinstance(photo, bytes):

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from segment import zoo
-from segment.errors import ConversionError
+from segment.errors import ConversionError, ModelError
 from segment.extras import require
 from segment.modelfile import CHECKPOINT_SUFFIXES, MODEL_SUFFIX
 from segment.preparation import files
@@ -61,6 +61,11 @@ def resolve(
     elif model.lower().endswith(CHECKPOINT_SUFFIXES) and not zoo.find(model):
         preparation = Conversion(Checkpoint.find(model, config, labels), precision)
     else:
+        if Path(model).is_file() and not zoo.find(model):
+            raise ModelError(
+                f"{model} is not a model: the name of a model file ends in {MODEL_SUFFIX}, "
+                f"that of a checkpoint in {', '.join(CHECKPOINT_SUFFIXES)}."
+            )
         entry = zoo.entry(model)
         if config or labels:
             raise ConversionError(f"--config and --labels are for checkpoints; {entry.name} is a model of the zoo.")
