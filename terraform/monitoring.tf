@@ -1,4 +1,5 @@
-# Alerts: an instance ran out of memory, a photo became a dead letter, photos wait for too long, a backfill job failed.
+# Alerts: an instance ran out of memory, a bucket event failed for good, a photo became a dead letter, photos wait for too long,
+# a backfill job failed.
 
 resource "google_monitoring_notification_channel" "email" {
   for_each = var.alert_emails
@@ -70,6 +71,50 @@ resource "google_monitoring_alert_policy" "memory_kills" {
       or lower `concurrency` or `render_factor`.
     EOT
   }
+}
+
+# An event whose photo cannot be processed until somebody intervenes is acknowledged with an entry of severity ERROR, so that
+# neither dead letters nor waiting photos show it. Only entries of the service's own log count: Cloud Run logs each response
+# with status 5xx as an ERROR, too.
+resource "google_monitoring_alert_policy" "failed_events" {
+  count = var.alerts ? 1 : 0
+
+  project               = var.project_id
+  display_name          = "${var.name}: bucket events failed"
+  combiner              = "OR"
+  severity              = "ERROR"
+  user_labels           = var.labels
+  notification_channels = local.notification_channels
+
+  conditions {
+    display_name = "${var.name}-events logged an error"
+    condition_matched_log {
+      filter = <<-EOT
+        resource.type="cloud_run_revision"
+        AND resource.labels.service_name="${var.name}-events"
+        AND logName="projects/${var.project_id}/logs/run.googleapis.com%2Fstdout"
+        AND severity>=ERROR
+      EOT
+    }
+  }
+
+  alert_strategy {
+    auto_close = "86400s"
+    notification_rate_limit {
+      period = "3600s" # one mail per hour, however many photos fail
+    }
+  }
+
+  documentation {
+    mime_type = "text/markdown"
+    content   = <<-EOT
+      The entry names the photo and the reason, such as a bucket that does not exist, a missing permission or a missing model.
+      Its event may have been acknowledged, so the photo is not delivered again. Fix the cause, then segment the photos that
+      have no results: `gcloud run jobs execute ${google_cloud_run_v2_job.backfill.name} --project ${var.project_id} --region ${var.region}`.
+    EOT
+  }
+
+  depends_on = [google_project_service.used]
 }
 
 resource "google_monitoring_alert_policy" "dead_letters" {

@@ -15,7 +15,7 @@ variable "image" {
   type        = string
 
   validation {
-    condition     = can(regex("^[a-z0-9.-]+(/[a-z0-9._-]+)+(:[A-Za-z0-9._-]+|@sha256:[0-9a-f]{64})$", var.image)) && !endswith(var.image, ":latest")
+    condition     = can(regex("^[a-z0-9.-]+(/[a-z0-9._-]+)+(:[A-Za-z0-9._-]+|(:[A-Za-z0-9._-]+)?@sha256:[0-9a-f]{64})$", var.image)) && !endswith(var.image, ":latest")
     error_message = "image must name a registry, a repository and a tag other than latest, or a digest: us-central1-docker.pkg.dev/PROJECT/segment/segment:1.0.0."
   }
 }
@@ -62,7 +62,7 @@ variable "enable_apis" {
 }
 
 variable "create_repository" {
-  description = "Create an Artifact Registry repository for the image; false if the image is stored elsewhere."
+  description = "Create an Artifact Registry repository for the image; false if the image is stored elsewhere. To read it from another project, Cloud Run's service agent (service-NUMBER@serverless-robot-prod.iam.gserviceaccount.com) needs roles/artifactregistry.reader there."
   type        = bool
   default     = true
 }
@@ -547,7 +547,7 @@ variable "backfill_dataset_only" {
 # Monitoring.
 
 variable "alerts" {
-  description = "Create alert policies for instances that ran out of memory, dead letters, undelivered photos and failed backfill jobs."
+  description = "Create alert policies for instances that ran out of memory, bucket events that failed, dead letters, undelivered photos and failed backfill jobs."
   type        = bool
   default     = true
 }

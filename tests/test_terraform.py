@@ -10,6 +10,7 @@ The tools for this, except terraform itself, are in .cache/terraform, which `mak
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ import pytest
 
 from segment.errors import SettingsError
 from segment.formats import Format
+from segment.log import JsonFormatter
 from segment.resize import Fit
 from segment.settings import PREFIX, Settings
 from segment.values import choices
@@ -226,6 +228,62 @@ def test_choices_are_those_of_the_settings(name: str, words: tuple[str, ...]) ->
     found = re.search(rf'variable "{name}" \{{.*?condition[^\n]*?(\["[^\n]*?\])', text, re.S)
     assert found
     assert sorted(json.loads(found[1])) == sorted(words)
+
+
+# The filters of logs match what is logged
+
+
+def log_filter(kind: str) -> list[str]:
+    """The clauses, all of which must hold, of the filter in the first block of this kind, for the default name."""
+    text = (MODULE / "monitoring.tf").read_text()
+    found = re.search(rf"{kind}.*?filter += <<-EOT\n(.*?)\n +EOT", text, re.S)
+    assert found
+    given = {"${var.name}": "segment", "${var.project_id}": "my-project"}
+    filled = re.sub(r"\$\{[^}]+\}", lambda part: given[part[0]], found[1])
+    return [clause.strip() for clause in re.split(r"^ *AND ", filled, flags=re.M)]
+
+
+def matches(clause: str, entry: dict[str, Any]) -> bool:
+    """Whether a log entry satisfies a clause of a filter: FIELD="VALUE", FIELD=~"PATTERN" or severity>=NAME."""
+    found = re.fullmatch(r'([\w.]+)(=~|>=|=)"?(.*?)"?', clause)
+    assert found, clause
+    value: Any = entry
+    for key in found[1].split("."):
+        value = value.get(key, {})
+    if found[2] == ">=":
+        return logging.getLevelNamesMapping()[value] >= logging.getLevelNamesMapping()[found[3]]
+    return bool(re.search(found[3], value)) if found[2] == "=~" and value else value == found[3]
+
+
+@pytest.mark.parametrize(
+    ("level", "log", "alerted"),
+    [
+        (logging.ERROR, "run.googleapis.com%2Fstdout", True),
+        (logging.WARNING, "run.googleapis.com%2Fstdout", False),
+        (logging.ERROR, "run.googleapis.com%2Frequests", False),
+    ],
+)
+def test_alert_of_failed_events_matches_the_services_own_errors(level: int, log: str, alerted: bool) -> None:
+    record = logging.makeLogRecord({"levelname": logging.getLevelName(level), "msg": "a.jpg: failed: ..."})
+    line = json.loads(JsonFormatter("my-project").format(record))
+    entry = {
+        "severity": line.pop("severity"),
+        "jsonPayload": line,
+        "logName": f"projects/my-project/logs/{log}",
+        "resource": {"type": "cloud_run_revision", "labels": {"service_name": "segment-events"}},
+    }
+    clauses = log_filter("condition_matched_log")
+    assert len(clauses) == 4
+    assert all(matches(clause, entry) for clause in clauses) is alerted
+
+
+def test_metric_of_memory_kills_matches_cloud_runs_message() -> None:
+    said = (
+        "Memory limit of 512 MiB exceeded with 520 MiB used. Consider increasing the memory limit, see https://cloud..."
+    )
+    _, clause = log_filter('"google_logging_metric" "memory_kills"')
+    assert matches(clause, {"textPayload": said})
+    assert not matches(clause, {"jsonPayload": {"message": said}})
 
 
 # Defects that the checks must detect. Those that do not hide each other share a run of Terraform, which takes a second.

@@ -162,8 +162,8 @@ run "storage" {
 
 run "monitoring" {
   assert {
-    condition     = [for policies in [google_monitoring_alert_policy.memory_kills, google_monitoring_alert_policy.dead_letters, google_monitoring_alert_policy.oldest_photo, google_monitoring_alert_policy.backfill] : length(policies)] == [1, 1, 1, 1]
-    error_message = "There are four alert policies."
+    condition     = [for policies in [google_monitoring_alert_policy.memory_kills, google_monitoring_alert_policy.failed_events, google_monitoring_alert_policy.dead_letters, google_monitoring_alert_policy.oldest_photo, google_monitoring_alert_policy.backfill] : length(policies)] == [1, 1, 1, 1, 1]
+    error_message = "There are five alert policies."
   }
   assert {
     condition     = strcontains(google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].filter, "subscription_id=\"segment-photos\"") && google_monitoring_alert_policy.oldest_photo[0].conditions[0].condition_threshold[0].threshold_value == 3600
@@ -180,6 +180,10 @@ run "monitoring" {
   assert {
     condition     = [for condition in google_monitoring_alert_policy.memory_kills[0].conditions : strcontains(condition.condition_prometheus_query_language[0].query, ":user_segment_memory_kills{")] == [true, true]
     error_message = "The alert policy uses that metric for services and jobs."
+  }
+  assert {
+    condition     = strcontains(google_monitoring_alert_policy.failed_events[0].conditions[0].condition_matched_log[0].filter, "service_name=\"segment-events\"") && strcontains(google_monitoring_alert_policy.failed_events[0].documentation[0].content, "gcloud run jobs execute segment-backfill --project my-project --region us-central1")
+    error_message = "An alert fires when the events service logs an error, and says how to segment the photos."
   }
   assert {
     condition     = strcontains(google_monitoring_alert_policy.dead_letters[0].conditions[0].condition_threshold[0].filter, "subscription_id=\"segment-dead\"")

@@ -181,7 +181,7 @@ run "existing_buckets" {
     alerts               = false
   }
   assert {
-    condition     = length(google_storage_bucket.input) + length(google_storage_bucket.output) + length(google_artifact_registry_repository.images) + length(google_project_service.used) + length(google_monitoring_alert_policy.memory_kills) + length(google_monitoring_alert_policy.dead_letters) + length(google_monitoring_alert_policy.oldest_photo) + length(google_monitoring_alert_policy.backfill) == 0
+    condition     = length(google_storage_bucket.input) + length(google_storage_bucket.output) + length(google_artifact_registry_repository.images) + length(google_project_service.used) + length(google_monitoring_alert_policy.memory_kills) + length(google_monitoring_alert_policy.failed_events) + length(google_monitoring_alert_policy.dead_letters) + length(google_monitoring_alert_policy.oldest_photo) + length(google_monitoring_alert_policy.backfill) == 0
     error_message = "Existing buckets and the repository are not created."
   }
   assert {

@@ -28,7 +28,7 @@ run "accepts_minimum_values" {
   command = plan
   variables {
     project_id            = "abcdef"
-    image                 = "docker.io/me/segment:1"
+    image                 = "docker.io/me/segment:1@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
     name                  = "ab"
     region                = "europe-west1"
     labels                = { a = "" }
