@@ -230,26 +230,42 @@ class Budget:
             if not self.fits(reservation.bytes + count, 0):
                 raise self._too_large(reservation.bytes + count + self._runs.fixed)
             now = time.monotonic()
-            left_free = bytes_ahead(reservation, self._holders, now)
-            reservation.blocked = self._own + count + self._runs.needed() + left_free > self.capacity
+            reservation.blocked = not self._has_turn(reservation, count, now)
             if not reservation.blocked:
                 reservation.go_on(now)
                 self._add(reservation, count)
                 return True
             reservation.wait(now, count)
-            if all(other.blocked and not other.refused for other in self._holders if other.bytes):
-                max(self._growing(), key=lambda growing: (growing.bytes > 0, growing.rank(now))).refused = True
+            if self._is_deadlocked():
+                self._last_to_complete(now).refused = True
             if reservation.refused:
                 raise Busy(
                     "No memory is available for the rest of this photo. Try again in a moment.", self._retry_seconds()
                 )
             return False
 
+    def _has_turn(self, reservation: Reservation, count: int, now: float) -> bool:
+        """Whether `count` bytes are free in addition to those that are left free for bodies that come before it."""
+        left_free = bytes_ahead(reservation, self._holders, now)
+        return self._own + count + self._runs.needed() + left_free <= self.capacity
+
+    def _is_deadlocked(self) -> bool:
+        """Whether nothing will be freed: all who hold memory are blocked, and none of them is about to end, refused."""
+        return all(holder.blocked and not holder.refused for holder in self._holders if holder.bytes)
+
+    def _last_to_complete(self, now: float) -> Reservation:
+        """The reservation to refuse in a deadlock: of those that wait to grow, the one that would be complete last.
+
+        One without memory is only chosen if none has any, because refusing it frees nothing.
+        """
+        return max(self._growing(), key=lambda growing: (growing.bytes > 0, growing.rank(now)))
+
     def _retry_seconds(self) -> int:
         with self._changed:
             return min(RETRY_SECONDS + len(self._growing()), MOST_RETRY_SECONDS)
 
     def _growing(self) -> list[Reservation]:
+        """The reservations that wait to grow."""
         return [holder for holder in self._holders if holder.waits_since is not None]
 
     def _grow(self, reservation: Reservation, count: int, seconds: float) -> None:
