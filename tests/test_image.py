@@ -543,7 +543,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _laborious() -> dict[str, bytes]:
-    """Files of about 1 MB whose headers would take seconds to read without limits on the work."""
+    """Files of at most 8 MB that would take seconds, or many copies of the file, to read without limits on the work."""
     png, jpeg, gif = (_encoded(kind) for kind in ("PNG", "JPEG", "GIF"))
     profile = _chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1 << 20), 9))
     text = _chunk(b"tEXt", b"a\0b")
@@ -555,6 +555,8 @@ def _laborious() -> dict[str, bytes]:
         "empty segments": jpeg[:2] + b"\xff\xe5\0\2" * 250_000 + jpeg[2:],
         "padding": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
         "scans of one channel": _many_scans(20_000),
+        "Exif segments": jpeg[:2] + (b"\xff\xe1\xff\xff" + b"Exif\0\0".ljust(65533, b"\0")) * 80 + jpeg[2:],
+        "padding after the pixels": jpeg[:-2] + b"\xff" * 8_000_000 + jpeg[-2:],
         "items": _many_items(30_000),
         "lines of one pixel": _run_length_encoded((8000, 8000), b"\1\7\0\0" * 8000),
         "strips": _tiff([(256, 4, 1, 1), (257, 4, 1, 60_000), (278, 4, 1, 1)], {273: [8] * 60_000, 279: [1] * 60_000}),
@@ -629,6 +631,12 @@ def test_reading_a_header_is_bounded(name: str, data: bytes) -> None:
     with pytest.raises(ImageError):
         image.decode(data, image.read_header(data), (8, 8))
     assert time.process_time() - start < 0.3, name
+
+
+def test_some_fill_bytes_are_accepted() -> None:
+    jpeg = _encoded("JPEG")
+    data = jpeg[:-2] + b"\xff" * 200_000 + jpeg[-2:]
+    assert image.decode(data, image.read_header(data), (8, 8)).size == (8, 8)
 
 
 def test_images_reuse_memory_that_is_held_from_the_start() -> None:

@@ -17,6 +17,9 @@ from PIL import BmpImagePlugin
 from segment.errors import CorruptImage
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8"
+EXIF = b"Exif\0\0"
+"""First bytes of Exif data in a JPEG."""
 _TIFF = {b"II": "<", b"MM": ">"}
 """First bytes of a TIFF -> byte order, as in `struct`."""
 _TIFF_BYTES = (1, 2, 6, 7)
@@ -30,6 +33,12 @@ MAX_TIFF_VALUES = 100_000
 MAX_BOX_BYTES = 64 << 10
 """Limit for the description of the items of an AVIF or HEIC. A photo in 200 tiles has 12 kB. libavif takes 50 times as
 much memory, and time that grows with the square of the number of items."""
+MAX_EXIF_BYTES = 1 << 20
+"""Limit for the Exif segments of a JPEG, which Pillow joins one by one, in time that grows with the square of their
+number. One segment has 64 kB, and Exif data usually fit into one."""
+MAX_FILL_BYTES = 256 << 10
+"""A JPEG may have any number of fill bytes (0xff) before a marker. Up to their end, libjpeg begins again with each
+piece of the file that Pillow reads. A segment has at most 64 kB, so no segment is as long."""
 MAX_RUN_LENGTH_PIXELS = 16_000_000
 """Limit for a run-length encoded BMP. Pillow decodes it in Python, up to 100 ns per pixel."""
 
@@ -39,9 +48,11 @@ class BoundedFile(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.reads = self.bytes_read = 0
+        self.reads = self.bytes_read = self.exif_bytes = 0
         if data.startswith(_PNG):
             _check_png(data)
+        elif data.startswith(_JPEG):
+            _check_jpeg(data)
         elif data[:2] in _TIFF:
             check_tiff(data)
         elif data[4:8] == b"ftyp":
@@ -54,7 +65,21 @@ class BoundedFile(io.BytesIO):
             raise CorruptImage("The header of this image has too many parts. Save the image again.")
         found = super().read(size)
         self.bytes_read += len(found)
+        if found.startswith(EXIF):
+            self.exif_bytes += len(found)
+            if self.exif_bytes > MAX_EXIF_BYTES:
+                raise CorruptImage("The Exif data of this image are larger than 1 MiB. Save the image again.")
         return found
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Raise CorruptImage for a JPEG with too many fill bytes in a row (ITU-T T.81, B.1.1.2).
+
+    Only whole blocks of the file are compared: a search would take quadratic time in a file of shorter runs.
+    """
+    fill = b"\xff" * MAX_FILL_BYTES
+    if any(data.startswith(fill, at) for at in range(0, len(data), MAX_FILL_BYTES)):
+        raise CorruptImage(f"This JPEG has {MAX_FILL_BYTES >> 10} KiB of fill bytes in a row. Save it again.")
 
 
 def _check_png(data: bytes) -> None:

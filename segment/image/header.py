@@ -10,7 +10,7 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 
 from segment.errors import CorruptImage
 from segment.image import sandbox
-from segment.image.bounds import BoundedFile, check_bmp, check_tiff
+from segment.image.bounds import EXIF, BoundedFile, check_bmp, check_tiff
 from segment.image.pillow import opened, refusing
 
 _SCAN = b"\xff\xda"
@@ -112,7 +112,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow applies the orientation of a TIFF itself
     with contextlib.suppress(Exception):
         if exif := image.info.get("exif"):
-            check_tiff(exif.removeprefix(b"Exif\0\0"))
+            check_tiff(exif.removeprefix(EXIF))
         if len(image.info.get(_RAW_EXIF, "")) > MAX_RAW_EXIF:
             return 1
         # Not image.getexif(): for a PNG it would decode the image to find EXIF data after it.
