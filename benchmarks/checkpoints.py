@@ -231,7 +231,7 @@ def _mask_head(config: Config, rng: np.random.Generator) -> Named:
     if isinstance(config.mask, PointRend):
         yield from _point_rend(config, config.mask, rng)
         return
-    head, prefix, into, given = config.mask_head, "roi_heads.mask_head.", config.channels, LINEAR
+    head, prefix, into, given = config.mask, "roi_heads.mask_head.", config.channels, LINEAR
     if config.res5_heads:
         into = config.bottom_up.channels(res5.STAGE)
     for i in range(1, head.convs + 1):

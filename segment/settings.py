@@ -54,6 +54,7 @@ class Settings:
         "Font file (TTF, OTF, TTC) for class names in other scripts than Latin, Greek and Cyrillic (see below).",
     )
     cache: str = _setting("", values.text(), "Folder for compiled models. Empty: the model is compiled at every start.")
+    zoo_url: str = _setting("", values.url(), "Mirror of the model zoo. Empty: detectron2's own server.")
     render_factor: int | None = _setting(25, values.auto_or(RENDER_FACTOR), "Default render factor.")
     fit: Fit = _setting("aspect", FIT, "Default fit.")
     detail: int | None = _setting(
@@ -116,6 +117,8 @@ class Settings:
         "", values.text(), "Password that Label Studio must send (HTTP Basic, with any user name). Empty: none."
     )
     project: str = _setting("", values.text(), "Google Cloud project id, for traces in log entries.")
+    input_bucket: str = _setting("", values.text(), "If set, events of other buckets are ignored.")
+    input_prefix: str = _setting("", values.text(), "Only objects whose names start with this prefix are segmented.")
     output_bucket: str = _setting("", values.text(), "Bucket to which the results of bucket events are written.")
     output_prefix: str = _setting("", values.text(), "Prefix of the names of results.")
     output_formats: tuple[Format, ...] = _setting(
@@ -131,9 +134,6 @@ class Settings:
         values.number(float, 1, 600),
         "Time limit for handling one bucket event, all waiting and calls included; after it the event is redelivered.",
     )
-    zoo_url: str = _setting("", values.url(), "Mirror of the model zoo. Empty: detectron2's own server.")
-    input_bucket: str = _setting("", values.text(), "If set, events of other buckets are ignored.")
-    input_prefix: str = _setting("", values.text(), "Only objects whose names start with this prefix are segmented.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:

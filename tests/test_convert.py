@@ -22,6 +22,7 @@ from benchmarks.checkpoints import checkpoint as random_tensors
 from devtools.server import CACHE
 from segment import convert, modelfile
 from segment.convert import checkpoint, config
+from segment.convert.architecture import MaskHead
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError, ModelError
@@ -140,8 +141,9 @@ def test_the_layers_of_the_mask_head_take_no_memory_per_instance() -> None:
     """The layers run on a few instances at a time; only the crops are kept for all, before and after concatenation."""
     facts = ModelMetadata.read(Path("segment/models/shapes.onnx"))
     settings = config.read(TRAINING / "shapes.yaml")
-    crop = 4 * settings.channels * settings.mask_head.pooler.resolution**2
-    mask = 4 * settings.mask_side**2 * 4
+    assert isinstance(settings.mask, MaskHead)
+    crop = 4 * settings.channels * settings.mask.pooler.resolution**2
+    mask = 4 * settings.mask.side**2
     assert facts is not None
     assert 0 < facts.bytes_per_instance < 2 * crop + mask
 
@@ -410,7 +412,8 @@ def test_the_rpns_convolutions_can_have_the_width_of_the_one_before() -> None:
 
 def test_gn_with_channels_that_make_no_groups_is_refused() -> None:
     facts = config.parse(changed("MODEL.ROI_MASK_HEAD.NORM", "GN"))
-    facts = replace(facts, mask=replace(facts.mask_head, channels=40))
+    assert isinstance(facts.mask, MaskHead)
+    facts = replace(facts, mask=replace(facts.mask, channels=40))
     with pytest.raises(ConversionError, match=r"mask_fcn1\.norm is GN with 40 channels; .* a multiple of 32"):
         convert.convert(facts, random_tensors(facts))
 

@@ -15,6 +15,7 @@ from segment import convert
 from segment.convert import config, deformable
 from segment.convert.architecture import ResNet
 from segment.convert.graph import FLOAT, Graph, tensor
+from segment.convert.layers import Conv
 from segment.convert.weights import Weights
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
@@ -100,7 +101,8 @@ def test_a_layer_is_what_its_definition_says(changes: dict[str, Any], stride: in
         "c_offset.bias": np.zeros(len(predictor), np.float32),
     }
     g = Graph()
-    y = deformable.convolution(g, Weights(tensors), net, "x", "c", WIDTH, stride=stride, dilation=dilation)
+    conv = Conv(WIDTH, WIDTH, 3, stride, net.groups, dilation, net.norm, bias=False, relu=True)
+    y = deformable.convolution(g, Weights(tensors), net, "x", "c", conv)
     model = g.model([tensor("x", FLOAT, 1, WIDTH, "h", "w")], [tensor(y, FLOAT), tensor("c_offset", FLOAT)], {})
     run = openvino.compile_model(
         openvino.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

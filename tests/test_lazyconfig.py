@@ -12,7 +12,7 @@ import pytest
 
 from segment import zoo
 from segment.convert import config, document
-from segment.convert.architecture import Config, ResNet
+from segment.convert.architecture import Config, MaskHead, ResNet
 from segment.convert.document import Name
 from segment.errors import ConversionError
 
@@ -142,7 +142,8 @@ def test_unsaved_norms_are_batch_norms() -> None:
     """The zoo's LSJ configs create the norm of their heads with a lambda, of which only the name is saved."""
     ours = config.read(GOLDEN / "lazy-r50-lsj.yaml")
     wanted = config.parse(zoo.entry("mask_rcnn_R_50_FPN_100ep_LSJ").config)
-    assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask_head, norm="BN"))
+    assert isinstance(wanted.mask, MaskHead)
+    assert ours == replace(wanted, box=replace(wanted.box, norm="BN"), mask=replace(wanted.mask, norm="BN"))
 
 
 def cascade() -> dict[str, Any]:

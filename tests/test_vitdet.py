@@ -14,7 +14,7 @@ from PIL import Image
 
 from segment import convert, modelfile, zoo
 from segment.convert import checkpoint, config, document
-from segment.convert.architecture import SimplePyramid, ViT
+from segment.convert.architecture import MaskHead, SimplePyramid, ViT
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
@@ -64,7 +64,8 @@ def test_what_lazyconfig_save_wrote_is_read() -> None:
         epsilon=1e-6,
     )
     assert read.pyramid == SimplePyramid(levels=(2, 3, 4, 5), channels=32, norm="LN", square=384)
-    assert (read.box.norm, read.mask_head.norm, read.box.convs, read.box.fcs) == ("LN", "LN", 2, 1)
+    assert isinstance(read.mask, MaskHead)
+    assert (read.box.norm, read.mask.norm, read.box.convs, read.box.fcs) == ("LN", "LN", 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -199,13 +199,22 @@ class BoxHead:
 
 @dataclass(frozen=True)
 class MaskHead:
-    """The mask head: `convs` 3x3 convolutions, upsampling by 2, and a 1x1 convolution that predicts."""
+    """The mask head: `convs` 3x3 convolutions, upsampling by 2, and a 1x1 convolution that predicts.
+
+    `res5`: it reads the output of res5, which has half the resolution of the pooler (Config.res5_heads).
+    """
 
     pooler: Pooler
     convs: int
     channels: int
     norm: str
     agnostic: bool
+    res5: bool = False
+
+    @property
+    def side(self) -> int:
+        """Side of a mask: twice that of the features that the head reads."""
+        return 2 * (-(-self.pooler.resolution // 2) if self.res5 else self.pooler.resolution)
 
 
 @dataclass(frozen=True)
@@ -289,14 +298,3 @@ class Config:
     def channels(self) -> int:
         """Channels of the maps that the RPN and the heads read."""
         return self.pyramid.channels if self.pyramid else self.bottom_up.channels(self.feature)
-
-    @property
-    def mask_side(self) -> int:
-        """Side of the masks of a MaskHead before upsampling by 2."""
-        return -(-self.box.pooler.resolution // 2) if self.res5_heads else self.mask_head.pooler.resolution
-
-    @property
-    def mask_head(self) -> MaskHead:
-        """`mask` as a MaskHead. Must not be called for a PointRend model."""
-        assert isinstance(self.mask, MaskHead)
-        return self.mask

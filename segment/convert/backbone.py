@@ -8,10 +8,12 @@ Tensor names in the checkpoint are detectron2's: `backbone.bottom_up.res4.2.conv
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from segment.convert import deformable, simple_pyramid, vit
 from segment.convert.architecture import Config, Pyramid, RegNet, ResNet, SimplePyramid, ViT
 from segment.convert.graph import Graph
-from segment.convert.layers import convolution
+from segment.convert.layers import Conv, convolution
 from segment.convert.regnet import regnet
 from segment.convert.weights import Weights
 
@@ -47,8 +49,8 @@ def feature_maps(g: Graph, w: Weights, config: Config, image: str) -> dict[int, 
 
 def _resnet(g: Graph, w: Weights, config: ResNet, x: str, prefix: str) -> dict[int, str]:
     """x (1, 3, H, W) -> stage: map (1, config.channels(stage), H / 2^level, W / 2^level)."""
-    name = prefix + "stem.conv1"
-    x = convolution(g, w, x, name, 3, config.stem_channels, kernel=7, stride=2, norm=config.norm, bias=False, relu=True)
+    layer = Conv(3, config.stem_channels, kernel=7, stride=2, norm=config.norm, bias=False, relu=True)
+    x = convolution(g, w, x, prefix + "stem.conv1", layer)
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     features = {}
     into = config.stem_channels
@@ -97,9 +99,10 @@ def stage(
 
 def _basic(g: Graph, w: Weights, norm: str, x: str, name: str, into: int, out: int, stride: int) -> str:
     """A residual block of two 3x3 convolutions, which have no biases."""
-    y = convolution(g, w, x, name + ".conv1", into, out, kernel=3, stride=stride, norm=norm, bias=False, relu=True)
-    y = convolution(g, w, y, name + ".conv2", out, out, kernel=3, norm=norm, bias=False)
-    return _joined(g, w, norm, x, y, name, into, out, stride)
+    layer = Conv(out, out, kernel=3, norm=norm, bias=False)
+    y = convolution(g, w, x, name + ".conv1", replace(layer, into=into, stride=stride, relu=True))
+    y = convolution(g, w, y, name + ".conv2", layer)
+    return _joined(g, w, x, y, name, Conv(into, out, stride=stride, norm=norm, bias=False))
 
 
 def _bottleneck(
@@ -114,36 +117,30 @@ def _bottleneck(
     dilation: int,
 ) -> str:
     """A residual block of 1x1, 3x3 and 1x1 convolutions, which have no biases."""
-    first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
     norm, out = config.norm, config.channels(number)
     width = config.groups * config.width_per_group * 2 ** (number - 2)
-    y = convolution(g, w, x, name + ".conv1", into, width, stride=first, norm=norm, bias=False, relu=True)
-    if number in config.deformable:
-        y = deformable.convolution(g, w, config, y, name + ".conv2", width, stride=second, dilation=dilation)
+    first = Conv(into, width, norm=norm, bias=False, relu=True)
+    second = replace(first, into=width, kernel=3, groups=config.groups, dilation=dilation)
+    if config.stride_in_1x1:
+        first = replace(first, stride=stride)
     else:
-        y = convolution(
-            g,
-            w,
-            y,
-            name + ".conv2",
-            width,
-            width,
-            kernel=3,
-            stride=second,
-            groups=config.groups,
-            dilation=dilation,
-            norm=norm,
-            bias=False,
-            relu=True,
-        )
-    y = convolution(g, w, y, name + ".conv3", width, out, norm=norm, bias=False)
-    return _joined(g, w, norm, x, y, name, into, out, stride)
+        second = replace(second, stride=stride)
+    y = convolution(g, w, x, name + ".conv1", first)
+    if number in config.deformable:
+        y = deformable.convolution(g, w, config, y, name + ".conv2", second)
+    else:
+        y = convolution(g, w, y, name + ".conv2", second)
+    y = convolution(g, w, y, name + ".conv3", Conv(width, out, norm=norm, bias=False))
+    return _joined(g, w, x, y, name, Conv(into, out, stride=stride, norm=norm, bias=False))
 
 
-def _joined(g: Graph, w: Weights, norm: str, x: str, y: str, name: str, into: int, out: int, stride: int) -> str:
-    """The end of a residual block: the sum of its input `x`, projected if the channels differ, and `y`."""
-    if into != out:
-        x = convolution(g, w, x, name + ".shortcut", into, out, stride=stride, norm=norm, bias=False)
+def _joined(g: Graph, w: Weights, x: str, y: str, name: str, shortcut: Conv) -> str:
+    """The end of a residual block: the sum of `y` and its input `x`, to which `shortcut` is applied to change channels.
+
+    Every block with a stride also changes the channels.
+    """
+    if shortcut.into != shortcut.out:
+        x = convolution(g, w, x, name + ".shortcut", shortcut)
     return g.op("Relu", g.op("Add", y, x))
 
 
@@ -151,18 +148,18 @@ def _pyramid(
     g: Graph, w: Weights, config: Pyramid, network: ResNet | RegNet, features: dict[int, str]
 ) -> dict[int, str]:
     """stage: feature map -> level: map (1, channels, H / 2^level, W / 2^level), including one additional level."""
+    output = Conv(config.channels, config.channels, kernel=3, norm=config.norm)
     finer: str | None = None
     maps: dict[int, str] = {}
     for level in reversed(config.levels):
-        name = f"backbone.fpn_lateral{level}"
-        merged = convolution(g, w, features[level], name, network.channels(level), config.channels, norm=config.norm)
+        lateral = Conv(network.channels(level), config.channels, norm=config.norm)
+        merged = convolution(g, w, features[level], f"backbone.fpn_lateral{level}", lateral)
         if finer is not None:
             merged = g.op("Add", merged, _upsample(g, finer))
             if config.average:
                 merged = g.op("Mul", merged, g.scalar(0.5))
         finer = merged
-        name = f"backbone.fpn_output{level}"
-        maps[level] = convolution(g, w, merged, name, config.channels, config.channels, kernel=3, norm=config.norm)
+        maps[level] = convolution(g, w, merged, f"backbone.fpn_output{level}", output)
     top = config.levels[-1]
     maps[top + 1] = g.op("MaxPool", maps[top], kernel_shape=[1, 1], strides=[2, 2])
     return maps

@@ -284,13 +284,14 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
     name = _POINT_SUPERVISED.get(name, name)
     keys.check(_REQUIRED_OF_MASK_HEADS[name])
     if name == "MaskRCNNConvUpsampleHead":
-        pooler = "MODEL.ROI_BOX_HEAD" if _heads(keys) == _RES5_HEADS else "MODEL.ROI_MASK_HEAD"
+        res5 = _heads(keys) == _RES5_HEADS
         return MaskHead(
-            pooler=_pooler(keys, pooler, levels),
+            pooler=_pooler(keys, "MODEL.ROI_BOX_HEAD" if res5 else "MODEL.ROI_MASK_HEAD", levels),
             convs=keys.number("MODEL.ROI_MASK_HEAD.NUM_CONV", ranges.LAYERS_OR_NONE, 0),
             channels=keys.number("MODEL.ROI_MASK_HEAD.CONV_DIM", ranges.CHANNELS, 256),
             norm=keys.one_of("MODEL.ROI_MASK_HEAD.NORM", "", HEAD_NORMS),
             agnostic=keys.flag("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK"),
+            res5=res5,
         )
     if not pyramid:
         raise ConversionError(

@@ -19,6 +19,7 @@ import numpy as np
 from segment.convert import layers
 from segment.convert.architecture import ResNet
 from segment.convert.graph import FLOAT, INT32, Graph
+from segment.convert.layers import Conv
 from segment.convert.weights import Weights
 
 KERNEL = 3
@@ -28,15 +29,12 @@ BEFORE, AFTER = 1, 2
 """Zeros around the map. A position up to one pixel outside is interpolated between the edge and a zero."""
 
 
-def convolution(
-    g: Graph, w: Weights, config: ResNet, x: str, name: str, width: int, *, stride: int, dilation: int
-) -> str:
-    """x (1, width, H, W) -> (1, width, H', W'): a deformable 3x3 convolution, its norm and ReLU."""
+def convolution(g: Graph, w: Weights, config: ResNet, x: str, name: str, layer: Conv) -> str:
+    """x (1, into, H, W) -> (1, out, H', W'): a deformable 3x3 convolution, its norm and ReLU."""
     taps = KERNEL**2 * config.offset_groups
     count = (3 if config.modulated else 2) * taps
-    offsets = layers.convolution(
-        g, w, x, name + "_offset", width, count, kernel=KERNEL, stride=stride, dilation=dilation
-    )
+    offset = Conv(layer.into, count, kernel=KERNEL, stride=layer.stride, dilation=layer.dilation)
+    offsets = layers.convolution(g, w, x, name + "_offset", offset)
     size = g.slice(g.op("Shape", offsets), g.ints(2), g.ints(4))  # H', W'
     factors = [""] * KERNEL
     if config.modulated:
@@ -44,22 +42,22 @@ def convolution(
         factors = _by_row(g, g.op("Sigmoid", logits), size, config.offset_groups)
     rows = _by_row(g, offsets, size, config.offset_groups, 2)
     padded = g.op("Pad", x, g.ints(0, 0, BEFORE, BEFORE, 0, 0, AFTER, AFTER), name=name + MAP)
-    shape = g.op("Concat", g.ints(1), g.op("Mul", size, g.ints(1, KERNEL)), g.ints(width), axis=0)
-    weight, bias = w.conv(name, width, width // config.groups, KERNEL, config.norm, bias=False)
+    shape = g.op("Concat", g.ints(1), g.op("Mul", size, g.ints(1, KERNEL)), g.ints(layer.into), axis=0)
+    weight, bias = w.conv(name, layer.out, layer.into // layer.groups, KERNEL, layer.norm, bias=False)
     y = ""
     for row in range(KERNEL):
-        samples = _sample(g, padded, rows[row], factors[row], config.offset_groups, stride, dilation, row)
-        samples = g.op("Transpose", g.op("Reshape", samples, shape), perm=[0, 3, 1, 2])  # (1, width, H', 3 W')
+        samples = _sample(g, padded, rows[row], factors[row], config.offset_groups, layer, row)
+        samples = g.op("Transpose", g.op("Reshape", samples, shape), perm=[0, 3, 1, 2])  # (1, into, H', 3 W')
         part = g.conv(
             samples,
             weight[:, :, row : row + 1],
             bias if row == 0 else None,
             name=f"{name}.row{row}",
             strides=[1, KERNEL],
-            group=config.groups,
+            group=layer.groups,
         )
         y = g.op("Add", y, part) if y else part
-    return layers.normalised(g, w, y, f"{name}.norm", width, config.norm, relu=True)
+    return layers.normalised(g, w, y, f"{name}.norm", layer.out, layer.norm, layer.relu)
 
 
 def _by_row(g: Graph, x: str, size: str, groups: int, values: int = 1) -> list[str]:
@@ -69,9 +67,7 @@ def _by_row(g: Graph, x: str, size: str, groups: int, values: int = 1) -> list[s
     return [g.column(x, row, axis=0) for row in range(KERNEL)]
 
 
-def _sample(
-    g: Graph, padded: str, offsets: str, factors: str, groups: int, stride: int, dilation: int, row: int
-) -> str:
+def _sample(g: Graph, padded: str, offsets: str, factors: str, groups: int, layer: Conv, row: int) -> str:
     """Sample padded (1, C, H + 3, W + 3) -> (H' * W' * 3 * groups, C / groups): the channels of a group per sample.
 
     `offsets` (2, H', W', 3, groups): pixels down and to the right, relative to the positions that `row` of the kernel
@@ -79,8 +75,8 @@ def _sample(
     """
     table = g.op("Transpose", padded, perm=[0, 2, 3, 1])
     table = g.op("Reshape", table, g.op("Concat", g.ints(-1), g.op("Div", g.dim(padded, 1), g.ints(groups)), axis=0))
-    top, above, below = _neighbours(g, padded, offsets, 0, stride, dilation, (row,))
-    left, before, after = _neighbours(g, padded, offsets, 1, stride, dilation, range(KERNEL))
+    top, above, below = _neighbours(g, padded, offsets, 0, layer, (row,))
+    left, before, after = _neighbours(g, padded, offsets, 1, layer, range(KERNEL))
     if factors:
         above, below = g.op("Mul", above, factors), g.op("Mul", below, factors)
     right = g.constant([groups], np.int32)  # number of rows of the table per position
@@ -102,7 +98,7 @@ def _sample(
 
 
 def _neighbours(
-    g: Graph, padded: str, offsets: str, axis: int, stride: int, dilation: int, taps: Sequence[int]
+    g: Graph, padded: str, offsets: str, axis: int, layer: Conv, taps: Sequence[int]
 ) -> tuple[str, str, str]:
     """The two positions along an axis (0 down, 1 right) of the padded map between which each sample is interpolated.
 
@@ -112,8 +108,8 @@ def _neighbours(
     length = g.op("Sub", g.cast(g.dim(padded, 2 + axis), FLOAT), g.scalar(BEFORE + AFTER))
     count = g.op("Gather", g.op("Shape", offsets), g.constant(np.int64(1 + axis)))
     number = g.op("Range", g.constant(np.int64(0)), count, g.constant(np.int64(1)))
-    read = g.op("Mul", g.reshape(number, *((-1, 1, 1, 1) if axis == 0 else (-1, 1, 1))), g.ints(stride))
-    from_centre = dilation * (np.array(taps, np.int64) - KERNEL // 2)
+    read = g.op("Mul", g.reshape(number, *((-1, 1, 1, 1) if axis == 0 else (-1, 1, 1))), g.ints(layer.stride))
+    from_centre = layer.dilation * (np.array(taps, np.int64) - KERNEL // 2)
     read = g.op("Add", read, g.constant(from_centre[:, None]))
     place = g.op("Add", g.gather(offsets, g.ints(axis)), g.cast(read, FLOAT))
     place = g.op("Max", g.op("Min", place, length), g.scalar(-1.0))

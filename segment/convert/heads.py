@@ -19,7 +19,7 @@ from segment.convert import chunks, pooler, res5
 from segment.convert.architecture import BoxHead, Config, MaskHead
 from segment.convert.chunks import Rows
 from segment.convert.graph import INT64, Graph
-from segment.convert.layers import convolution
+from segment.convert.layers import Conv, convolution
 from segment.convert.pooler import Rois
 from segment.convert.weights import Weights
 
@@ -84,7 +84,8 @@ def _box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], ro
     else:
         x, first = pooler.crop(g, head.pooler, maps, rois), 1
         for i in range(1, head.convs + 1):
-            x = convolution(g, w, x, f"{name}.conv{i}", into, head.conv_channels, kernel=3, norm=head.norm, relu=True)
+            layer = Conv(into, head.conv_channels, kernel=3, norm=head.norm, relu=True)
+            x = convolution(g, w, x, f"{name}.conv{i}", layer)
             into = head.conv_channels
         width = into * head.pooler.resolution**2
         x = g.reshape(x, -1, width)
@@ -166,9 +167,9 @@ def any_score(model: onnx.ModelProto) -> Iterator[None]:
         threshold.CopyFrom(numpy_helper.from_array(before, LOWEST_SCORE))
 
 
-def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Found) -> str:
+def masks(g: Graph, w: Weights, config: Config, head: MaskHead, maps: dict[int, str], found: Found) -> str:
     """Mask probabilities (N, 2r, 2r) of the instances, each for its own class."""
-    part, pool = "mask_regions", config.mask_head.pooler
+    part, pool, outputs = "mask_regions", head.pooler, 1 if head.agnostic else config.classes
     chunk = MASK_CHUNK if config.pyramid else res5.CHUNK
     boxes, label = chunks.padded(g, part, chunk, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
     # A loop gets copies of the maps that it crops, in a layout in which RoIAlign takes three times as long. Therefore
@@ -178,28 +179,30 @@ def masks(g: Graph, w: Weights, config: Config, maps: dict[int, str], found: Fou
         rois, into = pooler.assign(g, pool, boxes), config.channels
         crops = Rows(pooler.crop(g, pool, maps, rois), (into, pool.resolution, pool.resolution))
         x, label = chunks.begin(g, part, chunk, crops, Rows(rois.arranged(g, label), (), INT64))
-        x = rois.restored(g, chunks.end(g, part, _masks(g, w, config, x, into, label)))
+        x = rois.restored(g, chunks.end(g, part, _masks(g, w, head, outputs, x, into, label)))
     else:
         boxes, label = chunks.begin(g, part, chunk, Rows(boxes, (4,)), Rows(label, (), INT64))
         if config.res5_heads:
             x, into = res5.features(g, w, config, maps, boxes)
         else:
             x, into = pooler.crop(g, pool, maps, pooler.assign(g, pool, boxes)), config.channels
-        x = chunks.end(g, part, _masks(g, w, config, x, into, label))
+        x = chunks.end(g, part, _masks(g, w, head, outputs, x, into, label))
     return g.op("Identity", chunks.unpadded(g, part, x))
 
 
-def _masks(g: Graph, w: Weights, config: Config, x: str, into: int, label: str) -> str:
-    """Features x (N, into, r, r) and classes (N,) -> mask probabilities (N, 2r, 2r)."""
-    return _own_class(g, w, config, _mask_features(g, w, config, x, into), label)
+def _masks(g: Graph, w: Weights, head: MaskHead, outputs: int, x: str, into: int, label: str) -> str:
+    """Features x (N, into, r, r) and classes (N,) -> mask probabilities (N, 2r, 2r).
+
+    `outputs`: number of masks that are predicted per instance: one per class, or one in all if class-agnostic.
+    """
+    return _own_class(g, w, head, outputs, _mask_features(g, w, head, x, into), label)
 
 
-def _mask_features(g: Graph, w: Weights, config: Config, x: str, into: int) -> str:
+def _mask_features(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
     """x (N, into, r, r) -> (N, 4 * C, r, r): four positions per position of x."""
-    head = config.mask_head
     for i in range(1, head.convs + 1):
         name = f"roi_heads.mask_head.mask_fcn{i}"
-        x = convolution(g, w, x, name, into, head.channels, kernel=3, norm=head.norm, relu=True)
+        x = convolution(g, w, x, name, Conv(into, head.channels, kernel=3, norm=head.norm, relu=True))
         into = head.channels
     return _upsampled(g, w, head, x, into)
 
@@ -217,10 +220,9 @@ def _upsampled(g: Graph, w: Weights, head: MaskHead, x: str, into: int) -> str:
     return g.op("Relu", g.conv(x, kernel, np.tile(bias, 4), name=name))
 
 
-def _own_class(g: Graph, w: Weights, config: Config, x: str, label: str) -> str:
+def _own_class(g: Graph, w: Weights, head: MaskHead, outputs: int, x: str, label: str) -> str:
     """x (N, 4 * C, r, r), label (N,) -> mask probabilities (N, 2r, 2r) of each instance's own class."""
-    head, side = config.mask_head, config.mask_side
-    name, outputs = "roi_heads.mask_head.predictor", 1 if head.agnostic else config.classes
+    name, side = "roi_heads.mask_head.predictor", head.side // 2
     weight = w.take(name + ".weight", outputs, head.channels, 1, 1)
     bias = w.take(name + ".bias", outputs)
     if outputs > MANY_CLASSES:

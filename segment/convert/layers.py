@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from segment.convert.architecture import BATCH_NORMS
@@ -15,43 +17,45 @@ LN_EPSILON = 1e-6
 """detectron2's LayerNorm over the channels of each place (the same file)."""
 
 
-def convolution(
-    g: Graph,
-    w: Weights,
-    x: str,
-    name: str,
-    into: int,
-    out: int,
-    *,
-    kernel: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-    dilation: int = 1,
-    norm: str = "",
-    norm_name: str = "",
-    bias: bool = True,
-    relu: bool = False,
-) -> str:
-    """detectron2's Conv2d: convolution, norm and activation. The padding keeps the size at stride 1.
+@dataclass(frozen=True)
+class Conv:
+    """detectron2's Conv2d (detectron2/layers/wrappers.py): a convolution with its norm and activation.
 
-    `norm_name`: name of the norm in the checkpoint, by default `{name}.norm`. `bias`: whether the convolution has a
+    `into`, `out`: numbers of channels. The padding keeps the size at stride 1. `bias`: whether the convolution has a
     bias if it has no norm.
     """
-    weight, shift = w.conv(name, out, into // groups, kernel, norm, norm_name, bias=bias)
-    if norm == "LN":
+
+    into: int
+    out: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    dilation: int = 1
+    norm: str = ""
+    bias: bool = True
+    relu: bool = False
+
+
+def convolution(g: Graph, w: Weights, x: str, name: str, layer: Conv, norm_name: str = "") -> str:
+    """x (N, into, H, W) -> (N, out, H / stride, W / stride), rounded up.
+
+    `name`, `norm_name`: names of the layer and of its norm in the checkpoint; by default, the norm is `{name}.norm`.
+    """
+    norm_name = norm_name or f"{name}.norm"
+    weight, shift = w.conv(name, layer.out, layer.into // layer.groups, layer.kernel, layer.norm, norm_name, layer.bias)
+    if layer.norm == "LN":
         weight = centred(weight)
-    pad = kernel // 2 * dilation
     x = g.conv(
         x,
         weight,
         shift,
         name=name,
-        pads=[pad] * 4,
-        strides=[stride] * 2,
-        dilations=[dilation] * 2,
-        group=groups,
+        pads=[layer.kernel // 2 * layer.dilation] * 4,
+        strides=[layer.stride] * 2,
+        dilations=[layer.dilation] * 2,
+        group=layer.groups,
     )
-    return normalised(g, w, x, norm_name or f"{name}.norm", out, norm, relu)
+    return normalised(g, w, x, norm_name, layer.out, layer.norm, layer.relu)
 
 
 def normalised(g: Graph, w: Weights, x: str, norm_name: str, channels: int, norm: str, relu: bool) -> str:

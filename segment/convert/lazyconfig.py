@@ -218,13 +218,15 @@ def _mask_head(heads: Call, maps: Mapping[str, int]) -> MaskHead:
     if not dims:
         raise ConversionError(f"{call.key('conv_dims')} is empty; its last value is the width of the upsampling.")
     classes = call.number("num_classes", ranges.CLASSES)
-    pooler = ("in_features", "pooler") if heads.target == "Res5ROIHeads" else ("mask_in_features", "mask_pooler")
+    res5 = heads.target == _RES5_HEADS
+    pooler = ("in_features", "pooler") if res5 else ("mask_in_features", "mask_pooler")
     mask = MaskHead(
         pooler=_pooler(heads, maps, *pooler),
         convs=len(dims) - 1,
         channels=dims[0],
         norm=call.norm("conv_norm", "", HEAD_NORMS),
         agnostic=classes == 1,
+        res5=res5,
     )
     call.finish(_BY_SHAPE)
     return mask

@@ -29,10 +29,10 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
     found = heads.select(g, config.box, config.classes, scores, found_boxes, "min_score", "max_detections")
     if isinstance(config.mask, PointRend):
         masks = pointrend.masks(g, w, config.mask, config.channels, maps, found)
-        side, kind = config.mask.side, UINT8
+        kind = UINT8
     else:
-        masks = heads.masks(g, w, config, maps, found)
-        side, kind = 2 * config.mask_side, FLOAT
+        masks = heads.masks(g, w, config, config.mask, maps, found)
+        kind = FLOAT
     w.finish()
     for name, value in (("boxes", found.boxes), ("scores", found.scores), ("classes", found.classes), ("masks", masks)):
         g.rename(value, name)
@@ -46,7 +46,7 @@ def build(config: Config, tensors: dict[str, np.ndarray], metadata: dict[str, st
             tensor("boxes", FLOAT, "instances", 4),
             tensor("scores", FLOAT, "instances"),
             tensor("classes", INT64, "instances"),
-            tensor("masks", kind, "instances", side, side),
+            tensor("masks", kind, "instances", config.mask.side, config.mask.side),
         ],
         metadata,
     )

@@ -34,7 +34,7 @@ from segment.convert.architecture import PointRend
 from segment.convert.chunks import Rows
 from segment.convert.graph import FLOAT, INT64, UINT8, Graph
 from segment.convert.heads import Found, pick
-from segment.convert.layers import convolution
+from segment.convert.layers import Conv, convolution
 from segment.convert.weights import Array, Weights
 
 HEAD = "roi_heads.mask_head"
@@ -302,8 +302,8 @@ def _conv_fc_head(
     x = _joined(g, [_cropped(g, surfaces[level], region, head.resolution) for level in head.levels])
     into, out = channels * len(head.levels), head.conv_channels
     if into > out:
-        x = convolution(g, w, x, f"{name}.reduce_channel_dim_conv", into, out, relu=True)
-    weight, bias = w.conv(f"{name}.reduce_spatial_dim_conv", out, out, 2, "")
+        x = convolution(g, w, x, f"{name}.reduce_channel_dim_conv", Conv(into, out, relu=True))
+    weight, bias = w.conv(f"{name}.reduce_spatial_dim_conv", out, out, 2)
     x = g.op("Relu", g.conv(x, weight, bias, name=f"{name}.reduce_spatial_dim_conv", strides=[2, 2]))
     into = out * (head.resolution // 2) ** 2
     x = g.reshape(x, -1, into)

@@ -69,11 +69,11 @@ class _Head:
         self.convs = []
         for name, dim in zip(names, dims, strict=True):
             out = into if dim == -1 else dim
-            self.convs.append((_HEAD + name, w.conv(_HEAD + name, out, into, 3, "")))
+            self.convs.append((_HEAD + name, w.conv(_HEAD + name, out, into, 3)))
             into = out
         anchors = len(config.proposals.anchors.sizes[0]) * len(config.proposals.anchors.ratios[0])
-        self.logits = w.conv(_HEAD + "objectness_logits", anchors, into, 1, "")
-        self.deltas = w.conv(_HEAD + "anchor_deltas", 4 * anchors, into, 1, "")
+        self.logits = w.conv(_HEAD + "objectness_logits", anchors, into, 1)
+        self.deltas = w.conv(_HEAD + "anchor_deltas", 4 * anchors, into, 1)
 
     def __call__(self, g: Graph, x: str, level: int) -> tuple[str, str]:
         """A feature map -> logits (1, A, H, W), deltas (1, 4A, H, W)."""

@@ -8,26 +8,15 @@ from __future__ import annotations
 
 from segment.convert.architecture import RegNet
 from segment.convert.graph import Graph
-from segment.convert.layers import convolution
+from segment.convert.layers import Conv, convolution
 from segment.convert.weights import Weights
 
 
 def regnet(g: Graph, w: Weights, config: RegNet, x: str, prefix: str) -> dict[int, str]:
     """x (1, 3, H, W) -> level: map (1, config.channels(level), H / 2^level, W / 2^level), from level 2 up."""
     name, into = prefix + "stem", config.stem_channels
-    x = convolution(
-        g,
-        w,
-        x,
-        name + ".conv",
-        3,
-        into,
-        kernel=3,
-        stride=2,
-        norm=config.norm,
-        norm_name=name + ".bn",
-        relu=True,
-    )
+    layer = Conv(3, into, kernel=3, stride=2, norm=config.norm, relu=True)
+    x = convolution(g, w, x, name + ".conv", layer, name + ".bn")
     features = {}
     for stage, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True), start=1):
         for block in range(1, blocks + 1):
@@ -45,27 +34,15 @@ def _block(
 ) -> str:
     """A residual block of 1x1, 3x3 and 1x1 convolutions, with squeeze and excitation before the last one."""
     norm, inner = config.norm, name + ".f"
-    y = convolution(g, w, x, inner + ".a", into, width, norm=norm, norm_name=inner + ".a_bn", relu=True)
-    y = convolution(
-        g,
-        w,
-        y,
-        inner + ".b",
-        width,
-        width,
-        kernel=3,
-        stride=stride,
-        groups=width // group_width,
-        norm=norm,
-        norm_name=inner + ".b_bn",
-        relu=True,
-    )
+    y = convolution(g, w, x, inner + ".a", Conv(into, width, norm=norm, relu=True), inner + ".a_bn")
+    grouped = Conv(width, width, kernel=3, stride=stride, groups=width // group_width, norm=norm, relu=True)
+    y = convolution(g, w, y, inner + ".b", grouped, inner + ".b_bn")
     squeezed = round(into * config.se_ratio)
     if squeezed:
         y = _excite(g, w, y, inner + ".se.f_ex", width, squeezed)
-    y = convolution(g, w, y, inner + ".c", width, width, norm=norm, norm_name=inner + ".c_bn")
+    y = convolution(g, w, y, inner + ".c", Conv(width, width, norm=norm), inner + ".c_bn")
     if into != width or stride != 1:
-        x = convolution(g, w, x, name + ".proj", into, width, stride=stride, norm=norm, norm_name=name + ".bn")
+        x = convolution(g, w, x, name + ".proj", Conv(into, width, stride=stride, norm=norm), name + ".bn")
     return g.op("Relu", g.op("Add", y, x))
 
 

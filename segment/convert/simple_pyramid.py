@@ -10,7 +10,7 @@ import numpy as np
 
 from segment.convert.architecture import BATCH_NORMS, SimplePyramid, ViT
 from segment.convert.graph import Graph
-from segment.convert.layers import centred, convolution, gelu, normalised
+from segment.convert.layers import Conv, centred, convolution, gelu, normalised
 from segment.convert.weights import Array, Weights
 
 
@@ -38,9 +38,9 @@ def _level(g: Graph, w: Weights, config: SimplePyramid, network: ViT, x: str, le
         if times == 0.5:
             x = g.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
         first = 1 if times == 0.5 else 0
-        x = convolution(g, w, x, f"{name}.{first}", width, out, norm=config.norm)
+        x = convolution(g, w, x, f"{name}.{first}", Conv(width, out, norm=config.norm))
         first += 1
-    return convolution(g, w, x, f"{name}.{first}", out, out, kernel=3, norm=config.norm)
+    return convolution(g, w, x, f"{name}.{first}", Conv(out, out, kernel=3, norm=config.norm))
 
 
 def _doubled(g: Graph, w: Weights, x: str, name: str, into: int, out: int, norm: str, norm_name: str) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from segment.convert.architecture import ViT
 from segment.convert.graph import Graph
-from segment.convert.layers import convolution, gelu
+from segment.convert.layers import Conv, convolution, gelu
 from segment.convert.weights import Weights
 
 Doubles = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Grid:
 def feature_map(g: Graph, w: Weights, config: ViT, image: str, prefix: str, square: int) -> str:
     """image (1, 3, H, W) -> (1, width, H / patch, W / patch). `square`: H and W; 0 if they are not known."""
     name, side = prefix + "patch_embed.proj", config.patch
-    x = g.conv(image, *w.conv(name, config.width, 3, side, ""), name=name, strides=[side] * 2)
+    x = g.conv(image, *w.conv(name, config.width, 3, side), name=name, strides=[side] * 2)
     grid = Grid.square(g, square // side) if square else Grid(g.dim(x, 2), g.dim(x, 3))
     if config.positions:
         x = g.op("Add", x, _positions(g, w, config, prefix + "pos_embed", grid))
@@ -123,7 +123,7 @@ def _bottleneck(g: Graph, w: Weights, config: ViT, x: str, name: str, grid: Grid
     y, into = _as_map(g, config, x, grid), config.width
     for number, kernel, out in ((1, 1, into // 2), (2, 3, into // 2), (3, 1, into)):
         norm_name = f"{name}.norm{number}"
-        y = convolution(g, w, y, f"{name}.conv{number}", into, out, kernel=kernel, norm="LN", norm_name=norm_name)
+        y = convolution(g, w, y, f"{name}.conv{number}", Conv(into, out, kernel=kernel, norm="LN"), norm_name)
         y, into = gelu(g, y) if number < 3 else y, out
     return g.op("Add", x, g.op("Transpose", g.reshape(y, config.width, -1), perm=[1, 0]))
 

@@ -59,7 +59,7 @@ class Weights:
             self._tensors[name] = change(np.asarray(self._tensors[name], np.float32))
 
     def conv(
-        self, name: str, out: int, into: int, kernel: int, norm: str, norm_name: str = "", *, bias: bool = True
+        self, name: str, out: int, into: int, kernel: int, norm: str = "", norm_name: str = "", bias: bool = True
     ) -> tuple[Array, Array | None]:
         """Weight (out, into, kernel, kernel) and bias (out,) of a convolution, with its batch norm folded in.
 
