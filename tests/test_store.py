@@ -214,8 +214,14 @@ def test_write_whose_answer_was_lost_counts_without_permission_to_replace(cloud:
 
 @pytest.mark.parametrize("reason", ["rateLimitExceeded", "quotaExceeded"])
 def test_exceeded_quota_is_no_lack_of_permission(cloud: Cloud, reason: str) -> None:
+    item = cloud.put("photos", "a", b"1")
     cloud.faults.add(Fault(403, reason=reason))
-    for attempt in (lambda: list(Bucket("photos", 5).objects()), lambda: Bucket("photos", 5).write("b", b"", "", {})):
+    bucket = Bucket("photos", 5)
+    for attempt in (
+        lambda: list(bucket.objects()),
+        lambda: bucket.read(Object("a", item.generation), 10),  # refused in plain text
+        lambda: bucket.write("b", b"", "", {}),
+    ):
         with pytest.raises(StorageError) as raised:
             attempt()
         assert not isinstance(raised.value, StorageRefused)

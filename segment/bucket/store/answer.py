@@ -10,7 +10,7 @@ from requests import Response
 
 _QUOTAS = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded"})
 """Reasons of a 403 that is not about permissions (https://cloud.google.com/storage/docs/json_api/v1/status-codes)."""
-_QUOTA_WORDS = re.compile(r"\b(quota|rate limit)\b", re.IGNORECASE)
+_QUOTA_WORDS = re.compile(r"quota|limit ?exceeded|rate ?limit", re.IGNORECASE)
 """The same in the plain text that a download is refused with."""
 _MOST = 500
 """Maximum length of a quoted message."""
