@@ -24,6 +24,7 @@ from PIL import Image
 from werkzeug.test import EnvironBuilder
 
 from devtools.server import Server, serve
+from segment.errors import RequestError, TooLarge
 from segment.web import upload
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -101,6 +102,37 @@ def test_a_form_of_many_parts_is_refused(server: Server) -> None:
     answer = requests.post(server.url + "/segment", files={"file": b"x"}, data=fields, timeout=60)
     assert answer.status_code == 413
     assert "100 parts" in answer.json()["detail"]
+
+
+def form(head: bytes, after: bytes = b"") -> bytes:
+    """A multipart form with a file of 4 bytes, and `head` in the headers of its part."""
+    part = b'--edge\r\nContent-Disposition: form-data; name="file"; ' + head + b"\r\n\r\ndata\r\n--edge--\r\n"
+    return part + after
+
+
+def read(body: bytes, boundary: str = "edge") -> upload.Upload:
+    """Parse `body` as a multipart form."""
+    request = Request(
+        EnvironBuilder(method="POST", data=body, content_type=f"multipart/form-data; boundary={boundary}").get_environ()
+    )
+    return upload.read(request, 1 << 24, lambda count: None, lambda count: None)
+
+
+@pytest.mark.parametrize("name", ["Müller.jpg".encode("latin-1"), "写真.jpg".encode("cp932")], ids=["latin-1", "cp932"])
+def test_names_of_files_may_have_any_encoding(name: bytes) -> None:
+    assert read(form(b'filename="' + name + b'"')).photo == b"data"
+
+
+def test_what_follows_the_last_part_is_ignored() -> None:
+    assert read(form(b"filename=a.jpg", after=b"\r\n--edge\r\n" * 300_000)).photo == b"data"
+
+
+def test_a_form_without_its_boundary_is_refused() -> None:
+    for body in (form(b"filename=a.jpg"), bytes(200_000)):
+        with pytest.raises(RequestError, match="does not begin with its boundary, 'wrong'"):
+            read(body, "wrong")
+    with pytest.raises(TooLarge, match="headers of a part"):
+        read(form(b"filename=" + b"a" * 200_000))
 
 
 def test_json_of_many_keys_is_read_in_linear_time(server: Server) -> None:

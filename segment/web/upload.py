@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flask import Request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.formparser import FormDataParser
-from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
+from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData, State
 
 from segment.errors import OptionError, RequestError, TooLarge
 from segment.web.pace import PIECE_BYTES
@@ -183,20 +184,46 @@ def _read_form(body: _Body, boundary: bytes) -> tuple[bytes | None, Pairs]:
     if not boundary:
         raise RequestError("The multipart form is malformed: its Content-Type has no boundary.")
     form = _Form()
-    decoder = MultipartDecoder(boundary, max_parts=MAX_PARTS)
+    decoder = _Decoder(boundary, max_parts=MAX_PARTS)
     try:
         while not isinstance(event := decoder.next_event(), Epilogue):
             if isinstance(event, NeedData):
-                if len(decoder.buffer) > MAX_OPTION_BYTES:  # headers, or data before the first part
-                    raise TooLarge(f"The headers of a part of the form are larger than {MAX_OPTION_BYTES:,} bytes.")
+                decoder.limit_buffer()
                 decoder.receive_data(body.read(PIECE_BYTES) or None)
             else:
                 form.add(event)
     except ValueError:
-        raise RequestError("The multipart form is malformed or truncated.") from None
+        raise RequestError(decoder.fault()) from None
     except RequestEntityTooLarge:
         raise TooLarge(f"The form has more than {MAX_PARTS} parts.") from None
     return (None if form.photo is None else form.photo.getvalue()), form.pairs
+
+
+class _Decoder(MultipartDecoder):
+    """Splits a multipart body into parts."""
+
+    def limit_buffer(self) -> None:
+        """Limit the bytes that are kept until a part begins. Raises ValueError, TooLarge."""
+        if self.state is State.EPILOGUE:  # what follows the last part has no meaning (RFC 2046, 5.1.1)
+            self.buffer.clear()
+        if len(self.buffer) <= MAX_OPTION_BYTES:
+            return
+        if self.state is State.PREAMBLE:
+            raise ValueError
+        raise TooLarge(f"The headers of a part of the form are larger than {MAX_OPTION_BYTES:,} bytes.")
+
+    def fault(self) -> str:
+        """What is wrong with a malformed form."""
+        if self.state is State.PREAMBLE:
+            return (
+                f"The multipart form does not begin with its boundary, {self.boundary.decode()[:100]!r} in the "
+                "Content-Type. Let the HTTP client set the Content-Type, because it chooses the boundary."
+            )
+        return "The multipart form is malformed or truncated."
+
+    def _parse_headers(self, data: bytes | bytearray) -> Headers:
+        """Accept file names that are not UTF-8, such as those that curl sends on Windows."""
+        return super()._parse_headers(data.decode("utf-8", "replace").encode())
 
 
 class _Form:
