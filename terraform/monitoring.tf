@@ -248,5 +248,12 @@ resource "google_billing_budget" "month" {
     }
   }
 
+  lifecycle {
+    precondition {
+      condition     = length(var.alert_emails) <= 5
+      error_message = "alert_emails must be at most 5 addresses with a budget: it accepts no more. Use the address of a group."
+    }
+  }
+
   depends_on = [google_project_service.used]
 }

@@ -42,6 +42,10 @@ variable "name" {
     condition     = can(regex("^[a-z][a-z0-9-]{0,18}[a-z0-9]$", var.name))
     error_message = "name must have 2 to 20 lower-case letters, digits and hyphens, start with a letter and not end with a hyphen."
   }
+  validation {
+    condition     = !strcontains(var.name, "goog")
+    error_message = "name must not contain goog: Pub/Sub and Cloud Storage reserve such names."
+  }
 }
 
 variable "labels" {
@@ -571,6 +575,10 @@ variable "alert_emails" {
   validation {
     condition     = alltrue([for email in var.alert_emails : can(regex("^[^@[:space:]]+@[^@[:space:]]+\\.[^@[:space:]]+$", email))])
     error_message = "alert_emails must be mail addresses."
+  }
+  validation {
+    condition     = length(var.alert_emails) <= 16
+    error_message = "alert_emails must be at most 16 addresses, or 5 with a budget: alert policies and budgets accept no more. Use the address of a group."
   }
 }
 

@@ -611,6 +611,13 @@ def test_request_without_an_event_is_logged_and_acknowledged(handler: Server, bo
     assert last_entry(handler)["severity"] == "ERROR"
 
 
+def test_event_of_another_content_type_is_logged_and_acknowledged(cloud: Cloud, handler: Server) -> None:
+    """Pub/Sub would deliver a request that is refused with 415 again and again."""
+    body = json.dumps(push_message(cloud.put("photos", "plain.jpg", photo(1)))).encode()
+    assert requests.post(handler.url, body, headers={"Content-Type": "text/plain"}, timeout=60).ok
+    assert last_entry(handler)["severity"] == "ERROR"
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -622,6 +629,7 @@ def test_request_without_an_event_is_logged_and_acknowledged(handler: Server, bo
         _RESOURCE | {"bucket": "../photos"},
         _RESOURCE | {"name": None},
         _RESOURCE | {"name": 5},
+        _RESOURCE | {"name": "\ud800.jpg"},
         _RESOURCE | {"generation": "latest"},
         _RESOURCE | {"generation": -1},
         _RESOURCE | {"size": "big"},

@@ -35,7 +35,13 @@ from typing import Any
 from cloudevents.http import CloudEvent
 from flask import Flask
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, ServiceUnavailable
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    ServiceUnavailable,
+    UnsupportedMediaType,
+)
 
 from segment.bucket.objects import describe, segment_object
 from segment.bucket.results import is_result
@@ -152,6 +158,8 @@ def _string(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str) or not value:
         raise MalformedEvent(f"Its {key} is {str(value)[:100]!r}; it must be a non-empty string.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise MalformedEvent(f"Its {key} is {value[:100]!r}, which cannot be encoded in UTF-8.")
     return value
 
 
@@ -221,7 +229,7 @@ def _acknowledge_unreadable(error: Exception) -> ResponseReturnValue:
 
     `handle` only raises 500 and 503, so any other error is about the request itself.
     """
-    if isinstance(error, HTTPException) and not isinstance(error, BadRequest):
+    if isinstance(error, HTTPException) and not isinstance(error, BadRequest | UnsupportedMediaType):
         return error
     log.error("Malformed event: the body is neither a CloudEvent nor a Pub/Sub message with data.")
     return "", 204

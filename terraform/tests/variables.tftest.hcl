@@ -115,7 +115,7 @@ run "accepts_maximum_values" {
     dead_letter_days      = 31
     backfill_tasks        = 100
     backfill_hours        = 168
-    alert_emails          = ["a@b.example"]
+    alert_emails          = [for n in range(16) : "${n}@b.example"]
   }
 }
 
@@ -294,6 +294,24 @@ run "refuses_fractions_and_incomplete_values" {
     project_id            = "my-project-"
   }
   expect_failures = [var.keep_images, var.concurrency, var.timeout_seconds, var.max_instances, var.events_max_instances, var.events_concurrency, var.oldest_photo_minutes, var.render_factor, var.max_detections, var.max_delivery_attempts, var.dead_letter_days, var.backfill_tasks, var.backfill_hours, var.image, var.name, var.project_id]
+}
+
+run "refuses_reserved_names_and_too_many_addresses" {
+  command = plan
+  variables {
+    name         = "my-google"
+    alert_emails = [for n in range(17) : "${n}@b.example"]
+  }
+  expect_failures = [var.name, var.alert_emails]
+}
+
+run "refuses_too_many_addresses_for_a_budget" {
+  command = plan
+  variables {
+    alert_emails = [for n in range(6) : "${n}@b.example"]
+    budget       = { billing_account = "012345-6789AB-CDEF01", amount = 1 }
+  }
+  expect_failures = [google_billing_budget.month]
 }
 
 run "refuses_less_than_128_MiB" {
