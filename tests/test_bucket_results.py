@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from devtools import gcs
 from devtools.gcs import Cloud, Fault
 from devtools.server import CACHE
 from segment import container
@@ -61,9 +62,10 @@ def expected(by: Service) -> dict[str, bytes]:
     return {file.name: file.body for file in result.files}
 
 
-def deliver(cloud: Cloud, by: Service, options: Options | None = None) -> str:
-    """Process the photo with this service and return the outcome."""
-    (found,) = cloud.objects("photos").values()
+def deliver(cloud: Cloud, by: Service, options: Options | None = None, found: gcs.Object | None = None) -> str:
+    """Process the photo, or one generation of it, with this service and return the outcome."""
+    if found is None:
+        (found,) = cloud.objects("photos").values()
     item = Object(found.name, found.generation, len(found.content))
     source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds)[0] for name in ("photos", "results"))
     return segment_object(by, source, item, destination, "", options=options).kind
@@ -190,6 +192,17 @@ def test_concurrent_services_leave_results_of_one_run(cloud: Cloud, formats: str
     cloud.create_only.add("results")
     assert deliver(cloud, Interrupted(second.settings)) == "segmented"
     assert there(cloud) == expected(service(output_formats=formats))
+
+
+@pytest.mark.parametrize(("versioned", "kind"), [(False, "gone"), (True, "segmented")])
+def test_overwritten_generation_has_results_if_it_can_still_be_read(cloud: Cloud, versioned: bool, kind: str) -> None:
+    if versioned:
+        cloud.versioned.add("photos")
+    old = cloud.put("photos", "a.jpg", photo())
+    new = cloud.put("photos", "a.jpg", photo())
+    assert [deliver(cloud, service(), found=found) for found in (new, old)] == ["segmented", kind]
+    folders = {name.rpartition("/")[0] for name in cloud.objects("results")}
+    assert folders == {f"a.jpg/{found.generation}" for found in ((new, old) if versioned else (new,))}
 
 
 # Folders, which store no metadata

@@ -103,6 +103,15 @@ def test_generations_increase_and_replace_older_ones(bucket: Bucket) -> None:
         bucket.blob("a", generation=first.generation).reload()
 
 
+def test_versioned_bucket_keeps_generations(cloud: Cloud, bucket: Bucket) -> None:
+    cloud.versioned.add("photos")
+    first, second = upload(bucket, "a", b"1"), upload(bucket, "a", b"2")
+    bucket.blob("a").delete()
+    assert [bucket.blob("a", generation=one.generation).download_as_bytes() for one in (first, second)] == [b"1", b"2"]
+    assert not bucket.blob("a").exists()
+    assert not list(bucket.list_blobs())
+
+
 def test_preconditions_hold(bucket: Bucket) -> None:
     blob = upload(bucket, "a", b"1", if_generation_match=0)
     with pytest.raises(exceptions.PreconditionFailed):

@@ -5,7 +5,8 @@ buckets; objects inserted in one piece, as multipart or resumably in chunks; met
 generation); patch, delete, list with prefix, delimiter, fields and pages. Generations increase, preconditions are
 checked (https://cloud.google.com/storage/docs/request-preconditions), checksums are verified, errors have Google's
 format.
-There is no versioning: a generation that was overwritten or deleted returns 404, as in a bucket without versioning.
+A generation that was overwritten or deleted returns 404, except in buckets with versioning (`versioned`), where it can
+be read but is not listed.
 
 For tests, it also records all writes (`writes`) and requests (`requests`), and injects faults (`faults`): an error
 status, a closed connection, a delay, or a hold until the test releases it. A fault can occur before the request is

@@ -22,16 +22,19 @@ class Storage:
     """The buckets. Its methods for tests are those of an administrator; requests of clients are checked.
 
     `on_finalize`: called with each written object, when a bucket would send a notification. `create_only`: names of
-    buckets whose objects clients may not replace or delete, as with the role Storage Object Creator. `writes`: all
-    writes and deletions. `lock`: held while something is looked up and changed.
+    buckets whose objects clients may not replace or delete, as with the role Storage Object Creator. `versioned`: names
+    of buckets that keep overwritten and deleted generations. `writes`: all writes and deletions. `lock`: held while
+    something is looked up and changed.
     """
 
     def __init__(self, on_finalize: Callable[[Object], None] | None = None) -> None:
         self.create_only: set[str] = set()
+        self.versioned: set[str] = set()
         self.writes: list[Write] = []
         self.lock = threading.RLock()
         self._on_finalize = on_finalize
         self._buckets: dict[str, dict[str, Object]] = {}
+        self._noncurrent: dict[tuple[str, str, int], Object] = {}
         self._names: dict[str, list[str]] = {}  # sorted names by bucket, computed on demand
         self._virtual: dict[str, Callable[[str], Iterator[Object]]] = {}
         self._generation = time.time_ns() // 1000
@@ -69,6 +72,7 @@ class Storage:
         """Delete an object. Raises Refused if it does not exist."""
         with self.lock:
             found = self.find(bucket, name, {})
+            self._archive(found)
             del self._buckets[bucket][name]
             self._names.pop(bucket, None)
             self.writes.append(Write(bucket, name, found.generation, ""))
@@ -94,7 +98,9 @@ class Storage:
     def find(self, bucket: str, name: str, query: Mapping[str, str]) -> Object:
         """The object, in the generation that `query` asks for, if any. Raises Refused if it does not exist."""
         found = self.contents(bucket).get(name)
-        if found is None or query.get("generation", str(found.generation)) != str(found.generation):
+        if "generation" in query and (found is None or query["generation"] != str(found.generation)):
+            found = self._noncurrent.get((bucket, name, int(query["generation"])))
+        if found is None:
             raise Refused(404, f"No such object: {bucket}/{name}")
         return found
 
@@ -139,12 +145,17 @@ class Storage:
             for key, actual in (("crc32c", written.crc32c), ("md5Hash", written.md5)):
                 if about.get(key, actual) != actual:
                     raise Refused(400, f"Provided {key} {about[key]!r} doesn't match calculated {key} {actual!r}.")
+            self._archive(self._buckets[bucket].get(name))
             self._buckets[bucket][name] = written
             self._names.pop(bucket, None)
             self.writes.append(Write(bucket, name, written.generation, hashlib.sha256(content).hexdigest()))
         if self._on_finalize:
             self._on_finalize(written)
         return written
+
+    def _archive(self, found: Object | None) -> None:
+        if found and found.bucket in self.versioned:
+            self._noncurrent[found.bucket, found.name, found.generation] = found
 
     def sorted_from(self, bucket: str, prefix: str, start: str) -> Iterator[Object]:
         """The objects whose name starts with `prefix`, sorted by name, from the name `start` on."""
