@@ -15,7 +15,7 @@ from PIL import Image
 from devtools.server import CACHE
 from segment import convert, modelfile
 from segment.__main__ import main
-from segment.convert import calibration, checkpoint, chunks, config, pointrend, quantise
+from segment.convert import calibration, checkpoint, chunks, config, pointrend, quantise, sampling
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import ConversionError
@@ -196,7 +196,7 @@ def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
     narrow = quantise.quantise(wide, [shapes.scene(seed)[0] for seed in range(3_000_000, 3_000_003)])
     loop = next(node for node in narrow.graph.node if node.op_type == "Loop")
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body").node
-    rows = {node.output[0] for node in body if node.op_type == "Gather" and node.input[0].endswith(pointrend.TABLE)}
+    rows = {node.output[0] for node in body if node.op_type == "Gather" and node.input[0].endswith(sampling.TABLE)}
     assert len(rows) == 4, "one operator in each step"
     sampled = {name for node in body if node.op_type == "Split" and node.input[0] in rows for name in node.output}
     assert len(sampled) == 4 * 4, "four corners in each of four steps"

@@ -48,7 +48,7 @@ def feature_maps(g: Graph, w: Weights, config: Config, image: str) -> dict[int, 
 
 
 def _resnet(g: Graph, w: Weights, config: ResNet, x: str, prefix: str) -> dict[int, str]:
-    """x (1, 3, H, W) -> stage: map (1, config.channels(stage), H / 2^level, W / 2^level)."""
+    """x (1, 3, H, W) -> stage: map (1, config.channels(stage), H / 2^level, W / 2^level), level config.level(stage)."""
     layer = Conv(3, config.stem_channels, kernel=7, stride=2, norm=config.norm, bias=False, relu=True)
     x = convolution(g, w, x, prefix + "stem.conv1", layer)
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)

@@ -1,22 +1,18 @@
 """Parse detectron2's YAML configs (CfgNode), as `cfg.dump()` writes them.
 
 Absent keys have detectron2's defaults (detectron2/config/defaults.py). Each number is read with its valid range
-(ranges.py).
+(ranges.py). cfgbackbone.py parses the backbone.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
-from segment.convert import ranges
+from segment.convert import cfgbackbone, ranges
 from segment.convert.architecture import (
-    BASIC,
-    BLOCKS,
     HEAD_NORMS,
-    NORMS,
     POOLER_TYPES,
     Anchors,
     BoxHead,
@@ -27,20 +23,14 @@ from segment.convert.architecture import (
     Pooler,
     Proposals,
     Pyramid,
-    ResNet,
 )
-from segment.convert.document import ELSEWHERE, shown
-from segment.convert.ranges import Number, Range, Rows
+from segment.convert.cfgkeys import Choices, Keys
+from segment.convert.ranges import Rows
 from segment.errors import ConversionError
 
 MAX_MASK_SIDE = 1024
 """Maximum side of PointRend's masks."""
-MAX_LITERAL = 10_000
-"""Maximum number of characters of a value that is written as Python source."""
 _RES5_HEADS = "Res5ROIHeads"
-
-Choices = Mapping[str, tuple[Any, tuple[Any, ...]]]
-"""Key -> detectron2's default, and the supported values."""
 
 _REQUIRED: Choices = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
@@ -86,17 +76,17 @@ _POINT_SUPERVISED = {
 
 def parse(document: Mapping[str, Any]) -> Config:
     """Parse a YAML config given as nested mappings. Raises ConversionError, which names the key."""
-    keys = _Keys(document)
+    keys = Keys(document)
     keys.check(_REQUIRED)
     res5_heads = _heads(keys) == _RES5_HEADS
-    resnet = _resnet(keys)
-    pyramid = _pyramid(keys, resnet)
+    resnet = cfgbackbone.resnet(keys, res5_heads=res5_heads)
+    pyramid = cfgbackbone.pyramid(keys, resnet)
     if pyramid and res5_heads:
         raise ConversionError(
             "MODEL.ROI_HEADS.NAME is Res5ROIHeads and MODEL.BACKBONE.NAME is build_resnet_fpn_backbone; "
             "Res5ROIHeads is supported with build_resnet_backbone only."
         )
-    feature = 0 if pyramid else _feature(keys, resnet)
+    feature = 0 if pyramid else cfgbackbone.feature(keys, resnet, res5_heads=res5_heads)
     if pyramid:
         rpn_levels = keys.levels("MODEL.RPN.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
         roi_levels = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "p", (*pyramid.levels, pyramid.levels[-1] + 1))
@@ -117,103 +107,16 @@ def parse(document: Mapping[str, Any]) -> Config:
     )
 
 
-def _heads(keys: _Keys) -> str:
+def _heads(keys: Keys) -> str:
     """The class of the ROI heads."""
     return str(keys.one_of("MODEL.ROI_HEADS.NAME", _RES5_HEADS, tuple(_MASK_HEADS_OF)))
 
 
-def _classes(keys: _Keys) -> int:
+def _classes(keys: Keys) -> int:
     return keys.number("MODEL.ROI_HEADS.NUM_CLASSES", ranges.CLASSES, 80)
 
 
-def _resnet(keys: _Keys) -> ResNet:
-    stages = max(keys.levels("MODEL.RESNETS.OUT_FEATURES", "res", (2, 3, 4, 5), ["res4"], neighbours=False)) - 1
-    depth = keys.one_of("MODEL.RESNETS.DEPTH", 50, tuple(BLOCKS))
-    groups = keys.number("MODEL.RESNETS.NUM_GROUPS", ranges.CHANNELS, 1)
-    width_per_group = keys.number("MODEL.RESNETS.WIDTH_PER_GROUP", ranges.CHANNELS, 64)
-    deformable = _deformable(keys, stages)
-    offset_groups = keys.number("MODEL.RESNETS.DEFORM_NUM_GROUPS", ranges.CHANNELS, 1)
-    if deformable and groups * width_per_group % offset_groups:
-        raise ConversionError(
-            f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {offset_groups}; it must divide the {groups * width_per_group} "
-            "channels of res2's 3x3 convolutions."
-        )
-    resnet = ResNet(
-        blocks=BLOCKS[depth][:stages],
-        basic=depth in BASIC,
-        res5_dilation=keys.one_of("MODEL.RESNETS.RES5_DILATION", 1, (1, 2)),
-        norm=keys.one_of("MODEL.RESNETS.NORM", "FrozenBN", NORMS),
-        groups=groups,
-        width_per_group=width_per_group,
-        stem_channels=keys.number("MODEL.RESNETS.STEM_OUT_CHANNELS", ranges.CHANNELS, 64),
-        res2_channels=keys.number("MODEL.RESNETS.RES2_OUT_CHANNELS", ranges.CHANNELS, 256),
-        stride_in_1x1=keys.flag("MODEL.RESNETS.STRIDE_IN_1X1", default=True),
-        deformable=deformable,
-        modulated=keys.flag("MODEL.RESNETS.DEFORM_MODULATED") and bool(deformable),
-        offset_groups=offset_groups if deformable else 1,
-    )
-    if resnet.basic:
-        _check_basic(resnet, depth)
-    return resnet
-
-
-def _check_basic(resnet: ResNet, depth: int) -> None:
-    """Raise ConversionError for what basic blocks do not support (detectron2's build_resnet_backbone)."""
-    for key, value, required in (
-        ("RES2_OUT_CHANNELS", resnet.res2_channels, 64),
-        ("DEFORM_ON_PER_STAGE", bool(resnet.deformable), False),
-        ("RES5_DILATION", resnet.res5_dilation, 1),
-        ("NUM_GROUPS", resnet.groups, 1),
-    ):
-        if value != required:
-            raise ConversionError(f"MODEL.RESNETS.{key} is {value}; with DEPTH {depth}, it must be {required}.")
-
-
-def _deformable(keys: _Keys, stages: int) -> tuple[int, ...]:
-    """The stages with deformable convolutions, among those that are built."""
-    key = "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
-    given = keys.get(key, [False] * 4)
-    if not isinstance(given, list | tuple) or len(given) != 4 or not all(isinstance(on, bool) for on in given):
-        raise ConversionError(f"{key} is {shown(given)}; it must be a list of 4 booleans, for res2 to res5.")
-    if given[3] and _heads(keys) == _RES5_HEADS:
-        raise ConversionError(f"{key} is {list(given)}; Res5ROIHeads has no deformable res5.")
-    return tuple(stage for stage, on in enumerate(given[:stages], start=2) if on)
-
-
-def _pyramid(keys: _Keys, resnet: ResNet) -> Pyramid | None:
-    backbones = ("build_resnet_backbone", "build_resnet_fpn_backbone")
-    if keys.one_of("MODEL.BACKBONE.NAME", backbones[0], backbones) == backbones[0]:
-        return None
-    built = tuple(range(2, 2 + len(resnet.blocks)))
-    levels = keys.levels("MODEL.FPN.IN_FEATURES", "res", built)
-    if resnet.res5_dilation != 1:
-        raise ConversionError(
-            f"MODEL.RESNETS.RES5_DILATION is {resnet.res5_dilation}; it must be 1 with build_resnet_fpn_backbone."
-        )
-    return Pyramid(
-        levels=levels,
-        channels=keys.number("MODEL.FPN.OUT_CHANNELS", ranges.CHANNELS, 256),
-        norm=keys.one_of("MODEL.FPN.NORM", "", HEAD_NORMS),
-        average=keys.one_of("MODEL.FPN.FUSE_TYPE", "sum", ("sum", "avg")) == "avg",
-    )
-
-
-def _feature(keys: _Keys, resnet: ResNet) -> int:
-    """The stage that the RPN and the heads read if there is no pyramid."""
-    built = tuple(range(2, 2 + len(resnet.blocks)))
-    stages_read = (4,) if _heads(keys) == _RES5_HEADS else built
-    proposals = keys.levels("MODEL.RPN.IN_FEATURES", "res", built, ["res4"])
-    heads = keys.levels("MODEL.ROI_HEADS.IN_FEATURES", "res", stages_read, ["res4"])
-    for key, stages in (("MODEL.RPN.IN_FEATURES", proposals), ("MODEL.ROI_HEADS.IN_FEATURES", heads)):
-        if len(stages) > 1 or stages != heads:
-            raise ConversionError(
-                f"{key} is {['res' + str(stage) for stage in stages]}; without a feature pyramid, MODEL.RPN and "
-                "MODEL.ROI_HEADS must both have the same single stage."
-            )
-    return heads[0]
-
-
-def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
+def _proposals(keys: Keys, levels: tuple[int, ...]) -> Proposals:
     default = [[32.0, 64.0, 128.0, 256.0, 512.0]]
     sizes = keys.per_level("MODEL.ANCHOR_GENERATOR.SIZES", ranges.LENGTH, default, len(levels))
     ratios = keys.per_level("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ranges.RATIO, [[0.5, 1.0, 2.0]], len(levels))
@@ -235,7 +138,7 @@ def _proposals(keys: _Keys, levels: tuple[int, ...]) -> Proposals:
     )
 
 
-def _box_head(keys: _Keys, levels: tuple[int, ...]) -> BoxHead:
+def _box_head(keys: Keys, levels: tuple[int, ...]) -> BoxHead:
     heads = _heads(keys)
     agnostic = keys.flag("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
     cascade = heads == "CascadeROIHeads"
@@ -268,7 +171,7 @@ def _box_head(keys: _Keys, levels: tuple[int, ...]) -> BoxHead:
     )
 
 
-def _box_weights(keys: _Keys, cascade: bool) -> Rows[float]:
+def _box_weights(keys: Keys, cascade: bool) -> Rows[float]:
     """The weights of the box deltas, for each stage of a cascade."""
     single = [10.0, 10.0, 5.0, 5.0]
     if not cascade:
@@ -277,7 +180,7 @@ def _box_weights(keys: _Keys, cascade: bool) -> Rows[float]:
     return ranges.DIVISOR.rows(key, keys.get(key, default), columns=4)
 
 
-def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
+def _mask_head(keys: Keys, levels: tuple[int, ...], pyramid: Pyramid | None) -> MaskHead | PointRend:
     supported = _MASK_HEADS_OF[_heads(keys)]
     point_supervised = tuple(name for name, same in _POINT_SUPERVISED.items() if same in supported)
     name = keys.one_of("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", (*supported, *point_supervised))
@@ -302,7 +205,7 @@ def _mask_head(keys: _Keys, levels: tuple[int, ...], pyramid: Pyramid | None) ->
     return _point_rend(keys, levels, coarse, implicit=name == "ImplicitPointRendMaskHead")
 
 
-def _coarse_head(keys: _Keys, levels: tuple[int, ...], channels: int) -> ConvFCHead:
+def _coarse_head(keys: Keys, levels: tuple[int, ...], channels: int) -> ConvFCHead:
     """PointRend's coarse head, with the defaults of point_rend/config.py. `channels`: those of the maps."""
     head = ConvFCHead(
         levels=keys.levels("MODEL.ROI_MASK_HEAD.IN_FEATURES", "p", levels, ["p2"]),
@@ -323,7 +226,7 @@ def _coarse_head(keys: _Keys, levels: tuple[int, ...], channels: int) -> ConvFCH
     return head
 
 
-def _point_rend(keys: _Keys, levels: tuple[int, ...], coarse: ConvFCHead, *, implicit: bool) -> PointRend:
+def _point_rend(keys: Keys, levels: tuple[int, ...], coarse: ConvFCHead, *, implicit: bool) -> PointRend:
     """The defaults are those of detectron2's projects/PointRend (point_rend/config.py, add_pointrend_config)."""
     classes = _classes(keys)
     if (own := keys.number("MODEL.POINT_HEAD.NUM_CLASSES", ranges.CLASSES, 80)) != classes:
@@ -358,7 +261,7 @@ def _point_rend(keys: _Keys, levels: tuple[int, ...], coarse: ConvFCHead, *, imp
     return head
 
 
-def _subdivision(keys: _Keys, points: int, coarse_side: int) -> tuple[int, int]:
+def _subdivision(keys: Keys, points: int, coarse_side: int) -> tuple[int, int]:
     """Side of the first grid of PointRend, and how often it is doubled.
 
     `coarse_side`: side of the coarse head's grid; 0 for Implicit PointRend, whose first grid has `points` points.
@@ -384,76 +287,10 @@ def _subdivision(keys: _Keys, points: int, coarse_side: int) -> tuple[int, int]:
     return side, steps
 
 
-def _pooler(keys: _Keys, head: str, levels: tuple[int, ...]) -> Pooler:
+def _pooler(keys: Keys, head: str, levels: tuple[int, ...]) -> Pooler:
     return Pooler(
         levels=levels,
         resolution=keys.number(head + ".POOLER_RESOLUTION", ranges.SIDE, 14),
         sampling_ratio=keys.number(head + ".POOLER_SAMPLING_RATIO", ranges.SAMPLES, 0),
         aligned=keys.one_of(head + ".POOLER_TYPE", "ROIAlignV2", POOLER_TYPES) == "ROIAlignV2",
     )
-
-
-class _Keys:
-    """A nested mapping whose values are read by dotted key. Every error names the key."""
-
-    def __init__(self, document: Mapping[str, Any]) -> None:
-        self.document = document
-
-    def get(self, key: str, default: Any) -> Any:
-        value: Any = self.document
-        for part in key.split("."):
-            if not isinstance(value, Mapping):
-                raise ConversionError(f"{key} cannot be read: its parent is {shown(value)}, not a mapping.")
-            if part not in value:
-                return default
-            value = value[part]
-        return _decoded(value)
-
-    def check(self, choices: Choices) -> None:
-        """Raise ConversionError if one of these keys has a value that is not supported."""
-        for key, (default, allowed) in choices.items():
-            self.one_of(key, default, allowed)
-
-    def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> Any:
-        """The value. Raises ConversionError if it is not one of `allowed`."""
-        value = self.get(key, default)
-        if value not in allowed:
-            raise ConversionError(
-                f"{key} is {shown(value)}, which cannot be converted. Supported: "
-                f"{', '.join(repr(a) for a in allowed)}. {ELSEWHERE}"
-            )
-        return value
-
-    def flag(self, key: str, *, default: bool = False) -> bool:
-        return ranges.flag(key, self.get(key, default))
-
-    def number(self, key: str, valid: Range[Number], default: Number) -> Number:
-        return valid.one(key, self.get(key, default))
-
-    def numbers(
-        self, key: str, valid: Range[Number], default: list[Number], count: int | None = None
-    ) -> tuple[Number, ...]:
-        return valid.several(key, self.get(key, default), count)
-
-    def per_level(self, key: str, valid: Range[Number], default: list[list[Number]], levels: int) -> Rows[Number]:
-        return valid.per_level(key, self.get(key, default), levels)
-
-    def levels(
-        self, key: str, prefix: str, allowed: tuple[int, ...], default: Sequence[str] = (), *, neighbours: bool = True
-    ) -> tuple[int, ...]:
-        """The levels of the feature maps that `key` lists, of those called `prefix` and a level in `allowed`."""
-        known = {f"{prefix}{level}": level for level in allowed}
-        return ranges.levels(key, self.get(key, default), known, neighbours=neighbours)
-
-
-def _decoded(value: Any) -> Any:
-    """A value as detectron2 reads it: text that is a Python literal, such as a tuple, is that literal.
-
-    fvcore/common/config.py and yacs (CfgNode._decode_cfg_value).
-    """
-    if not isinstance(value, str) or len(value) > MAX_LITERAL:
-        return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value

@@ -12,9 +12,7 @@ This implementation gives the same results with less work and memory:
 
 - Only the predicted class is rendered. Other classes do not influence which points are uncertain.
 - Sampling and the first layer are both linear, so the layer is applied to the feature map once and its output sampled.
-- A point's features are a weighted sum of four rows of a table with one row per position of the map. The table is int8
-  in an int8 file (quantise.py). GridSample takes three times as long, as does RoIAlign on maps passed into a loop. A
-  coarse grid of 7 x 7 is sampled by a product with a matrix of bilinear weights.
+- Points are sampled from tables, and the coarse grid by a product of matrices (sampling.py).
 - Instances are rendered CHUNK at a time, in a loop of fixed shapes (chunks.py), so the memory does not grow with their
   number.
 - Masks are returned as uint8 instead of float32, with a quarter of the memory.
@@ -24,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +30,10 @@ from numpy.typing import NDArray
 from segment.convert import chunks
 from segment.convert.architecture import PointRend
 from segment.convert.chunks import Rows
-from segment.convert.graph import FLOAT, INT64, UINT8, Graph
+from segment.convert.graph import INT64, UINT8, Graph
 from segment.convert.heads import Found, pick
 from segment.convert.layers import Conv, convolution
+from segment.convert.sampling import FeatureMap, Points, Region, Table, bilinear_weights, cropped, sampled, upsampled
 from segment.convert.weights import Array, Weights
 
 HEAD = "roi_heads.mask_head"
@@ -51,10 +50,6 @@ CHUNK, CHUNK_INT8 = 2, 4
 """Number of instances rendered at a time in a float32 and in an int8 file. The last chunk is padded. The loop holds
 more than twice as much for an instance in float32. All threads synchronise after each operator, which costs more time
 in an int8 file, whose operators are shorter."""
-TABLE = ".table"
-"""Suffix of the names of table nodes."""
-CORNERS = 4
-"""Number of cells between whose centres a point is."""
 FREQUENCIES = 128
 """Number of frequencies of the positional encoding of Implicit PointRend."""
 
@@ -76,217 +71,24 @@ def masks(g: Graph, w: Weights, head: PointRend, channels: int, maps: dict[int, 
     `maps`: feature maps by level, with `channels` channels each.
     """
     boxes, label = chunks.padded(g, PART, CHUNK, Rows(found.boxes, (4,)), Rows(found.classes, (), INT64))
-    surfaces = {level: _surface(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
+    features = {level: FeatureMap.of(g, maps[level], level) for level in {*head.coarse.levels, *head.levels}}
     kind = _Implicit if head.implicit else _Standard
-    predictor, width = kind(g, w, head, channels, surfaces), kind.width(head, channels)
-    x, size = _conv_fc_head(g, w, head, channels, surfaces, _region(g, boxes)), head.coarse.fc_channels
+    predictor, width = kind(g, w, head, channels, features), kind.width(head, channels)
+    x, size = _conv_fc_head(g, w, head, channels, features, Region.of(g, boxes)), head.coarse.fc_channels
     if not head.implicit:  # the parameters of Implicit PointRend take 1.1 MB per instance, so a chunk predicts its own
         x, size = _coarse_prediction(g, w, head, x, width), width
     boxes, label, x = chunks.begin(g, PART, CHUNK, Rows(boxes, (4,)), Rows(label, (), INT64), Rows(x, (size,)))
     coarse = _coarse_prediction(g, w, head, x, width) if head.implicit else x
-    predictor.see(_region(g, boxes), label, coarse)
-    side, logits = head.first_side, predictor(_Points.on_grid(g, head.first_side))  # (N, side * side)
+    predictor.set_instances(Region.of(g, boxes), label, coarse)
+    side, logits = head.first_side, predictor(Points.on_grid(g, head.first_side))  # (N, side * side)
     for _ in range(head.steps):
-        logits, side = _doubled(g, logits, side), 2 * side
+        logits, side = upsampled(g, logits, side), 2 * side
         count = min(head.points, side**2)
         _, index = g.ops("TopK", g.op("Abs", logits), g.ints(count), outputs=2, axis=1, largest=0, sorted=0)
-        logits = g.op("ScatterElements", logits, index, predictor(_Points.chosen(g, index, side, count)), axis=1)
+        logits = g.op("ScatterElements", logits, index, predictor(Points.chosen(g, index, side, count)), axis=1)
     steps = g.minimum(g.op("Floor", g.op("Mul", g.op("Sigmoid", logits), g.scalar(256))), g.scalar(255))
     x = chunks.end(g, PART, g.cast(g.reshape(steps, -1, side, side), UINT8))
     return g.op("Identity", chunks.unpadded(g, PART, x))
-
-
-# Positions. Tuples are ordered (x, y).
-
-
-@dataclass(frozen=True)
-class _Region:
-    """`boxes` (N, 4) with their `low` coordinate and `size` along each axis, (N, 1), in pixels of the image."""
-
-    boxes: str
-    low: tuple[str, str]
-    size: tuple[str, str]
-
-
-def _region(g: Graph, boxes: str) -> _Region:
-    left, top, right, bottom = g.ops("Split", boxes, g.ints(1, 1, 1, 1), outputs=4, axis=1)
-    return _Region(boxes, (left, top), (g.op("Sub", right, left), g.op("Sub", bottom, top)))
-
-
-@dataclass(frozen=True)
-class _Points:
-    """`count` points in each box. `at`: coordinates along each axis relative to the box, (N, count) from 0 to 1.
-
-    `fixed`: the coordinates as arrays (1, count) if they are the same in every box.
-    """
-
-    at: tuple[str, str]
-    count: int
-    fixed: tuple[Array, Array] | None = None
-
-    @classmethod
-    def on_grid(cls, g: Graph, side: int) -> _Points:
-        """The centres of a grid of side x side cells, row by row."""
-        centres = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / np.float32(side)
-        y, x = (axis.reshape(1, -1) for axis in np.meshgrid(centres, centres, indexing="ij"))
-        return cls((g.constant(x), g.constant(y)), side**2, (x, y))
-
-    @classmethod
-    def chosen(cls, g: Graph, index: str, side: int, count: int) -> _Points:
-        """The centres of the cells with the row-major indices `index` (N, count) int64 in a grid of side x side."""
-        # In float32, which represents all these numbers exactly, because OpenVINO fuses no operators on integers.
-        cell = g.op("Add", g.cast(index, FLOAT), g.scalar(0.5))
-        row = g.op("Floor", g.op("Mul", cell, g.scalar(1 / side)))
-        column = g.op("Sub", cell, g.op("Mul", row, g.scalar(side)))
-        x = g.op("Mul", column, g.scalar(1 / side))
-        y = g.op("Mul", g.op("Add", row, g.scalar(0.5)), g.scalar(1 / side))
-        return cls((x, y), count)
-
-
-# Sampling: bilinear between the cells' centres and zero outside, as in grid_sample(align_corners=False)
-
-
-@dataclass(frozen=True)
-class _Surface:
-    """A feature map `x` (1, C, H, W) with its stride in pixels. `size`: W and H, each float32 (1,)."""
-
-    x: str
-    size: tuple[str, str]
-    stride: int
-
-
-def _surface(g: Graph, x: str, level: int) -> _Surface:
-    return _Surface(x, (g.cast(g.dim(x, 3), FLOAT), g.cast(g.dim(x, 2), FLOAT)), 2**level)
-
-
-def _fading(g: Graph, surface: _Surface, axis: int, at: str) -> str:
-    """The weights of positions `at` in pixels along an axis, which decrease from 1 to 0 at the edges of the map.
-
-    RoIAlign repeats the edge of the map, whereas grid_sample interpolates between the edge and zero.
-    """
-    cell = g.op("Sub", g.op("Mul", at, g.scalar(1 / surface.stride)), g.scalar(0.5))
-    nearest = g.minimum(g.op("Add", cell, g.scalar(1)), g.op("Sub", surface.size[axis], cell))
-    return g.op("Clip", nearest, g.scalar(0), g.scalar(1))
-
-
-def _align(g: Graph, surface: _Surface, boxes: str, side: int) -> str:
-    """Boxes (M, 4) in pixels -> (M, C, side, side): one sample per bin, at its centre. The map's edge is repeated."""
-    return g.op(
-        "RoiAlign",
-        surface.x,
-        boxes,
-        _images(g, boxes),
-        coordinate_transformation_mode="half_pixel",
-        output_height=side,
-        output_width=side,
-        sampling_ratio=1,
-        spatial_scale=1 / surface.stride,
-        mode="avg",
-    )
-
-
-def _images(g: Graph, boxes: str) -> str:
-    """The image index of each box, always 0: boxes (M, 4) -> (M,) int64.
-
-    The zeros are computed from the boxes, because ConstantOfShape would need the value of M. The runtime reuses the
-    memory of tensors of unknown size only between operators whose output size does not depend on values.
-    """
-    return g.cast(g.op("Less", g.column(boxes, 0), g.scalar(-3e38)), INT64)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A feature map as `rows` (H * W, channels). `width`: W; `last`: W - 1 and H - 1; each float32 (1,)."""
-
-    rows: str
-    width: str
-    last: tuple[str, str]
-    stride: int
-
-
-def _table(g: Graph, surface: _Surface, channels: int, name: str) -> _Table:
-    """The table of a map. quantise.py finds it by the name of its node, `name` + TABLE."""
-    # OpenVINO transposes three dimensions in a third of the time of four.
-    columns = g.op("Transpose", g.reshape(surface.x, 1, channels, -1), perm=[0, 2, 1])
-    rows = g.op("Reshape", columns, g.ints(-1, channels), name=name + TABLE)
-    width, height = (g.op("Sub", size, g.scalar(1)) for size in surface.size)
-    return _Table(rows, surface.size[0], (width, height), surface.stride)
-
-
-def _sampled(g: Graph, table: _Table, region: _Region, points: _Points) -> str:
-    """The features (N * P, channels) of points: a weighted sum of the four rows around each point.
-
-    One operator gathers all four rows. OpenVINO computes the sum, and what follows it, with another one if rows and
-    weights come from operators that it does not fuse, here Split.
-    """
-    (x, x_weight), (y, y_weight) = (_around(g, table, axis, region, points) for axis in (0, 1))
-    index = g.op("Add", g.op("Mul", g.reshape(y, 2, 1, -1), table.width), x)  # (2, 2, N * P)
-    weight = g.reshape(g.op("Mul", g.reshape(y_weight, 2, 1, -1), x_weight), -1, 1)
-    corners = g.ops("Split", g.gather(table.rows, g.cast(g.reshape(index, -1), INT64)), outputs=CORNERS, axis=0)
-    weights = g.ops("Split", weight, outputs=CORNERS, axis=0)
-    total = ""
-    for row, own in zip(corners, weights, strict=True):
-        part = g.op("Mul", row, own)
-        total = g.op("Add", total, part) if total else part
-    return total
-
-
-def _around(g: Graph, table: _Table, axis: int, region: _Region, points: _Points) -> tuple[str, str]:
-    """The cells before and after each point along an axis, and their weights, each (2, N * P).
-
-    Cells outside the map are clipped to it, with weight zero.
-    """
-    at = g.op("Add", region.low[axis], g.op("Mul", points.at[axis], region.size[axis]))  # (N, P) in pixels
-    at = g.reshape(g.op("Sub", g.op("Mul", at, g.scalar(1 / table.stride)), g.scalar(0.5)), 1, -1)
-    before = g.op("Floor", at)
-    cell = g.op("Add", before, g.constant([[0], [1]], np.float32))
-    weight = g.op("Abs", g.op("Sub", g.constant([[1], [0]], np.float32), g.op("Sub", at, before)))
-    moved = g.op("Max", g.minimum(cell, table.last[axis]), g.scalar(0))
-    return moved, g.op("Mul", weight, g.cast(g.op("Equal", moved, cell), FLOAT))
-
-
-def _cropped(g: Graph, surface: _Surface, region: _Region, side: int) -> str:
-    """The features (N, C, side, side) at the centres of side x side cells of each box."""
-    centres = g.constant(((np.arange(side) + 0.5) / side).reshape(1, side), np.float32)
-    across, down = (
-        _fading(g, surface, axis, g.op("Add", region.low[axis], g.op("Mul", centres, region.size[axis])))
-        for axis in (0, 1)
-    )  # (N, side)
-    weights = g.op("Mul", g.reshape(across, -1, 1, 1, side), g.reshape(down, -1, 1, side, 1))
-    return g.op("Mul", _align(g, surface, region.boxes, side), weights)
-
-
-def _grid_weights(g: Graph, side: int, points: _Points) -> str:
-    """The bilinear weights of the cells of a grid over the whole box at each point, (N, P, side * side)."""
-    cells = np.arange(side, dtype=np.float32)
-    if points.fixed:
-        across, down = (
-            np.maximum(0, 1 - np.abs(at[..., None] * side - np.float32(0.5) - cells)) for at in points.fixed
-        )
-        return g.constant((down[..., :, None] * across[..., None, :]).reshape(1, -1, side**2), np.float32)
-    hats = []
-    for axis, own in enumerate((np.tile(cells, side), np.repeat(cells, side))):  # the column and the row of each cell
-        place = g.op("Mul", g.op("Unsqueeze", points.at[axis], g.ints(2)), g.scalar(side))
-        distance = g.op("Abs", g.op("Sub", g.op("Sub", place, g.scalar(0.5)), g.constant(own)))
-        hats.append(g.op("Relu", g.op("Sub", g.scalar(1), distance)))  # (N, P, side * side)
-    return g.op("Mul", hats[1], hats[0])
-
-
-def _doubled(g: Graph, logits: str, side: int) -> str:
-    """logits (N, side * side) -> (N, 4 * side * side): bilinear interpolation; the edges are repeated.
-
-    Two matrix products take a quarter of the time of Resize.
-    """
-    at = np.maximum((np.arange(2 * side) + 0.5) / 2 - 0.5, 0)
-    low = np.floor(at).astype(int)
-    matrix = np.zeros((2 * side, side), np.float32)
-    matrix[np.arange(2 * side), low] += 1 - (at - low)
-    matrix[np.arange(2 * side), np.minimum(low + 1, side - 1)] += at - low
-    x = g.op("MatMul", g.reshape(logits, -1, side, side), g.constant(np.ascontiguousarray(matrix.T)))
-    return g.reshape(g.op("MatMul", g.constant(matrix), x), -1, 4 * side**2)
-
-
-# Heads
 
 
 def _conv_fc_head(
@@ -294,12 +96,12 @@ def _conv_fc_head(
     w: Weights,
     whole: PointRend,
     channels: int,
-    surfaces: Mapping[int, _Surface],
-    region: _Region,
+    features: Mapping[int, FeatureMap],
+    region: Region,
 ) -> str:
     """The outputs of the coarse head's layers before the last one for each box, (N, fc_channels)."""
     head, name = whole.coarse, _coarse_name(whole)
-    x = _joined(g, [_cropped(g, surfaces[level], region, head.resolution) for level in head.levels])
+    x = _joined(g, [cropped(g, features[level], region, head.resolution) for level in head.levels])
     into, out = channels * len(head.levels), head.conv_channels
     if into > out:
         x = convolution(g, w, x, f"{name}.reduce_channel_dim_conv", Conv(into, out, relu=True))
@@ -341,7 +143,9 @@ class _Standard:
         """Number of outputs of the coarse head per box."""
         return int(head.coarse_side**2 * head.classes)
 
-    def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
+    def __init__(
+        self, g: Graph, w: Weights, head: PointRend, channels: int, features: Mapping[int, FeatureMap]
+    ) -> None:
         self._g, self._head = g, head
         self._layers: list[tuple[str, Array, Array]] = []
         name, into = f"{HEAD}.point_head", channels * len(head.levels) + head.classes
@@ -354,13 +158,13 @@ class _Standard:
         self._tables = []
         for level, piece in zip(head.levels, pieces, strict=False):
             kernel = np.ascontiguousarray(piece)[:, :, None, None]
-            x = g.conv(surfaces[level].x, kernel, None, name=f"{first}.p{level}")
-            self._tables.append(_table(g, replace(surfaces[level], x=x), head.fc_channels, f"{first}.p{level}"))
+            x = g.conv(features[level].x, kernel, None, name=f"{first}.p{level}")
+            self._tables.append(Table.of(g, replace(features[level], x=x), head.fc_channels, f"{first}.p{level}"))
         self._layers[0] = first, np.ascontiguousarray(pieces[-1]), bias
         self._predictor = w.take(f"{name}.predictor.weight", head.outputs, into, 1)
         self._bias = w.take(f"{name}.predictor.bias", head.outputs)[:, None, None]
 
-    def see(self, region: _Region, label: str, coarse: str) -> None:
+    def set_instances(self, region: Region, label: str, coarse: str) -> None:
         """Set the boxes to render, their classes (N,), and the coarse head's outputs for them (N, width)."""
         g, head, name = self._g, self._head, f"{HEAD}.point_head.predictor"
         self._region = region
@@ -372,15 +176,15 @@ class _Standard:
             column = _of_class(g, of_coarse, label, f"{name}.coarse_weight")
             self._last = g.op("MatMul", self._coarse, column)
 
-    def __call__(self, points: _Points) -> str:
+    def __call__(self, points: Points) -> str:
         """Logits (N, P) of points."""
         g, head = self._g, self._head
-        places = _grid_weights(g, head.coarse_side, points)  # (N, P, cells)
+        places = bilinear_weights(g, head.coarse_side, points)  # (N, P, cells)
         coarse = g.reshape(g.op("MatMul", places, self._coarse), -1, head.classes)  # (N * P, K)
         name, weight, bias = self._layers[0]
         x = g.linear(coarse, weight, bias, name=name)
         for table in self._tables:
-            x = g.op("Add", x, _sampled(g, table, self._region, points))
+            x = g.op("Add", x, sampled(g, table, self._region, points))
         x = g.op("Relu", x)
         for name, weight, bias in self._layers[1:]:
             x = g.op("Concat", x, coarse, axis=1) if head.coarse_each_layer else x
@@ -399,10 +203,12 @@ class _Implicit:
         """Number of parameters of an instance's layers."""
         return parameters(head, channels)
 
-    def __init__(self, g: Graph, w: Weights, head: PointRend, channels: int, surfaces: Mapping[int, _Surface]) -> None:
+    def __init__(
+        self, g: Graph, w: Weights, head: PointRend, channels: int, features: Mapping[int, FeatureMap]
+    ) -> None:
         self._g, self._head, self._channels = g, head, channels
         self._tables = [
-            _table(g, surfaces[level], channels, f"{HEAD}.point_head.p{level}")
+            Table.of(g, features[level], channels, f"{HEAD}.point_head.p{level}")
             for level in head.levels
             if head.image_features
         ]
@@ -410,7 +216,7 @@ class _Implicit:
         if head.positions:
             self._frequencies = w.take(f"{HEAD}.point_head.positional_encoding_gaussian_matrix", 2, FREQUENCIES)
 
-    def see(self, region: _Region, label: str, coarse: str) -> None:
+    def set_instances(self, region: Region, label: str, coarse: str) -> None:
         """Set the boxes to render, their classes (N,), and their parameters (N, width)."""
         g, head, self._region = self._g, self._head, region
         shapes = _shapes(head, self._channels)
@@ -431,13 +237,13 @@ class _Implicit:
             for matrix, shift in zip(["", *matrices[1:]], shifts, strict=True)
         ]
 
-    def __call__(self, points: _Points) -> str:
+    def __call__(self, points: Points) -> str:
         """Logits (N, P) of points."""
         g, head = self._g, self._head
         seen = [self._position(points)] if head.positions else []
         for table in self._tables:
-            features = _sampled(g, table, self._region, points)
-            seen.append(g.reshape(features, -1, points.count, self._channels))
+            row = sampled(g, table, self._region, points)
+            seen.append(g.reshape(row, -1, points.count, self._channels))
         x = ""
         for part, matrix in zip(seen, self._first, strict=True):
             product = g.op("MatMul", part, matrix)
@@ -446,7 +252,7 @@ class _Implicit:
             x = g.op("Add", g.op("MatMul", g.op("Relu", x), matrix) if matrix else x, shift)
         return g.reshape(x, -1, points.count)
 
-    def _position(self, points: _Points) -> str:
+    def _position(self, points: Points) -> str:
         """Sines and cosines of positions, (N, P, 2 * FREQUENCIES). N is 1 if they are the same in every box."""
         g, matrix = self._g, 2 * math.pi * self._frequencies
         if points.fixed:

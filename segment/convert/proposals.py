@@ -1,8 +1,8 @@
 """The region proposal network (RPN), which predicts boxes that may contain an object from feature maps.
 
 Ren et al., "Faster R-CNN", 2015; detectron2/modeling/proposal_generator/rpn.py and proposal_utils.py
-(find_top_rpn_proposals). Only the top k boxes of each level are decoded, at most 5,000 in all, instead of one per
-anchor.
+(find_top_rpn_proposals). detectron2 decodes a box for every anchor; here, only the PRE_NMS_TOPK_TEST highest logits of
+each level are decoded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEAD = "proposal_generator.rpn_head."
 
 
 def proposals(g: Graph, w: Weights, config: Config, maps: dict[int, str], frame: box.Frame) -> str:
-    """Feature maps -> boxes (N, 4) in order of decreasing score, N <= POST_NMS_TOPK_TEST."""
+    """Feature maps by level -> boxes (N, 4) XYXY, sorted by descending score, N <= POST_NMS_TOPK_TEST."""
     rpn = config.proposals
     head = _Head(w, config)
     boxes, scores = [], []

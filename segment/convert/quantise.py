@@ -25,7 +25,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from segment import extras
-from segment.convert import chunks, deformable, pointrend, storage
+from segment.convert import chunks, deformable, pointrend, sampling, storage
 from segment.engine.openvino import disable_telemetry
 from segment.errors import ConversionError
 
@@ -335,7 +335,7 @@ def _tables_in_int8(graph: onnx.GraphProto) -> None:
 
 def _tables(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that make PointRend's tables."""
-    return [node for node in graph.node if node.name.endswith(pointrend.TABLE)]
+    return [node for node in graph.node if node.name.endswith(sampling.TABLE)]
 
 
 def _first(graph: onnx.GraphProto, table: onnx.NodeProto) -> onnx.NodeProto:
