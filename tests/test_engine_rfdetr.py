@@ -16,7 +16,7 @@ from tests.test_engine_yolo import photo
 
 SIZE = (64, 64)
 QUERIES = 40
-MEAN, DEVIATION = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+MEAN, STD = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
 class Truth:
@@ -48,7 +48,7 @@ class Truth:
         np.testing.assert_allclose(found.scores, scores[best], rtol=1e-5)
         np.testing.assert_array_equal(found.classes, classes)
         canvas = reference.stretch(image, SIZE)
-        normalised = ((canvas.image - MEAN) / DEVIATION).astype(np.float32)
+        normalised = ((canvas.image - MEAN) / STD).astype(np.float32)
         masks = reference.prototypes(normalised, self.weights, self.bias)
         for i, query in enumerate(queries):
             logits = reference.interpolate(masks[query], canvas, size)

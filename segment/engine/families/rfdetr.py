@@ -1,9 +1,9 @@
 """RF-DETR-seg: Roboflow's transformer, in which each query predicts a box, class logits and a mask.
 
-Input: a batch of one image, normalised with ImageNet's mean and deviation, stretched to the file's fixed size. Outputs,
-as named by `model.export()`: `dets` (1, Q, 4) centre and size in 0-1, `labels` (1, Q, C) logits, `masks` (1, Q, h, w)
-logits for the whole image. A score is the sigmoid of a class logit; the detections are the best pairs of query and
-class, without NMS, as in rfdetr/models/postprocess.py (Apache-2.0).
+Input: a batch of one image, normalised with ImageNet's mean and standard deviation, stretched to the file's fixed size.
+Outputs, as named by `model.export()`: `dets` (1, Q, 4) centre and size in 0-1, `labels` (1, Q, C) logits, `masks`
+(1, Q, h, w) logits for the whole image. A score is the sigmoid of a class logit; the detections are the best pairs of
+query and class, without NMS, as in rfdetr/models/postprocess.py (Apache-2.0).
 
 The classes of the published weights are COCO's category numbers, 1-90 (labels.coco_by_number).
 """
@@ -30,7 +30,7 @@ EXPECTED = (
 )
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 STRIDE = 32
 MAX_PAIRS = 300
 """Maximum number of pairs of query and class; rfdetr's default."""
@@ -59,7 +59,7 @@ class RfDetr:
     def prepare(self, pixels: NDArray[np.uint8], min_score: float, max_detections: int) -> Mapping[str, NDArray[Any]]:
         image = Letterbox.stretch((pixels.shape[1], pixels.shape[0]), self.size).paint(pixels)
         image -= MEAN[:, None, None]
-        image /= DEVIATION[:, None, None]
+        image /= STD[:, None, None]
         return self.image.feed(image)
 
     def read(
