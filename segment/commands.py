@@ -22,7 +22,7 @@ from segment.model import locate
 from segment.modelfile import CHECKPOINT_SUFFIXES, ModelMetadata
 from segment.options import Options, parse_option
 from segment.preparation import Fp32, Int8, ModelFile, Precision, Preparation, check_output, resolve, write
-from segment.progress import Progress
+from segment.progress import PipeReport, Progress, TerminalReport
 from segment.service import Service
 from segment.settings import Settings
 from segment.values import MIB, BadValue
@@ -94,7 +94,7 @@ def _precision(arguments: argparse.Namespace, int8: bool) -> Precision:
 
 
 def _write(model: onnx.ModelProto, precision: Precision, path: Path) -> int:
-    report = _TerminalReport()
+    report = TerminalReport()
     write(precision.apply(model, report), path, report)
     return _print_summary(path)
 
@@ -139,12 +139,12 @@ def models(arguments: argparse.Namespace) -> int:
 def fetch(arguments: argparse.Namespace) -> int:
     """Download a model and convert it."""
     preparation = _preparation(arguments)
-    return _print_summary(preparation.make(arguments.output, _TerminalReport()))
+    return _print_summary(preparation.make(arguments.output, TerminalReport()))
 
 
 def prepare(arguments: argparse.Namespace) -> int:
     """Prepare a model for serving, unless it is prepared already."""
-    report = _PipeReport() if arguments.progress else _TerminalReport()
+    report = PipeReport() if arguments.progress else TerminalReport()
     try:
         preparation = _preparation(arguments)
         with contextlib.redirect_stdout(sys.stderr):  # NNCF draws progress bars
@@ -161,30 +161,6 @@ def _preparation(arguments: argparse.Namespace) -> Preparation:
     precision = _precision(arguments, arguments.int8 or model != arguments.model)
     mirror = Settings.from_environment(os.environ).zoo_url
     return resolve(model, precision, config=arguments.config, labels=arguments.labels, mirror=mirror)
-
-
-class _TerminalReport:
-    """Prints each stage of a preparation once; the download draws its own progress bar."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.text != self._last and progress.stage != "failed":
-            print(progress.text, file=sys.stderr, flush=True)
-        self._last = progress.text
-
-
-class _PipeReport(_TerminalReport):
-    """Also writes each step to standard output, for the process that has started this one (web/startup.py)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._output = sys.stdout
-
-    def __call__(self, progress: Progress) -> None:
-        super().__call__(progress)
-        print(progress.to_json(), file=self._output, flush=True)
 
 
 def cvat(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ The command line prints it, a child process passes it on as JSON (web/startup.py
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -43,3 +44,27 @@ Report = Callable[[Progress], None]
 
 def ignore(_progress: Progress) -> None:
     """A Report that does nothing."""
+
+
+class TerminalReport:
+    """A Report that prints each step once to standard error; the download draws its own progress bar."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.text != self._last and progress.stage != "failed":
+            print(progress.text, file=sys.stderr, flush=True)
+        self._last = progress.text
+
+
+class PipeReport(TerminalReport):
+    """Also writes each step to standard output, for the process that has started this one (web/startup.py)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._output = sys.stdout
+
+    def __call__(self, progress: Progress) -> None:
+        super().__call__(progress)
+        print(progress.to_json(), file=self._output, flush=True)
