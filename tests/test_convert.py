@@ -396,6 +396,12 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
         convert.convert(config.read(GOLDEN / "r50.yaml"), given)
 
 
+def test_another_number_of_classes_is_named_with_the_key_of_the_config() -> None:
+    document = changed("MODEL.ROI_HEADS.NUM_CLASSES", 9)
+    with pytest.raises(ConversionError, match=r"cls_score\.weight .*\(10, 64\)\. .*MODEL\.ROI_HEADS\.NUM_CLASSES"):
+        convert.convert(config.parse(document), tensors())
+
+
 def test_unused_tensor_is_named() -> None:
     given = tensors()
     given["backbone.bottom_up.res4.6.conv1.weight"] = np.zeros((1,), np.float32)  # exists in a deeper network only

@@ -18,6 +18,7 @@ from segment.errors import ConversionError
 
 BN_EPSILON = 1e-5
 """Default of torch's BatchNorm2d and detectron2's FrozenBatchNorm2d."""
+SAME_MODEL = "Config and checkpoint must belong to the same model of detectron2."
 _NOT_NEEDED = re.compile(r"num_batches_tracked$|anchor_generator\.|^pixel_(mean|std)$")
 """Buffers that a checkpoint may contain, whose values come from the config."""
 
@@ -38,15 +39,17 @@ class Weights:
             raise ConversionError(
                 f"The checkpoint has no tensor {name}, which the config requires."
                 + (f" The most similar name is {similar[0]}." if similar else "")
-                + " Config and checkpoint must belong to the same model of detectron2."
+                + f" {SAME_MODEL}"
             )
         tensor = self._tensors[name]
         if not (self._shared and name.startswith(self._shared)):
             del self._tensors[name]
         self._taken.add(name)
         if tensor.shape != shape:
+            classes = " Its rows are the classes (MODEL.ROI_HEADS.NUM_CLASSES) and the background."
             raise ConversionError(
                 f"The checkpoint's tensor {name} has the shape {tensor.shape}; the config requires {shape}."
+                + (classes if ".cls_score." in name else "")
             )
         values = np.asarray(tensor, np.float32)
         if not np.isfinite(values).all():
@@ -93,6 +96,5 @@ class Weights:
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
             raise ConversionError(
-                f"The checkpoint has tensors that the config does not use: {left[0]}{more}. "
-                "They belong to different models."
+                f"The checkpoint has tensors that the config does not use: {left[0]}{more}. {SAME_MODEL}"
             )
