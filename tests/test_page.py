@@ -778,6 +778,11 @@ class TestOneObject:
             expected = ["#" + bytes(paint.colour).hex() for paint in by_instance(photo, found)]
             assert chosen == expected, ground
 
+    def test_the_smaller_of_two_instances_is_drawn_on_top(self, page: Page) -> None:
+        for large_first in (True, False):
+            red, _, blue = page.evaluate(ON_TOP, large_first)
+            assert blue > red, "the red, larger instance covers the blue one"
+
     def test_specks_have_no_contour(self, page: Page) -> None:
         mask = np.zeros((60, 80), np.uint8, order="F")
         mask[5:45, 5:60] = 1
@@ -804,6 +809,25 @@ PLACED = """async () => {
         placed.push({ box, gap, line: leader(tag, box), covered: Math.max(...cores.map((one) => covered(tag, one))) });
     }
     return placed;
+}"""
+ON_TOP = """async (largeFirst) => {
+    const { drawObjects } = await import("./drawing.js");
+    const canvas = Object.assign(document.createElement("canvas"), { style: "width: 200px; height: 200px" });
+    document.body.append(canvas);
+    const object = (bbox, colour) => {
+        const path = new Path2D();
+        path.rect(...bbox);
+        return { bbox, path, outline: path, colour };
+    };
+    const large = object([10, 10, 180, 180], "#ff0000"), small = object([60, 60, 60, 60], "#0000ff");
+    const options = {
+        view: { scale: 1, x: 0, y: 0 }, size: [200, 200], layers: { masks: true, boxes: false, labels: false },
+        paintOf: ({ colour }) => ({ colour, clear: true }),
+    };
+    drawObjects(canvas, largeFirst ? [large, small] : [small, large], options);
+    const ratio = canvas.width / 200, pixel = canvas.getContext("2d").getImageData(90 * ratio, 90 * ratio, 1, 1);
+    canvas.remove();
+    return [...pixel.data].slice(0, 3);
 }"""
 COLOURS = """async (ground) => {
     const { chooseColours } = await import("./colours.js"), { state } = await import("./state.js");

@@ -66,7 +66,8 @@ LARGE = 56.0
 """Side (square root of the box's area) of a large instance in the whole photo, in pixels of the network's input. The
 mask head pools 14 x 14 bins of features of stride 4, so magnification adds nothing to its mask."""
 LARGE_IN_TILE = 0.5
-"""An instance of the whole photo that is longer than this share of a tile's side is large, too."""
+"""An instance of the whole photo that is longer than this share of a tile's side is large, too: most tiles cut it. With
+small inputs, this is less than LARGE."""
 LARGE_SCORE = 0.8
 """Minimum score of a large instance for VISIBLE_INSIDE to apply within its box. In crowds of small objects, the whole
 photo often shows groups of them as one large object, with a lower score."""
