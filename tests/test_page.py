@@ -21,7 +21,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, FilePayload, Locator, Page, Route, expect
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Error,
+    FilePayload,
+    Locator,
+    Page,
+    Request,
+    Route,
+    ViewportSize,
+    expect,
+)
 from pycocotools.mask import encode
 
 from devtools.server import Server, serve
@@ -35,7 +47,8 @@ from training.shapes import scene
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="needs Chromium (apt-get install chromium)")
 
-Size = tuple[int, int]
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 AXE = files("axe_playwright_python") / "axe.min.js"
 
 
@@ -46,35 +59,62 @@ def chrome() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def context(chrome: Browser, server: Server) -> Iterator[BrowserContext]:
-    """A context with an open page. Further pages share its process and open in half the time."""
+def context(chrome: Browser) -> Iterator[BrowserContext]:
+    """The browser of a visitor with a mouse. Further pages share its process and open in half the time."""
     opened = chrome.new_context(
-        viewport={"width": 1280, "height": 800},
+        viewport=DESKTOP,
         permissions=["clipboard-write", "clipboard-read", "camera"],
         reduced_motion="reduce",  # axe must not see colours within a transition
     )
-    opened.new_page().goto(server.url)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def tab(context: BrowserContext) -> Page:
+    """The tab of all tests: to load the page again takes half the CPU time of a new tab."""
+    return context.new_page()
 
 
 @pytest.fixture
-def page(context: BrowserContext, server: Server) -> Iterator[Page]:
-    """The open page. Fails if a script error, console error or request to another host occurred."""
-    opened = context.new_page()
+def page(tab: Page, server: Server) -> Iterator[Page]:
+    """The page, newly loaded. Fails if a script error, console error or request to another host occurred."""
     wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on(
-        "console", lambda m: wrong.append(m.text) if m.type == "error" and "Failed to load" not in m.text else None
-    )
-    opened.on(
-        "request", lambda r: wrong.append(r.url) if not r.url.startswith((server.url, "blob:", "data:")) else None
-    )
-    opened.goto(server.url)
-    expect(opened.locator("#model-chip")).to_contain_text("shapes", timeout=30_000)  # the first page loads the model
+
+    def on_error(error: Error) -> None:
+        wrong.append(str(error))
+
+    def on_message(message: ConsoleMessage) -> None:
+        if message.type == "error" and "Failed to load" not in message.text:
+            wrong.append(message.text)
+
+    def on_request(request: Request) -> None:
+        if not request.url.startswith((server.url, "blob:", "data:")):
+            wrong.append(request.url)
+
+    tab.on("pageerror", on_error)
+    tab.on("console", on_message)
+    tab.on("request", on_request)
+    tab.goto(server.url)
+    expect(tab.locator("#model-chip")).to_contain_text("shapes", timeout=30_000)  # the first page loads the model
+    yield tab
+    tab.unroute_all(behavior="ignoreErrors")
+    tab.goto("about:blank")
+    tab.remove_listener("pageerror", on_error)
+    tab.remove_listener("console", on_message)
+    tab.remove_listener("request", on_request)
+    tab.mouse.move(0, 0)
+    tab.set_viewport_size(DESKTOP)
+    tab.emulate_media(media="null", color_scheme="null", forced_colors="null")
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def phone(chrome: Browser) -> Iterator[BrowserContext]:
+    """The browser of a phone, with a touch screen."""
+    opened = chrome.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
     yield opened
     opened.close()
-    assert wrong == []
 
 
 @pytest.fixture
@@ -181,13 +221,11 @@ class TestPhotos:
         expect(objects(page).first).to_be_visible()
         expect(page.locator("#frame")).to_be_focused()
 
-    def test_a_touch_screen_is_not_asked_to_drop(self, chrome: Browser, server: Server) -> None:
-        context = chrome.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-        page = context.new_page()
-        page.goto(server.url)
-        expect(page.locator(".drop-title")).to_contain_text("Add photos", use_inner_text=True)
-        expect(page.get_by_text("Drop photos here")).to_be_hidden()
-        context.close()
+    def test_a_touch_screen_is_not_asked_to_drop(self, phone: BrowserContext, server: Server) -> None:
+        with phone.new_page() as page:
+            page.goto(server.url)
+            expect(page.locator(".drop-title")).to_contain_text("Add photos", use_inner_text=True)
+            expect(page.get_by_text("Drop photos here")).to_be_hidden()
 
     @pytest.mark.parametrize("event", ["drop", "paste"])
     def test_dropped_and_pasted(self, page: Page, photo: bytes, event: str) -> None:
@@ -293,7 +331,7 @@ class TestSeveralPhotos:
         assert photo_size(page) == [200, 300]
 
     def test_the_entry_of_the_photo_shown_is_in_view(self, page: Page, photo: bytes) -> None:
-        page.set_viewport_size({"width": 390, "height": 844})
+        page.set_viewport_size(PHONE)
         self.choose(page, [(f"{i}.jpg", photo) for i in range(3)] + [("broken.jpg", b"no photo")])
         expect(self.entry(page, "broken.jpg")).to_contain_text("Failed")
         self.entry(page, "broken.jpg").locator(".open").click()
@@ -361,9 +399,9 @@ class TestProblems:
             button.click()
         expect(result.get_by_role("alert")).to_be_hidden()
 
-    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
-    def test_no_image(self, page: Page, size: Size) -> None:
-        page.set_viewport_size({"width": size[0], "height": size[1]})
+    @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+    def test_no_image(self, page: Page, size: ViewportSize) -> None:
+        page.set_viewport_size(size)
         page.set_input_files("#file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no image \xff"})
         expect(page.get_by_role("alert")).to_contain_text("Unsupported image")
         expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
@@ -658,20 +696,18 @@ class TestZoom:
         result.keyboard.press("ArrowLeft")
         assert ink(result) != after
 
-    def test_pinch(self, chrome: Browser, server: Server, photo: bytes) -> None:
-        context = chrome.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
-        page = context.new_page()
-        page.goto(server.url)
-        choose(page, photo)
-        box = page.locator("#frame").bounding_box()
-        assert box
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        session = context.new_cdp_session(page)
-        for kind, apart in (("Start", 20), ("Move", 40), ("Move", 60), ("End", 0)):
-            points = [{"x": x - apart, "y": y}, {"x": x + apart, "y": y}] if apart else []
-            session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
-        expect(page.locator("#zoom-level")).to_have_text("300%")
-        context.close()
+    def test_pinch(self, phone: BrowserContext, server: Server, photo: bytes) -> None:
+        with phone.new_page() as page:
+            page.goto(server.url)
+            choose(page, photo)
+            box = page.locator("#frame").bounding_box()
+            assert box
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            session = phone.new_cdp_session(page)
+            for kind, apart in (("Start", 20), ("Move", 40), ("Move", 60), ("End", 0)):
+                points = [{"x": x - apart, "y": y}, {"x": x + apart, "y": y}] if apart else []
+                session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+            expect(page.locator("#zoom-level")).to_have_text("300%")
 
 
 class TestOneObject:
@@ -711,10 +747,10 @@ class TestOneObject:
         result.locator(".cutout").get_by_role("button", name="Zoom in").click()
         expect(result.locator("#zoom-level")).not_to_have_text("100%")
 
-    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
-    def test_labels_do_not_cover_each_other(self, page: Page, size: Size) -> None:
+    @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+    def test_labels_do_not_cover_each_other(self, page: Page, size: ViewportSize) -> None:
         page.evaluate(TAGS)
-        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.set_viewport_size(size)
         page.locator(".example").first.click()
         expect(objects(page).first).to_be_visible()
         page.mouse.move(1, 1)  # not over the photo, where hovering shows a single object
@@ -732,8 +768,8 @@ class TestOneObject:
         width, height = photo_size(page)
         assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in tags) <= 0.15 * width * height * page_scale(page) ** 2
 
-    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
-    def test_long_class_names_are_shortened(self, page: Page, photo: bytes, size: Size) -> None:
+    @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+    def test_long_class_names_are_shortened(self, page: Page, photo: bytes, size: ViewportSize) -> None:
         name = "a circular object seen from above, without a handle"
 
         def rename(route: Route) -> None:
@@ -743,7 +779,7 @@ class TestOneObject:
                 body=re.sub('"category_name": ?"[a-z]+"', f'"category_name": "{name}"', answer.text(), count=1),
             )
 
-        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.set_viewport_size(size)
         page.route("**/segment?*", rename)
         choose(page, photo)
         chip = page.locator(".chip").filter(has_text=name)
@@ -945,17 +981,15 @@ class TestTakingAway:
 
 
 @pytest.fixture(scope="module")
-def large(chrome: Browser) -> Iterator[Page]:
+def large(context: BrowserContext) -> Iterator[Page]:
     """A page with a file input, served by a server that accepts large uploads."""
-    with serve(SEGMENT_MAX_UPLOAD="32Mi", SEGMENT_MEMORY="2Gi") as running:
-        page = chrome.new_page()
+    with serve(SEGMENT_MAX_UPLOAD="32Mi", SEGMENT_MEMORY="2Gi") as running, context.new_page() as page:
         page.goto(running.url)
         page.evaluate(
             """() => { const input = document.createElement('input');
             input.type = 'file'; input.id = 'upload'; document.body.append(input); }"""
         )
         yield page
-        page.close()
 
 
 class TestFormData:
@@ -1004,7 +1038,7 @@ class TestDocs:
         expect(page.locator("#try-picture")).to_be_hidden()
 
     def test_the_response_is_in_view_on_a_phone(self, page: Page, server: Server, photo: bytes) -> None:
-        page.set_viewport_size({"width": 390, "height": 844})
+        page.set_viewport_size(PHONE)
         page.goto(server.url + "/docs")
         page.set_input_files("#try-file", [file("a.jpg", photo)])
         page.get_by_role("button", name="Send").click()
@@ -1012,7 +1046,7 @@ class TestDocs:
         expect(page.locator("#try-headers")).to_be_in_viewport()
 
     def test_tables_fit_a_phone(self, page: Page, server: Server) -> None:
-        page.set_viewport_size({"width": 390, "height": 844})
+        page.set_viewport_size(PHONE)
         page.goto(server.url + "/docs#option-detail")
         expect(page.locator("#option-detail td").last).to_be_in_viewport(ratio=1)
         wide = "(tables) => tables.filter((table) => table.scrollWidth > table.clientWidth + 1).length"
@@ -1020,32 +1054,26 @@ class TestDocs:
 
 
 class TestLoading:
-    def test_says_that_the_model_is_being_loaded_and_takes_photos(
-        self, chrome: Browser, server: Server, photo: bytes
-    ) -> None:
-        page = chrome.new_page()
+    def test_says_that_the_model_is_being_loaded_and_takes_photos(self, page: Page, photo: bytes) -> None:
         held = HeldRequest(page, "**/model")
-        page.goto(server.url)
+        page.reload()
         expect(page.locator("#loading")).to_contain_text("Loading the model")
         page.set_input_files("#file", [file("a.jpg", photo)])
         expect(page.locator("#photos .state")).to_have_text("Waiting")
         held.release()
         expect(objects(page).first).to_be_visible()
         expect(page.locator("#loading")).to_be_hidden()
-        page.close()
 
 
 class TestAnotherModel:
-    def test_has_neither_the_demos_examples_nor_its_name(self, chrome: Browser, tmp_path: Path) -> None:
+    def test_has_neither_the_demos_examples_nor_its_name(self, context: BrowserContext, tmp_path: Path) -> None:
         own = tmp_path / "own.onnx"
         shutil.copy(EMBEDDED, own)
-        with serve(SEGMENT_MODEL=str(own)) as server:
-            page = chrome.new_page()
+        with serve(SEGMENT_MODEL=str(own)) as server, context.new_page() as page:
             page.goto(server.url)
             expect(page.locator("#model-chip")).to_contain_text("own")  # the server has just started
             expect(page.locator("#examples")).to_be_hidden()
             expect(page.locator("#demo")).to_be_hidden()
-            page.close()
 
 
 class TestEveryone:
@@ -1058,15 +1086,11 @@ class TestEveryone:
         about.get_by_role("link").click()
         expect(page.get_by_role("heading", name="Another model")).to_be_in_viewport()
 
-    @pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
+    @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_axe_finds_nothing(self, chrome: Browser, server: Server, photo: bytes, scheme: Any, size: Size) -> None:
-        width, height = size
-        context = chrome.new_context(
-            viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
-        )
-        page = context.new_page()
-        page.goto(server.url)
+    def test_axe_finds_nothing(self, page: Page, server: Server, photo: bytes, scheme: Any, size: ViewportSize) -> None:
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
         expect(page.locator("#demo")).to_be_visible()
         assert violations(page) == []
         choose(page, photo)
@@ -1081,15 +1105,20 @@ class TestEveryone:
         page.locator("#code-close").click()
         page.goto(server.url + "/docs")
         assert violations(page) == []
-        context.close()
 
     @pytest.mark.parametrize(
         "size",
-        [(1280, 800), (1366, 650), (390, 844), (844, 390), (640, 400)],
+        [
+            DESKTOP,
+            {"width": 1366, "height": 650},
+            PHONE,
+            {"width": 844, "height": 390},
+            {"width": 640, "height": 400},
+        ],
         ids=["desktop", "laptop", "phone", "phone on its side", "desktop at 200 %"],
     )
-    def test_everything_is_in_reach_without_scrolling(self, page: Page, photo: bytes, size: Size) -> None:
-        page.set_viewport_size({"width": size[0], "height": size[1]})
+    def test_everything_is_in_reach_without_scrolling(self, page: Page, photo: bytes, size: ViewportSize) -> None:
+        page.set_viewport_size(size)
         choose(page, photo)
         controls = {
             "result": ["#score", "#classes", "#objects li:first-child > button"],
@@ -1107,7 +1136,7 @@ class TestEveryone:
         shown_at = page.evaluate("scrollY")  # a low window has only the header and the note above the photo
         page.evaluate("scrollTo(0, 5000)")
         assert page.evaluate("scrollY") == shown_at
-        assert shown_at == 0 or size[1] < 560
+        assert shown_at == 0 or size["height"] < 560
 
     def test_the_page_does_not_scroll_sideways(self, page: Page, photo: bytes) -> None:
         def check() -> None:
@@ -1125,7 +1154,7 @@ class TestEveryone:
         settings.parent.mkdir()
         settings.write_text(json.dumps({"webkit": {"webprefs": {"default_font_size": 32}}}))
         context = chrome.browser_type.launch_persistent_context(
-            tmp_path, executable_path=chromium(), args=ARGUMENTS, viewport={"width": 390, "height": 844}
+            tmp_path, executable_path=chromium(), args=ARGUMENTS, viewport=PHONE
         )
         page = context.new_page()
         page.goto(server.url)
