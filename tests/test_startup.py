@@ -49,6 +49,15 @@ run()
 """
 """The command `segment`, whose server ends after a failed preparation when the file MAY_END exists, not after 3 s."""
 
+UNMEASURED = """
+from segment.__main__ import run
+from segment.engine import footprint
+
+footprint.measure = lambda path, threads: footprint.Footprint(1 << 20, 1.0)
+run()
+"""
+"""The command `segment` without the measurement of a model's memory, which takes seconds of CPU time."""
+
 
 @pytest.fixture
 def mirror() -> Iterator[Mirror]:
@@ -286,7 +295,7 @@ def test_a_local_checkpoint_with_a_config_and_labels_at_urls(
 @contextlib.contextmanager
 def prepare(mirror: Mirror, cache: Path) -> Iterator[tuple[subprocess.Popen[str], Progress]]:
     """A `segment prepare` process for the mirror's model, and the first progress that it reports."""
-    command = [sys.executable, "-m", "segment", "prepare", "--progress", mirror.url + "narrow.pkl"]
+    command = [sys.executable, "-c", UNMEASURED, "prepare", "--progress", mirror.url + "narrow.pkl"]
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     with subprocess.Popen(command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
         assert process.stdout

@@ -412,6 +412,8 @@ def test_fetch_converts_and_the_name_serves(narrow: str, capsys: pytest.CaptureF
     assert segment.__main__.main(["fetch", narrow]) == 0
     assert "8 classes" in capsys.readouterr().out
     loaded = model.load(narrow)
+    assert 0 < loaded.footprint.kept < 20e6
+    assert loaded.footprint.bytes_per_pixel > 0
     assert loaded.labels == zoo.labels(zoo.entry(narrow))
     photo: Any = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
     found = loaded(photo, min_score=0.0)
