@@ -37,8 +37,10 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings but the cache, without which each command compiles the model."""
     for name in [name for name in os.environ if name.startswith("SEGMENT_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("SEGMENT_CACHE", str(CACHE))
 
 
 def run(*arguments: str | Path) -> int:
