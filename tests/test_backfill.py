@@ -249,7 +249,7 @@ def test_backfill_waits_without_a_limit(cloud: Cloud) -> None:
         SEGMENT_WAIT_SECONDS="0",
         SEGMENT_QUEUE="0",
         SEGMENT_MEMORY="224Mi",
-        SEGMENT_DETAIL="4",
+        SEGMENT_DETAIL="2",
         SEGMENT_RENDER_FACTOR="12",
     )
     assert done.returncode == 0, done.stdout

@@ -318,6 +318,7 @@ def test_photos_of_all_sizes_leak_no_memory() -> None:
 
 
 STREAMS = """
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
@@ -327,7 +328,7 @@ from segment.model import from_settings
 from segment.settings import Settings
 
 process.configure_malloc()
-network = from_settings(Settings(threads=2), streams=lambda memory: 2)
+network = from_settings(Settings(threads=2, cache=os.environ["SEGMENT_CACHE"]), streams=lambda memory: 2)
 held, run = container.anonymous(), network.footprint
 dice = random.Random(0)
 noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
