@@ -258,11 +258,11 @@ def _detection_too_large(
 
 def _photo_too_large(header: Header, needed: int, constraints: Constraints) -> str:
     width, height = header.size
-    kind = "progressive JPEG" if header.progressive else header.format
+    kind = "progressive JPEG" if header.progressive else header.name
     room = constraints.capacity - constraints.network_bytes((0, 0)) - WORKING_BYTES
     per_pixel = max(header.decode_bytes((1, 1)) / prod(header.size), 0.1)
     megapixels = max(room, 0) / per_pixel / 1e6
-    advice = f"Send a {kind} of up to about {megapixels:.1f} megapixels, or a larger baseline JPEG."
+    advice = f"Send at most about {megapixels:.1f} megapixels as {kind}, or a larger baseline JPEG."
     if megapixels < 0.1:
         advice = "Give the instance more memory."
     return (

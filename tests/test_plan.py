@@ -107,7 +107,7 @@ class TestRefusals:
         ) as refusal:
             planned(png(9000, 9000), 100)
         assert re.search(
-            r"Send a PNG of up to about [\d.]+ megapixels, or a larger baseline JPEG\.$", str(refusal.value)
+            r"Send at most about [\d.]+ megapixels as PNG, or a larger baseline JPEG\.$", str(refusal.value)
         )
 
     def test_error_names_a_progressive_jpeg(self) -> None:

@@ -71,7 +71,7 @@ def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.I
         # _new() makes a plain image of the same pixels, without a reference to the decoder.
         result = image._new(image.im) if header.as_stored else upright_rgb(image, header.orientation)  # noqa: SLF001
     if result.size != header.decoded_size(target):
-        raise CorruptImage(f"The size of this {header.format} differs from the size in its header.")
+        raise CorruptImage(f"The size of this {header.name} differs from the size in its header.")
     return result
 
 

@@ -11,7 +11,7 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 from segment.errors import CorruptImage
 from segment.image import sandbox
 from segment.image.bounds import EXIF, BoundedFile, check_bmp, check_tiff
-from segment.image.pillow import opened, refusing
+from segment.image.pillow import NAMES, opened, refusing
 
 _SCAN = b"\xff\xda"
 """Marker before each scan of a JPEG (start of scan)."""
@@ -49,6 +49,11 @@ class Header:
     progressive: bool
     decoder_bytes: int
     sandboxed: bool = False
+
+    @property
+    def name(self) -> str:
+        """The common name of the format."""
+        return NAMES.get(self.format, self.format)
 
     def decoded_size(self, target: tuple[int, int]) -> tuple[int, int]:
         """The (width, height) that decode() returns: the smallest available size that is not below `target`."""
@@ -102,7 +107,7 @@ def read_header(data: bytes) -> Header:
             sandboxed=_has_inner_size(image),
         )
     if not width or not height:
-        raise CorruptImage(f"This {header.format} is {width} x {height} pixels; an image needs at least one pixel.")
+        raise CorruptImage(f"This {header.name} is {width} x {height} pixels; an image needs at least one pixel.")
     return header
 
 
