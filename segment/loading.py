@@ -76,7 +76,11 @@ def load(settings: Settings, batch: Batch | None) -> Loaded:
     font = _font(settings)
     model = _model(settings, batch)
     limit = container.memory_limit(settings.memory)
-    room = capacity(limit, container.held())
+    held = container.held()
+    if model.streams > 1:
+        process.keep_blocks()
+        held += process.KEPT_BYTES
+    room = capacity(limit, held)
     traffic = int(room * TRAFFIC_SHARE)
     expected = capacity(limit, _expected(settings, model.file_bytes))
     constraints = _constraints(settings, model, room - traffic, int(expected * (1 - TRAFFIC_SHARE)))
@@ -127,7 +131,8 @@ def _model(settings: Settings, batch: Batch | None) -> Model:
 
     def streams(footprint: Footprint) -> int:
         expected = _expected(settings, locate(settings).stat().st_size)
-        room = int(capacity(container.memory_limit(settings.memory), expected) * (1 - TRAFFIC_SHARE))
+        held = expected + process.KEPT_BYTES
+        room = int(capacity(container.memory_limit(settings.memory), held) * (1 - TRAFFIC_SHARE))
         return batch.streams(settings.threads or container.cpus(), room, settings.max_detections, footprint)
 
     return from_settings(settings, streams=streams)

@@ -21,7 +21,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FORMATS = {"L": (8, 0), "I;16": (16, 0), "RGB": (8, 2), "RGBA": (8, 6)}
 """Pillow's modes, and the bit depth and colour type of the PNG."""
 UP = 2
-LEVEL = 2
+LEVEL = 1
 STRIP_BYTES = 1 << 16
 """Size of the strips. malloc maps arrays of 256 KiB anew each time (process.py), which takes longer than filtering."""
 
