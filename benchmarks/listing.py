@@ -24,7 +24,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,10 +114,9 @@ def zipf(folders: int, photos: int) -> Layout:
 
 @dataclass
 class Names:
-    """A store of the photos of a layout that can only be listed. `pages`: number of pages listed."""
+    """The listing of the photos of a layout. `pages`: number of pages listed."""
 
     layout: Layout
-    address: str = "gs://photos"
     pages: int = 0
 
     def objects(self, prefix: str = "", start: str = "", end: str = "", most: int = 0) -> Iterator[StoredObject]:
@@ -130,22 +129,6 @@ class Names:
             if not name.startswith(prefix):
                 return
             yield StoredObject(name, FIRST_GENERATION + number)
-
-    def read(self, item: StoredObject, limit: int) -> bytes | None:
-        """Not needed to divide."""
-        raise NotImplementedError
-
-    def write(self, name: str, body: bytes, content_type: str, metadata: Mapping[str, str]) -> bool:
-        """Not needed to divide."""
-        raise NotImplementedError
-
-    def replace(self, name: str, pieces: Iterable[bytes], content_type: str, metadata: Mapping[str, str]) -> None:
-        """Not needed to divide."""
-        raise NotImplementedError
-
-    def delete(self, item: StoredObject) -> None:
-        """Not needed to divide."""
-        raise NotImplementedError
 
 
 def balance() -> list[str]:

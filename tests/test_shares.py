@@ -20,9 +20,7 @@ from segment.errors import StorageError
 
 
 class Names:
-    """A store of `count` sorted names, generated when they are listed. Counts the pages listed."""
-
-    address = "gs://names"
+    """A listing of `count` sorted names, which are generated when needed. Counts the pages listed."""
 
     def __init__(self, name: Callable[[int], str], count: int) -> None:
         self.name, self.count, self.pages = name, count, 0
@@ -42,18 +40,6 @@ class Names:
             if not (name := self.name(number)).startswith(prefix):
                 return
             yield Object(name, 1)
-
-    def read(self, item: Object, limit: int) -> bytes | None:
-        raise NotImplementedError
-
-    def write(self, name: str, body: bytes, content_type: str, metadata: object) -> bool:
-        raise NotImplementedError
-
-    def replace(self, name: str, pieces: object, content_type: str, metadata: object) -> None:
-        raise NotImplementedError
-
-    def delete(self, item: Object) -> None:
-        raise NotImplementedError
 
 
 def sizes(names: Names, divided: shares.Shares) -> list[int]:

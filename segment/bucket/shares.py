@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 from segment.bucket.listing import Range
 from segment.bucket.results import SOURCE_KEY
-from segment.bucket.store import Store
+from segment.bucket.store import Listing, Store
 from segment.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _read(store: Store, name: str, count: int) -> Shares | None:
     return found
 
 
-def divided(photos: Store, prefix: str, count: int) -> Shares:
+def divided(photos: Listing, prefix: str, count: int) -> Shares:
     """Shares of about equal size for `count` tasks. Raises StorageError."""
     tree = _Tree(photos, prefix)
     tree.grow(count * RANGES_PER_TASK, max(LEAST_CALLS, count * CALLS_PER_TASK))
@@ -160,7 +160,7 @@ class _Branch:
 class _Tree:
     """The names in a store as far as they are known: branches of unknown size, and names between the branches."""
 
-    store: Store
+    store: Listing
     root: str
     calls: int = 0
     branches: list[_Branch] = field(default_factory=list)

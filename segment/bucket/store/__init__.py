@@ -43,7 +43,17 @@ class Object:
         return self.name.endswith("/") and not self.problem
 
 
-class Store(Protocol):
+class Listing(Protocol):
+    """A bucket or folder whose objects can be listed. Errors as of a Store."""
+
+    def objects(self, prefix: str = "", start: str = "", end: str = "", most: int = 0) -> Iterator[Object]:
+        """The objects whose names start with `prefix` and are in [start, end), if given; at most `most`, if not 0.
+
+        They are sorted by name, by code point, which is the order of the names' bytes in UTF-8.
+        """
+
+
+class Store(Listing, Protocol):
     """A bucket or folder of objects. Thread-safe.
 
     Each method raises StorageError if a retry may succeed, StorageRefused if it fails until somebody intervenes.
@@ -52,12 +62,6 @@ class Store(Protocol):
     @property
     def address(self) -> str:
         """The address in messages, such as gs://bucket."""
-
-    def objects(self, prefix: str = "", start: str = "", end: str = "", most: int = 0) -> Iterator[Object]:
-        """The objects whose names start with `prefix` and are in [start, end), if given; at most `most`, if not 0.
-
-        They are sorted by name, by code point, which is the order of the names' bytes in UTF-8.
-        """
 
     def read(self, item: Object, limit: int) -> bytes | None:
         """Read that generation; None if it no longer exists.
