@@ -8,7 +8,6 @@ repeated steps cause no duplicates.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -30,13 +29,11 @@ from segment.bucket.objects import segment_object
 from segment.bucket.results import Results
 from segment.bucket.store import Object, Store, open_results
 from segment.bucket.tally import FAILED
-from segment.dataset.entry import Entry, Failure, shown
+from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
-from segment.errors import Busy, ModelError, OptionError, StorageError
+from segment.errors import Busy, ModelError, OptionError
 from segment.options import Options
 from segment.output.coco import dump
-
-log = logging.getLogger(__name__)
 
 FAILURES = "failures"
 """The output of `Segment` for photos that could not be segmented."""
@@ -183,12 +180,8 @@ class Segment(beam.DoFn):
             return self._segment(photo)
         except (ModelError, OptionError):
             raise  # the next photo would fail as well
-        except StorageError as error:
-            log.error("%s: %s: %s", item.name, FAILED, error)
-            return FAILED, Failure(shown(item.name), str(error))
-        except Exception:
-            log.exception("%s: %s: unexpected error", item.name, FAILED)
-            return FAILED, Failure(shown(item.name), "An unexpected error; see the worker's log.")
+        except Exception as error:
+            return FAILED, documents.failed(self._source, item, error)
 
     def _segment(self, photo: Photo) -> _Outcome:
         """Waits for memory without a time limit."""

@@ -34,13 +34,13 @@ from segment import container
 from segment.bucket import dataset, documents, shares
 from segment.bucket.dataset import Place, TaskDataset
 from segment.bucket.listing import Range, beside_results, listed
-from segment.bucket.objects import Outcome, describe, is_done, segment_object
+from segment.bucket.objects import Outcome, is_done, segment_object
 from segment.bucket.results import Results, is_result
 from segment.bucket.store import Object, Store, check_apart, open_results, open_store
 from segment.bucket.tally import FAILED, Tally, shown_tally
-from segment.dataset.entry import Entry, Failure, shown
+from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
-from segment.errors import Busy, ModelError, SettingsError, StorageError
+from segment.errors import SettingsError
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
@@ -220,12 +220,8 @@ class _Job:
                 outcome = segment_object(service, self.source, item, results, prefix, existing=photo.existing)
             found = documents.entry(service, item, outcome, results, prefix, photo.existing) if self.output else None
             return photo, outcome.kind, found
-        except (StorageError, Busy, ModelError) as error:
-            log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(self.source, item))
-            return photo, FAILED, Failure(shown(item.name), str(error))
-        except Exception:
-            log.exception("%s: %s: unexpected error", item.name, FAILED, extra=describe(self.source, item))
-            return photo, FAILED, Failure(shown(item.name), "Unexpected error; see the log.")
+        except Exception as error:
+            return photo, FAILED, documents.failed(self.source, item, error)
 
 
 DONE = Outcome("done before")

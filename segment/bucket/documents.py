@@ -10,8 +10,9 @@ from typing import Any
 from segment.bucket.objects import Outcome, describe, read_photo
 from segment.bucket.results import Results, folder_of
 from segment.bucket.store import Object, Store
+from segment.bucket.tally import FAILED
 from segment.dataset.entry import Entry, Failure, shown
-from segment.errors import OptionError, RequestError, TooLarge
+from segment.errors import Busy, ModelError, OptionError, RequestError, StorageError, TooLarge
 from segment.formats import FORMATS
 from segment.options import Options
 from segment.output.coco import categories
@@ -64,6 +65,18 @@ def segment(service: Service, source: Store, item: Object, options: Options) -> 
         again = isinstance(error, TooLarge)  # the limits may be higher next time
         return "refused", Failure(shown(item.name), str(error), None if again else item.generation)
     return "segmented", _entry(service, item, json.loads(file.body))
+
+
+def failed(source: Store, item: Object, error: Exception) -> Failure:
+    """Log the error that prevented a photo from being segmented. Returns its entry in a dataset.
+
+    An error of the storage or the service is its own reason; of any other, the log has the traceback.
+    """
+    if isinstance(error, (StorageError, Busy, ModelError)):
+        log.error("%s: %s: %s", item.name, FAILED, error, extra=describe(source, item))
+        return Failure(shown(item.name), str(error))
+    log.error("%s: %s: unexpected error", item.name, FAILED, extra=describe(source, item), exc_info=error)
+    return Failure(shown(item.name), "Unexpected error; see the log.")
 
 
 def _entry(service: Service, item: Object, document: dict[str, Any]) -> Entry | Failure:
