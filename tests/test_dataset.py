@@ -95,6 +95,20 @@ def test_a_full_disk_is_explained(photos: Path, tmp_path: Path) -> None:
     assert not list(out.rglob("*.png")), "a truncated picture is deleted"
 
 
+def test_a_dataset_that_cannot_be_written_leaves_no_open_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When Python deletes the iterator of a closed journal, it prints no traceback below the message."""
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    with Journal(tmp_path) as journal:
+        for name in ("a.jpg", "b.jpg"):
+            journal.done(name, "key", 1, b'{"image": {}, "annotations": []}')
+            journal.failed(f"bad {name}", "damaged")
+        entries, failures = journal.entries(), journal.failures()
+        assert (next(entries).name, next(failures).name) == ("a.jpg", "bad a.jpg")
+    del entries, failures
+    assert not raised
+
+
 def test_a_full_journal_is_explained(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal._database.execute("PRAGMA max_page_count = 4")

@@ -73,15 +73,13 @@ class Journal:
     def entries(self) -> Iterator[Entry]:
         """The photos of this run that have a document, sorted by name."""
         query = "SELECT name, generation, document FROM photos WHERE run = ? AND document IS NOT NULL ORDER BY name"
-        with closing(self._database.execute(query, (self._run,))) as rows:
-            for name, generation, document in rows:
-                yield Entry(name, generation, json.loads(document))
+        for name, generation, document in self._database.execute(query, (self._run,)):
+            yield Entry(name, generation, json.loads(document))
 
     def failures(self) -> Iterator[Failure]:
         """The photos of this run that failed, sorted by name."""
         query = "SELECT name, error FROM photos WHERE run = ? AND error IS NOT NULL ORDER BY name"
-        with closing(self._database.execute(query, (self._run,))) as rows:
-            yield from (Failure(name, error) for name, error in rows)
+        yield from (Failure(name, error) for name, error in self._database.execute(query, (self._run,)))
 
     def _write(self, name: str, key: str, generation: int | None, document: bytes | None, error: str | None) -> None:
         row = (name, key, generation, self._run, document, error)
