@@ -24,6 +24,9 @@ runs on many sizes beyond the budget's `fixed`: at most half of it (tests/test_f
 test_many_sizes_take_at_most_half_of_the_margin)."""
 POLL_SECONDS = 0.5
 """How often a waiting request checks whether its client is still there."""
+ATTEMPT_SECONDS, ATTEMPTS_PER_SECOND = 0.02, 500
+"""Interval of attempts to grow a reservation that waits, and maximum number of attempts of all that wait per second.
+Each attempt compares one with all others."""
 RETRY_SECONDS, MOST_RETRY_SECONDS = 5, 60
 """A refused body should be sent again after this time, and a second more for each that waits, at most the second."""
 
@@ -59,6 +62,10 @@ class Reservation(Arrival):
         `seconds`: the most that the reservation waits in all, by default those of the budget.
         """
         self._budget._grow(self, count, self._budget.wait_seconds if seconds is None else seconds)
+
+    def attempt_seconds(self) -> float:
+        """After how many seconds `try_grow` should be called again."""
+        return self._budget._attempt_seconds()
 
     def retry_seconds(self) -> int:
         """After how many seconds a body for which there is no memory should be sent again."""
@@ -260,6 +267,10 @@ class Budget:
         One without memory is only chosen if none has any, because refusing it frees nothing.
         """
         return max(self._growing(), key=lambda growing: (growing.bytes > 0, growing.rank(now)))
+
+    def _attempt_seconds(self) -> float:
+        with self._changed:
+            return max(ATTEMPT_SECONDS, len(self._growing()) / ATTEMPTS_PER_SECOND)
 
     def _retry_seconds(self) -> int:
         with self._changed:

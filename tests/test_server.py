@@ -376,7 +376,10 @@ class TestBounds:
             check_alive(small, photo)
 
     def test_bodies_for_which_there_is_no_memory_are_not_read(self, fresh: Server, photo: bytes) -> None:
-        """120 clients send as fast as they can. The server takes little more memory than is reserved for bodies."""
+        """120 clients send as fast as they can. The server takes little more memory than is reserved for bodies.
+
+        While they wait for memory, it takes little CPU time.
+        """
         before, highest = resident(fresh), 0
         body = bytes(8_000_000)
         with ThreadPoolExecutor(120) as crowd, contextlib.ExitStack() as stack:
@@ -388,6 +391,9 @@ class TestBounds:
             while time.monotonic() < end:
                 highest = max(highest, resident(fresh))
                 time.sleep(0.01)
+            spent = fresh.cpu_seconds()
+            time.sleep(1)
+            assert fresh.cpu_seconds() - spent < 0.3
         assert highest - before < 32 * MIB
         check_alive(fresh, photo)
 

@@ -27,8 +27,6 @@ SMALL_BYTES = 4 << 10
 SMALL_PIECES, SMALL_SECONDS = 16, 0.05
 """After this many small pieces in a row, the server waits before it receives the next one. The kernel joins what
 arrives meanwhile, so that a body in tiny TCP segments does not take CPU time for each of them."""
-POLL_SECONDS = 0.02
-"""Interval at which a body that waits for memory tries to reserve it."""
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -150,7 +148,7 @@ class Body:
         """Reserve `count` bytes. The time spent waiting does not count against the client."""
         start = time.monotonic()
         while not held.try_grow(count):
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(held.attempt_seconds())
             if self._connection["gone"]():
                 raise Disconnected
             if held.waited(time.monotonic()) > wait_seconds:
