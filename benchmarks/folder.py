@@ -53,7 +53,7 @@ from segment.options import Options
 from segment.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
-SIZE, PHOTOS, ROUNDS = (1280, 960), 20, 3
+SIZE, PHOTOS, ROUNDS = (1280, 960), 60, 3
 NUMBERS = (100, 1_000, 10_000, 100_000)
 FRAMES = (100, 1_000, 3_000)
 ALONE, SIDE_BY_SIDE = "the network alone", "the network alone, runs side by side"
