@@ -27,8 +27,8 @@ check-model:
 	@case "$(MODEL)" in \
 	  ""|*://*) ;; \
 	  */*|*.*) test -f "$(MODEL)" || { echo "There is no file $(MODEL)." >&2; exit 1; }; \
-	    case "$$(echo "$(MODEL)" | tr A-Z a-z)" in *.onnx|*.pkl|*.pth|*.pt) ;; *) \
-	      echo "$(MODEL) is not a model: the name of a model file ends in .onnx, .pkl, .pth or .pt." >&2; exit 1;; esac ;; \
+	    case "$$(echo "$(MODEL)" | tr A-Z a-z)" in *.onnx|*.pkl|*.pth|*.pt|*.ckpt) ;; *) \
+	      echo "$(MODEL) is not a model: the name of a model file ends in .onnx, .pkl, .pth, .pt or .ckpt." >&2; exit 1;; esac ;; \
 	  *) grep -q "^\[models\.$(MODEL:-int8=)\]" $(ZOO) || { sed -n 's/^\[models\.\(.*\)\]/  \1/p' $(ZOO) >&2; \
 	       echo "There is no model called $(MODEL). The names are listed above; a file ends in .onnx, .pkl or .pth." >&2; exit 1; } ;; \
 	esac

@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 
 from segment.errors import ModelError
 
-MODEL_SUFFIX, CHECKPOINT_SUFFIXES = ".onnx", (".pkl", ".pth", ".pt")
+MODEL_SUFFIX, CHECKPOINT_SUFFIXES = ".onnx", (".pkl", ".pth", ".pt", ".ckpt")
 """Extensions of the names of model files, and of checkpoints, which are converted to model files."""
 PREFIX = "segment."
 """Prefix of this package's metadata keys."""

@@ -51,7 +51,10 @@ def test_actions_are_pinned_by_commit() -> None:
         ("segment/models/shapes.onnx", ""),
         ("mask_rcnn_R_51", "There is no model called mask_rcnn_R_51."),
         ("output/my model.onnx", "There is no file output/my model.onnx."),
-        ("docs/coins.jpg", "docs/coins.jpg is not a model: the name of a model file ends in .onnx, .pkl, .pth or .pt."),
+        (
+            "docs/coins.jpg",
+            "docs/coins.jpg is not a model: the name of a model file ends in .onnx, .pkl, .pth, .pt or .ckpt.",
+        ),
     ],
 )
 def test_make_checks_the_model_before_it_installs(model: str, message: str) -> None:
