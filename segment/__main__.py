@@ -22,7 +22,9 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"segment: {explained(error)}")
 
-MODEL = "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth); files can be URLs"
+MODEL = (
+    "a name that `segment models` lists, a model file (.onnx), or a checkpoint (.pkl, .pth, .ckpt); files can be URLs"
+)
 FILE_OR_NAME = "a model file (.onnx) or a name that `segment models` lists; default: the embedded demo model"
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "PrismRunner")
 
@@ -124,7 +126,7 @@ def _add_image(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=_path, metavar="CONFIG", help="detectron2 config, YAML")
-    parser.add_argument("weights", type=_path, metavar="WEIGHTS", help="checkpoint, .pkl or .pth")
+    parser.add_argument("weights", type=_path, metavar="WEIGHTS", help="checkpoint: .pkl, .pth, .ckpt")
     parser.add_argument("-o", "--output", type=_path, required=True, help="the model file to write, .onnx")
     parser.add_argument("--labels", type=_path, help="class names: one per line, or detectron2's metadata.json")
     parser.add_argument("--int8", action="store_true", help="quantise to int8")
