@@ -332,6 +332,26 @@ class TestSeveralPhotos:
         self.entry(page, "0.jpg").locator(".open").click()
         expect(self.entry(page, "0.jpg")).to_be_in_viewport(ratio=1)
 
+    @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+    def test_names_that_are_too_long_show_their_ends(self, page: Page, photo: bytes, size: ViewportSize) -> None:
+        """Names of a camera begin alike, and end with a number."""
+        page.set_viewport_size(size)
+        self.choose(page, [(f"PXL_20261127_185930{i}.PORTRAIT-{i}.jpg", photo) for i in range(2)])
+        for i in range(2):
+            entry = self.entry(page, f"PORTRAIT-{i}.jpg")
+            entry.scroll_into_view_if_needed()
+            name, end = entry.locator(".name").evaluate(
+                """(name) => {
+                  const walker = document.createTreeWalker(name, NodeFilter.SHOW_TEXT), range = document.createRange();
+                  const text = walker.nextNode();
+                  range.setStart(text, text.length - 5);
+                  range.setEnd(text, text.length);
+                  return [name, range].map((part) => part.getBoundingClientRect().toJSON());
+                }"""
+            )
+            assert name["left"] <= end["left"]
+            assert end["right"] <= name["right"] + 1
+
     def test_all_are_asked_again_after_a_change(self, page: Page, photo: bytes) -> None:
         self.choose(page, [("a.jpg", photo), ("b.jpg", photo)])
         expect(self.entry(page, "b.jpg")).to_contain_text("object")
@@ -1141,6 +1161,15 @@ class TestEveryone:
         check()
         choose(page, photo)
         check()
+
+    def test_the_dialog_of_the_code_fits_a_small_phone(self, result: Page) -> None:
+        result.set_viewport_size({"width": 320, "height": 568})
+        result.locator("[data-section=save]:visible").click()
+        result.locator("#code").click()
+        dialog = result.locator("#code-dialog")
+        assert dialog.evaluate("(dialog) => dialog.scrollWidth <= dialog.clientWidth")
+        for control in ("[value=python]", "#snippet-format", "#code-close", "#copy"):
+            expect(dialog.locator(control)).to_be_in_viewport(ratio=1)
 
     def test_larger_text(self, chrome: Browser, server: Server, photo: bytes, tmp_path: Path) -> None:
         settings = tmp_path / "Default" / "Preferences"

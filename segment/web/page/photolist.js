@@ -22,7 +22,7 @@ function listPhotos() {
 function row(photo) {
   const open = element("button", { type: "button", class: "open", title: photo.name },
     element("span", { class: "thumbnail" }), element("span", { class: "words" },
-      element("span", { class: "name" }, photo.name), element("span", { class: "state" })));
+      element("span", { class: "name" }, element("bdi", {}, photo.name)), element("span", { class: "state" })));
   const remove = element("button", { type: "button", class: "remove", "aria-label": `Remove ${photo.name}` }, "×");
   open.addEventListener("click", () => showPhoto(photo));
   const item = element("li", {}, open, remove);
