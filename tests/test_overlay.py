@@ -186,18 +186,33 @@ def test_the_mask_ends_at_the_bounds() -> None:
     assert without_specks(mask) is mask, "the hidden half must not make the visible part a speck"
 
 
-def test_the_smaller_instance_is_drawn_on_top() -> None:
+@pytest.mark.parametrize("small_first", [True, False])
+def test_pixels_are_filled_with_the_colour_of_the_smaller_instance_only(small_first: bool) -> None:
     """A tie on a person and a person before a bus are seen in their own colours, whatever the scores."""
-    for found in (
-        [solid(20, 20, 300, 220), solid(80, 80, 140, 140)],
-        [solid(80, 80, 140, 140), solid(20, 20, 300, 220)],
-    ):
-        small = min(range(2), key=lambda i: found[i].bounds[2])
-        middle = np.asarray(drawn(found, **ONLY_MASKS)[110, 110], np.float64)
-        own = np.asarray(colour(found, small), np.float64)
-        other = np.asarray(colour(found, 1 - small), np.float64)
-        under = GREY + module.FILL * (other - GREY)
-        assert np.abs(middle - (under + module.FILL * (own - under))).max() <= 2
+    found = [solid(20, 20, 300, 220), solid(83, 80, 141, 141), solid(100, 100, 203, 203)]
+    order, places = range(3), [(40, 40), (121, 121), (170, 170)]
+    if small_first:
+        found, order = found[::-1], order[::-1]
+    pixels = drawn(found, **ONLY_MASKS).astype(float)
+    for i, place in zip(order, places, strict=True):
+        own = np.asarray(colour(found, i), np.float64)
+        assert np.abs(pixels[place] - (GREY + module.FILL * (own - GREY))).max() <= 1
+
+
+def test_contours_are_seen_on_what_covers_the_mask() -> None:
+    found = [solid(40, 40, 120, 120), solid(83, 20, 280, 220)]
+    pixels = drawn(found, **ONLY_MASKS)
+    small, large = (contour(pixels, colour(found, i)) for i in range(2))
+    assert large[60:100, 83:87].any(axis=1).all()
+    assert small[40:44, 90:110].any(axis=0).all()
+
+
+def test_of_two_contours_at_one_place_that_of_the_smaller_instance_is_seen() -> None:
+    found = [solid(40, 40, 120, 120), solid(40, 40, 280, 220)]
+    pixels = drawn(found, **ONLY_MASKS)
+    small, large = (contour(pixels, colour(found, i)) for i in range(2))
+    assert small[40:44, 50:110].any(axis=0).all()
+    assert not large[40:44, 50:110].any()
 
 
 def test_of_equal_boxes_the_one_with_the_higher_score_is_drawn_on_top() -> None:

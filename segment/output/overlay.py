@@ -1,10 +1,13 @@
 """Draw detections on a photo: filled masks with contours, boxes, and tags with the class name and score.
 
 All masks are drawn first, then all boxes, then all tags, so that tags are never covered. Where instances overlap, the
-one with the smaller box is on top: it is often in front of the other or a part of it, and its colour would be lost
-below the other's. The photo is changed in place and masks are drawn in strips, so drawing takes a few MiB at any photo
+one with the smaller box is on top, because it is often in front of the other or a part of it. Each pixel is filled with
+the colour of the topmost mask only: fills that are mixed have colours that belong to no instance. The contours of all
+masks are visible. The photo is changed in place and masks are drawn in strips, so drawing takes a few MiB at any photo
 size. The width of lines and the size of text depend on the photo's size. colours.py chooses the colours, tags.py the
 positions of tags.
+
+The page uses the same rules (web/page/drawing.js).
 """
 
 from __future__ import annotations
@@ -62,8 +65,9 @@ def draw(
     paints = (by_class if colours == "class" else by_instance)(photo, detections)
     lines = [_line(mask.bounds, photo.size) for mask in detections.masks]
     if masks:
-        for i in order:
-            _draw_mask(photo, detections.masks[i], paints[i], lines[i])
+        filled, lined = _Coverage(photo.size), _Coverage(photo.size)
+        for i in reversed(order):
+            _draw_mask(photo, detections.masks[i], paints[i], lines[i], filled, lined)
     if boxes:
         pen = ImageDraw.Draw(photo)
         for i in order:
@@ -87,28 +91,55 @@ def _line(box: Box, size: tuple[int, int]) -> float:
 # Masks
 
 
-def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float) -> None:
-    """Fill the mask and draw its contour, which is `line` pixels wide and inside the edge; both are antialiased."""
+class _Coverage:
+    """The pixels of a photo of `size` (width, height) that something covers, in one bit each."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._bits = np.zeros((size[1], math.ceil(size[0] / 8)), np.uint8)
+
+    def add(self, region: Region, opacity: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Cover the pixels of `region` with an `opacity` of at least one half.
+
+        `opacity`: (h, w). Returns whether each pixel was not covered before: (h, w) bool.
+        """
+        left, top, right, bottom = region
+        packed = self._bits[top:bottom, left // 8 : math.ceil(right / 8)]
+        bits = np.unpackbits(packed, axis=1)
+        here = bits[:, left % 8 : left % 8 + right - left]
+        free: NDArray[np.bool_] = here == 0
+        here |= opacity >= 0.5
+        packed[:] = np.packbits(bits, axis=1)
+        return free
+
+
+def _draw_mask(photo: Image.Image, mask: Mask, paint: Paint, line: float, filled: _Coverage, lined: _Coverage) -> None:
+    """Fill the mask and draw its contour, which is `line` pixels wide and inside the edge; both are antialiased.
+
+    Masks are drawn from the top to the bottom. `filled`, `lined`: what the masks and the lines drawn so far cover.
+    """
     mask = at_pixel_size(mask)
     outlined = without_specks(mask)
     outlines = outlined.distances(photo.size) if outlined is not mask else iter(())
     for region, distance in mask.distances(photo.size):
         inside = _within(mask, region, distance)
-        covered = np.clip(inside + np.float32(0.5), 0, 1)
+        covered = within = np.clip(inside + np.float32(0.5), 0, 1)
         if outlined is not mask:
             inside = _within(outlined, *next(outlines))
+            within = covered * np.clip(inside + np.float32(0.5), 0, 1)  # no contour around removed pieces
         contour = _band(inside, line)
-        if outlined is not mask:
-            contour *= np.clip(inside + np.float32(0.5), 0, 1)  # no contour around removed pieces
+        casing = contour if paint.clear else _band(inside, 2 * line)
+        casing *= within
+        casing *= lined.add(region, casing)
         if not paint.clear:
-            casing = _band(inside, 2 * line)
+            np.minimum(contour, casing, out=contour)
             casing -= contour
-            casing *= covered
             photo.paste(ink(paint.colour), region, _alpha(casing))
-        contour *= np.float32(1 - FILL)
-        contour += np.float32(FILL)
-        covered *= contour
-        photo.paste(paint.colour, region, _alpha(covered))
+        fill = covered * filled.add(region, covered)
+        fill -= contour
+        np.maximum(fill, 0, out=fill)
+        fill *= np.float32(FILL)
+        fill += contour
+        photo.paste(paint.colour, region, _alpha(fill))
 
 
 def _band(inside: NDArray[np.float32], width: float) -> NDArray[np.float32]:

@@ -40,7 +40,8 @@ export function drawObjects(canvas, objects, { view, size, layers, paintOf, one 
   const context = prepare(canvas);
   if (one) darken(context, one, size, view);
   const drawn = one ? [one] : fromBottom(objects);
-  if (layers.masks || one) for (const object of drawn) drawMask(context, object, paintOf(object), view, !one);
+  if (layers.masks && !one) fillMasks(context, drawn, paintOf, view);
+  if (layers.masks || one) for (const object of drawn) drawContour(context, object, paintOf(object), view);
   if (layers.boxes) for (const object of drawn) drawBox(context, object, paintOf(object), view);
   if (layers.labels || one) drawTags(context, one ? [one] : objects, paintOf, view, size);
 }
@@ -69,14 +70,28 @@ const between = ([least, most], value) => Math.max(least, Math.min(most, value))
 const side = ([, , width, height], { scale }) => Math.sqrt(width * height) * scale;
 const lineWidth = (bbox, view) => between(LINES, OF_SIDE * side(bbox, view));
 
-function drawMask(context, { bbox, path, outline }, { colour, clear }, view, filled) {
-  withView(context, view, () => {
-    if (filled) {
-      context.globalAlpha = FILL;
-      context.fillStyle = colour;
-      context.fill(path, "evenodd");
-      context.globalAlpha = 1;
+const fills = document.createElement("canvas");
+
+/** Fill each pixel with the colour of the topmost mask only; fills that are mixed have colours that belong to no object. */
+function fillMasks(context, objects, paintOf, view) {
+  Object.assign(fills, { width: context.canvas.width, height: context.canvas.height }); // this clears it
+  const layer = fills.getContext("2d");
+  layer.setTransform(context.getTransform());
+  withView(layer, view, () => {
+    for (const object of objects) {
+      layer.fillStyle = paintOf(object).colour;
+      layer.fill(object.path, "evenodd");
     }
+  });
+  context.save();
+  context.resetTransform();
+  context.globalAlpha = FILL;
+  context.drawImage(fills, 0, 0);
+  context.restore();
+}
+
+function drawContour(context, { bbox, outline }, { colour, clear }, view) {
+  withView(context, view, () => {
     context.lineJoin = "round";
     stroke(context, colour, clear, lineWidth(bbox, view), view.scale, () => context.stroke(outline));
   });
