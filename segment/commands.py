@@ -25,7 +25,7 @@ from segment.preparation import Fp32, Int8, ModelFile, Precision, Preparation, c
 from segment.progress import PipeReport, Progress, TerminalReport
 from segment.service import Service
 from segment.settings import Settings
-from segment.values import MIB, BadValue
+from segment.values import MIB, BadValue, Value
 from segment.wording import counted
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("segment_http", "segment_object")
 """The function targets in main.py."""
+PORT = values.number(int, 1, 65535)
 
 
 def image(arguments: argparse.Namespace) -> int:
@@ -231,11 +232,9 @@ def serve(arguments: argparse.Namespace) -> int:
     """Serve a function target, with the variables of the functions framework; prepare the model meanwhile."""
     from segment.web import server
 
-    host = arguments.host or os.environ.get("HOST", "0.0.0.0")
-    port = _whole_number("PORT", 8080, 1, 65535)
-    if arguments.port:
-        port = parse_option("--port", values.number(int, 1, 65535), arguments.port)
-    target = arguments.target or os.environ.get("FUNCTION_TARGET", "segment_http")
+    host = arguments.host or os.environ.get("HOST") or "0.0.0.0"
+    port = parse_option("--port", PORT, arguments.port) if arguments.port else _variable("PORT", PORT, 8080)
+    target = arguments.target or os.environ.get("FUNCTION_TARGET") or "segment_http"
     source = os.environ.get("FUNCTION_SOURCE")
     if not source and target not in TARGETS:
         raise SettingsError(f"The function target is {target!r}; it must be one of {', '.join(TARGETS)}.")
@@ -252,7 +251,7 @@ def serve(arguments: argparse.Namespace) -> int:
             os.environ["SEGMENT_LABELS"] = str(preparation.labels)
         if not preparation.ready:
             command = [sys.executable, "-m", "segment", "prepare", "--progress", *_prepare_arguments(arguments)]
-    threads = _whole_number("THREADS", 8, 1, 1000)
+    threads = _variable("THREADS", values.number(int, 1, 1000), 8)
     return server.run(host, port, threads, source, target, command)
 
 
@@ -265,12 +264,12 @@ def _check_used(arguments: argparse.Namespace, settings: Settings) -> None:
             raise OptionError(name, f"--{name} is for a model of your choice; name it with --model (for make: MODEL=).")
 
 
-def _whole_number(variable: str, default: int, low: int, high: int) -> int:
+def _variable(name: str, value: Value, default: int) -> int:
     """A number in one of functions-framework's environment variables. Raises SettingsError."""
     try:
-        return int(values.number(int, low, high).parse(os.environ.get(variable) or str(default)))
+        return int(value.parse(os.environ.get(name) or str(default)))
     except BadValue as error:
-        raise SettingsError(f"{variable} {error}") from None
+        raise SettingsError(f"{name} {error}") from None
 
 
 def _prepare_arguments(arguments: argparse.Namespace) -> list[str]:

@@ -95,6 +95,19 @@ def test_a_full_disk_is_explained(photos: Path, tmp_path: Path) -> None:
     assert not list(out.rglob("*.png")), "a truncated picture is deleted"
 
 
+def test_a_name_too_long_for_its_results_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """overlay.png fits with 243 bytes before it, detections.json does not."""
+    folder, name = tmp_path / "photos", "n" * 243
+    folder.mkdir()
+    Image.fromarray(scene(1)[0]).save(folder / f"{name}.jpg")
+    assert run(folder, "-o", tmp_path / "out", "-f", "png") == 0
+    assert (tmp_path / "out" / f"{name}.overlay.png").exists()
+    assert run(folder, "-o", tmp_path / "out", "-f", "png,json") == 1
+    expected = f"The file name '{name}.detections.json' has 259 bytes; the maximum is 255. Shorten the photo's name.\n"
+    assert expected in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob(".*.partial"))
+
+
 def test_a_dataset_that_cannot_be_written_leaves_no_open_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When Python deletes the iterator of a closed journal, it prints no traceback below the message."""
     raised: list[object] = []
@@ -349,6 +362,28 @@ def test_a_damaged_journal_is_explained(tmp_path: Path) -> None:
     (tmp_path / ".segment.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(StorageError, match="Delete it to segment all photos again"):
         Journal(tmp_path)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_damage_in_any_page_of_the_journal_is_explained(tmp_path: Path, number: int) -> None:
+    """A crash of the machine may leave it so, as the journal is not synchronised."""
+    with Journal(tmp_path) as journal:
+        for one in entries(40):
+            journal.done(one.name, "key", 1, json.dumps(one.document).encode())
+    path, page = tmp_path / ".segment.sqlite", 4096
+    assert path.stat().st_size == 8 * page
+    with path.open("r+b") as file:
+        file.seek(number * page)
+        file.write(b"\xff" * page)
+    with pytest.raises(StorageError, match="Delete it to segment all photos again"):
+        read_all(tmp_path)
+
+
+def read_all(folder: Path) -> None:
+    with Journal(folder) as journal:
+        for one in entries(40):
+            journal.resume(one.name, "key")
+        assert len(list(journal.entries())) == 40
 
 
 def entries(count: int) -> Iterator[Entry]:

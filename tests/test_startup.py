@@ -225,9 +225,17 @@ def test_address_of_the_command_line_and_of_the_environment(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOST", "::1" if not arguments else "127.0.0.1")
-    monkeypatch.setenv("PORT", "1234" if not arguments else "99")
+    monkeypatch.setenv("PORT", "1234" if not arguments else "invalid, but not used")
     monkeypatch.setattr("segment.web.server.run", lambda host, port, *_: 0 if (host, port) == ("::1", 1234) else 1)
     assert main(["serve", *arguments]) == 0
+
+
+def test_empty_variables_of_the_framework_mean_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "PORT", "THREADS", "FUNCTION_TARGET"):
+        monkeypatch.setenv(name, "")
+    expected = "0.0.0.0 8080 8 None segment_http []"
+    monkeypatch.setattr("segment.web.server.run", lambda *given: int(" ".join(map(str, given)) != expected))
+    assert main(["serve"]) == 0
 
 
 def test_a_model_of_detectron2_is_served_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

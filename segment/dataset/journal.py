@@ -40,7 +40,7 @@ class Journal:
         except sqlite3.OperationalError as error:
             raise StorageError(f"{output} cannot be written: {error}. Is another run writing to it?") from None
         except sqlite3.DatabaseError as error:
-            raise StorageError(f"{self._path} is damaged ({error}). Delete it to segment all photos again.") from None
+            raise self._damaged(error) from None
         self._run = (last or 0) + 1
 
     def __enter__(self) -> Self:
@@ -73,13 +73,16 @@ class Journal:
     def entries(self) -> Iterator[Entry]:
         """The photos of this run that have a document, sorted by name."""
         query = "SELECT name, generation, document FROM photos WHERE run = ? AND document IS NOT NULL ORDER BY name"
-        for name, generation, document in self._database.execute(query, (self._run,)):
-            yield Entry(name, generation, json.loads(document))
+        with self._as_storage_error():
+            for name, generation, document in self._database.execute(query, (self._run,)):
+                yield Entry(name, generation, json.loads(document))
 
     def failures(self) -> Iterator[Failure]:
         """The photos of this run that failed, sorted by name."""
         query = "SELECT name, error FROM photos WHERE run = ? AND error IS NOT NULL ORDER BY name"
-        yield from (Failure(name, error) for name, error in self._database.execute(query, (self._run,)))
+        with self._as_storage_error():
+            for name, error in self._database.execute(query, (self._run,)):
+                yield Failure(name, error)
 
     def _write(self, name: str, key: str, generation: int | None, document: bytes | None, error: str | None) -> None:
         row = (name, key, generation, self._run, document, error)
@@ -94,3 +97,8 @@ class Journal:
             raise StorageError(
                 f"{self._path} cannot be written: {error}. The same command continues with the photos that are left."
             ) from None
+        except (sqlite3.DatabaseError, ValueError) as error:  # the latter of a document that is no longer JSON
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> StorageError:
+        return StorageError(f"{self._path} is damaged ({error}). Delete it to segment all photos again.")

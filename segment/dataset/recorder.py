@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
+from segment.dataset import files
 from segment.dataset.journal import Journal
 from segment.dataset.segmenter import Done
 from segment.errors import OptionError, SegmentError
@@ -45,5 +46,5 @@ class Recorder:
         """Record a failure. The next run tries again, unless `key` is given. Raises OptionError if that is `error`."""
         if isinstance(error, OptionError):
             raise error  # it would fail for every photo
-        self.journal.failed(name, (isinstance(error, OSError) and error.strerror) or str(error), key)
+        self.journal.failed(name, files.reason(error) if isinstance(error, OSError) else str(error), key)
         self._progress("")

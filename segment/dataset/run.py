@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segment import container
-from segment.dataset import coco, labelstudio, photos
+from segment.dataset import coco, files, labelstudio, photos
 from segment.dataset.entry import ERRORS_NAME, Failure, errors_csv, shown
 from segment.dataset.job import Job, check_datasets
 from segment.dataset.journal import Journal
@@ -74,13 +74,13 @@ def run(paths: Sequence[Path], job: Job, service: Service, jobs: int) -> int:
         if skipped:
             print(f"{counted(skipped, 'photo')} done before")
         for error in unlisted:
-            journal.failed(shown(str(error.filename)), error.strerror or str(error))
+            journal.failed(shown(str(error.filename)), files.reason(error))
         try:
             _write_datasets(job, service, journal, controls)
             return 1 if _report(journal, job.output / ERRORS_NAME) else 0
         except OSError as refused:
             raise StorageError(
-                f"{refused.filename or job.output} cannot be written: {refused.strerror or refused}. The same command "
+                f"{refused.filename or job.output} cannot be written: {files.reason(refused)}. The same command "
                 "continues."
             ) from None
 
@@ -126,9 +126,8 @@ def _write_tasks(job: Job, service: Service, journal: Journal, controls: Sequenc
     root, path = job.image_root or labelstudio.IMAGE_ROOT, job.output / labelstudio.FILE_NAME
     print(labelstudio.write(journal.entries(), controls, root, version, path))
     if not job.label_config:
-        config = job.output / labelstudio.CONFIG_NAME
-        config.write_text(labelstudio.default_config(service.labels), encoding="utf-8")
-        print(config)
+        config = labelstudio.default_config(service.labels).encode()
+        print(files.write(job.output / labelstudio.CONFIG_NAME, [config]))
 
 
 def _report(journal: Journal, path: Path) -> int:
@@ -147,7 +146,6 @@ def _report(journal: Journal, path: Path) -> int:
                 print(f"{failure.name}: {failure.error}", file=sys.stderr)
             yield failure
 
-    with path.open("wb") as file:
-        file.writelines(errors_csv(printed(itertools.chain(first, failures))))
+    files.write(path, errors_csv(printed(itertools.chain(first, failures))))
     print(f"{counted(count, 'photo')} could not be segmented; see {path}", file=sys.stderr)
     return count

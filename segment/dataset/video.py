@@ -21,6 +21,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from segment.dataset import files
 from segment.errors import CorruptImage, StorageError, UnsupportedImage
 
 THREADS = 2
@@ -119,7 +120,7 @@ class Writer:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        self._path, self._partial = path, files.partial(path)
         self._container: Any = None
         self._stream: Any = None
         self._last = -1

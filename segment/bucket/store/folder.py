@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segment.bucket.store import Object
+from segment.dataset import files
 from segment.errors import StorageError, StorageRefused, TooLarge
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
@@ -101,7 +102,7 @@ class Folder:
             yield
         except OSError as error:
             kind = StorageRefused if error.errno in _REFUSED else StorageError
-            raise kind(f"{error.filename or self.path}: {error.strerror or error}.") from error
+            raise kind(f"{error.filename or self.path}: {files.reason(error).rstrip('.')}.") from error
 
 
 class _Unlisted(PermissionError):
