@@ -32,7 +32,8 @@ def fitted_size(size: tuple[int, int], render_factor: int, fit: Fit, stride: int
     """The (width, height) in pixels to which a photo of `size` (width, height) is scaled.
 
     With `aspect`, both are positive multiples of `stride`, and width x height <= (16 render_factor)^2. Of these sizes,
-    the one that minimizes the sum of distortion and unused pixels is chosen.
+    the one that minimizes the sum of distortion and unused pixels is chosen. If even stride x stride is larger, it is
+    stride x stride.
     """
     if fit == "square":
         side = BASE * render_factor
@@ -47,7 +48,7 @@ def fitted_size(size: tuple[int, int], render_factor: int, fit: Fit, stride: int
         return stretch + loss / 2
 
     candidates = [*_candidates(ratio, budget, stride), *((w, h) for h, w in _candidates(1 / ratio, budget, stride))]
-    longest = budget // stride // stride * stride
+    longest = max(1, budget // stride // stride) * stride
     return min(candidates, key=cost, default=(longest, stride) if ratio > 1 else (stride, longest))
 
 

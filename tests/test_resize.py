@@ -29,6 +29,12 @@ def test_aspect_keeps_to_the_budget_and_the_stride(width: int, height: int, fact
     assert w * h <= pixels(factor)
 
 
+def test_a_stride_above_the_budget_is_the_size() -> None:
+    """detectron2 itself runs backbones with a coarser map, such as a BiFPN with p7."""
+    assert fitted_size((640, 480), MIN_RENDER_FACTOR, "aspect", stride=128) == (128, 128)
+    assert fitted_size((480, 640), MIN_RENDER_FACTOR, "aspect", stride=128) == (128, 128)
+
+
 @given(sides, sides, factors)
 def test_aspect_keeps_the_shape_and_uses_the_budget(width: int, height: int, factor: int) -> None:
     """The error is at most that of rounding the shorter side, which has at least `steps` strides, by one stride."""
