@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +67,8 @@ def _bottom_up(config: Config, rng: np.random.Generator) -> Named:
 
 def _resnet(net: ResNet, prefix: str, rng: np.random.Generator, spread: float) -> Named:
     yield from _conv(rng, prefix + "stem.conv1", net.stem_channels, 3, 7, net.norm, given=spread**2, bias=False)
-    into = net.stem_channels
-    for stage, blocks in enumerate(net.blocks, start=2):
-        yield from _stage(rng, net, f"{prefix}res{stage}", stage, into, blocks)
-        into = net.channels(stage)
+    for stage in range(2, 2 + len(net.blocks)):
+        yield from _stage(rng, net, f"{prefix}res{stage}", stage)
 
 
 def _regnet(net: RegNet, prefix: str, rng: np.random.Generator, spread: float) -> Named:
@@ -125,15 +122,8 @@ def _vit(net: ViT, prefix: str, rng: np.random.Generator, spread: float) -> Name
                 )
 
 
-def _stage(
-    rng: np.random.Generator,
-    net: ResNet,
-    prefix: str,
-    stage: int,
-    into: int,
-    blocks: int,
-) -> Named:
-    out, width = net.channels(stage), net.groups * net.width_per_group * 2 ** (stage - 2)
+def _stage(rng: np.random.Generator, net: ResNet, prefix: str, stage: int) -> Named:
+    into, out, width, blocks = net.inputs(stage), net.channels(stage), net.width(stage), net.blocks[stage - 2]
     for block in range(blocks):
         name = f"{prefix}.{block}"
         if into != out:
@@ -151,11 +141,6 @@ def _stage(
         # Each block adds a small residual, so that the sum of all keeps the given spread.
         yield from _conv(rng, name + ".conv3", out, width, 1, net.norm, scale=0.5 / blocks**0.5, bias=False)
         into = out
-
-
-def _plain_resnet(config: Config) -> ResNet:
-    assert isinstance(config.bottom_up, ResNet)  # only ResNets have res5
-    return config.bottom_up
 
 
 def _pyramid(config: Config, rng: np.random.Generator) -> Named:
@@ -201,8 +186,7 @@ def _proposals(config: Config, rng: np.random.Generator) -> Named:
 
 def _box_heads(config: Config, rng: np.random.Generator) -> Named:
     if config.res5_heads:
-        bottlenecks = replace(_plain_resnet(config), basic=False)
-        yield from _stage(rng, bottlenecks, res5.NAME, res5.STAGE, config.channels, res5.BLOCKS)
+        yield from _stage(rng, res5.network(config), res5.NAME, res5.STAGE)
     head, boxes = config.box, 1 if config.box.agnostic else config.classes
     for stage in range(len(head.box_weights)):
         suffix = f".{stage}" if head.cascade else ""

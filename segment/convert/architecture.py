@@ -54,13 +54,29 @@ class ResNet:
     offset_groups: int = 1
     basic: bool = False
 
+    def inputs(self, stage: int) -> int:
+        """Channels of the input of res`stage`."""
+        return self.stem_channels if stage == 2 else self.channels(stage - 1)
+
     def channels(self, stage: int) -> int:
         """Channels of the output of res`stage`."""
         return self.res2_channels << (stage - 2)
 
+    def width(self, stage: int) -> int:
+        """Channels of the 3x3 convolutions of res`stage`, if it has bottleneck blocks."""
+        return (self.groups * self.width_per_group) << (stage - 2)
+
+    def dilation(self, stage: int) -> int:
+        """Dilation of the 3x3 convolutions of res`stage`, if it has bottleneck blocks."""
+        return self.res5_dilation if stage == 5 else 1
+
+    def stride(self, stage: int) -> int:
+        """Stride of the first block of res`stage`."""
+        return 1 if stage == 2 or self.dilation(stage) == 2 else 2
+
     def level(self, stage: int) -> int:
-        """The stride of res`stage` as a power of two."""
-        return stage - 1 if stage == 5 and self.res5_dilation == 2 else stage
+        """The stride of the output of res`stage` as a power of two."""
+        return stage - 1 if self.dilation(stage) == 2 else stage
 
 
 @dataclass(frozen=True)

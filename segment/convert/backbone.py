@@ -53,95 +53,54 @@ def _resnet(g: Graph, w: Weights, config: ResNet, x: str, prefix: str) -> dict[i
     x = convolution(g, w, x, prefix + "stem.conv1", layer)
     x = g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
     features = {}
-    into = config.stem_channels
-    for number, blocks in enumerate(config.blocks, start=2):
-        dilated = number == 5 and config.res5_dilation == 2
-        x = stage(
-            g,
-            w,
-            config,
-            x,
-            f"{prefix}res{number}",
-            number,
-            into,
-            blocks=blocks,
-            stride=1 if number == 2 or dilated else 2,
-            dilation=2 if dilated else 1,
-        )
-        into = config.channels(number)
-        features[number] = x
+    for number in range(2, 2 + len(config.blocks)):
+        x = features[number] = stage(g, w, config, x, f"{prefix}res{number}", number)
     return features
 
 
-def stage(
-    g: Graph,
-    w: Weights,
-    config: ResNet,
-    x: str,
-    name: str,
-    number: int,
-    into: int,
-    *,
-    blocks: int,
-    stride: int,
-    dilation: int = 1,
-) -> str:
-    """The blocks of res`number`: x (N, into, H, W) -> (N, C, H', W'). The first block has the stride."""
-    for block in range(blocks):
-        step = stride if block == 0 else 1
-        if config.basic:
-            x = _basic(g, w, config.norm, x, f"{name}.{block}", into, config.channels(number), step)
-        else:
-            x = _bottleneck(g, w, config, x, f"{name}.{block}", number, into, step, dilation)
-        into = config.channels(number)
+def stage(g: Graph, w: Weights, config: ResNet, x: str, name: str, number: int) -> str:
+    """The blocks of res`number`: x (N, C, H, W) -> (N, C', H', W')."""
+    into, out, stride = config.inputs(number), config.channels(number), config.stride(number)
+    for block in range(config.blocks[number - 2]):
+        shortcut = Conv(into, out, stride=stride, norm=config.norm, bias=False)
+        x = _block(g, w, config, x, f"{name}.{block}", number, shortcut)
+        into, stride = out, 1
     return x
 
 
-def _basic(g: Graph, w: Weights, norm: str, x: str, name: str, into: int, out: int, stride: int) -> str:
-    """A residual block of two 3x3 convolutions, which have no biases."""
-    layer = Conv(out, out, kernel=3, norm=norm, bias=False)
-    y = convolution(g, w, x, name + ".conv1", replace(layer, into=into, stride=stride, relu=True))
-    y = convolution(g, w, y, name + ".conv2", layer)
-    return _joined(g, w, x, y, name, Conv(into, out, stride=stride, norm=norm, bias=False))
+def _block(g: Graph, w: Weights, config: ResNet, x: str, name: str, number: int, shortcut: Conv) -> str:
+    """A residual block of res`number`: x plus the output of the block's layers.
 
-
-def _bottleneck(
-    g: Graph,
-    w: Weights,
-    config: ResNet,
-    x: str,
-    name: str,
-    number: int,
-    into: int,
-    stride: int,
-    dilation: int,
-) -> str:
-    """A residual block of 1x1, 3x3 and 1x1 convolutions, which have no biases."""
-    norm, out = config.norm, config.channels(number)
-    width = config.groups * config.width_per_group * 2 ** (number - 2)
-    first = Conv(into, width, norm=norm, bias=False, relu=True)
-    second = replace(first, into=width, kernel=3, groups=config.groups, dilation=dilation)
-    if config.stride_in_1x1:
-        first = replace(first, stride=stride)
-    else:
-        second = replace(second, stride=stride)
-    y = convolution(g, w, x, name + ".conv1", first)
-    if number in config.deformable:
-        y = deformable.convolution(g, w, config, y, name + ".conv2", second)
-    else:
-        y = convolution(g, w, y, name + ".conv2", second)
-    y = convolution(g, w, y, name + ".conv3", Conv(width, out, norm=norm, bias=False))
-    return _joined(g, w, x, y, name, Conv(into, out, stride=stride, norm=norm, bias=False))
-
-
-def _joined(g: Graph, w: Weights, x: str, y: str, name: str, shortcut: Conv) -> str:
-    """The end of a residual block: the sum of `y` and its input `x`, to which `shortcut` is applied to change channels.
-
-    Every block with a stride also changes the channels.
+    `shortcut`: is applied to x if the block changes the channels, as every block with a stride does.
     """
+    y = x
+    for i, layer in enumerate(_layers(config, number, shortcut), start=1):
+        if number in config.deformable and layer.kernel == deformable.KERNEL:
+            y = deformable.convolution(g, w, config, y, f"{name}.conv{i}", layer)
+        else:
+            y = convolution(g, w, y, f"{name}.conv{i}", layer)
     if shortcut.into != shortcut.out:
         x = convolution(g, w, x, name + ".shortcut", shortcut)
     return g.op("Relu", g.op("Add", y, x))
+
+
+def _layers(config: ResNet, number: int, shortcut: Conv) -> tuple[Conv, ...]:
+    """The convolutions of a block of res`number`, which have no biases: 3x3 and 3x3, or 1x1, 3x3 and 1x1."""
+    into, out, stride, norm = shortcut.into, shortcut.out, shortcut.stride, config.norm
+    if config.basic:
+        last = Conv(out, out, kernel=3, norm=norm, bias=False)
+        return replace(last, into=into, stride=stride, relu=True), last
+    width, in_first = config.width(number), config.stride_in_1x1
+    first = Conv(into, width, stride=stride if in_first else 1, norm=norm, bias=False, relu=True)
+    second = replace(
+        first,
+        into=width,
+        kernel=3,
+        stride=1 if in_first else stride,
+        groups=config.groups,
+        dilation=config.dilation(number),
+    )
+    return first, second, Conv(width, out, norm=norm, bias=False)
 
 
 def _pyramid(

@@ -14,8 +14,7 @@ from segment.convert.chunks import Rows
 from segment.convert.graph import Graph
 from segment.convert.weights import Weights
 
-NAME = "roi_heads.res5"
-STAGE, BLOCKS = 5, 3
+NAME, STAGE = "roi_heads.res5", 5
 CHUNK = 20
 """Regions that res5 runs on at a time. The crop of one takes 0.8 MB (1,024 x 14 x 14 float32)."""
 
@@ -33,8 +32,11 @@ def box_features(g: Graph, w: Weights, config: Config, maps: dict[int, str], box
 def features(g: Graph, w: Weights, config: Config, maps: dict[int, str], boxes: str) -> tuple[str, int]:
     """boxes (N, 4) -> the features of each region (N, C, r / 2, r / 2), and C."""
     crops = pooler.crop(g, config.box.pooler, maps, pooler.assign(g, config.box.pooler, boxes))
-    resnet = config.bottom_up
-    assert isinstance(resnet, ResNet)
-    resnet = replace(resnet, basic=False)  # res5 has bottleneck blocks in all of these models
-    x = backbone.stage(g, w, resnet, crops, NAME, STAGE, config.channels, blocks=BLOCKS, stride=2)
-    return x, resnet.channels(STAGE)
+    resnet = network(config)
+    return backbone.stage(g, w, resnet, crops, NAME, STAGE), resnet.channels(STAGE)
+
+
+def network(config: Config) -> ResNet:
+    """The backbone with the heads' res5: in all of these models, three bottleneck blocks without dilation."""
+    assert isinstance(config.bottom_up, ResNet)
+    return replace(config.bottom_up, blocks=(*config.bottom_up.blocks[:3], 3), basic=False, res5_dilation=1)
