@@ -5,21 +5,23 @@
 # Terraform cannot change either.
 
 resource "google_pubsub_topic" "photos" {
-  #checkov:skip=CKV_GCP_83:encrypted with Google's keys; messages contain names of objects, not photos
-  project = var.project_id
-  name    = "${var.name}-photos"
-  labels  = var.labels
+  #checkov:skip=CKV_GCP_83:kms_key is optional; messages contain names of objects, not photos
+  project      = var.project_id
+  name         = "${var.name}-photos"
+  labels       = var.labels
+  kms_key_name = var.kms_key
 
-  depends_on = [google_project_service.used]
+  depends_on = [google_project_service.used, google_kms_crypto_key_iam_member.encrypts]
 }
 
 resource "google_pubsub_topic" "dead" {
-  #checkov:skip=CKV_GCP_83:encrypted with Google's keys; messages contain names of objects, not photos
-  project = var.project_id
-  name    = "${var.name}-dead"
-  labels  = var.labels
+  #checkov:skip=CKV_GCP_83:kms_key is optional; messages contain names of objects, not photos
+  project      = var.project_id
+  name         = "${var.name}-dead"
+  labels       = var.labels
+  kms_key_name = var.kms_key
 
-  depends_on = [google_project_service.used]
+  depends_on = [google_project_service.used, google_kms_crypto_key_iam_member.encrypts]
 }
 
 resource "google_storage_notification" "photos" {

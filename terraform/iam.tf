@@ -17,6 +17,7 @@ resource "google_project_service" "used" {
       "storage.googleapis.com",
     ],
     var.budget == null ? [] : ["billingbudgets.googleapis.com"],
+    var.kms_key == null ? [] : ["cloudkms.googleapis.com"],
   )) : []
 
   project            = var.project_id
@@ -48,6 +49,41 @@ resource "google_project_service_identity" "pubsub" {
 locals {
   pubsub_agent  = google_project_service_identity.pubsub.member
   storage_agent = "serviceAccount:${data.google_storage_project_service_account.input.email_address}"
+}
+
+# With kms_key, the services encrypt and decrypt as their service agents in this project, not as the accounts below.
+resource "google_project_service_identity" "encrypts" {
+  provider = google-beta
+  for_each = var.kms_key == null ? toset([]) : toset(["artifactregistry.googleapis.com", "run.googleapis.com"])
+
+  project = var.project_id
+  service = each.value
+
+  depends_on = [google_project_service.used]
+}
+
+data "google_storage_project_service_account" "encrypts" {
+  count = var.kms_key == null ? 0 : 1
+
+  project = var.project_id
+}
+
+locals {
+  encrypting_agents = var.kms_key == null ? {} : {
+    artifactregistry = google_project_service_identity.encrypts["artifactregistry.googleapis.com"].member
+    pubsub           = local.pubsub_agent
+    run              = google_project_service_identity.encrypts["run.googleapis.com"].member
+    storage          = data.google_storage_project_service_account.encrypts[0].member
+  }
+}
+
+# All that is encrypted with the key depends on these grants: it is created after them, and destroyed before.
+resource "google_kms_crypto_key_iam_member" "encrypts" {
+  for_each = var.grant_kms_key ? local.encrypting_agents : {}
+
+  crypto_key_id = var.kms_key
+  role          = "roles/cloudkms.cryptoKeyEncrypterDecrypter"
+  member        = each.value
 }
 
 resource "google_service_account" "http" {

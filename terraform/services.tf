@@ -96,6 +96,7 @@ resource "google_cloud_run_v2_service" "segment" {
   template {
     labels                           = var.labels
     service_account                  = each.value.service_account
+    encryption_key                   = var.kms_key
     execution_environment            = "EXECUTION_ENVIRONMENT_GEN${var.generation}"
     max_instance_request_concurrency = each.value.concurrency
     timeout                          = "${var.timeout_seconds}s"
@@ -179,6 +180,7 @@ resource "google_cloud_run_v2_service" "segment" {
 
   depends_on = [
     google_project_service.used,
+    google_kms_crypto_key_iam_member.encrypts,
     google_storage_bucket_iam_member.model, # or the first start cannot mount it
   ]
 }
@@ -198,6 +200,7 @@ resource "google_cloud_run_v2_job" "backfill" {
 
     template {
       service_account = google_service_account.bucket.email
+      encryption_key  = var.kms_key
       timeout         = "${var.backfill_hours * 3600}s"
       max_retries     = 3
 
@@ -251,5 +254,9 @@ resource "google_cloud_run_v2_job" "backfill" {
     ignore_changes = [client, client_version]
   }
 
-  depends_on = [google_project_service.used, google_storage_bucket_iam_member.model]
+  depends_on = [
+    google_project_service.used,
+    google_kms_crypto_key_iam_member.encrypts,
+    google_storage_bucket_iam_member.model,
+  ]
 }

@@ -24,6 +24,13 @@ resource "google_storage_bucket" "input" {
   public_access_prevention    = "enforced"
   force_destroy               = var.force_destroy
 
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
+
   lifecycle_rule {
     condition {
       age = 1
@@ -45,7 +52,7 @@ resource "google_storage_bucket" "input" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [google_project_service.used, google_kms_crypto_key_iam_member.encrypts]
 }
 
 resource "google_storage_bucket" "output" {
@@ -60,6 +67,13 @@ resource "google_storage_bucket" "output" {
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
   force_destroy               = var.force_destroy
+
+  dynamic "encryption" {
+    for_each = var.kms_key[*]
+    content {
+      default_kms_key_name = encryption.value
+    }
+  }
 
   # Results can be recreated from the photos, so deleted ones are not kept for a week.
   soft_delete_policy {
@@ -87,11 +101,11 @@ resource "google_storage_bucket" "output" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [google_project_service.used, google_kms_crypto_key_iam_member.encrypts]
 }
 
 resource "google_artifact_registry_repository" "images" {
-  #checkov:skip=CKV_GCP_84:encrypted with Google's keys; the image contains no secrets
+  #checkov:skip=CKV_GCP_84:kms_key is optional, as the image contains no secrets
   count = var.create_repository ? 1 : 0
 
   project                = var.project_id
@@ -100,6 +114,7 @@ resource "google_artifact_registry_repository" "images" {
   description            = "Images of ${var.name}"
   format                 = "DOCKER"
   labels                 = var.labels
+  kms_key_name           = var.kms_key
   cleanup_policy_dry_run = false
 
   # A version is deleted if a policy deletes it and no policy keeps it.
@@ -118,5 +133,5 @@ resource "google_artifact_registry_repository" "images" {
     }
   }
 
-  depends_on = [google_project_service.used]
+  depends_on = [google_project_service.used, google_kms_crypto_key_iam_member.encrypts]
 }

@@ -82,6 +82,27 @@ variable "keep_images" {
   }
 }
 
+variable "kms_key" {
+  description = "Key of Cloud KMS (CMEK) that encrypts the buckets, the topics, the repository, the services and the job: projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY, in the same region. Null: Google's keys. Set it before the first apply: an existing repository would be replaced, with its images."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.kms_key == null ? true : can(regex("^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$", var.kms_key))
+    error_message = "kms_key must be the name of a key, without a version: projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY."
+  }
+  validation {
+    condition     = var.kms_key == null ? true : strcontains(var.kms_key, "/locations/${var.region}/")
+    error_message = "kms_key must be in the region ${var.region}: buckets, the repository, services and the job only accept a key of their own region."
+  }
+}
+
+variable "grant_kms_key" {
+  description = "Let the service agents use kms_key, which requires permission to grant roles on it; false if whoever administers the key grants them roles/cloudkms.cryptoKeyEncrypterDecrypter before the first apply."
+  type        = bool
+  default     = true
+}
+
 # Size of an instance. The rules are those of Cloud Run:
 # https://cloud.google.com/run/docs/configuring/services/memory-limits and .../cpu
 

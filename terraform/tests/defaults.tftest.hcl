@@ -195,6 +195,13 @@ run "monitoring" {
   }
 }
 
+run "googles_keys" {
+  assert {
+    condition     = length(google_kms_crypto_key_iam_member.encrypts) + length(google_project_service_identity.encrypts) + length(google_storage_bucket.input[0].encryption) + length(google_storage_bucket.output[0].encryption) == 0
+    error_message = "Without kms_key, nothing refers to a key."
+  }
+}
+
 run "apis" {
   assert {
     condition     = length(google_project_service.used) == 8 && alltrue([for api in google_project_service.used : !api.disable_on_destroy])

@@ -117,3 +117,53 @@ run "dataset_only" {
     error_message = "The job writes only the dataset."
   }
 }
+
+run "kms_key" {
+  variables {
+    kms_key = "projects/keys/locations/us-central1/keyRings/ring/cryptoKeys/key"
+  }
+
+  assert {
+    condition = { for agent, grant in google_kms_crypto_key_iam_member.encrypts : agent => [grant.crypto_key_id, grant.role, grant.member] } == {
+      for agent, member in {
+        artifactregistry = google_project_service_identity.encrypts["artifactregistry.googleapis.com"].member
+        pubsub           = google_project_service_identity.pubsub.member
+        run              = google_project_service_identity.encrypts["run.googleapis.com"].member
+        storage          = data.google_storage_project_service_account.encrypts[0].member
+      } : agent => [var.kms_key, "roles/cloudkms.cryptoKeyEncrypterDecrypter", member]
+    }
+    error_message = "The service agents of all that store data, and no other account, can use the key."
+  }
+  assert {
+    condition     = data.google_storage_project_service_account.encrypts[0].project == "my-project"
+    error_message = "Buckets are encrypted by the service agent of their own project."
+  }
+  assert {
+    condition     = alltrue([for bucket in [google_storage_bucket.input[0], google_storage_bucket.output[0]] : bucket.encryption[0].default_kms_key_name == var.kms_key])
+    error_message = "Photos and results are encrypted with the key."
+  }
+  assert {
+    condition     = [google_pubsub_topic.photos.kms_key_name, google_pubsub_topic.dead.kms_key_name, google_artifact_registry_repository.images[0].kms_key_name] == [var.kms_key, var.kms_key, var.kms_key]
+    error_message = "The topics and the repository are encrypted with the key."
+  }
+  assert {
+    condition     = alltrue([for service in google_cloud_run_v2_service.segment : service.template[0].encryption_key == var.kms_key]) && google_cloud_run_v2_job.backfill.template[0].template[0].encryption_key == var.kms_key
+    error_message = "The services and the job are encrypted with the key."
+  }
+  assert {
+    condition     = contains(keys(google_project_service.used), "cloudkms.googleapis.com")
+    error_message = "The API that sets the grants is enabled."
+  }
+}
+
+run "kms_key_granted_by_others" {
+  variables {
+    kms_key       = "projects/keys/locations/us-central1/keyRings/ring/cryptoKeys/key"
+    grant_kms_key = false
+  }
+
+  assert {
+    condition     = length(google_kms_crypto_key_iam_member.encrypts) == 0 && google_storage_bucket.input[0].encryption[0].default_kms_key_name == var.kms_key
+    error_message = "The key is used, but its grants are not changed."
+  }
+}

@@ -663,3 +663,19 @@ run "refuses_backfill_dataset_only_without_formats" {
   }
   expect_failures = [var.backfill_dataset_only]
 }
+
+run "refuses_a_version_of_a_key" {
+  command = plan
+  variables {
+    kms_key = "projects/keys/locations/us-central1/keyRings/ring/cryptoKeys/key/cryptoKeyVersions/1"
+  }
+  expect_failures = [var.kms_key]
+}
+
+run "refuses_a_key_of_another_region" {
+  command = plan
+  variables {
+    kms_key = "projects/keys/locations/us/keyRings/ring/cryptoKeys/key"
+  }
+  expect_failures = [var.kms_key]
+}
