@@ -9,9 +9,10 @@ import json
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
 from devtools.server import ROOT
@@ -30,12 +31,15 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos in nested folders, two of them with the same name."""
+    """Photos in nested folders: two of the same name, one with an odd name that Exif turns, one without objects."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, name in enumerate(("IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png")):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for number, name in enumerate(("IMG_0001.jpg", "deeper/IMG_0001.jpg", "deeper/b.png", "日本/100% café & 1.jpg")):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(scene(number)[0]).save(path)
+        Image.fromarray(scene(number, (480, 640))[0]).save(path, exif=turned if number == 3 else Image.Exif())
+    Image.new("RGB", (200, 150), "grey").save(folder / "nothing.jpg")
     return folder
 
 
@@ -88,7 +92,7 @@ def test_label_studio_imports_polygons(datasets: dict[str, Path], tmp_path: Path
     truth = expected(datasets["polygons"])
     assert len(tasks) == len(truth)
     for task, (name, instances) in zip(tasks, truth.items(), strict=True):
-        assert task["data"]["image"].endswith(name)
+        assert unquote(task["data"]["image"]).endswith(name)
         regions = task["predictions"][0]["result"]
         boxes = [one["value"]["rectanglelabels"] for one in regions if one["type"] == "rectanglelabels"]
         assert boxes == [[label] for label, _ in instances]

@@ -12,6 +12,8 @@ importer = COCODetectionDatasetImporter(data_path=photos, labels_path=dataset, l
 with importer:
     found = {
         path.removeprefix(f"{photos}/"): [[one.label, int(one.mask.sum())] for one in labels.detections]
+        if labels
+        else []  # the labels of a photo without instances are None
         for path, _, labels in importer
     }
 print(json.dumps(found))

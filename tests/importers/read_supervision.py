@@ -13,6 +13,8 @@ found = {
     path.removeprefix(f"{photos}/"): [
         [read.classes[index], int(mask.sum())] for index, mask in zip(found.class_id, found.mask, strict=True)
     ]
+    if len(found)
+    else []  # masks of no instances are None
     for path, _, found in read
 }
 print(json.dumps(found))
