@@ -27,6 +27,8 @@ from segment.convert import config as configs
 from segment.engine.file import load
 from segment.engine.footprint import Footprint
 from segment.errors import FetchError, ModelError, OptionError
+from segment.preparation.files import at
+from segment.progress import ignore
 from segment.zoo import table
 from segment.zoo.download import download
 from tests import mirror as mirrors
@@ -248,6 +250,29 @@ def test_the_sha256_of_the_first_download_is_recorded_for_sha256sum(mirror: Mirr
     mirror.files["/" + entry.file] = FILE
     path = zoo.fetch(entry.name, mirror.url)
     subprocess.run(["sha256sum", "--check", "--quiet", f"{path.name}.sha256"], cwd=cache, check=True)
+
+
+@pytest.mark.parametrize("name", ["model_0004999.pth", "model_123456.pth", "run-20261127.pth", "best-123456.onnx"])
+def test_a_number_at_the_end_of_a_name_is_no_checksum(name: str, mirror: Mirror, tmp_path: Path) -> None:
+    """detectron2 writes model_0004999.pth while it trains."""
+    mirror.files["/" + name] = FILE
+    assert at(mirror.url + name).fetch(tmp_path, ignore).read_bytes() == FILE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"model_final_{hashlib.md5(BODY).hexdigest()[:6]}.pkl",
+        f"model_0039999_{hashlib.md5(BODY).hexdigest()[:6]}.pkl",
+        f"maskrcnn_resnet50_fpn_coco-{hashlib.sha256(BODY).hexdigest()[:8]}.pth",
+    ],
+)
+def test_a_checksum_at_the_end_of_a_name_is_checked(name: str, mirror: Mirror, tmp_path: Path) -> None:
+    mirror.files["/" + name] = FILE
+    with pytest.raises(ModelError, match="is damaged or a different file"):
+        at(mirror.url + name).fetch(tmp_path, ignore)
+    mirror.files["/" + name] = BODY
+    assert at(mirror.url + name).fetch(tmp_path, ignore).read_bytes() == BODY
 
 
 def test_another_file_with_the_same_md5_digits_is_refused(mirror: Mirror, cache: Path) -> None:

@@ -15,8 +15,9 @@ from segment.zoo.download import download, download_once
 
 LARGEST_CHECKPOINT, LARGEST_TEXT = 4 << 30, 1 << 20
 """Maximum bytes of a downloaded checkpoint or model file, and of a downloaded config or labels file."""
-_CHECKSUM = re.compile(r"[-_]([0-9a-f]{6,64})$")
-"""The end of a published checkpoint's name: the first digits of its MD5 (detectron2) or SHA-256 (torch.hub)."""
+_CHECKSUM = re.compile(r"model_(?:final|[0-9]{7})_([0-9a-f]{6})$|-(?=[0-9]*[a-f])([0-9a-f]{8,64})$")
+"""The end of a published checkpoint's name: the first digits of its MD5 (detectron2's zoo) or SHA-256 (torch.hub).
+Other numbers are iterations, such as in detectron2's model_0004999.pth, or dates."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class RemoteFile:
     def save_as(self, path: Path, report: Report) -> None:
         """Download a large file to `path` unless it exists. Raises ModelError, FetchError."""
         checksum = _CHECKSUM.search(self.stem)
-        digest = checksum[1] if checksum else ""
+        digest = checksum[1] or checksum[2] if checksum else ""
         download_once(self.url, path, digest=digest, limit=LARGEST_CHECKPOINT, report=report)
 
     @property
