@@ -221,11 +221,16 @@ def test_a_photo_without_anything(service: Service) -> None:
     assert document(result)["annotations"] == []
 
 
+@pytest.fixture(scope="module")
+def of_png(service: Service) -> dict[str, Any]:
+    return document(segment(service, encoded((320, 240), "PNG")))
+
+
 @pytest.mark.parametrize(("kind", "save"), [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("BMP", {})])
-def test_the_same_pixels_give_the_same_answer_in_any_format(service: Service, kind: str, save: dict[str, Any]) -> None:
-    assert document(segment(service, encoded((320, 240), kind, **save))) == document(
-        segment(service, encoded((320, 240), "PNG"))
-    )
+def test_the_same_pixels_give_the_same_answer_in_any_format(
+    service: Service, of_png: dict[str, Any], kind: str, save: dict[str, Any]
+) -> None:
+    assert document(segment(service, encoded((320, 240), kind, **save))) == of_png
 
 
 def test_a_rotated_photo_is_returned_upright(service: Service) -> None:
@@ -296,7 +301,7 @@ def test_concurrent_requests_return_the_same_as_single_ones(service: Service, ph
 
 def test_photos_of_a_batch_return_the_same(service: Service) -> None:
     """Runs side by side, on photos of different sizes, change no byte of the results."""
-    sizes = ((640, 480), (480, 640), (320, 240), (600, 600), (700, 200))
+    sizes = ((320, 240), (240, 320), (160, 120), (300, 300), (350, 100))
     photos = [encoded(size, quality=90) for size in sizes]
     settings = Settings(memory=limit_with(900 * MIB), threads=2, cache=str(CACHE))
     batch = Service(settings, Batch(Options.defaults(settings), jobs=4))

@@ -289,9 +289,16 @@ def warmed(model: Path, folder: Path) -> dict[str, str]:
     return settings
 
 
-def test_demo_model_in_a_small_container(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "first"),
+    [
+        (25, 9),  # the fewest with every photo, and as many concurrent ones as there are clients
+        pytest.param(36, 14, marks=pytest.mark.slow),
+    ],
+)
+def test_demo_model_in_a_small_container(tmp_path: Path, count: int, first: int) -> None:
     with cgroup.group(256 * MIB) as group, serving.serving(warmed(EMBEDDED, tmp_path), group) as server:
-        soak(server, group, 36, (4000, 3000), first=14)
+        soak(server, group, count, (4000, 3000), first)
 
 
 FLOODS = (
