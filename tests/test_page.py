@@ -1021,10 +1021,19 @@ class TestTakingAway:
 
 
 @pytest.fixture(scope="module")
-def large(context: BrowserContext) -> Iterator[Page]:
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with another model, which accepts large uploads."""
+    own = tmp_path_factory.mktemp("other") / "own.onnx"
+    shutil.copy(EMBEDDED, own)
+    with serve(SEGMENT_MODEL=str(own), SEGMENT_MAX_UPLOAD="32Mi", SEGMENT_MEMORY="2Gi") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def large(context: BrowserContext, other: Server) -> Iterator[Page]:
     """A page with a file input, served by a server that accepts large uploads."""
-    with serve(SEGMENT_MAX_UPLOAD="32Mi", SEGMENT_MEMORY="2Gi") as running, context.new_page() as page:
-        page.goto(running.url)
+    with context.new_page() as page:
+        page.goto(other.url)
         page.evaluate(
             """() => { const input = document.createElement('input');
             input.type = 'file'; input.id = 'upload'; document.body.append(input); }"""
@@ -1108,12 +1117,10 @@ class TestLoading:
 
 
 class TestAnotherModel:
-    def test_has_neither_the_demos_examples_nor_its_name(self, context: BrowserContext, tmp_path: Path) -> None:
-        own = tmp_path / "own.onnx"
-        shutil.copy(EMBEDDED, own)
-        with serve(SEGMENT_MODEL=str(own)) as server, context.new_page() as page:
-            page.goto(server.url)
-            expect(page.locator("#model-chip")).to_contain_text("own")  # the server has just started
+    def test_has_neither_the_demos_examples_nor_its_name(self, context: BrowserContext, other: Server) -> None:
+        with context.new_page() as page:
+            page.goto(other.url)
+            expect(page.locator("#model-chip")).to_contain_text("own")
             expect(page.locator("#examples")).to_be_hidden()
             expect(page.locator("#demo")).to_be_hidden()
 

@@ -42,6 +42,13 @@ def check_problem(response: requests.Response, status: int, *words: str) -> dict
 
 
 @pytest.fixture(scope="module")
+def default() -> Iterator[Server]:
+    """A server with default limits. Pages of two origins may use it."""
+    with serve(SEGMENT_CORS_ORIGINS="https://a.example,https://b.example") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def album(photo: bytes) -> Iterator[str]:
     """The URL of a photo on a local web server."""
     with mirror.run() as web:
@@ -116,15 +123,14 @@ class TestPhotos:
         assert zipfile.ZipFile(io.BytesIO(response.content)).namelist()
         assert response.headers["Content-Disposition"] == 'attachment; filename="cutouts.zip"'
 
-    def test_a_large_answer_is_streamed(self) -> None:
+    def test_a_large_answer_is_streamed(self, default: Server) -> None:
         """Cloud Run limits responses that are not streamed to 32 MiB."""
         noise = Image.effect_noise((3000, 3200), 200)
         buffer = io.BytesIO()
         Image.merge("RGB", [noise, noise.rotate(180), noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]).save(
             buffer, "JPEG", quality=95
         )
-        with serve() as server:
-            response = post(server, "?min_score=1", data=buffer.getvalue(), headers=JPEG)
+        response = post(default, "?min_score=1", data=buffer.getvalue(), headers=JPEG)
         assert response.headers["Transfer-Encoding"] == "chunked"
         assert len(response.content) > 24 << 20
         assert Image.open(io.BytesIO(response.content)).size == (3000, 3200)
@@ -200,10 +206,9 @@ class TestRefusals:
         check_problem(post(server, files={"file": huge}), 413)
         check_problem(requests.post(server.url + "/", data=huge, timeout=60), 405)
 
-    def test_private_addresses_are_refused_by_default(self, album: str) -> None:
-        with serve() as server:
-            check_problem(post(server, json={"url": album}), 400, "not have a public address")
-            check_problem(post(server, json={"url": "http://169.254.169.254/computeMetadata/v1/"}), 400)
+    def test_private_addresses_are_refused_by_default(self, default: Server, album: str) -> None:
+        check_problem(post(default, json={"url": album}), 400, "not have a public address")
+        check_problem(post(default, json={"url": "http://169.254.169.254/computeMetadata/v1/"}), 400)
 
     def test_interrupted_upload_is_refused(self, server: Server, photo: bytes) -> None:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
@@ -270,19 +275,18 @@ class TestTheWeb:
         assert "unsafe" not in policy
         assert "http" not in policy
 
-    def test_cors(self, photo: bytes) -> None:
-        with serve(SEGMENT_CORS_ORIGINS="https://a.example,https://b.example") as server:
-            url = server.url + "/segment"
-            asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-            preflight = requests.options(url, headers=asked, timeout=60)
-            assert preflight.headers["Access-Control-Allow-Origin"] == "https://a.example"
-            assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
-            answer = requests.post(url, data=photo, headers={**JPEG, "Origin": "https://b.example"}, timeout=60)
-            assert answer.headers["Access-Control-Allow-Origin"] == "https://b.example"
-            assert "Segment-Instances" in answer.headers["Access-Control-Expose-Headers"]
-            foreign = requests.get(url, headers={"Origin": "https://evil.example"}, timeout=60)
-            assert "Access-Control-Allow-Origin" not in foreign.headers
-            assert "Origin" in foreign.headers["Vary"]
+    def test_cors(self, default: Server, photo: bytes) -> None:
+        url = default.url + "/segment"
+        asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+        preflight = requests.options(url, headers=asked, timeout=60)
+        assert preflight.headers["Access-Control-Allow-Origin"] == "https://a.example"
+        assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+        answer = requests.post(url, data=photo, headers={**JPEG, "Origin": "https://b.example"}, timeout=60)
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://b.example"
+        assert "Segment-Instances" in answer.headers["Access-Control-Expose-Headers"]
+        foreign = requests.get(url, headers={"Origin": "https://evil.example"}, timeout=60)
+        assert "Access-Control-Allow-Origin" not in foreign.headers
+        assert "Origin" in foreign.headers["Vary"]
 
     def test_model(self, server: Server) -> None:
         model = requests.get(server.url + "/model", timeout=60).json()
