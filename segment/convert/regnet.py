@@ -18,22 +18,22 @@ def regnet(g: Graph, w: Weights, config: RegNet, x: str, prefix: str) -> dict[in
     layer = Conv(3, into, kernel=3, stride=2, norm=config.norm, relu=True)
     x = convolution(g, w, x, name + ".conv", layer, name + ".bn")
     features = {}
-    for stage, (width, blocks) in enumerate(zip(config.widths, config.blocks, strict=True), start=1):
+    stages = zip(config.widths, config.blocks, config.group_widths, strict=True)
+    for stage, (width, blocks, group_width) in enumerate(stages, start=1):
         for block in range(1, blocks + 1):
-            stride = 2 if block == 1 else 1
-            x = _block(
-                g, w, config, x, f"{prefix}s{stage}.b{block}", into, width, config.group_widths[stage - 1], stride
-            )
+            shortcut = Conv(into, width, stride=2 if block == 1 else 1, norm=config.norm)
+            x = _block(g, w, config, x, f"{prefix}s{stage}.b{block}", shortcut, group_width)
             into = width
         features[stage + 1] = x
     return features
 
 
-def _block(
-    g: Graph, w: Weights, config: RegNet, x: str, name: str, into: int, width: int, group_width: int, stride: int
-) -> str:
-    """A residual block of 1x1, 3x3 and 1x1 convolutions, with squeeze and excitation before the last one."""
-    norm, inner = config.norm, name + ".f"
+def _block(g: Graph, w: Weights, config: RegNet, x: str, name: str, shortcut: Conv, group_width: int) -> str:
+    """A residual block of 1x1, 3x3 and 1x1 convolutions, with squeeze and excitation before the last one.
+
+    `shortcut`: is applied to x if the block changes the channels or the size.
+    """
+    into, width, stride, norm, inner = shortcut.into, shortcut.out, shortcut.stride, shortcut.norm, name + ".f"
     y = convolution(g, w, x, inner + ".a", Conv(into, width, norm=norm, relu=True), inner + ".a_bn")
     grouped = Conv(width, width, kernel=3, stride=stride, groups=width // group_width, norm=norm, relu=True)
     y = convolution(g, w, y, inner + ".b", grouped, inner + ".b_bn")
@@ -42,7 +42,7 @@ def _block(
         y = _excite(g, w, y, inner + ".se.f_ex", width, squeezed)
     y = convolution(g, w, y, inner + ".c", Conv(width, width, norm=norm), inner + ".c_bn")
     if into != width or stride != 1:
-        x = convolution(g, w, x, name + ".proj", Conv(into, width, stride=stride, norm=norm), name + ".bn")
+        x = convolution(g, w, x, name + ".proj", shortcut, name + ".bn")
     return g.op("Relu", g.op("Add", y, x))
 
 
