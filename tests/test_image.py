@@ -665,3 +665,34 @@ def test_images_reuse_memory_that_is_held_from_the_start() -> None:
     finally:
         core.set_blocks_max(0)
         core.set_block_size(16 << 20)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_a_pillow_image_is_converted_as_its_file(mode: str) -> None:
+    """Pillow's own conversion makes 16-bit images white, and shows what is below transparent pixels."""
+    grey = np.asarray(photo().convert("L"))
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode in ("I", "F"):
+        picture = Image.fromarray(grey.astype(np.int32 if mode == "I" else np.float32) * 200)
+    elif mode in ("LA", "RGBA"):
+        picture = photo().convert("RGBA")
+        picture.putalpha(Image.fromarray(255 - grey))
+        picture = picture.convert(mode)
+    else:
+        picture = photo().convert(mode)
+    kept = "PNG" if mode in ("LA", "RGBA") else "TIFF"
+    assert picture.mode == mode
+    assert difference(image.to_rgb(picture), image.to_rgb(encoded(picture, kept))) == 0
+
+
+def test_a_transparent_colour_of_a_pillow_image_is_white() -> None:
+    data = encoded(Image.new("RGB", (8, 8), (10, 20, 30)), "PNG", transparency=(10, 20, 30))
+    with Image.open(io.BytesIO(data)) as picture:
+        assert image.to_rgb(picture).getpixel((0, 0)) == image.to_rgb(data).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_pillow_image_without_pixels_is_refused(mode: str) -> None:
+    with pytest.raises(UnsupportedImage, match="0 x 5 pixels"):
+        image.to_rgb(Image.new(mode, (0, 5)))

@@ -79,8 +79,9 @@ def readable(photo: Photo) -> tuple[tuple[int, int], Callable[[tuple[int, int]],
     """The (width, height) of a photo, and a function that reads it as RGB.
 
     The function is given the size that is needed, and decodes a JPEG file at a reduced size if that suffices. A Pillow
-    image in RGB is returned as it is. This function and that one raise UnsupportedImage or CorruptImage if a file
-    cannot be decoded or an array has another shape or type, and OSError if a file cannot be opened.
+    image in RGB is returned as it is, others are converted as files are. This function and that one raise
+    UnsupportedImage or CorruptImage if a file cannot be decoded, an array has another shape or type or a Pillow image
+    has no pixels, and OSError if a file cannot be opened.
     """
     if isinstance(photo, str) and photo.startswith(("http://", "https://")):
         raise UnsupportedImage(f"{photo} is a URL; only the service fetches URLs. Download it and give its content.")
@@ -101,7 +102,9 @@ def to_rgb(photo: Photo) -> Image.Image:
 
 def _converted(photo: Image.Image | NDArray[np.uint8]) -> Image.Image:
     if isinstance(photo, Image.Image):
-        return photo if photo.mode == "RGB" else photo.convert("RGB")
+        if not (photo.width and photo.height):
+            raise UnsupportedImage(f"The image is {photo.width} x {photo.height} pixels; it must have at least one.")
+        return photo if photo.mode == "RGB" and not photo.has_transparency_data else upright_rgb(photo, orientation=1)
     if not isinstance(photo, np.ndarray):
         raise UnsupportedImage(
             f"A photo must be a file name, bytes, a Pillow image or a NumPy array, not {type(photo).__name__}."

@@ -14,7 +14,7 @@ STRIP_BYTES = 1 << 18
 
 
 def upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
-    """Convert `image` to upright RGB. Works in strips, so that no third copy is needed."""
+    """Convert `image` to RGB, and turn it upright. `orientation`: EXIF orientation, 1-8; 1 is upright."""
     width, height = image.size
     swapped, backwards = orientation >= 5, orientation in (3, 4, 6, 7)
     turn = _TURNS.get(orientation)
