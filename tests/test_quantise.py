@@ -56,6 +56,11 @@ def test_int8_file_is_small_and_has_metadata(int8: Path) -> None:
     assert int8.stat().st_size < 0.4 * DEMO.stat().st_size
 
 
+def test_the_types_in_an_int8_file_are_consistent(int8: Path) -> None:
+    """OpenVINO does not read the recorded types; ONNX Runtime refuses a file whose operators contradict them."""
+    onnx.checker.check_model(onnx.load(int8), full_check=True)
+
+
 def test_the_int8_file_finds_what_the_fp32_file_finds(int8: Path) -> None:
     engines = [load(DEMO, threads=1, cache=CACHE), load(int8, threads=1)]
     found, agreed = 0, 0
@@ -163,6 +168,7 @@ def test_models_without_a_pyramid_become_int8(name: str, side: int, tmp_path: Pa
     for i, photo in enumerate(photos):
         Image.fromarray(images[f"image{i}"]).save(photo)
     narrow = convert.quantised(model, photos)
+    onnx.checker.check_model(narrow, full_check=True)
     made_by = {output: node.op_type for node in _nodes(narrow.graph) for output in node.output}
     convolutions = [node for node in _nodes(narrow.graph) if node.op_type == "Conv"]
     assert {made_by[node.input[1]] for node in convolutions} == {"DequantizeLinear"}
@@ -200,6 +206,7 @@ def test_pointrend_samples_its_points_from_int8_tables(tmp_path: Path) -> None:
         config.read(families.FOLDER / "pointrend.yaml"), families.trained("pointrend"), shapes.CLASSES
     )
     narrow = quantise.quantise(wide, [shapes.scene(seed)[0] for seed in range(3_000_000, 3_000_003)])
+    onnx.checker.check_model(narrow, full_check=True)
     loop = next(node for node in narrow.graph.node if node.op_type == "Loop")
     body = next(attribute.g for attribute in loop.attribute if attribute.name == "body").node
     rows = {node.output[0] for node in body if node.op_type == "Gather" and node.input[0].endswith(sampling.TABLE)}

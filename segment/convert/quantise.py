@@ -83,6 +83,7 @@ def quantise(model: onnx.ModelProto, pictures: Iterable[NDArray[np.uint8]]) -> o
     chunks.resize(narrow, pointrend.PART, pointrend.CHUNK_INT8)
     chunks.in_chunks(narrow)
     _sample_in_int8(narrow.graph)
+    del narrow.graph.value_info[:]  # NNCF's record of the types of all tensors, some of which have changed since
     onnx.checker.check_model(narrow)
     return narrow
 
