@@ -15,6 +15,7 @@ import pytest
 from segment import arrival, memory
 from segment.errors import Busy
 from segment.memory import Budget, Reservation
+from tests.compiled import compiled_once  # noqa: F401
 
 MB = 1_000_000
 MBIT = MB // 8

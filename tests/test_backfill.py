@@ -29,6 +29,7 @@ from segment.bucket.store import google
 from segment.errors import SettingsError, StorageError
 from segment.service import Service
 from segment.settings import Settings
+from tests.compiled import compiled_once  # noqa: F401
 from tests.scenes import RENDER_FACTOR, expected, photo
 
 SETTINGS = {"SEGMENT_RENDER_FACTOR": str(RENDER_FACTOR), "SEGMENT_STORAGE_SECONDS": "4", "SEGMENT_CACHE": str(CACHE)}

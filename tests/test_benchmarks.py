@@ -28,6 +28,7 @@ from benchmarks import zoo as zoo_benchmark
 from segment import load
 from segment.bucket import shares
 from segment.model import EMBEDDED
+from tests.compiled import compiled_once  # noqa: F401
 from training.shapes import scene
 
 

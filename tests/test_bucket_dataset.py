@@ -30,6 +30,7 @@ from segment.errors import SettingsError, StorageError
 from segment.output.coco import dump
 from segment.service import Service
 from segment.settings import Settings
+from tests.compiled import compiled_once  # noqa: F401
 from tests.scenes import RENDER_FACTOR, photo
 
 NAMES = tuple(f"{folder}/{n}.jpg" for folder in ("2025", "2026/ünï code") for n in range(2))

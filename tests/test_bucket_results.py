@@ -26,6 +26,7 @@ from segment.model import EMBEDDED
 from segment.options import Options
 from segment.service import Service
 from segment.settings import Settings
+from tests.compiled import compiled_once  # noqa: F401
 from training.shapes import scene
 
 FIRST = {

@@ -21,6 +21,7 @@ from segment import extras
 from segment.__main__ import main
 from segment.engine.footprint import Footprint
 from segment.model import EMBEDDED
+from tests.compiled import compiled_once  # noqa: F401
 from training.shapes import CLASSES, scene
 
 

@@ -28,6 +28,7 @@ from segment.dataset import coco, parquet
 from segment.dataset.entry import Entry
 from segment.dataset.journal import Journal
 from segment.errors import StorageError
+from tests.compiled import compiled_once  # noqa: F401
 from tests.scenes import RENDER_FACTOR
 from training.shapes import CLASSES, scene
 

@@ -24,6 +24,7 @@ from segment.labelling.labelstudio import controls, prediction
 from segment.model import load
 from segment.output import brush
 from segment.output.coco import annotation
+from tests.compiled import compiled_once  # noqa: F401
 from tests.test_brush import decode
 from training.shapes import CLASSES, scene
 

@@ -18,6 +18,7 @@ from segment.plan import Constraints, plan
 from segment.resize import fitted_size
 from segment.service import Result, Service
 from segment.settings import Settings
+from tests.compiled import compiled_once  # noqa: F401
 from tests.conftest import limit_with
 from training.shapes import scene
 

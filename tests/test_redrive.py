@@ -13,6 +13,7 @@ from devtools.gcs import Cloud, Fault
 from devtools.pubsub import Server
 from segment.__main__ import main
 from segment.bucket import redrive
+from tests.compiled import compiled_once  # noqa: F401
 from training.shapes import scene
 
 SETTINGS = {

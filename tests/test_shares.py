@@ -17,6 +17,7 @@ from segment.bucket.listing import Range
 from segment.bucket.store import Object
 from segment.bucket.store.folder import Folder
 from segment.errors import StorageError
+from tests.compiled import compiled_once  # noqa: F401
 
 
 class Names:

@@ -20,6 +20,7 @@ from segment.__main__ import main
 from segment.dataset import video
 from segment.errors import UnsupportedImage
 from segment.service import Result, Service
+from tests.compiled import compiled_once  # noqa: F401
 from training.shapes import scene
 
 SIZE = (160, 120)
