@@ -34,6 +34,13 @@ def test_golden_model_matches_detectron2(tmp_path: Path) -> None:
     assert min(shares[i] for i in STABLE) >= SHARE
 
 
+def test_groups_and_modulation_are_read_from_the_config() -> None:
+    network = config.read(GOLDEN / "dconv-v2.yaml").bottom_up
+    assert isinstance(network, ResNet)
+    assert (network.deformable, network.modulated, network.offset_groups) == ((3, 4, 5), True, 2)
+
+
+@pytest.mark.slow
 def test_modulated_convolutions_in_groups_match_detectron2(tmp_path: Path) -> None:
     """devtools/golden.py made the file. With noise of 1e-4 grey levels, detectron2 finds all 60 detections again."""
     onnx.save(converted(GOLDEN, "dconv-v2"), tmp_path / "model.onnx")

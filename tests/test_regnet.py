@@ -12,6 +12,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from benchmarks.checkpoints import checkpoint as random_tensors
 from segment import convert, zoo
 from segment.convert import checkpoint, config, document
 from segment.convert.architecture import RegNet
@@ -95,18 +96,19 @@ def test_unsaved_norm_requires_batch_norms_in_the_checkpoint() -> None:
 
 
 def test_int8_leaves_the_gates_in_float(tmp_path: Path) -> None:
-    answers = np.load(GOLDEN / "lazy-regnety.npz")
-    photos = [tmp_path / f"{i}.png" for i in range(3)]
-    for i, path in enumerate(photos):
-        Image.fromarray(answers[f"image{i}"]).save(path)
-    wide = convert.convert(config.read(GOLDEN / "lazy-regnety.yaml"), checkpoint.read(GOLDEN / "lazy-regnety.pkl"))
-    narrow = convert.quantised(wide, photos)
+    """With five blocks, of which one stage has two, instead of the golden file's twelve."""
+    image = np.load(GOLDEN / "lazy-regnety.npz")["image0"]
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    given = lazy()
+    given["model"]["backbone"]["bottom_up"].update(depth=5, w_a=20.0)
+    facts = config.parse(given)
+    narrow = convert.quantised(convert.convert(facts, random_tensors(facts)), [tmp_path / "photo.png"])
     made_by = {name: node.op_type for node in narrow.graph.node for name in node.output}
     gates = [node for node in narrow.graph.node if node.op_type == "MatMul" and ".se." in node.name]
-    assert len(gates) == 2 * 12
+    assert len(gates) == 2 * 5
     assert not any(made_by.get(name) == "DequantizeLinear" for node in gates for name in node.input)
     convolutions = [node for node in narrow.graph.node if node.op_type == "Conv"]
     assert all(made_by.get(node.input[1]) == "DequantizeLinear" for node in convolutions)
     onnx.save(narrow, tmp_path / "int8.onnx")
-    found = load(tmp_path / "int8.onnx", threads=1, memory=Footprint(0, 0.0))(answers["image0"], 0.0, 20)
+    found = load(tmp_path / "int8.onnx", threads=1, memory=Footprint(0, 0.0))(image, 0.0, 20)
     assert len(found) > 0
