@@ -21,7 +21,7 @@ MARGIN_SHARE, MARGIN_BYTES = 0.1, 16 << 20
 """Memory that is never reserved. It covers up to 26 MiB of 128 connections that flood the server (tests/test_soak.py,
 test_memory_of_390_flooding_clients), page tables and stacks, the allocator's overhead, and what a network keeps after
 runs on many sizes beyond the budget's `fixed`: at most half of it (tests/test_footprint.py,
-test_many_sizes_take_at_most_half_of_the_margin)."""
+test_many_sizes_take_at_most_half_of_the_margin). Headers are read one at a time, in at most 4 MiB (HEADER_BYTES)."""
 POLL_SECONDS = 0.5
 """How often a waiting request checks whether its client is still there."""
 ATTEMPT_SECONDS, ATTEMPTS_PER_SECOND = 0.02, 500

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -258,10 +259,10 @@ def test_refuses_empty_images() -> None:
         decoded(png((0, 5), b""))
 
 
-def test_refuses_bombs_of_text_and_of_scans() -> None:
+def test_refuses_bombs_of_scans_and_does_not_read_bombs_of_text() -> None:
     text = b"k\0\0" + zlib.compress(b"x" * 900_000)
-    with pytest.raises(CorruptImage):
-        image.read_header(png((2, 2), b"\0" * 14, extra=text))
+    bomb = png((2, 2), b"\0" * 14, extra=text)
+    assert _allocated(lambda: image.read_header(bomb)) < 1 << 16
     data = encoded(photo(), "JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
     with pytest.raises(CorruptImage, match="scans"):
@@ -426,7 +427,7 @@ def _with_profile(data: bytes, profile: bytes) -> bytes:
         (lambda: encoded(_large(), "TIFF", compression="tiff_lzw", tiffinfo={0x0112: 6, 0x0116: 1500}), (1500, 2000)),
         (lambda: encoded(_large(), "TIFF"), LARGE),
         (lambda: _with_profile(encoded(photo(), "JPEG"), bytes(12_000_000)), (60, 40)),
-        (lambda: encoded(photo(), "TIFF", icc_profile=bytes(12_000_000)), (60, 40)),
+        (lambda: encoded(photo(), "TIFF", compression="tiff_lzw", icc_profile=bytes(12_000_000)), (60, 40)),
         (lambda: encoded(_large().resize((100, 30_000)), "TIFF", compression="tiff_lzw"), (100, 30_000)),
         (lambda: encoded(_large(), "AVIF", speed=10, subsampling="4:4:4"), LARGE),
     ],
@@ -644,6 +645,148 @@ def test_reading_a_header_is_bounded(name: str, data: bytes) -> None:
     with pytest.raises(ImageError):
         image.decode(data, image.read_header(data), (8, 8))
     assert time.process_time() - start < 0.3, name
+
+
+METADATA_BYTES = 6_000_000
+
+
+def _segmented(marker: int, start: bytes, size: int = METADATA_BYTES) -> bytes:
+    """Segments of a JPEG that begin with `start`, of `size` bytes in all."""
+    segment = (start + bytes(range(256)) * 256)[:65_000]
+    return (struct.pack(">BBH", 0xFF, marker, len(segment) + 2) + segment) * (size // len(segment))
+
+
+def _riff(kind: bytes, content: bytes) -> bytes:
+    """A WebP with one more chunk."""
+    data = _encoded("WEBP", exif=turned(6))[8:] + kind + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", len(data)) + data
+
+
+MUCH = bytes(range(250)) * (METADATA_BYTES // 250)
+STORED = b"\x78\x01" + b"\0\0\0\xff\xff" * (METADATA_BYTES // 5) + b"\1\0\0\xff\xff" + bytes((0, 0, 0, 1))
+"""As large, but inflated to nothing (RFC 1950, 1951)."""
+SEGMENTS: dict[str, Callable[[], bytes]] = {
+    "extended XMP": lambda: _segmented(0xE1, b"http://ns.adobe.com/xmp/extension/\0"),
+    "XMP": lambda: _segmented(0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
+    "Exif": lambda: _segmented(0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0", 1_000_000),
+    "profile": lambda: _segmented(0xE2, b"ICC_PROFILE\0"),
+    "pictures": lambda: _segmented(0xE2, b"MPF\0"),
+    "Photoshop": lambda: _segmented(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\xfd\xd6"),
+    "comments": lambda: _segmented(0xFE, b""),
+    "junk between segments": lambda: b"\0" + _segmented(0xE1, b"a") + b"\0\xff\xff\0" + _segmented(0xEB, b""),
+}
+CHUNKS: dict[str, Callable[[], bytes]] = {
+    "text": lambda: _chunk(b"tEXt", b"k\0" + MUCH),
+    "compressed text": lambda: _chunk(b"zTXt", b"k\0\0" + STORED),
+    "international text": lambda: _chunk(b"iTXt", b"k\0\0\0\0\0" + b"a" * 4_000_000 + "😀".encode()),
+    "profile": lambda: _chunk(b"iCCP", b"k\0\0" + STORED),
+    "Exif": lambda: _chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0" + MUCH),
+    "credentials": lambda: _chunk(b"caBX", MUCH),
+    "private chunks": lambda: _chunk(b"prVt", MUCH[:20_000]) * 300,
+    "palette": lambda: _chunk(b"PLTE", MUCH),
+}
+BLACK = [(256, 4, 1, 8), (257, 4, 1, 1), (273, 4, 1, 8)]
+VOLUMINOUS: dict[str, Callable[[], bytes]] = {
+    **{f"JPEG, {name}": lambda make=make: _inserted("JPEG", 2, make()) for name, make in SEGMENTS.items()},
+    **{f"PNG, {name}": lambda make=make: _inserted("PNG", -36, make()) for name, make in CHUNKS.items()},
+    **{f"PNG, {name} at the end": lambda make=make: _inserted("PNG", -12, make()) for name, make in CHUNKS.items()},
+    "TIFF, Photoshop layers": lambda: _encoded("TIFF", tiffinfo={37724: MUCH}),
+    "TIFF, profile": lambda: _encoded("TIFF", icc_profile=MUCH),
+    "TIFF, numbers": lambda: _tiff(BLACK, {65000: [1] * 99_000}),
+    "TIFF, fractions": lambda: _tiff(BLACK, {282: [1] * 99_000}, kind=5),
+    **{f"WebP, {kind}": lambda kind=kind: _riff(kind.encode().ljust(4), MUCH) for kind in ("EXIF", "XMP", "ABCD")},
+}
+"""Files of 8 black pixels or 8 x 8 with megabytes of metadata, as photos may contain them."""
+
+
+def _inserted(kind: str, at: int, content: bytes) -> bytes:
+    data = _encoded(kind)
+    return data[:at] + content + data[at:]
+
+
+def _allocated(call: Callable[[], object]) -> int:
+    """The most bytes that Python had allocated during the call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", VOLUMINOUS)
+def test_metadata_take_no_memory(name: str) -> None:
+    """Neither when the header is read, which is not planned, nor when the photo is decoded."""
+    data = VOLUMINOUS[name]()
+    assert _allocated(lambda: image.read_header(data)) < headers.HEADER_BYTES / 4
+    header = image.read_header(data)
+    if header.format != "WEBP":
+        assert _allocated(lambda: image.decode(data, header, (8, 8))) < headers.HEADER_BYTES / 4
+    assert difference(image.decode(data, header, (8, 8)), Image.new("RGB", header.size)) == 0
+
+
+@pytest.mark.parametrize("kind", ["exif", "xmp", "icc_profile"])
+def test_the_metadata_of_an_avif_are_limited(kind: str) -> None:
+    """The library copies them when the header is read."""
+    start = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
+    assert image.read_header(_encoded("AVIF", **{kind: start + bytes(900_000)})).size == (8, 8)
+    with pytest.raises(CorruptImage, match="metadata of this image"):
+        image.read_header(_encoded("AVIF", **{kind: start + bytes(1_100_000)}))
+
+
+def test_strips_that_are_not_compressed_are_planned() -> None:
+    def tall(height: int) -> bytes:
+        tags = [(256, 4, 1, 1), (257, 4, 1, height), (278, 4, 1, 1)]
+        return _tiff(tags, {273: [8] * height, 279: [1] * height})
+
+    data = tall(10_000)
+    assert _allocated(lambda: image.read_header(data)) < headers.HEADER_BYTES
+    assert image.read_header(data).decoder_bytes > 10_000 * headers.STRIP_BYTES
+    with pytest.raises(CorruptImage, match="10,001 strips or tiles"):
+        image.read_header(tall(10_001))
+
+
+def test_the_header_of_a_bmp_is_limited() -> None:
+    data = _encoded("BMP")
+    with pytest.raises(CorruptImage, match="header of this BMP"):
+        image.read_header(data[:14] + struct.pack("<I", METADATA_BYTES) + data[18:] + bytes(METADATA_BYTES))
+
+
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [None, 3])
+def test_xmp_turns_a_photo_if_exif_does_not(format: str, exif: int | None) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    saved = {"pnginfo": text} if format == "PNG" else {"xmp": XMP}
+    data = encoded(photo(), format, **saved, **({"exif": turned(exif)} if exif else {}))
+    assert image.read_header(data).orientation == (exif or 6)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_exif_is_found_in_either_byte_order(big: bool) -> None:
+    exif = turned(6)
+    exif.endian = ">" if big else "<"
+    exif[0x010F] = "a camera"
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert image.read_header(encoded(photo(), kind, exif=exif.tobytes())).orientation == 6
+
+
+@pytest.mark.parametrize("save", [{}, {"lossless": True}, {"exif": turned(6)}, {"lossless": True, "exif": turned(8)}])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_header_of_a_webp_is_as_pillow_reads_it(mode: str, save: dict[str, Any]) -> None:
+    picture = photo().convert(mode)
+    if mode == "RGBA":
+        picture.putpixel((3, 4), (1, 2, 3, 4))
+    several = {"save_all": True, "append_images": [photo().rotate(90).convert(mode)]}
+    for data in (encoded(picture, "WEBP", **save), encoded(picture, "WEBP", **save, **several)):
+        header = image.read_header(data)
+        with Image.open(io.BytesIO(data)) as opened:
+            stored = header.size[::-1] if header.orientation >= 5 else header.size
+            assert (stored, header.mode, header.transparent) == (opened.size, opened.mode, opened.has_transparency_data)
+            assert header.orientation == opened.getexif().get(0x0112, 1)
 
 
 def test_some_fill_bytes_are_accepted() -> None:

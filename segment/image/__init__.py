@@ -22,6 +22,7 @@ from PIL import Image
 
 from segment.errors import CorruptImage, UnsupportedImage
 from segment.image import sandbox
+from segment.image.essential import essential
 from segment.image.header import Header, read_header
 from segment.image.pillow import opened, refusing, reuse_memory
 from segment.image.rgb import upright_rgb
@@ -63,7 +64,7 @@ def decode(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
 
 def decode_here(data: bytes, header: Header, target: tuple[int, int]) -> Image.Image:
     """decode(), but in this process in any case."""
-    with refusing(data), opened(data) as image:
+    with refusing(data), opened(essential(data).file) as image:
         if header.format == "JPEG":
             width, height = target
             image.draft(None, (height, width) if header.orientation >= 5 else (width, height))

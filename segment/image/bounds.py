@@ -7,7 +7,6 @@ hundreds of megabytes there. Photos of cameras and programs stay far below these
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 from collections.abc import Iterator
@@ -15,27 +14,34 @@ from collections.abc import Iterator
 from PIL import BmpImagePlugin
 
 from segment.errors import CorruptImage
+from segment.image.essential import JPEG, MAX_PNG_CHUNKS, PNG, chunks, tags
+from segment.image.orientation import ORDERS
+from segment.image.pillow import File
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG = b"\xff\xd8"
-EXIF = b"Exif\0\0"
-"""First bytes of Exif data in a JPEG."""
-_TIFF = {b"II": "<", b"MM": ">"}
-"""First bytes of a TIFF -> byte order, as in `struct`."""
-_TIFF_BYTES = (1, 2, 6, 7)
-"""Types of tags that contain bytes: BYTE, ASCII, SBYTE, UNDEFINED."""
+_BMP = b"BM"
+MAX_BMP_HEADER = 1 << 10
+"""Limit for the header of a BMP, which Pillow reads before it compares its size with the known ones, up to 124."""
+_TIFF_BYTES, _TIFF_INTEGERS = (1, 2, 6, 7), (3, 4)
+"""Types of tags that contain bytes (BYTE, ASCII, SBYTE, UNDEFINED) and integers (SHORT, LONG)."""
+_COMPRESSION, _STRIPS, _TILES = 259, 273, 324
 MAX_HEADER_READS = 5000
 """Limit for read calls while parsing a header. A photo needs a few hundred; a hostile file can cause millions."""
-MAX_PNG_CHUNKS, MAX_PNG_ANCILLARY = 100_000, 1000
-"""Limits for the number of all chunks of a PNG, and of chunks other than pixel data."""
+MAX_PNG_ANCILLARY = 1000
+"""Limit for the chunks of a PNG other than pixel data. MAX_PNG_CHUNKS limits all."""
 MAX_TIFF_VALUES = 100_000
-"""Limit for the numbers in all tags of a TIFF. Each strip has two, and takes up to 320 bytes in Pillow."""
+"""Limit for the numbers in all tags of a TIFF. Each strip has two."""
+MAX_TIFF_STRIPS = 10_000
+"""Limit for the strips or tiles of a TIFF without compression. Each takes up to 320 bytes in Pillow."""
 MAX_BOX_BYTES = 64 << 10
 """Limit for the description of the items of an AVIF or HEIC. A photo in 200 tiles has 12 kB. libavif takes 50 times as
 much memory, and time that grows with the square of the number of items."""
-MAX_EXIF_BYTES = 1 << 20
-"""Limit for the Exif segments of a JPEG, which Pillow joins one by one, in time that grows with the square of their
-number. One segment has 64 kB, and Exif data usually fit into one."""
+MAX_ITEM_BYTES = 1 << 20
+"""Limit for the Exif data, XMP and colour profiles of an AVIF or HEIC together, of which the library makes up to four
+copies. A photo of a phone has some 10 kB. Depth maps are pictures, which are not counted."""
+_PICTURES = frozenset(
+    (b"av01", b"hvc1", b"grid", b"iden", b"iovl", b"tmap", b"sato", b"jpeg", b"j2k1", b"avc1", b"unci")
+)
+"""Types of items that are pictures. Their bytes are not copied when a header is read."""
 MAX_FILL_BYTES = 256 << 10
 """A JPEG may have any number of fill bytes (0xff) before a marker. Up to their end, libjpeg begins again with each
 piece of the file that Pillow reads. A segment has at most 64 kB, so no segment is as long."""
@@ -43,33 +49,36 @@ MAX_RUN_LENGTH_PIXELS = 16_000_000
 """Limit for a run-length encoded BMP. Pillow decodes it in Python, up to 100 ns per pixel."""
 
 
-class BoundedFile(io.BytesIO):
-    """An image file that limits the work of parsing its header. Raises CorruptImage for a file beyond a bound."""
+class BoundedFile:
+    """A file that limits how often it is read. `bytes_read`: how much was read."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.reads = self.bytes_read = self.exif_bytes = 0
-        if data.startswith(_PNG):
-            _check_png(data)
-        elif data.startswith(_JPEG):
-            _check_jpeg(data)
-        elif data[:2] in _TIFF:
-            check_tiff(data)
-        elif data[4:8] == b"ftyp":
-            _check_boxes(data)
+    def __init__(self, file: File) -> None:
+        self.reads = self.bytes_read = 0
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """Read up to `size` bytes. Raises CorruptImage after too many reads."""
         self.reads += 1
         if self.reads > MAX_HEADER_READS:
             raise CorruptImage("The header of this image has too many parts. Save the image again.")
-        found = super().read(size)
+        found = self._file.read(size)
         self.bytes_read += len(found)
-        if found.startswith(EXIF):
-            self.exif_bytes += len(found)
-            if self.exif_bytes > MAX_EXIF_BYTES:
-                raise CorruptImage("The Exif data of this image are larger than 1 MiB. Save the image again.")
         return found
+
+
+def check(data: bytes) -> None:
+    """Raise CorruptImage for an image file beyond a bound."""
+    if data.startswith(PNG):
+        _check_png(data)
+    elif data.startswith(JPEG):
+        _check_jpeg(data)
+    elif data[:2] in ORDERS:
+        check_tiff(data)
+    elif data[4:8] == b"ftyp":
+        _check_boxes(data)
+    elif data.startswith(_BMP) and int.from_bytes(data[14:18], "little") > MAX_BMP_HEADER:
+        raise CorruptImage("The header of this BMP is larger than 1 KiB. Save the image again.")
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -84,47 +93,96 @@ def _check_jpeg(data: bytes) -> None:
 
 def _check_png(data: bytes) -> None:
     """Raise CorruptImage for a PNG with too many chunks (www.w3.org/TR/png-3, 5.3 and 11.3)."""
-    at, ancillary, profiles = len(_PNG), 0, 0
-    for _ in range(MAX_PNG_CHUNKS):
-        if at + 8 > len(data):
-            return
-        length, kind = struct.unpack_from(">I4s", data, at)
-        at += length + 12
+    ancillary = profiles = 0
+    for count, (kind, _, _) in enumerate(chunks(data), 1):
         ancillary += kind not in (b"IDAT", b"fdAT")
         profiles += kind == b"iCCP"
-        if profiles > 1 or ancillary > MAX_PNG_ANCILLARY:
-            break
-    raise CorruptImage("This PNG has too many chunks or more than one colour profile. Save the image again.")
+        if profiles > 1 or ancillary > MAX_PNG_ANCILLARY or count == MAX_PNG_CHUNKS:
+            raise CorruptImage("This PNG has too many chunks or more than one colour profile. Save the image again.")
 
 
 def check_tiff(data: bytes) -> None:
-    """Raise CorruptImage for a TIFF whose tags have too many numbers (TIFF 6.0, section 2; BigTIFF: libtiff.org)."""
-    order, big = _TIFF[data[:2]], data[2] == 43
-    start, length, entry = ("8xQ", "Q", "HHQ8x") if big else ("4xL", "H", "HHL4x")
-    (at,) = struct.unpack_from(order + start, data)
-    (entries,) = struct.unpack_from(order + length, data, at)
-    size, first = struct.calcsize(order + entry), at + struct.calcsize(order + length)
-    whole = min(entries, MAX_HEADER_READS, (len(data) - first) // size)
-    directory = struct.iter_unpack(order + entry, data[first : first + whole * size])
-    numbers = sum(count for _, kind, count in directory if kind not in _TIFF_BYTES)
+    """Raise CorruptImage for a TIFF whose tags have too many numbers or strips."""
+    numbers = strips = 0
+    compressed = False
+    for _, tag, kind, count, value in tags(data):
+        numbers += count if kind not in _TIFF_BYTES else 0
+        strips += count if tag in (_STRIPS, _TILES) else 0
+        compressed = compressed or (tag == _COMPRESSION and kind in _TIFF_INTEGERS and value != 1)
     if numbers > MAX_TIFF_VALUES:
         raise CorruptImage(
             f"The tags of this TIFF have {numbers:,} values, more than {MAX_TIFF_VALUES:,}. Save it again, with fewer "
             "strips or tiles."
         )
+    if strips > MAX_TIFF_STRIPS and not compressed:
+        raise CorruptImage(
+            f"This TIFF has {strips:,} strips or tiles without compression, more than {MAX_TIFF_STRIPS:,}. Save it "
+            "again, with fewer of them."
+        )
 
 
 def _check_boxes(data: bytes) -> None:
-    """Raise CorruptImage for an AVIF or HEIC with too many items or samples (ISO/IEC 14496-12, 4.2 and 8.11)."""
-    described = 0
+    """Raise CorruptImage for an AVIF or HEIC with too many items or samples, or too large metadata.
+
+    ISO/IEC 14496-12, 4.2 and 8.11.
+    """
+    described = copied = 0
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind in (b"meta", b"moov"):
             described += end - start
-        if kind == b"meta":  # of which pixels and colour profiles
-            for inner, first, last in _boxes(data, start + 4, end):
-                described -= last - first if inner == b"idat" else _profile_bytes(data, first, last, inner)
+        if kind == b"meta":
+            other, items = _meta_bytes(data, start + 4, end)
+            described, copied = described - other, copied + other + items
     if described > MAX_BOX_BYTES:
         raise CorruptImage("The header of this image describes too many parts. Save the image again.")
+    if copied > MAX_ITEM_BYTES:
+        raise CorruptImage(
+            "The metadata of this image (Exif, XMP, colour profile) are larger than 1 MiB. Save it again without them."
+        )
+
+
+def _meta_bytes(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """Size of pixels and colour profiles in a meta box, and of the items that are not pictures."""
+    other = 0
+    kinds, sizes = dict[int, bytes](), dict[int, int]()
+    for kind, first, last in _boxes(data, start, end):
+        other += last - first if kind == b"idat" else _profile_bytes(data, first, last, kind)
+        if kind == b"iinf" and last - first <= MAX_BOX_BYTES:
+            kinds |= _item_kinds(data, first, last)
+        elif kind == b"iloc" and last - first <= MAX_BOX_BYTES:
+            for item, size in _item_sizes(data, first, last):
+                sizes[item] = sizes.get(item, 0) + size
+    return other, sum(size for item, size in sizes.items() if kinds.get(item, b"") not in _PICTURES)
+
+
+def _item_kinds(data: bytes, start: int, end: int) -> dict[int, bytes]:
+    """Item id -> type of each item in an iinf box (8.11.6)."""
+    found = {}
+    for kind, first, _ in _boxes(data, start + (6 if data[start] == 0 else 8), end):
+        if kind == b"infe":
+            width = 4 if data[first] >= 3 else 2
+            place = first + 4
+            found[int.from_bytes(data[place : place + width])] = data[place + width + 2 : place + width + 6]
+    return found
+
+
+def _item_sizes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(item id, size) of each extent in an iloc box (8.11.3). An extent without a size goes to the end of the file."""
+    version, at = data[start], start + 4
+    offset, length, base, index = data[at] >> 4, data[at] & 15, data[at + 1] >> 4, data[at + 1] & 15
+    wide = 4 if version == 2 else 2
+    count, at = int.from_bytes(data[at + 2 : at + 2 + wide]), at + 2 + wide
+    for _ in range(count):
+        if at >= end:
+            return
+        item, at = int.from_bytes(data[at : at + wide]), at + wide + (4 if version else 2) + base
+        extents, at = int.from_bytes(data[at : at + 2]), at + 2
+        for _ in range(extents):
+            at += (index if version else 0) + offset
+            if at >= end:
+                return
+            yield item, int.from_bytes(data[at : at + length]) or len(data)
+            at += length
 
 
 def _profile_bytes(data: bytes, start: int, end: int, kind: bytes) -> int:

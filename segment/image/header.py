@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 
 from segment.errors import CorruptImage
-from segment.image import sandbox
-from segment.image.bounds import EXIF, BoundedFile, check_bmp, check_tiff
+from segment.image import bounds, sandbox, webp
+from segment.image.essential import Essential, essential
+from segment.image.orientation import EXIF, UPRIGHT, valid
 from segment.image.pillow import NAMES, opened, refusing
 
 _SCAN = b"\xff\xda"
 """Marker before each scan of a JPEG (start of scan)."""
-_RAW_EXIF = "Raw profile type exif"
-"""Text of a PNG with EXIF data as hexadecimal digits, as ImageMagick wrote it before PNG had a chunk for them."""
 _TIFF_PICTURES = (6, 7, 50001)
 """Compressions of a TIFF whose strips or tiles are files of another format: JPEG (two variants), WebP."""
 MAX_SCANS = 100
 """A JPEG with several scans usually has about ten. Each takes a pass over the whole image, however short it is."""
-MAX_RAW_EXIF = 1 << 18
-"""Limit for EXIF data in the text of a PNG, in characters. EXIF data of a JPEG have at most 64 kB."""
+HEADER_BYTES = 4 << 20
+"""Memory that reading a header takes at most in addition to the file."""
+STRIP_BYTES = 320
+"""Memory of a strip or tile of a TIFF without compression, in addition to its pixels."""
 METADATA_COPIES = 3
-"""Copies in memory of what is read with the header: colour profiles, EXIF data; a WebP, AVIF or HEIC as a whole."""
+"""Copies in memory of what the decoder reads besides pixels: tables, a TIFF's tags; a WebP, AVIF or HEIC as a whole."""
 FIXED_BYTES = 6 << 20
 """Memory of a decoder other than JPEG's: tables, rows, read buffers, one strip."""
 JPEG_FIXED_BYTES, JPEG_ROW_BYTES = 2 << 20, 64
@@ -89,42 +90,63 @@ class Header:
 
 
 def read_header(data: bytes) -> Header:
-    """Parse the header of the image file `data`. Raises UnsupportedImage, CorruptImage."""
-    with refusing(data), opened(data, file := BoundedFile(data)) as image:
-        if isinstance(image, BmpImagePlugin.BmpImageFile):
-            check_bmp(image)
-        orientation = _orientation(image)
-        jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
-        width, height = image.size
-        header = Header(
-            format="JPEG" if jpeg else str(image.format),
-            size=(height, width) if orientation >= 5 else (width, height),
-            mode=image.mode,
-            orientation=orientation,
-            transparent=image.has_transparency_data,
-            progressive=bool(image.info.get("progressive")),
-            decoder_bytes=_decoder_bytes(image, data) + METADATA_COPIES * file.bytes_read,
-            sandboxed=_has_inner_size(image),
-        )
-    if not width or not height:
+    """Parse the header of the image file `data`. Raises UnsupportedImage, CorruptImage.
+
+    This takes at most HEADER_BYTES of memory, whatever the file contains.
+    """
+    with refusing(data):
+        bounds.check(data)
+        header = _webp_header(data) if webp.is_webp(data) else _header(data)
+    if not all(header.size):
+        width, height = header.size
         raise CorruptImage(f"This {header.name} is {width} x {height} pixels; an image needs at least one pixel.")
     return header
 
 
+def _header(data: bytes) -> Header:
+    parts = essential(data)
+    file = bounds.BoundedFile(parts.file)
+    with opened(file) as image:
+        if isinstance(image, BmpImagePlugin.BmpImageFile):
+            bounds.check_bmp(image)
+        turned = _orientation(image) if parts.orientation is None else parts.orientation
+        return Header(
+            format="JPEG" if isinstance(image, JpegImagePlugin.JpegImageFile) else str(image.format),
+            size=_turned(image.size, turned),
+            mode=image.mode,
+            orientation=turned,
+            transparent=image.has_transparency_data,
+            progressive=bool(image.info.get("progressive")),
+            decoder_bytes=_decoder_bytes(image, data, parts) + METADATA_COPIES * file.bytes_read,
+            sandboxed=_has_inner_size(image),
+        )
+
+
+def _webp_header(data: bytes) -> Header:
+    """The decoder has two canvases of RGBA, the frame as bytes, its own plane, and copies of the file."""
+    found = webp.read(data)
+    return Header(
+        format="WEBP",
+        size=_turned(found.size, found.orientation),
+        mode="RGBA" if found.transparent else "RGB",
+        orientation=found.orientation,
+        transparent=found.transparent,
+        progressive=False,
+        decoder_bytes=14 * math.prod(found.size) + METADATA_COPIES * len(data),
+    )
+
+
+def _turned(size: tuple[int, int], turned: int) -> tuple[int, int]:
+    return (size[1], size[0]) if turned >= 5 else size
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1-8. Damaged metadata is ignored, as in browsers."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow applies the orientation of a TIFF itself
     with contextlib.suppress(Exception):
         if exif := image.info.get("exif"):
-            check_tiff(exif.removeprefix(EXIF))
-        if len(image.info.get(_RAW_EXIF, "")) > MAX_RAW_EXIF:
-            return 1
-        # Not image.getexif(): for a PNG it would decode the image to find EXIF data after it.
-        value = Image.Image.getexif(image).get(0x0112)
-        if isinstance(value, int) and 1 <= value <= 8:
-            return value
-    return 1
+            bounds.check_tiff(exif.removeprefix(EXIF))
+        return valid(image.getexif().get(0x0112))
+    return UPRIGHT
 
 
 def _stored_bytes(mode: str) -> int:
@@ -132,7 +154,7 @@ def _stored_bytes(mode: str) -> int:
     return 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4
 
 
-def _decoder_bytes(image: Image.Image, data: bytes) -> int:
+def _decoder_bytes(image: Image.Image, data: bytes, parts: Essential) -> int:
     """Memory in bytes that the decoder of `image` needs in addition to its output.
 
     JPEG, PNG, GIF and BMP are decoded row by row, except JPEGs with several scans. The values were measured for the
@@ -141,14 +163,16 @@ def _decoder_bytes(image: Image.Image, data: bytes) -> int:
     """
     pixels = math.prod(image.size)
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        return _coefficient_bytes(image, data)
+        return _coefficient_bytes(image, data, parts.first_scan)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        rotated_copy = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0
+        copies = 4 * pixels if image.tag_v2.get(0x0112, 1) != 1 else 0
+        if image.tag_v2.get(259, 1) == 1:  # Compression: none
+            copies += STRIP_BYTES * len(image.tile)
+        else:  # libtiff reads the tags that Pillow does not see
+            copies += METADATA_COPIES * parts.hidden_bytes
         if _has_inner_size(image):  # the JPEG's coefficients, or the WebP's canvases
-            return 4 * _tile_bytes(image) + rotated_copy + len(data)
-        return _tile_bytes(image) + rotated_copy
-    if image.format == "WEBP":  # two canvases of RGBA, the frame as bytes, the decoder's own plane
-        return 14 * pixels
+            return 4 * _tile_bytes(image) + copies + len(data)
+        return _tile_bytes(image) + copies
     if image.format in ("AVIF", "HEIF"):  # up to four planes of 16 bits, twice if tiled; the frame as bytes
         return 16 * pixels + len(data)
     return 0
@@ -161,19 +185,17 @@ def _has_inner_size(image: Image.Image) -> bool:
     return image.format in ("AVIF", "HEIF")
 
 
-def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes) -> int:
+def _coefficient_bytes(image: JpegImagePlugin.JpegImageFile, data: bytes, first_scan: int) -> int:
     """Memory of libjpeg's coefficients: 2 bytes each for a JPEG with several scans, independent of the scale.
 
     A JPEG with one scan is decoded row by row and needs none.
     """
     components = len(image.layer)
-    # The header is read up to the end of the first start of scan: marker, length, number of components, ...
-    end = image.fp.tell() if image.fp else 0
-    first_scan = data[data.rfind(_SCAN, 0, end) : end]
-    one_scan = first_scan.startswith(_SCAN + bytes((0, 6 + 2 * components, components)))
+    # Marker, length, number of components, ...
+    one_scan = data.startswith(_SCAN + bytes((0, 6 + 2 * components, components)), first_scan)
     if one_scan and not image.info.get("progressive"):
         return 0
-    if data.count(_SCAN) > MAX_SCANS:
+    if data.count(_SCAN, first_scan) > MAX_SCANS:
         raise CorruptImage(f"This JPEG has more than {MAX_SCANS} scans. Save it again as a baseline JPEG.")
     across, down = max(h for _, h, _, _ in image.layer), max(v for _, _, v, _ in image.layer)
     columns, rows = (-(-side // (8 * most)) for side, most in zip(image.size, (across, down), strict=True))

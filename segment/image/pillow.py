@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import IO, Any, Protocol, cast
 
 from PIL import (
     AvifImagePlugin,
@@ -33,17 +32,28 @@ PLUGINS = (
 FORMATS = (*(plugin.format for plugin in PLUGINS), "HEIF")
 NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
 """Common names of formats, where they differ from Pillow's."""
-MAX_TEXT_BYTES = 4 << 20
-"""Limit for decompressed text chunks of a PNG; Pillow's default is 64 MiB."""
 BLOCK_BYTES, BLOCKS = 1 << 20, 8
 """Size and number of the blocks of memory that are reused, see `reuse_memory`."""
 
 
+class File(Protocol):
+    """What Pillow uses of a file."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read up to `size` bytes, or all."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Change the position."""
+
+    def tell(self) -> int:
+        """The position."""
+
+
 @contextlib.contextmanager
-def opened(data: bytes, file: io.BytesIO | None = None) -> Iterator[Image.Image]:
-    """Open the image file `data` through `file`: its header is parsed, no pixels are decoded."""
+def opened(file: File) -> Iterator[Image.Image]:
+    """Open an image file: its header is parsed, no pixels are decoded."""
     _prepare_pillow()
-    with Image.open(file or io.BytesIO(data), formats=_formats()) as image:
+    with Image.open(cast(IO[bytes], file), formats=_formats()) as image:
         yield image
 
 
@@ -95,7 +105,6 @@ def _prepare_pillow() -> None:
     Pillow's limit on the number of pixels is disabled; the caller checks the header against the available memory.
     """
     Image.MAX_IMAGE_PIXELS = None
-    PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
     if "HEIF" not in Image.OPEN:
         with contextlib.suppress(ImportError):
             import pi_heif
