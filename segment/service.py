@@ -254,7 +254,7 @@ class Service:
             yield header, planned, photo, found.at(header.size)
 
     def _read_header(self, data: bytes) -> image.Header:
-        """Read one header at a time, because the metadata take memory before the plan can reserve any."""
+        """Read one header at a time: what that takes (image.header.HEADER_BYTES) is not reserved."""
         with self._reading:
             return image.read_header(data)
 
