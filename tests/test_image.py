@@ -560,11 +560,15 @@ def _laborious() -> dict[str, bytes]:
     """Files of at most 8 MB that would take seconds, or many copies of the file, to read without limits on the work."""
     png, jpeg, gif = (_encoded(kind) for kind in ("PNG", "JPEG", "GIF"))
     profile = _chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1 << 20), 9))
+    digits = _chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\n\n\n" + b"00" * 100_000, 9))
+    exif = _chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + bytes(12_000))
     text = _chunk(b"tEXt", b"a\0b")
     ihdr = 8 + 25
     return {
         "profiles before the pixels": png[:ihdr] + profile * 900 + png[ihdr:],
         "profiles after the pixels": png[:-12] + profile * 900 + png[-12:],
+        "Exif data": png[:ihdr] + exif * 500 + png[ihdr:-30],
+        "Exif data as text": png[:ihdr] + digits * 900 + png[ihdr:-30],
         "texts": png[:ihdr] + text * 70_000 + png[ihdr:],
         "empty segments": jpeg[:2] + b"\xff\xe5\0\2" * 250_000 + jpeg[2:],
         "padding": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
@@ -572,6 +576,7 @@ def _laborious() -> dict[str, bytes]:
         "Exif segments": jpeg[:2] + (b"\xff\xe1\xff\xff" + b"Exif\0\0".ljust(65533, b"\0")) * 80 + jpeg[2:],
         "padding after the pixels": jpeg[:-2] + b"\xff" * 8_000_000 + jpeg[-2:],
         "items": _many_items(30_000),
+        "items without sizes": _many_items(9_000, empty=True),
         "lines of one pixel": _run_length_encoded((8000, 8000), b"\1\7\0\0" * 8000),
         "strips": _tiff([(256, 4, 1, 1), (257, 4, 1, 60_000), (278, 4, 1, 1)], {273: [8] * 60_000, 279: [1] * 60_000}),
         "fractions": _tiff([(256, 4, 1, 1), (257, 4, 1, 1)], {282: [1] * 800_000}, kind=5),
@@ -600,15 +605,17 @@ def test_an_orientation_of_many_numbers_is_ignored(kind: str) -> None:
     assert (header.size, header.orientation) == ((8, 8), 1)
 
 
-def _many_items(count: int) -> bytes:
-    """An AVIF with the locations of `count` items (iloc)."""
+def _many_items(count: int, empty: bool = False) -> bytes:
+    """An AVIF with the locations of `count` items (iloc). `empty`: each has 65,535 parts that take no bytes."""
 
     def box(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", 8 + len(content)) + kind + content
 
     handler = box(b"hdlr", bytes(8) + b"pict" + bytes(13))
     items = b"".join(struct.pack(">HHHII", number, 0, 1, 0, 8) for number in range(1, 1 + count))
-    places = box(b"iloc", bytes(4) + b"\x44\0" + struct.pack(">H", count) + items)
+    if empty:
+        items = b"".join(struct.pack(">HHH", number, 0, 65_535) for number in range(1, 1 + count))
+    places = box(b"iloc", bytes(4) + (b"\0\0" if empty else b"\x44\0") + struct.pack(">H", count) + items)
     return box(b"ftyp", b"avif" + bytes(4) + b"avifmif1") + box(b"meta", bytes(4) + handler + places)
 
 

@@ -126,33 +126,37 @@ def _check_boxes(data: bytes) -> None:
 
     ISO/IEC 14496-12, 4.2 and 8.11.
     """
-    described = copied = 0
+    described, metas = 0, list[tuple[int, int, int]]()
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind in (b"meta", b"moov"):
             described += end - start
         if kind == b"meta":
-            other, items = _meta_bytes(data, start + 4, end)
-            described, copied = described - other, copied + other + items
+            inside = _boxes(data, start + 4, end)
+            other = sum(_other_bytes(data, first, last, inner) for inner, first, last in inside)
+            described -= other
+            metas.append((start + 4, end, other))
     if described > MAX_BOX_BYTES:
         raise CorruptImage("The header of this image describes too many parts. Save the image again.")
-    if copied > MAX_ITEM_BYTES:
+    if sum(other + _item_bytes(data, start, end) for start, end, other in metas) > MAX_ITEM_BYTES:
         raise CorruptImage(
             "The metadata of this image (Exif, XMP, colour profile) are larger than 1 MiB. Save it again without them."
         )
 
 
-def _meta_bytes(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """Size of pixels and colour profiles in a meta box, and of the items that are not pictures."""
-    other = 0
-    kinds, sizes = dict[int, bytes](), dict[int, int]()
+def _other_bytes(data: bytes, start: int, end: int, kind: bytes) -> int:
+    """Size of the pixels (idat) and colour profiles in a box of a meta box."""
+    return end - start if kind == b"idat" else _profile_bytes(data, start, end, kind)
+
+
+def _item_bytes(data: bytes, start: int, end: int) -> int:
+    """Size of the items of a meta box that are not pictures."""
+    kinds, sizes = dict[int, bytes](), list[tuple[int, int]]()
     for kind, first, last in _boxes(data, start, end):
-        other += last - first if kind == b"idat" else _profile_bytes(data, first, last, kind)
-        if kind == b"iinf" and last - first <= MAX_BOX_BYTES:
+        if kind == b"iinf":
             kinds |= _item_kinds(data, first, last)
-        elif kind == b"iloc" and last - first <= MAX_BOX_BYTES:
-            for item, size in _item_sizes(data, first, last):
-                sizes[item] = sizes.get(item, 0) + size
-    return other, sum(size for item, size in sizes.items() if kinds.get(item, b"") not in _PICTURES)
+        elif kind == b"iloc":
+            sizes += _item_sizes(data, first, last)
+    return sum(size for item, size in sizes if kinds.get(item, b"") not in _PICTURES)
 
 
 def _item_kinds(data: bytes, start: int, end: int) -> dict[int, bytes]:
@@ -177,8 +181,9 @@ def _item_sizes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
             return
         item, at = int.from_bytes(data[at : at + wide]), at + wide + (4 if version else 2) + base
         extents, at = int.from_bytes(data[at : at + 2]), at + 2
-        for _ in range(extents):
-            at += (index if version else 0) + offset
+        before = offset + (index if version else 0)
+        for _ in range(extents if before + length else min(extents, 1)):
+            at += before
             if at >= end:
                 return
             yield item, int.from_bytes(data[at : at + length]) or len(data)

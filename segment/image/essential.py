@@ -166,28 +166,26 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _png(data: bytes) -> Essential:
     """Size, palette and transparency, and the pixels (www.w3.org/TR/png-3, 5.3 and 11)."""
     pieces = [(0, len(PNG))]
-    pixels: tuple[int, int] | None = None
+    pixels: list[tuple[int, int]] = []
+    turned: dict[str, int | None] = {}  # by where it was found; only the first of each is read
     missing = set(_PNG_KINDS)
-    turned: int | None = None
-    turned_by_xmp: int | None = None
     for kind, start, end in chunks(data):
         content, last = start + 8, end - 4
         if kind == b"IDAT":
-            pixels = (pixels[0] if pixels else start, end)
+            pixels = [(pixels[0][0] if pixels else start, end)]
         elif pixels:
             break
         elif kind in missing and last - content <= MAX_PNG_BYTES:
             missing.remove(kind)
             pieces.append((start, end))
-        elif kind == b"eXIf":
-            turned = turned or orientation.in_exif(data, content, last)
-        elif kind in (b"tEXt", b"zTXt") and data.startswith(_RAW_EXIF, content):
-            turned = turned or _raw_exif(data, content + len(_RAW_EXIF), last, kind == b"zTXt")
-        elif kind == b"iTXt" and data.startswith(_PNG_XMP, content):
-            turned_by_xmp = turned_by_xmp or orientation.in_xmp(data, content, last)
-    return Essential(
-        _Pieces(data, [*pieces, *([pixels] if pixels else [])]), turned or turned_by_xmp or orientation.UPRIGHT
-    )
+        elif kind == b"eXIf" and "exif" not in turned:
+            turned["exif"] = orientation.in_exif(data, content, last)
+        elif kind in (b"tEXt", b"zTXt") and data.startswith(_RAW_EXIF, content) and "text" not in turned:
+            turned["text"] = _raw_exif(data, content + len(_RAW_EXIF), last, kind == b"zTXt")
+        elif kind == b"iTXt" and data.startswith(_PNG_XMP, content) and "xmp" not in turned:
+            turned["xmp"] = orientation.in_xmp(data, content, last)
+    found = (turned.get(place) for place in ("exif", "text", "xmp"))
+    return Essential(_Pieces(data, [*pieces, *pixels]), next(filter(None, found), orientation.UPRIGHT))
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -39,18 +39,18 @@ def read(data: bytes) -> WebP:
         return WebP(*_frame(data, 12), orientation.UPRIGHT)
     flags, across, down = data[20], _uint24(data, 24) + 1, _uint24(data, 27) + 1
     transparent = bool(flags & _ALPHA)
-    turned: int | None = None
-    turned_by_xmp: int | None = None
+    turned: dict[bytes, int | None] = {}  # by the type of the chunk; only the first of each is read
     for kind, start, end in _chunks(data):
         if kind == b"ALPH":
             transparent = True
         elif kind == b"VP8L" and not flags & _ANIMATION:
             transparent = transparent or _frame(data, start - 8)[1]
-        elif kind == b"EXIF":
-            turned = turned or orientation.in_exif(data, start, end)
-        elif kind == b"XMP ":
-            turned_by_xmp = turned_by_xmp or orientation.in_xmp(data, start, end)
-    return WebP((across, down), transparent, turned or turned_by_xmp or orientation.UPRIGHT)
+        elif kind == b"EXIF" and kind not in turned:
+            turned[kind] = orientation.in_exif(data, start, end)
+        elif kind == b"XMP " and kind not in turned:
+            turned[kind] = orientation.in_xmp(data, start, end)
+    upright = turned.get(b"EXIF") or turned.get(b"XMP ") or orientation.UPRIGHT
+    return WebP((across, down), transparent, upright)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
