@@ -50,7 +50,7 @@ class Reservation(Arrival):
         self._budget = budget
 
     def try_grow(self, count: int) -> bool:
-        """Reserve `count` more bytes if available, without waiting.
+        """Reserve `count` more bytes if available, without waiting. Only for a budget without runs of the network.
 
         Raises TooLarge if the reservation would exceed the capacity, Busy if it is refused, see above.
         """
@@ -200,14 +200,18 @@ class Budget:
                         raise Cancelled
                 self._add(reservation, own)
                 self._runs.admit(network)
-                self._reclaiming = reclaim = self._own + self._runs.held() > self.capacity
-                if reclaim:
-                    self._runs.free()
+                reclaim = self._begin_reclaim()
             finally:
                 self._waiting.remove(reservation)
                 self._changed.notify_all()
         if reclaim:
-            self._run_reclaim(reservation, network)
+            try:
+                self._run_reclaim()
+            except BaseException:
+                with self._changed:
+                    self._runs.end(network)
+                    self._release(reservation)
+                raise
 
     def _wait(self, until: float, seconds: float, retry_seconds: int) -> None:
         """Wait until another request changes the budget. Raises Busy after `until`, when `seconds` have passed."""
@@ -219,15 +223,17 @@ class Budget:
     def _admits(self, own: int, network: int) -> bool:
         return not self._reclaiming and self._own + own + self._runs.needed(network) <= self.capacity
 
-    def _run_reclaim(self, reservation: Reservation, network: int) -> None:
-        """Call `reclaim` without holding the lock, as it may wait for a run; nothing is admitted until it returns."""
+    def _begin_reclaim(self) -> bool:
+        """Whether the network's buffers must be freed. If so, nothing is admitted until _run_reclaim has ended."""
+        self._reclaiming = self._own + self._runs.held() > self.capacity
+        if self._reclaiming:
+            self._runs.free()
+        return self._reclaiming
+
+    def _run_reclaim(self) -> None:
+        """Call `reclaim` without holding the lock, as it may wait for a run."""
         try:
             self._reclaim()
-        except BaseException:
-            with self._changed:
-                self._runs.end(network)
-                self._release(reservation)
-            raise
         finally:
             with self._changed:
                 self._reclaiming = False
@@ -284,8 +290,11 @@ class Budget:
         now = time.monotonic()
         until = now + seconds - reservation.waited(now)
         with self._changed:
-            while not self._try_grow(reservation, count):
+            while self._reclaiming or not self._try_grow(reservation, count):
                 self._wait(until, seconds, self._retry_seconds())
+            reclaim = self._begin_reclaim()
+        if reclaim:
+            self._run_reclaim()
 
     def _add(self, reservation: Reservation, count: int) -> None:
         self._holders.setdefault(reservation)

@@ -207,6 +207,20 @@ def test_kept_memory_is_reclaimed_when_the_room_is_needed() -> None:
     assert len(reclaimed) == 1
 
 
+def test_kept_memory_is_reclaimed_when_a_reservation_grows_into_it() -> None:
+    reclaimed = list[bool]()
+    budget = Budget(100, reclaim=lambda: reclaimed.append(True))
+    with budget.reserve(10, 60):
+        pass
+    with budget.reserve(30) as growing:
+        growing.grow(10)
+        assert not reclaimed, "40 bytes and buffers of 60 fit"
+        growing.grow(10)
+        assert len(reclaimed) == 1
+        growing.grow(10)
+        assert len(reclaimed) == 1
+
+
 def test_waiting_is_limited_while_memory_is_reclaimed() -> None:
     """Reclaiming waits for a run of the network to end; requests that wait for memory still time out meanwhile."""
     started, go_on = threading.Event(), threading.Event()
