@@ -11,7 +11,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -669,6 +669,12 @@ def _riff(kind: bytes, content: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(data)) + data
 
 
+def _inserted(kind: str, at: int, make: Callable[[], bytes]) -> bytes:
+    """A file with more content at one place."""
+    data = _encoded(kind)
+    return data[:at] + make() + data[at:]
+
+
 MUCH = bytes(range(250)) * (METADATA_BYTES // 250)
 STORED = b"\x78\x01" + b"\0\0\0\xff\xff" * (METADATA_BYTES // 5) + b"\1\0\0\xff\xff" + bytes((0, 0, 0, 1))
 """As large, but inflated to nothing (RFC 1950, 1951)."""
@@ -694,21 +700,16 @@ CHUNKS: dict[str, Callable[[], bytes]] = {
 }
 BLACK = [(256, 4, 1, 8), (257, 4, 1, 1), (273, 4, 1, 8)]
 VOLUMINOUS: dict[str, Callable[[], bytes]] = {
-    **{f"JPEG, {name}": lambda make=make: _inserted("JPEG", 2, make()) for name, make in SEGMENTS.items()},
-    **{f"PNG, {name}": lambda make=make: _inserted("PNG", -36, make()) for name, make in CHUNKS.items()},
-    **{f"PNG, {name} at the end": lambda make=make: _inserted("PNG", -12, make()) for name, make in CHUNKS.items()},
+    **{f"JPEG, {name}": partial(_inserted, "JPEG", 2, make) for name, make in SEGMENTS.items()},
+    **{f"PNG, {name}": partial(_inserted, "PNG", -36, make) for name, make in CHUNKS.items()},
+    **{f"PNG, {name} at the end": partial(_inserted, "PNG", -12, make) for name, make in CHUNKS.items()},
     "TIFF, Photoshop layers": lambda: _encoded("TIFF", tiffinfo={37724: MUCH}),
     "TIFF, profile": lambda: _encoded("TIFF", icc_profile=MUCH),
     "TIFF, numbers": lambda: _tiff(BLACK, {65000: [1] * 99_000}),
     "TIFF, fractions": lambda: _tiff(BLACK, {282: [1] * 99_000}, kind=5),
-    **{f"WebP, {kind}": lambda kind=kind: _riff(kind.encode().ljust(4), MUCH) for kind in ("EXIF", "XMP", "ABCD")},
+    **{f"WebP, {kind}": partial(_riff, kind.encode().ljust(4), MUCH) for kind in ("EXIF", "XMP", "ABCD")},
 }
 """Files of 8 black pixels or 8 x 8 with megabytes of metadata, as photos may contain them."""
-
-
-def _inserted(kind: str, at: int, content: bytes) -> bytes:
-    data = _encoded(kind)
-    return data[:at] + content + data[at:]
 
 
 def _allocated(call: Callable[[], object]) -> int:
