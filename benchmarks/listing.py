@@ -32,8 +32,8 @@ from devtools.gcs import Cloud, Object
 from segment.bucket import backfill, shares
 from segment.bucket.listing import Range
 from segment.bucket.results import Run
+from segment.bucket.store import Location, google
 from segment.bucket.store import Object as StoredObject
-from segment.bucket.store import google
 from segment.container import peak
 from segment.service import Service
 from segment.settings import Settings
@@ -206,8 +206,8 @@ def measure(photos: int, tasks: int, run: int, latency: float) -> Measured:
         google.client.cache_clear()
         service = Service(backfill.patient(Settings.from_environment({})))
         service.load()
-        store = google.Bucket("photos", 60), "", google.Bucket("results", 60), ""
-        parts = [shares.agreed(*store, "", task, tasks) for task in range(tasks)]
+        stored, results = (Location(google.Bucket(name, 60)) for name in ("photos", "results"))
+        parts = [shares.agreed(stored, results, "", task, tasks) for task in range(tasks)]
         divide_calls = len(cloud.requests)
         sizes = [sum(map(layout.size, own)) for own in parts]
         cloud.requests.clear()

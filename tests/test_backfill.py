@@ -25,7 +25,7 @@ import pytest
 from devtools.gcs import Cloud, Fault
 from devtools.server import CACHE, ROOT
 from segment.bucket import backfill, listing, tally
-from segment.bucket.store import google
+from segment.bucket.store import Location, google
 from segment.errors import SettingsError, StorageError
 from segment.service import Service
 from segment.settings import Settings
@@ -202,7 +202,7 @@ def test_failed_page_of_a_listing_is_retried(
     for name in names:
         cloud.put("photos", name, b"")
     fault = cloud.faults.add(Fault(503, path="b/photos/o\\?.*pageToken", skip=1))
-    found = [item.name for item in listing.listed(google.Bucket("photos", 1), "")]
+    found = [item.name for item in listing.listed(Location(google.Bucket("photos", 1)), listing.Range())]
     assert fault.hits
     assert found == names
     assert pauses == [listing.PAUSES[0]]
@@ -214,7 +214,7 @@ def test_listing_that_keeps_failing_ends_the_run(cloud: Cloud, monkeypatch: pyte
     monkeypatch.setattr(listing, "PAUSES", (0.01,))
     cloud.faults.add(Fault(503, path="b/photos/o"))
     with pytest.raises(StorageError):
-        list(listing.listed(google.Bucket("photos", 1), ""))
+        list(listing.listed(Location(google.Bucket("photos", 1)), listing.Range()))
 
 
 def test_sigterm_ends_process_1(cloud: Cloud) -> None:

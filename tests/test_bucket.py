@@ -74,7 +74,8 @@ def hurried(cloud: Cloud) -> Iterator[Server]:
     """A handler that may retry each call for 120 s, but has 2 s for all calls of a delivery."""
     limits = {"SEGMENT_STORAGE_SECONDS": "120", "SEGMENT_DELIVERY_SECONDS": "2"}
     with serve("segment_object", STORAGE_EMULATOR_HOST=cloud.url, **SETTINGS | limits) as server:
-        assert eventarc(server.url, cloud.put("photos", "first.jpg", photo(1))).ok
+        assert requests.get(server.url + "/ready", timeout=60).ok
+        eventarc(server.url, cloud.put("photos", "first.jpg", photo(1)))  # imports the client; may be too late
         yield server
 
 
@@ -410,7 +411,12 @@ def test_event_of_a_name_too_long_for_results_is_acknowledged(cloud: Cloud, hand
 def test_name_too_long_for_results_gets_an_error(cloud: Cloud, handler: Server) -> None:
     item = cloud.put("photos", "n" * 994, photo(1))
     assert eventarc(handler.url, item).ok
-    assert error(cloud, item)["title"] == "Name too long"
+    refused, length = error(cloud, item), len(f"{item.name}/{item.generation}/detections.json")
+    assert refused["title"] == "Name too long"
+    assert refused["detail"] == (
+        f"The name of its result detections.json would have {length:,} bytes; the maximum is 1,024. "
+        f"Shorten the photo's name by {length - 1024} bytes."
+    )
 
 
 def test_object_wrongly_marked_as_gzip_is_refused(cloud: Cloud, handler: Server) -> None:

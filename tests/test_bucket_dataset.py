@@ -9,6 +9,8 @@ import logging
 import os
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,7 +24,7 @@ from segment.__main__ import main
 from segment.bucket import backfill, dataset, shares
 from segment.bucket.dataset import Place, TaskDataset
 from segment.bucket.parts import Earlier
-from segment.bucket.store import Object
+from segment.bucket.store import Location, Object
 from segment.bucket.store.folder import Folder
 from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
@@ -157,7 +159,7 @@ def test_part_is_written_after_some_time_only_if_there_are_no_files(
     monkeypatch.setattr(dataset, "PART_SECONDS", 0)
     for files, count in ((True, 0), (False, 2)):
         folder = tmp_path / str(files)
-        task = TaskDataset(Place(Folder(folder), "", "gs://photos", "", 0, 1, files), BOTH, "model", ["thing"])
+        task = TaskDataset(Place(Location(Folder(folder)), "gs://photos", "", 0, 1, files), BOTH, "model", ["thing"])
         for number in range(2):
             task.add(0, entry(number))
         assert len([*folder.rglob("*.jsonl.gz")]) == count
@@ -196,6 +198,24 @@ def test_results_of_earlier_runs_and_events_are_included(
     cloud.delete("photos", extra.name)
     assert run(service) == 0
     check(cloud, truth)
+
+
+def test_results_that_others_write_meanwhile_are_included(cloud: Cloud, service: Service) -> None:
+    """They are made with other settings, and written after this run has listed the results."""
+    cloud.create_bucket("elsewhere")
+    other = Service(replace(service.settings, min_score=0.9))
+    assert backfill.run("gs://photos", "gs://elsewhere", other, {}) == 0
+    hold = cloud.faults.add(Fault("hold", path=f"/b/photos/o/{NAMES[0]}.*alt=media", times=1))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, service)
+        assert hold.reached.wait(60)
+        for name, found in cloud.objects("elsewhere", NAMES[0]).items():
+            cloud.put("results", name, found.content, found.content_type, metadata=found.metadata)
+        hold.release()
+        assert running.result() == 0
+    results = cloud.objects("results")
+    assert [image["file_name"] for image in json.loads(results["instances.json"].content)["images"]] == list(NAMES)
+    assert results["errors.csv"].content.count(b"\n") == 2, "only notes.txt has none"
 
 
 def test_restarted_task_leaves_no_duplicates(
@@ -322,7 +342,9 @@ class TestDatasetOnly:
 
     def test_another_number_of_tasks_is_refused(self, tmp_path: Path) -> None:
         for count, labels in ((2, ["thing"]), (3, ["thing"]), (2, ["dog"])):
-            task = TaskDataset(Place(Folder(tmp_path), "", "gs://photos", "", 0, count, False), BOTH, "model", labels)
+            task = TaskDataset(
+                Place(Location(Folder(tmp_path)), "gs://photos", "", 0, count, False), BOTH, "model", labels
+            )
             if (count, labels) == (2, ["thing"]):
                 task.start()
             else:
@@ -354,7 +376,7 @@ def test_photo_that_fails_for_now_is_a_failure(cloud: Cloud, service: Service) -
 
 def test_results_of_other_models_keep_their_partition(tmp_path: Path) -> None:
     store = Folder(tmp_path)
-    task = TaskDataset(Place(store, "", "gs://photos", "", 0, 1), BOTH, "new", ["thing"])
+    task = TaskDataset(Place(Location(store), "gs://photos", "", 0, 1), BOTH, "new", ["thing"])
     for number, model in enumerate(("new", "old", "new")):
         task.add(0, entry(number, model))
     task.finish()
@@ -379,7 +401,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(tmp_path: Path, monkeypa
     peaks = []
     for count in (200, 600):
         tracemalloc.start()
-        task = TaskDataset(Place(Folder(tmp_path), "", "gs://photos", "", 0, 1), BOTH, "model", ["thing"])
+        task = TaskDataset(Place(Location(Folder(tmp_path)), "gs://photos", "", 0, 1), BOTH, "model", ["thing"])
         for number in range(count):
             task.add(0, entry(number) if number % 10 else Failure(f"{number}.jpg", "damaged"))
         task.finish()

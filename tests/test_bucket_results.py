@@ -68,8 +68,8 @@ def deliver(cloud: Cloud, by: Service, options: Options | None = None, found: gc
     if found is None:
         (found,) = cloud.objects("photos").values()
     item = Object(found.name, found.generation, len(found.content))
-    source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds)[0] for name in ("photos", "results"))
-    return segment_object(by, source, item, destination, "", options=options).kind
+    source, destination = (open_store(f"gs://{name}", by.settings.storage_seconds) for name in ("photos", "results"))
+    return segment_object(by, source.store, item, destination, options=options).kind
 
 
 def there(cloud: Cloud) -> dict[str, bytes]:
@@ -210,9 +210,9 @@ def test_overwritten_generation_has_results_if_it_can_still_be_read(cloud: Cloud
 
 
 def in_folders(tmp_path: Path, by: Service) -> tuple[str, dict[str, bytes]]:
-    source: Store = open_store(str(tmp_path / "photos"), 1)[0]
+    source: Store = open_store(str(tmp_path / "photos"), 1).store
     (item,) = source.objects()
-    kind = segment_object(by, source, item, open_store(str(tmp_path / "results"), 1)[0], "").kind
+    kind = segment_object(by, source, item, open_store(str(tmp_path / "results"), 1)).kind
     found = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
     return kind, {path.name: path.read_bytes() for path in found}
 
@@ -280,7 +280,7 @@ def test_refusal_that_cannot_be_replaced_gets_another_file(cloud: Cloud) -> None
     assert "2,048" in json.loads(there(cloud)[added])["detail"]
     assert there(cloud)["error.json"] == first["error.json"]
     folder = next(iter(cloud.objects("results"))).rpartition("/")[0] + "/"
-    newest = Results.find(open_store("gs://results", 1)[0], folder).errors[-1]
+    newest = Results.find(open_store("gs://results", 1).store, folder).errors[-1]
     assert newest.name == folder + added
     calls = len(cloud.requests)
     assert [deliver(cloud, by) for by in (larger, small)] == ["done before"] * 2

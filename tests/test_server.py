@@ -507,6 +507,12 @@ def test_a_target_that_is_a_whole_url(small: Server, photo: bytes, target: bytes
     assert received.startswith(b"HTTP/1.1 %d " % status)
 
 
+@pytest.mark.parametrize("path", ["//segment", "/%2fsegment"])
+def test_slashes_at_the_beginning_count_as_one(small: Server, photo: bytes, path: str) -> None:
+    """The gateway must receive the body for each path that the application answers."""
+    assert requests.post(small.url + path, data=photo, timeout=60).ok
+
+
 def test_responses_on_one_connection_are_sent_at_once(small: Server) -> None:
     """The body is sent without waiting for the TCP acknowledgement of the headers, which Linux delays by 40 ms."""
     with requests.Session() as session:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from segment.bucket import shares
 from segment.bucket.listing import Range
-from segment.bucket.store import Object
+from segment.bucket.store import Location, Object
 from segment.bucket.store.folder import Folder
 from segment.errors import StorageError
 from tests.compiled import compiled_once  # noqa: F401
@@ -157,27 +157,27 @@ def test_names_outside_the_prefix_are_not_listed() -> None:
 
 
 def test_the_first_task_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos, results = Folder(tmp_path / "photos"), Folder(tmp_path / "results")
+    photos, results = (Location(Folder(tmp_path / name)) for name in ("photos", "results"))
     for n in range(10):
-        photos.write(f"{n}.jpg", b"", "", {})
+        photos.store.write(f"{n}.jpg", b"", "", {})
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
-    late = shares.agreed(photos, "", results, "out/", "run-1", 1, 2)
+    late = shares.agreed(photos, results, "run-1", 1, 2)
     assert pauses == list(shares.PAUSES), "it must wait for the first task"
     for n in range(90):
-        photos.write(f"{n}.png", b"", "", {})
-    first = shares.agreed(photos, "", results, "out/", "run-1", 0, 2)
-    assert shares.agreed(photos, "", results, "out/", "run-1", 1, 2) == late
+        photos.store.write(f"{n}.png", b"", "", {})
+    first = shares.agreed(photos, results, "run-1", 0, 2)
+    assert shares.agreed(photos, results, "run-1", 1, 2) == late
     assert sorted([*first, *late], key=lambda part: part.start)[0].start == ""
-    assert shares.agreed(photos, "", results, "out/", "run-2", 0, 2) != first, "each execution must divide anew"
-    assert len(list(results.objects())) == 2
-    assert shares.agreed(photos, "", results, "out/", "run-1", 0, 1) == [Range()]
+    assert shares.agreed(photos, results, "run-2", 0, 2) != first, "each execution must divide anew"
+    assert len(list(results.store.objects())) == 2
+    assert shares.agreed(photos, results, "run-1", 0, 1) == [Range()]
 
 
 def test_damaged_shares_are_explained(tmp_path: Path) -> None:
-    photos, results = Folder(tmp_path / "photos"), Folder(tmp_path / "results")
-    shares.agreed(photos, "", results, "", "", 0, 2)
-    (item,) = results.objects()
-    (results.path / item.name).write_text("[1]")
+    photos, results = (Location(Folder(tmp_path / name)) for name in ("photos", "results"))
+    shares.agreed(photos, results, "", 0, 2)
+    (item,) = results.store.objects()
+    (tmp_path / "results" / item.name).write_text("[1]")
     with pytest.raises(StorageError, match=r"does not contain the shares of 2 tasks. Delete it"):
-        shares.agreed(photos, "", results, "", "", 0, 2)
+        shares.agreed(photos, results, "", 0, 2)

@@ -24,7 +24,7 @@ MIB = 1 << 20
 @pytest.fixture(params=["bucket", "folder"])
 def store(request: pytest.FixtureRequest, cloud: Cloud, tmp_path: Path) -> Store:
     address = "gs://photos" if request.param == "bucket" else str(tmp_path / "photos")
-    return open_store(address, 2)[0]
+    return open_store(address, 2).store
 
 
 def put(store: Store, *names: str) -> None:

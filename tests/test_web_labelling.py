@@ -110,9 +110,10 @@ class TestOff:
                 assert answer.headers["WWW-Authenticate"].startswith("Basic ")
             user = ("user", password)
             assert requests.get(running.url + "/api/functions", timeout=60).status_code == 404
-            body: Any = {"tasks": [task("/data/upload/1/a.jpg")], "label_config": CONFIG}
-            answer = requests.post(running.url + "/predict", json=body, auth=user, timeout=60)
-            check_problem(answer, 400, "Set SEGMENT_LABEL_STUDIO_URL")
+            for address in ("/data/upload/1/a.jpg", "s3://bucket/a.jpg", "gs:///a.jpg"):
+                body: Any = {"tasks": [task(address)], "label_config": CONFIG}
+                answer = requests.post(running.url + "/predict", json=body, auth=user, timeout=60)
+                check_problem(answer, 400, f"The photo '{address}' can only be read", "Set SEGMENT_LABEL_STUDIO_URL")
 
 
 class TestDocument:

@@ -20,7 +20,7 @@ import apache_beam as beam
 from segment.beam.steps import Found, Job
 from segment.beam.worker import Worker
 from segment.bucket.results import SOURCE_KEY
-from segment.bucket.store import Store
+from segment.bucket.store import Location
 from segment.dataset import coco
 from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Failure, errors_csv
 from segment.dataset.journal import Journal
@@ -97,24 +97,23 @@ class Write(beam.DoFn):
 
 @dataclass(frozen=True)
 class _Output:
-    """A folder on this worker's disk with a journal, and the destination of the datasets.
+    """A folder on this worker's disk with a journal, and the location of the datasets.
 
     `metadata` marks the datasets as results.
     """
 
     folder: Path
     journal: Journal
-    destination: Store
-    prefix: str
+    results: Location
     metadata: Mapping[str, str]
 
     @classmethod
     @contextmanager
     def open(cls, job: Job, worker: Worker) -> Iterator[_Output]:
         """The folder is deleted at the end of the context."""
-        destination, prefix = job.destination(worker.settings().storage_seconds)
+        results = job.destination(worker.settings().storage_seconds)
         with TemporaryDirectory() as name, Journal(Path(name)) as journal:
-            yield cls(Path(name), journal, destination, prefix, {SOURCE_KEY: job.source.address})
+            yield cls(Path(name), journal, results, {SOURCE_KEY: job.source.address})
 
     def collect(self, photos: Iterable[Found]) -> None:
         """Add photos to the journal."""
@@ -123,14 +122,16 @@ class _Output:
 
     def replace(self, name: str, pieces: Iterable[bytes], content_type: str) -> str:
         """Write an object to the destination, or replace it. Returns its whole name."""
-        self.destination.replace(self.prefix + name, pieces, content_type, self.metadata)
-        return self.prefix + name
+        whole = self.results.prefix + name
+        self.results.store.replace(whole, pieces, content_type, self.metadata)
+        return whole
 
     def keep_only(self, folder: str, names: set[str]) -> None:
         """Delete all objects in a folder of the destination except those with these names."""
-        for item in self.destination.objects(self.prefix + folder):
+        store = self.results.store
+        for item in store.objects(self.results.prefix + folder):
             if item.name not in names:
-                self.destination.delete(item)
+                store.delete(item)
 
 
 def _pieces(file: Path) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ from segment import container
 from segment.beam.datasets import Describe, Write, WriteParquet
 from segment.beam.steps import FAILURES, METRICS, Divide, Job, List, Segment
 from segment.beam.worker import Worker
-from segment.bucket.store import Store, check_apart
+from segment.bucket.store import check_apart
 from segment.bucket.tally import FAILED, summary
 from segment.dataset.job import check_datasets
 from segment.errors import PipelineError, SettingsError
@@ -161,14 +161,14 @@ def _check(job: Job, runner: str, settings: Settings) -> None:
     """Check the job. Raises SettingsError, OptionError, StorageError."""
     options = Options.parse(job.options, settings)
     check_datasets(job.datasets, options)
-    source = job.source.store(settings.storage_seconds)
-    destination, prefix = job.destination(settings.storage_seconds)
-    for address in (source.address, destination.address):
+    seconds = settings.storage_seconds
+    source, destination = job.source.location(seconds), job.destination(seconds)
+    for address in (source.store.address, destination.store.address):
         if runner == "DataflowRunner" and not address.startswith("gs://"):
             raise SettingsError(f"{address} must be gs://bucket/prefix: Dataflow's workers can only access buckets.")
-    check_apart(f"{source.address}/{job.source.prefix}", f"{destination.address}/{prefix}")
-    for store, start in ((source, job.source.prefix), (destination, prefix)):
-        _reach(store, start)
+    check_apart(source.address, destination.address)
+    for location in (source, destination):  # request one object, so that a missing bucket is noticed now
+        next(iter(location.store.objects(location.prefix)), None)
 
 
 def _check_model(options: Options, settings: Settings) -> None:
@@ -189,11 +189,6 @@ def _reason(message: str) -> str:
     ours = re.findall(r"segment\.errors\.\w+: (.+)", message)
     lines = ours or [line for line in message.splitlines() if line.strip()] or ["no reason was given"]
     return str(lines[-1]).strip().partition(" [while running")[0]
-
-
-def _reach(store: Store, prefix: str) -> None:
-    """Request one object, so that a missing bucket is noticed now. Raises StorageError."""
-    next(iter(store.objects(prefix)), None)
 
 
 def _counts(result: Any) -> dict[str, int]:

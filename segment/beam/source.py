@@ -12,7 +12,7 @@ from apache_beam.io.filesystem import FileSystem
 from segment.bucket import shares
 from segment.bucket.listing import Range, listed
 from segment.bucket.results import is_result
-from segment.bucket.store import Object, Store, open_store
+from segment.bucket.store import Location, Object, open_store
 from segment.errors import SettingsError
 
 LISTINGS = 64
@@ -67,20 +67,21 @@ class Source:
         pattern += text[wildcard.start() :]
         return cls(str(Path(folder or slash or ".").resolve()), expression=FileSystem.translate_pattern(pattern))
 
-    def store(self, seconds: float) -> Store:
-        """The bucket or folder; calls are retried for `seconds`."""
-        return open_store(self.address, seconds)[0]
+    def location(self, seconds: float) -> Location:
+        """The objects whose names start with `prefix`; calls are retried for `seconds`."""
+        return Location(open_store(self.address, seconds).store, self.prefix)
 
     def ranges(self, seconds: float) -> list[Range]:
         """Ranges of names that together contain all photos, for listing in parallel. Raises StorageError."""
         if not self.address.startswith("gs://"):
             return [Range()]
-        divided = shares.divided(self.store(seconds), self.prefix, LISTINGS // shares.RANGES_PER_TASK)
+        store = self.location(seconds).store
+        divided = shares.divided(store, self.prefix, LISTINGS // shares.RANGES_PER_TASK)
         return sorted((names for own in divided.ranges for names in own), key=lambda names: names.start)
 
     def objects(self, seconds: float, names: Range) -> Iterator[Object]:
         """The photos in the range, sorted by name, without results of earlier runs. Raises StorageError."""
         matches = re.compile(self.expression or ".*", re.DOTALL).match
-        for item in listed(self.store(seconds), self.prefix, names):
+        for item in listed(self.location(seconds), names):
             if not item.is_folder and not is_result(item) and (item.problem or matches(item.name)):
                 yield item

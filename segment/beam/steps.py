@@ -27,7 +27,7 @@ from segment.bucket.backfill import AHEAD
 from segment.bucket.listing import Range, beside_results
 from segment.bucket.objects import segment_object
 from segment.bucket.results import Results
-from segment.bucket.store import Object, Store, open_results
+from segment.bucket.store import Location, Object, open_results
 from segment.bucket.tally import FAILED
 from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
@@ -54,8 +54,8 @@ class Job:
     files: bool = True
     datasets: tuple[Dataset, ...] = ()
 
-    def destination(self, seconds: float) -> tuple[Store, str]:
-        """The store to which results are written, and the prefix of their names."""
+    def destination(self, seconds: float) -> Location:
+        """The location to which results are written."""
         return open_results(self.output, seconds)
 
 
@@ -110,8 +110,7 @@ class List(beam.DoFn):
         seconds = self._worker.settings().storage_seconds
         photos = self._job.source.objects(seconds, names)
         if self._job.files:
-            destination, prefix = self._job.destination(seconds)
-            found = beside_results(photos, self._job.source.prefix, destination, prefix, names)
+            found = beside_results(photos, self._job.source.prefix, self._job.destination(seconds), names)
             yield from (Photo(number, item, existing) for item, existing in found)
         else:
             yield from (Photo(number, item, None) for item in photos)
@@ -134,8 +133,8 @@ class Segment(beam.DoFn):
         settings = self._service.settings
         self._options = Options.parse(self._job.options, settings)
         self._service.check(self._options)
-        self._source = self._job.source.store(settings.storage_seconds)
-        self._destination, self._prefix = self._job.destination(settings.storage_seconds)
+        self._source = self._job.source.location(settings.storage_seconds).store
+        self._destination = self._job.destination(settings.storage_seconds)
 
     def start_bundle(self) -> None:
         """No photo of this bundle has been started."""
@@ -192,13 +191,11 @@ class Segment(beam.DoFn):
                 time.sleep(busy.retry_after)
 
     def _with_files(self, photo: Photo) -> _Outcome:
-        service, item, results, prefix = self._service, photo.item, self._destination, self._prefix
-        outcome = segment_object(
-            service, self._source, item, results, prefix, existing=photo.existing, options=self._options
-        )
+        service, item, results = self._service, photo.item, self._destination
+        outcome = segment_object(service, self._source, item, results, existing=photo.existing, options=self._options)
         if not (self._job.datasets or outcome.failed):
             return outcome.kind, None
-        found = documents.entry(service, item, outcome, results, prefix, photo.existing)
+        found = documents.entry(service, item, outcome, results.store)
         return outcome.kind, Found.of(photo.part, found) if isinstance(found, Entry) else found
 
     def _without_files(self, photo: Photo) -> _Outcome:

@@ -34,9 +34,9 @@ from segment import container
 from segment.bucket import dataset, documents, shares
 from segment.bucket.dataset import Place, TaskDataset
 from segment.bucket.listing import Range, beside_results, listed
-from segment.bucket.objects import Outcome, is_done, segment_object
+from segment.bucket.objects import DONE, Outcome, is_done, segment_object
 from segment.bucket.results import Results, is_result
-from segment.bucket.store import Object, Store, check_apart, open_results, open_store
+from segment.bucket.store import Location, Object, check_apart, open_results, open_store
 from segment.bucket.tally import FAILED, Tally, shown_tally
 from segment.dataset.entry import Entry, Failure
 from segment.dataset.job import Dataset
@@ -77,22 +77,20 @@ def run(
     """
     settings = service.settings
     index, count = task(environment)
-    photos, photos_prefix = _source(source, settings)
-    results, results_prefix = _destination(destination, settings)
-    photos_address = f"{photos.address}/{photos_prefix}"
-    check_apart(photos_address, f"{results.address}/{results_prefix}")
+    photos, results = _source(source, settings), _destination(destination, settings)
+    check_apart(photos.address, results.address)
     if "parquet" in datasets:
         import pyarrow.parquet  # noqa: F401 - must be imported before the available memory is computed
     service.load()
     execution = environment.get("CLOUD_RUN_EXECUTION", "")
     division = execution if files else ""  # parts of earlier runs are by range, so the ranges must stay the same
-    own = shares.agreed(photos, photos_prefix, results, results_prefix, division, index, count)
-    place = Place(results, results_prefix, photos_address, execution, index, count, files)
+    own = shares.agreed(photos, results, division, index, count)
+    place = Place(results, photos.address, execution, index, count, files)
     output = TaskDataset(place, datasets, service.model_name, service.labels) if datasets else None
     if output:
         output.start()
     with shown_tally() as tally:
-        job = _Job(service, photos, photos_prefix, results, results_prefix, tally, output, files)
+        job = _Job(service, photos, results, tally, output, files)
         with _pool(workers) as pool:
             todo = (photo for part, names in enumerate(own) for photo in job.photos(part * count + index, names))
             for photo, kind, found in _in_order(pool, job.segment, todo):
@@ -139,13 +137,13 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-def _source(address: str, settings: Settings) -> tuple[Store, str]:
+def _source(address: str, settings: Settings) -> Location:
     if not address.startswith("gs://") and not Path(address).is_dir():
         raise SettingsError(f"The source {address!r} is not a folder; it must be a folder or gs://bucket/prefix.")
     return open_store(address, settings.storage_seconds)
 
 
-def _destination(address: str, settings: Settings) -> tuple[Store, str]:
+def _destination(address: str, settings: Settings) -> Location:
     if address:
         if not address.startswith("gs://") and Path(address).exists() and not Path(address).is_dir():
             raise SettingsError(f"The destination {address!r} is a file; it must be a folder or gs://bucket/prefix.")
@@ -177,10 +175,8 @@ class _Job:
     """The processing of each photo. `output`: the dataset. `files`: whether files are written for each photo."""
 
     service: Service
-    source: Store
-    prefix: str
-    results: Store
-    results_prefix: str
+    source: Location
+    results: Location
     tally: Tally
     output: TaskDataset | None
     files: bool
@@ -190,7 +186,7 @@ class _Job:
 
         Omitted photos are counted as done. Raises StorageError, ModelError.
         """
-        listing = listed(self.source, self.prefix, names)
+        listing = listed(self.source, names)
         new = (item for item in listing if not item.is_folder and not is_result(item))
         if self.output and not self.files:
             earlier = self.output.earlier(part)
@@ -198,33 +194,30 @@ class _Job:
                 found = earlier.find(item)
                 yield _Photo(part, item, None, found is not None, found)
             return
-        for item, existing in beside_results(new, self.prefix, self.results, self.results_prefix, names):
-            done = existing is not None and is_done(self.service, self.results, existing)
+        for item, existing in beside_results(new, self.source.prefix, self.results, names):
+            done = existing is not None and is_done(self.service, self.results.store, existing)
             if done and not self.output:
-                self.tally.count(DONE.kind)
+                self.tally.count(DONE)
             else:
                 yield _Photo(part, item, existing, done)
 
     def segment(self, photo: _Photo) -> tuple[_Photo, str, Entry | Failure | None]:
         """Segment a photo unless it is done. Returns the photo, the kind of outcome, and its entry for the dataset."""
-        service, item, results, prefix = self.service, photo.item, self.results, self.results_prefix
+        service, source, item, results = self.service, self.source.store, photo.item, self.results
         try:
             if photo.entry:
-                return photo, DONE.kind, photo.entry
+                return photo, DONE, photo.entry
             if not self.files:
-                kind, found = documents.segment(service, self.source, item, Options.defaults(service.settings))
+                kind, found = documents.segment(service, source, item, Options.defaults(service.settings))
                 return photo, kind, found
             if photo.done:
-                outcome = DONE
+                outcome = Outcome(DONE, existing=photo.existing)
             else:
-                outcome = segment_object(service, self.source, item, results, prefix, existing=photo.existing)
-            found = documents.entry(service, item, outcome, results, prefix, photo.existing) if self.output else None
+                outcome = segment_object(service, source, item, results, existing=photo.existing)
+            found = documents.entry(service, item, outcome, results.store) if self.output else None
             return photo, outcome.kind, found
         except Exception as error:
-            return photo, FAILED, documents.failed(self.source, item, error)
-
-
-DONE = Outcome("done before")
+            return photo, FAILED, documents.failed(source, item, error)
 
 
 @contextmanager

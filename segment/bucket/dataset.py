@@ -15,7 +15,6 @@ each attempt writes its own lines (parts.py).
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import itertools
 import json
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING
 from segment.bucket import parts, shares
 from segment.bucket.parts import Earlier
 from segment.bucket.results import SOURCE_KEY
-from segment.bucket.store import Object, Store
+from segment.bucket.store import Location, Object, find
 from segment.dataset import coco
 from segment.dataset.entry import ERRORS_NAME, PARQUET_NAME, Entry, Failure, errors_csv
 from segment.dataset.job import Dataset
@@ -58,12 +57,11 @@ wait for their turn."""
 class Place:
     """Where a task writes its part of a dataset.
 
-    `prefix`: that of the results. `source`: address of the photos. `run`: name of the job's execution. `index`,
-    `count`: number of the task, and of all tasks. `files`: whether there are files for each photo.
+    `source`: address of the photos. `run`: name of the job's execution. `index`, `count`: number of the task, and of
+    all tasks. `files`: whether there are files for each photo.
     """
 
-    results: Store
-    prefix: str
+    results: Location
     source: str
     run: str
     index: int
@@ -75,15 +73,12 @@ class Place:
         """The prefix of the lines of all tasks."""
         if self.files:
             return self.folder
-        digest = hashlib.sha256(self.source.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return f"{self.prefix}{FOLDER}kept-{digest}/"
+        return f"{self.results.prefix}{FOLDER}kept-{shares.digest(self.source)}/"
 
     @property
     def folder(self) -> str:
         """The prefix of the temporary objects, the same for all tasks of a run."""
-        about = f"{self.source}\n{self.count}"
-        digest = hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        return f"{self.prefix}{FOLDER}{self.run or 'tasks'}-{digest}/"
+        return f"{self.results.prefix}{FOLDER}{self.run or 'tasks'}-{shares.digest(self.source, self.count)}/"
 
     def finished(self, index: int) -> str:
         """The object that lists the parts of a task; it exists once the task has finished."""
@@ -96,15 +91,15 @@ class Place:
 
     def write(self, name: str, pieces: Iterable[bytes], content_type: str = "application/json") -> None:
         """Write an object, or replace it. Raises StorageError."""
-        self.results.replace(name, pieces, content_type, {SOURCE_KEY: self.source})
+        self.results.store.replace(name, pieces, content_type, {SOURCE_KEY: self.source})
 
     def temporary(self) -> dict[str, Object]:
         """The temporary objects by name. Raises StorageError."""
-        return {item.name: item for item in self.results.objects(self.folder)}
+        return {item.name: item for item in self.results.store.objects(self.folder)}
 
     def read(self, item: Object) -> bytes:
         """Read a temporary object. Raises StorageError."""
-        return parts.read(self.results, item)
+        return parts.read(self.results.store, item)
 
 
 class TaskDataset:
@@ -125,25 +120,25 @@ class TaskDataset:
         for name, item in place.temporary().items():
             is_own_claim = name == place.claim and place.read(item) == dump(place.index)
             if is_own_claim or name == place.finished(place.index):
-                place.results.delete(item)
+                place.results.store.delete(item)
 
     def _agree(self) -> None:
         """Check that the lines that are kept can be continued. Raises StorageError, SettingsError."""
         place = self._place
         name, own = f"{place.lines}{_ABOUT}", {"tasks": place.count, "labels": list(self._labels)}
-        if place.results.write(name, dump(own), "application/json", {SOURCE_KEY: place.source}):
+        if place.results.store.write(name, dump(own), "application/json", {SOURCE_KEY: place.source}):
             return
-        (item,) = place.results.objects(name)
-        kept = json.loads(place.read(item))
+        item = find(place.results.store, name)
+        kept = json.loads(place.read(item)) if item else own
         for what, now, before in (
             ("number of tasks", own["tasks"], kept["tasks"]),
             ("model's classes", own["labels"], kept["labels"]),
         ):
             if now != before:
                 raise SettingsError(
-                    f"The dataset in {place.results.address}/{place.prefix} was started with another {what}: "
+                    f"The dataset in {place.results.address} was started with another {what}: "
                     f"{str(before)[:200]}, not {str(now)[:200]}. Use the same again, or delete {place.lines} and "
-                    f"{place.prefix}{shares.FOLDER} to segment all photos again."
+                    f"{place.results.prefix}{shares.FOLDER} to segment all photos again."
                 )
 
     def earlier(self, range_number: int) -> Earlier:
@@ -151,7 +146,7 @@ class TaskDataset:
 
         Raises StorageError.
         """
-        found = Earlier(self._place.results, f"{self._place.lines}{range_number:05}-")
+        found = Earlier(self._place.results.store, f"{self._place.lines}{range_number:05}-")
         self._attempts[range_number] = found.attempt
         return found
 
@@ -189,7 +184,7 @@ class TaskDataset:
         for model, rows in parquet_parts.items():
             from segment.dataset import parquet
 
-            name = f"{self._place.prefix}{PARQUET_NAME}/{parquet.partition(model)}/part-{number}.parquet"
+            name = f"{self._place.results.prefix}{PARQUET_NAME}/{parquet.partition(model)}/part-{number}.parquet"
             self._parquet.append(name)
             self._place.write(name, [rows], parquet.CONTENT_TYPE)
         self._number += 1
@@ -203,7 +198,7 @@ class TaskDataset:
             log.info("%d of %d tasks have not finished; the last will write the dataset.", len(missing), place.count)
             return False
         own = dump(place.index)
-        if place.results.write(place.claim, own, "application/json", {SOURCE_KEY: place.source}):
+        if place.results.store.write(place.claim, own, "application/json", {SOURCE_KEY: place.source}):
             return True
         claim = place.temporary().get(place.claim)
         return claim is not None and place.read(claim) == own
@@ -250,7 +245,7 @@ def _combine(place: Place, kinds: Sequence[Dataset], labels: Sequence[str]) -> N
     """Write instances.json and errors.csv from the lines of all tasks, and delete what is no longer needed."""
     existing = place.temporary()
     tasks = [json.loads(place.read(existing[place.finished(index)])) for index in range(place.count)]
-    kept = {} if place.files else {item.name: item for item in place.results.objects(place.lines)}
+    kept = {} if place.files else {item.name: item for item in place.results.store.objects(place.lines)}
     names = sorted(name for task in tasks for name in task["lines"])
     lines = [{**existing, **kept}[name] for name in names]
 
@@ -258,20 +253,20 @@ def _combine(place: Place, kinds: Sequence[Dataset], labels: Sequence[str]) -> N
         return (found for found in _read(place, lines) if isinstance(found, Entry))
 
     if "coco" in kinds:
-        place.write(place.prefix + coco.FILE_NAME, coco.document(entries, labels))
+        place.write(place.results.prefix + coco.FILE_NAME, coco.document(entries, labels))
     failures = (found for found in _read(place, lines) if isinstance(found, Failure))
-    place.write(place.prefix + ERRORS_NAME, errors_csv(failures), "text/csv")
+    place.write(place.results.prefix + ERRORS_NAME, errors_csv(failures), "text/csv")
     if "parquet" in kinds:
         current = {name for task in tasks for name in task["parquet"]}
-        for item in place.results.objects(f"{place.prefix}{PARQUET_NAME}/"):
+        for item in place.results.store.objects(f"{place.results.prefix}{PARQUET_NAME}/"):
             if item.name not in current:
-                place.results.delete(item)
+                place.results.store.delete(item)
     current = {f"{place.lines}{_ABOUT}", *names}
     old = [item for name, item in kept.items() if name not in current]
     for item in (*old, *place.temporary().values()):
-        place.results.delete(item)
-    log.info("Wrote the dataset below %s/%s.", place.results.address, place.prefix)
+        place.results.store.delete(item)
+    log.info("Wrote the dataset below %s.", place.results.address)
 
 
 def _read(place: Place, lines: Sequence[Object]) -> Iterator[Entry | Failure]:
-    return itertools.chain.from_iterable(parts.photos(place.results, part) for part in lines)
+    return itertools.chain.from_iterable(parts.photos(place.results.store, part) for part in lines)

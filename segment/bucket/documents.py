@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from segment.bucket.objects import Outcome, describe, read_photo
-from segment.bucket.results import Results, folder_of
 from segment.bucket.store import Object, Store
 from segment.bucket.tally import FAILED
 from segment.dataset.entry import Entry, Failure, shown
@@ -24,20 +23,17 @@ MAX_BYTES = 1 << 30
 """Maximum size of a JSON result that is read."""
 
 
-def entry(
-    service: Service, item: Object, outcome: Outcome, results: Store, prefix: str, existing: Results | None
-) -> Entry | Failure | None:
+def entry(service: Service, item: Object, outcome: Outcome, results: Store) -> Entry | Failure | None:
     """The photo's entry in a dataset; a Failure if it has none; None if the photo no longer exists.
 
-    `existing`: the photo's results in `results`, if they are known. Raises StorageError.
+    `results`: the store of its results. Raises StorageError.
     """
     if outcome.failed:
         return Failure(shown(item.name), outcome.reason)
     if outcome.kind == "gone":
         return None
-    document = outcome.document
-    if document is None:
-        existing = existing or Results.find(results, folder_of(prefix, item))
+    document, existing = outcome.document, outcome.existing
+    if existing:
         file = existing.files.get(FORMATS["json"].file_name)
         if file is None and existing.error:
             return Failure(shown(item.name), _reason(results, existing.error))

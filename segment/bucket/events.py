@@ -45,7 +45,7 @@ from werkzeug.exceptions import (
 
 from segment.bucket.objects import describe, segment_object
 from segment.bucket.results import is_result
-from segment.bucket.store import BUCKET, CLIENT, Object, overlap
+from segment.bucket.store import BUCKET, CLIENT, Location, Object, overlap
 from segment.errors import Busy, ModelError, SettingsError, StorageError, StorageRefused
 from segment.extras import require
 from segment.service import Service
@@ -87,7 +87,7 @@ def handle(service: Service, event: CloudEvent) -> None:
         log.log(level, "%s: ignored: %s", item.name, reason, extra=describe(source, item))
         return
     try:
-        segment_object(service, source, item, destination, settings.output_prefix, deadline)
+        segment_object(service, source, item, Location(destination, settings.output_prefix), deadline)
     except StorageRefused as error:
         log.error("%s: failed: %s", item.name, error, extra=describe(source, item))
     except (StorageError, Busy) as error:

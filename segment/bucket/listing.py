@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from segment.bucket.results import Results, folder_of
-from segment.bucket.store import Object, Store
+from segment.bucket.store import Location, Object
 from segment.errors import StorageError, StorageRefused
 
 log = logging.getLogger(__name__)
@@ -35,15 +35,15 @@ class Range:
     end: str = ""
 
 
-def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object]:
-    """The objects in the range whose names start with `prefix`. A failed listing is resumed where it failed.
+def listed(location: Location, names: Range) -> Iterator[Object]:
+    """The objects of the location in the range. A failed listing is resumed where it failed.
 
     Raises StorageRefused immediately, StorageError after PAUSES.
     """
     last, failures = "", 0
     while True:
         try:
-            for item in store.objects(prefix, last or names.start, names.end):
+            for item in location.store.objects(location.prefix, last or names.start, names.end):
                 if not last or item.name != last:
                     last, failures = item.name, 0
                     yield item
@@ -59,16 +59,15 @@ def listed(store: Store, prefix: str, names: Range = Range()) -> Iterator[Object
 
 
 def beside_results(
-    photos: Iterable[Object], prefix: str, results: Store, results_prefix: str, names: Range
+    photos: Iterable[Object], prefix: str, results: Location, names: Range
 ) -> Iterator[tuple[Object, Results | None]]:
-    """Each photo with its existing results below `results_prefix`, or None if they are not known.
+    """Each photo with its existing results in `results`, or None if they are not known.
 
     `photos`: the photos in the range `names` whose names start with `prefix`, sorted by name. Raises StorageError.
     """
-    end = results_prefix + names.end if names.end else ""
-    return in_step(
-        photos, lambda start: listed(results, results_prefix + prefix, Range(start, end)), results_prefix, end
-    )
+    end = results.prefix + names.end if names.end else ""
+    within = Location(results.store, results.prefix + prefix)
+    return in_step(photos, lambda start: listed(within, Range(start, end)), results.prefix, end)
 
 
 def in_step(

@@ -14,16 +14,17 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from segment import container
 from segment.bucket.refusal import Limits, NameTooLong, SourceRefused, is_final
 from segment.bucket.results import ERROR_NAME, Results, Run, folder_of, in_order, origin
-from segment.bucket.store import Object, Store
-from segment.bucket.target import TOO_LONG, Target
+from segment.bucket.store import Location, Object, Store
+from segment.bucket.target import Target
 from segment.bucket.turns import turn
 from segment.errors import Busy, Cancelled, RequestError, StorageError, StorageRefused, TooLarge
 from segment.formats import FORMATS
+from segment.memory import Reservation
 from segment.options import Options
 from segment.service import Result, Service
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """Number of attempts when another process writes results of a different run at the same time."""
+DONE: Final = "done before"
+"""The kind of outcome of a photo that has its results already."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class Outcome:
     """The outcome for one object.
 
     `reason`: why it was refused, or why its error.json could not be written. `document`: the JSON result, if the object
-    was segmented now and JSON is among the formats.
+    was segmented now and JSON is among the formats. `existing`: the results, if it was done before.
     """
 
     kind: Literal["segmented", "done before", "gone", "refused", "lost"]
     instances: int | None = None
     reason: str = ""
     document: bytes | None = None
+    existing: Results | None = None
 
     @property
     def failed(self) -> bool:
@@ -56,13 +60,12 @@ def segment_object(
     service: Service,
     source: Store,
     item: Object,
-    destination: Store,
-    prefix: str,
+    results: Location,
     deadline: float = math.inf,
     existing: Results | None = None,
     options: Options | None = None,
 ) -> Outcome:
-    """Segment one generation of an object and write the missing results. Logs the outcome.
+    """Segment one generation of an object and write the missing ones of its results in `results`. Logs the outcome.
 
     `existing`: the object's existing results; if None, they are listed, which is one call. `options`: by default those
     of the settings. After `deadline` (time.monotonic()), no stage is started and waiting ends. Calls of stores have
@@ -75,7 +78,7 @@ def segment_object(
         raise StorageRefused(item.problem)
     start = time.perf_counter()
     options = options or Options.defaults(service.settings)
-    target = Target(destination, folder_of(prefix, item), origin(source.address, item))
+    target = Target(results.store, folder_of(results.prefix, item), origin(source.address, item))
     photo = _Photo(service, source, item, target, deadline, options)
     outcome = photo.segment(existing)
     levels = {"refused": logging.WARNING, "lost": logging.ERROR}
@@ -103,13 +106,19 @@ def read_photo(
 
     Waits at most `seconds` for that memory. Raises TooLarge, CorruptImage, Busy, StorageError.
     """
-    limit = service.upload_limit
-    reservation = held.enter_context(service.receive())
+    return read_into(held.enter_context(service.receive()), source, item, service.upload_limit, seconds)
+
+
+def read_into(held: Reservation, source: Store, item: Object, limit: int, seconds: float | None = None) -> bytes | None:
+    """The content of an object of at most `limit` bytes, for which `held` grows; None if it no longer exists.
+
+    `seconds`, and errors: as of `read_photo`; by default, it waits as long as `held` does.
+    """
     reserved = min(limit if item.size is None else item.size, limit)
-    reservation.grow(reserved, seconds)
+    held.grow(reserved, seconds)
     data = source.read(item, limit)
     if data is not None and len(data) > reserved:  # it was stored compressed
-        reservation.grow(len(data) - reserved, seconds)
+        held.grow(len(data) - reserved, seconds)
     return data
 
 
@@ -139,14 +148,16 @@ class _Photo:
 
     def segment(self, existing: Results | None = None) -> Outcome:
         """Segment the photo if it is not finished. `existing`: see segment_object."""
-        if self.target.too_long(ERROR_NAME):
-            return Outcome("lost", reason=TOO_LONG)
+        try:
+            self.target.check_name(ERROR_NAME)
+        except NameTooLong as error:
+            return Outcome("lost", reason=str(error))
         # Four deliveries at once do the work once: three wait, and then find the results.
         with turn(self.target.address, self._wait_seconds()):
             for _ in range(ATTEMPTS):
                 existing = existing or self.target.find()
                 if is_done(self.service, self.target.store, existing, self.options):
-                    return Outcome("done before")
+                    return Outcome(DONE, existing=existing)
                 if outcome := self._make(existing):
                     return outcome
                 existing = None
@@ -164,8 +175,7 @@ class _Photo:
         service, target = self.service, self.target
         with ExitStack() as held:
             try:
-                if any(map(target.too_long, _file_names(service))):
-                    raise NameTooLong(TOO_LONG)
+                target.check_name(max(_file_names(service), key=len))
                 data = self._read(held)
                 if data is None:
                     return Outcome("gone")

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 from segment.bucket.listing import Range
 from segment.bucket.results import SOURCE_KEY
-from segment.bucket.store import Listing, Store
+from segment.bucket.store import Listing, Location, Store, find
 from segment.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -79,36 +79,37 @@ class Shares:
             raise ValueError(str(error)) from None
 
 
-def agreed(
-    photos: Store, prefix: str, results: Store, results_prefix: str, run: str, index: int, count: int
-) -> Sequence[Range]:
+def agreed(photos: Location, results: Location, run: str, index: int, count: int) -> Sequence[Range]:
     """The ranges of task `index` of `count` tasks, which all tasks agree on. `run`: name of the job's execution.
 
     Raises StorageError.
     """
     if count == 1:
         return [Range()]
-    about = f"{photos.address}/{prefix}\n{count}"
-    digest = hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    name = f"{results_prefix}{FOLDER}{run or 'tasks'}-{digest}.json"
-    found = _read(results, name, count)
+    store, name = results.store, f"{results.prefix}{FOLDER}{run or 'tasks'}-{digest(photos.address, count)}.json"
+    found = _read(store, name, count)
     for pause in PAUSES:
         if found or index == 0:
             break
         time.sleep(pause)
-        found = _read(results, name, count)
+        found = _read(store, name, count)
     if not found:
-        made = divided(photos, prefix, count)
-        results.write(name, made.text().encode(), "application/json", {SOURCE_KEY: f"{photos.address}/{prefix}"})
-        found = _read(results, name, count)
+        made = divided(photos.store, photos.prefix, count)
+        store.write(name, made.text().encode(), "application/json", {SOURCE_KEY: photos.address})
+        found = _read(store, name, count)
     if not found:
-        raise StorageError(f"{results.address}/{name} was deleted while tasks were reading it. Start them again.")
+        raise StorageError(f"{store.address}/{name} was deleted while tasks were reading it. Start them again.")
     return found.ranges[index]
+
+
+def digest(*about: object) -> str:
+    """A short digest of what temporary objects are about, for their names."""
+    return hashlib.sha256("\n".join(map(str, about)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _read(store: Store, name: str, count: int) -> Shares | None:
     """The shares in this object; None if it does not exist. Raises StorageError."""
-    item = next((item for item in store.objects(name) if item.name == name), None)
+    item = find(store, name)
     text = store.read(item, _SMALL) if item else None
     if text is None:
         return None

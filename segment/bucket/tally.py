@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,24 +19,22 @@ FAILED = "failed for now"
 
 
 class Tally:
-    """The number of objects by outcome, shown on a progress bar or logged every LOG_SECONDS. Thread-safe."""
+    """The number of objects by outcome, shown on a progress bar or logged every LOG_SECONDS."""
 
     def __init__(self, bar: Any = None) -> None:
         self.counts: Counter[str] = Counter()
         self._bar = bar
-        self._lock = threading.Lock()
         self._logged = time.monotonic()
 
     def count(self, kind: str) -> None:
         """Count an object with this outcome."""
-        with self._lock:
-            self.counts[kind] += 1
-            if self._bar is not None:
-                self._bar.set_postfix_str(summary(self.counts), refresh=False)
-                self._bar.update()
-            elif time.monotonic() - self._logged > LOG_SECONDS:
-                self._logged = time.monotonic()
-                log.info("Backfill: %s", summary(self.counts))
+        self.counts[kind] += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(summary(self.counts), refresh=False)
+            self._bar.update()
+        elif time.monotonic() - self._logged > LOG_SECONDS:
+            self._logged = time.monotonic()
+            log.info("Backfill: %s", summary(self.counts))
 
 
 @contextmanager

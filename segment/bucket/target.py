@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
-from segment.bucket.refusal import LIMITS_KEY, Limits, SourceRefused, cause, document, other_name, recorded_cause
+from segment.bucket.refusal import (
+    LIMITS_KEY,
+    Limits,
+    NameTooLong,
+    SourceRefused,
+    cause,
+    document,
+    other_name,
+    recorded_cause,
+)
 from segment.bucket.results import ERROR_NAME, Results, Run
 from segment.bucket.store import Store
 from segment.errors import RequestError, StorageRefused
 from segment.formats import File
+from segment.wording import counted
 
 MAX_NAME_BYTES = 1024
 """Maximum length of an object's name in Cloud Storage (https://cloud.google.com/storage/docs/objects#naming)."""
-TOO_LONG = (
-    f"The names of the results would be longer than {MAX_NAME_BYTES:,} bytes, the maximum. Shorten the photo's name."
-)
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,14 @@ class Target:
         """Store and folder."""
         return f"{self.store.address}/{self.folder}"
 
-    def too_long(self, name: str) -> bool:
-        """Whether a result of this name would have too long a name in the store."""
-        return len((self.folder + name).encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES
+    def check_name(self, name: str) -> None:
+        """Raise NameTooLong if a result of this name would have too long a name in the store."""
+        length = len((self.folder + name).encode("utf-8", "surrogateescape"))
+        if length > MAX_NAME_BYTES:
+            raise NameTooLong(
+                f"The name of its result {name} would have {length:,} bytes; the maximum is {MAX_NAME_BYTES:,}. "
+                f"Shorten the photo's name by {counted(length - MAX_NAME_BYTES, 'byte')}."
+            )
 
     def find(self) -> Results:
         """The existing results, in one call."""
@@ -66,11 +79,13 @@ class Target:
         recorded, name = cause(error, limits), ERROR_NAME
         if not self.delete_errors(existing):
             name = other_name(recorded)
-            if self.too_long(name) or recorded in (recorded_cause(self.store, old) for old in existing.errors):
+            if recorded in (recorded_cause(self.store, old) for old in existing.errors):
                 return
         metadata = {**self.origin, **({LIMITS_KEY: recorded} if recorded else {})}
         body = document(error, recorded, self.origin)
-        self.store.write(self.folder + name, body, "application/problem+json", metadata)
+        with suppress(NameTooLong):  # of the longer name
+            self.check_name(name)
+            self.store.write(self.folder + name, body, "application/problem+json", metadata)
 
     def delete_errors(self, existing: Results) -> bool:
         """Delete the photo's error.json; False if that is not allowed."""

@@ -17,7 +17,7 @@ _turns: weakref.WeakValueDictionary[str, threading.Lock] = weakref.WeakValueDict
 def turn(key: str, wait_seconds: float) -> Iterator[None]:
     """A lock per key, within this process. Raises Busy after `wait_seconds`."""
     with _guard:
-        lock = _turns.get(key) or _turns.setdefault(key, threading.Lock())
+        lock = _turns.setdefault(key, threading.Lock())
     if not lock.acquire(timeout=min(wait_seconds, threading.TIMEOUT_MAX)):
         raise Busy(f"Timed out after {wait_seconds:g} s waiting for another delivery of the same photo.", 5)
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from segment.errors import ModelError, SegmentError, Starting
 from segment.progress import Progress
@@ -81,16 +81,9 @@ class Startup:
             if self._stopped:
                 return
             self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
-        process, last = self._process, self.progress
-        assert process.stdout
-        for line in process.stdout:
-            try:
-                last = Progress.from_json(line)
-            except (ValueError, TypeError):
-                continue  # what a library has printed
-            if last.stage != "failed":
-                self.progress = last
-        status = process.wait()
+        with self._process as process:  # finally, its output is closed, and its status is known
+            last = self._follow(process.stdout or ())
+        status = process.returncode
         if status < 0:
             raise ModelError(
                 f"The model could not be prepared: the process was killed by signal {-status}. Converting needs up to "
@@ -98,6 +91,18 @@ class Startup:
             )
         if status:
             raise ModelError(last.text if last.stage == "failed" else "The model could not be prepared; see the log.")
+
+    def _follow(self, lines: Iterable[bytes]) -> Progress:
+        """Show each step that is written to `lines`, and return the last."""
+        last = self.progress
+        for line in lines:
+            try:
+                last = Progress.from_json(line)
+            except (ValueError, TypeError):
+                continue  # what a library has printed
+            if last.stage != "failed":
+                self.progress = last
+        return last
 
 
 def describe(progress: Progress) -> str:

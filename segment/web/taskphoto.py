@@ -22,7 +22,8 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from segment.bucket.store import open_store
+from segment.bucket.objects import read_into
+from segment.bucket.store import find, open_store
 from segment.errors import FetchError, RequestError, StorageError
 from segment.labelling.labelstudio import CLOUD
 from segment.settings import Settings
@@ -55,20 +56,21 @@ class TaskPhotos:
             exchange.held.grow(len(address))
             return from_base64(address)
         bucket, _, name = address.removeprefix("gs://").partition("/")
-        if address.startswith("gs://") and bucket == self._settings.input_bucket:
+        if address.startswith("gs://") and bucket and bucket == self._settings.input_bucket:
             return self._read_object(exchange, bucket, name)
-        if address.startswith(CLOUD):
-            identity = base64.urlsafe_b64encode(address.encode()).decode()
-            address = f"/tasks/{task.get('id')}/presign/?fileuri={identity}"
         if address.startswith(("http://", "https://")):
             return exchange.fetch(address, self._site if self._is_label_studio(address) else None)
         if self._site is None:
             raise RequestError(
-                f"The photo {address[:200]!r} is stored in Label Studio. Set SEGMENT_LABEL_STUDIO_URL and "
+                f"The photo {address[:200]!r} can only be read through Label Studio. Set SEGMENT_LABEL_STUDIO_URL and "
                 "SEGMENT_LABEL_STUDIO_TOKEN so that this service can fetch it."
             )
-        path = address if address.startswith("/") else f"/{address}"
-        path = f"/data{path}" if path.startswith("/upload/") else path
+        if address.startswith(CLOUD):
+            identity = base64.urlsafe_b64encode(address.encode()).decode()
+            path = f"/tasks/{task.get('id')}/presign/?fileuri={identity}"
+        else:
+            path = "/" + address.removeprefix("/")
+            path = f"/data{path}" if path.startswith("/upload/") else path
         return exchange.fetch(self._site.address.rstrip("/") + path, self._site)
 
     def _is_label_studio(self, url: str) -> bool:
@@ -98,10 +100,9 @@ class TaskPhotos:
     def _read_object(self, exchange: Exchange, bucket: str, name: str) -> bytes:
         limit = exchange.service.upload_limit
         try:
-            store, _ = open_store(f"gs://{bucket}", self._settings.storage_seconds)
-            item = next((item for item in store.objects(name, name) if item.name == name), None)
-            exchange.held.grow((item and item.size) or 0)
-            data = store.read(item, limit) if item else None
+            store = open_store(f"gs://{bucket}", self._settings.storage_seconds).store
+            item = find(store, name)
+            data = read_into(exchange.held, store, item, limit) if item else None
         except StorageError as error:
             log.warning("%s", error)
             raise FetchError(f"gs://{bucket}/{name[:200]} could not be read; try again later.") from None

@@ -62,9 +62,13 @@ def environment(scope: Scope, body: io.RawIOBase) -> WSGIEnvironment:
 
 
 def origin_form(scope: Scope) -> Scope:
-    """The scope with the path alone where the request's target is a whole URL (RFC 9112, 3.2.2), as sent to a proxy."""
-    scheme, *rest = scope["raw_path"].split(b"/", 3)
-    if scheme.lower() not in (b"http:", b"https:"):
-        return scope
-    path = b"/" + b"".join(rest[2:])
-    return {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}
+    """The scope with the path alone where the request's target is a whole URL (RFC 9112, 3.2.2), as sent to a proxy.
+
+    `path` begins with a single slash, as Werkzeug's do: some clients append "/segment" to an address that ends in one.
+    """
+    target = scope["raw_path"]
+    scheme, *rest = target.split(b"/", 3)
+    if scheme.lower() in (b"http:", b"https:"):
+        target = b"/" + b"".join(rest[2:])
+    path = unquote_to_bytes(target).decode("utf-8", "replace").lstrip("/")
+    return {**scope, "raw_path": target, "path": f"/{path}"}

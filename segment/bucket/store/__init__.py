@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from segment.errors import SettingsError
@@ -82,8 +82,21 @@ class Store(Listing, Protocol):
         """Delete that generation, if it still exists."""
 
 
-def open_store(address: str, seconds: float, hidden: bool = False) -> tuple[Store, str]:
-    """The store and the prefix of an address: gs://bucket/prefix or the path of a folder.
+@dataclass(frozen=True)
+class Location:
+    """The objects of a store whose names start with `prefix`."""
+
+    store: Store
+    prefix: str = ""
+
+    @property
+    def address(self) -> str:
+        """Such as gs://bucket/prefix."""
+        return f"{self.store.address}/{self.prefix}"
+
+
+def open_store(address: str, seconds: float, hidden: bool = False) -> Location:
+    """The location with an address: gs://bucket/prefix or the path of a folder. Calls are retried for `seconds`.
 
     `hidden`: whether hidden files of a folder are listed, as those of a bucket always are. Raises SettingsError, and
     MissingPackage if the client library of Cloud Storage is not installed.
@@ -91,20 +104,26 @@ def open_store(address: str, seconds: float, hidden: bool = False) -> tuple[Stor
     if not address.startswith("gs://"):
         from segment.bucket.store.folder import Folder
 
-        return Folder(address, hidden), ""
+        return Location(Folder(address, hidden))
     bucket, _, prefix = address.removeprefix("gs://").partition("/")
     if not BUCKET.fullmatch(bucket):
         raise SettingsError(f"{address!r} does not name a bucket. Use gs://bucket or gs://bucket/prefix.")
     require(CLIENT)
     from segment.bucket.store.google import Bucket  # 17 MB that a folder does not need
 
-    return Bucket(bucket, seconds), prefix
+    return Location(Bucket(bucket, seconds), prefix)
 
 
-def open_results(address: str, seconds: float) -> tuple[Store, str]:
-    """The store and the prefix of an address for results: as `open_store`, but the prefix is that of a folder."""
-    store, prefix = open_store(address, seconds, hidden=True)
-    return store, prefix if not prefix or prefix.endswith("/") else prefix + "/"
+def open_results(address: str, seconds: float) -> Location:
+    """The location of results with an address: as `open_store`, but the prefix is that of a folder."""
+    found = open_store(address, seconds, hidden=True)
+    is_folder = not found.prefix or found.prefix.endswith("/")
+    return found if is_folder else replace(found, prefix=found.prefix + "/")
+
+
+def find(store: Store, name: str) -> Object | None:
+    """The object with this name, if it exists. Raises StorageError."""
+    return next((item for item in store.objects(name, name, most=1) if item.name == name), None)
 
 
 def overlap(source: str, destination: str) -> bool:
