@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from segment.errors import Busy, Cancelled, FetchError, RefusedURL, TooLarge
 from segment.web import client, pace
 from segment.web.address import is_public, parse
+from segment.web.client import Limits
 from segment.web.fetch import Site, fetch
 
 PHOTO = bytes(range(256)) * 400
@@ -154,7 +155,7 @@ def base() -> Iterator[str]:
 
 
 def get(url: str, limit: int = 1 << 20, seconds: float = 10, private: bool = True) -> bytes:
-    return fetch(url, limit=limit, seconds=seconds, private=private)
+    return fetch(url, Limits(limit, seconds), private)
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ class TestSite:
 
     def get(self, url: str, base: str, private: bool = False) -> bytes:
         site = Site(base, {"Authorization": "Token 123"})
-        return fetch(url, limit=1 << 20, seconds=10, private=private, site=site)
+        return fetch(url, Limits(1 << 20, 10), private, site)
 
     @pytest.mark.parametrize("path", ["/token", "/hop-to-token"])
     def test_label_studio_can_be_private_and_gets_the_token(self, base: str, path: str) -> None:
@@ -283,9 +284,9 @@ class TestWhenOthersWait:
 
     def give_up(self, url: str) -> None:
         with pytest.raises(Busy, match="64 KiB/s, and others are waiting"):
-            fetch(url, limit=1 << 20, seconds=60, private=True, crowded=lambda: True)
+            fetch(url, Limits(1 << 20, 60, crowded=lambda: True), private=True)
         with pytest.raises(FetchError, match="longer than"):
-            fetch(url, limit=1 << 20, seconds=0.3, private=True, crowded=lambda: False)
+            fetch(url, Limits(1 << 20, 0.3, crowded=lambda: False), private=True)
 
     @pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
     def test_a_response_that_drips(self, base: str, path: str) -> None:
@@ -306,24 +307,24 @@ class TestWhenOthersWait:
         """It is as fast as an upload must be, but keeps a thread."""
         limit = iter([60.0] * 3)
         with pytest.raises(Busy, match="longer than 0 s, and others are waiting"):
-            fetch(base + "/photo", limit=1 << 20, seconds=60, private=True, crowded_seconds=lambda: next(limit, 0.0))
+            fetch(base + "/photo", Limits(1 << 20, 60, crowded_seconds=lambda: next(limit, 0.0)), private=True)
 
     def test_a_fast_response(self, base: str) -> None:
-        assert fetch(base + "/photo", limit=1 << 20, seconds=60, private=True, crowded=lambda: True) == PHOTO
+        assert fetch(base + "/photo", Limits(1 << 20, 60, crowded=lambda: True), private=True) == PHOTO
 
 
 def test_a_fetch_is_cancelled(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "CROWDED_WINDOW_SECONDS", 0.1)
     end = time.monotonic() + 0.3
     with pytest.raises(Cancelled):
-        fetch(base + "/drip", limit=1 << 20, seconds=60, private=True, cancelled=lambda: time.monotonic() > end)
+        fetch(base + "/drip", Limits(1 << 20, 60, cancelled=lambda: time.monotonic() > end), private=True)
 
 
 def test_waiting_for_memory_does_not_count_as_slow(base: str) -> None:
     def wait(count: int) -> None:
         time.sleep(0.4)
 
-    assert fetch(base + "/photo", limit=1 << 20, seconds=0.5, private=True, received=wait) == PHOTO
+    assert fetch(base + "/photo", Limits(1 << 20, 0.5), private=True, received=wait) == PHOTO
 
 
 def test_a_slow_name_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

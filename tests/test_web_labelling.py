@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +14,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import requests
+from flask import Request
+from werkzeug.test import EnvironBuilder
 
 from devtools.gcs import Cloud
-from devtools.server import Server, serve
-from segment.web import labelling
+from devtools.server import CACHE, Server, serve
+from segment.service import Service
+from segment.settings import Settings
+from segment.web import app, labelling, pace
 from tests.test_web import check_problem
 from training.shapes import CLASSES
 
@@ -261,6 +266,19 @@ class TestLabelStudio:
             tools.url + "/predict", data=body, headers={"Content-Type": "application/json"}, timeout=60
         )
         check_problem(answer, 400, words)
+
+    def test_a_slow_photo_does_not_exceed_the_time_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Label Studio would give up the request, with the predictions of all its tasks."""
+        monkeypatch.setattr(labelling, "PREDICT_SECONDS", 0.3)
+        monkeypatch.setattr(pace, "CROWDED_WINDOW_SECONDS", 0.1)
+        settings = {"SEGMENT_LABELLING": "label-studio", "SEGMENT_FETCH_PRIVATE": "1", "SEGMENT_FETCH_SECONDS": "300"}
+        service = Service(Settings.from_environment({**settings, "SEGMENT_CACHE": str(CACHE), "SEGMENT_THREADS": "1"}))
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.jpg"
+            body = json.dumps({"tasks": [task(url)], "label_config": CONFIG})
+            request = EnvironBuilder("/predict", method="POST", data=body, content_type="application/json")
+            answer = app.handle(service, Request(request.get_environ()))
+        assert (answer.status_code, "time limit of 0.3 s" in answer.get_data(as_text=True)) == (503, True)
 
     def test_webhook(self, tools: Server) -> None:
         assert requests.post(tools.url + "/webhook", json={"action": "START_TRAINING"}, timeout=60).ok

@@ -49,7 +49,6 @@ from segment.web.assets import EXAMPLES, assets
 from segment.web.exchange import PROGRESS, Exchange, Handler, handler
 from segment.web.pace import PIECE_BYTES
 from segment.web.responses import cacheable, finished, json_response
-from segment.web.upload import read
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -137,7 +136,7 @@ def _accepted(header: str) -> MIMEAccept:
 @handler
 def _segment(exchange: Exchange) -> Response:
     service, request = exchange.service, exchange.request
-    upload = read(request, service.upload_limit, exchange.received, exchange.held.grow)
+    upload = exchange.upload()
     raw_options = upload.raw_options
     if "format" not in raw_options and (accepted := _accepted(request.headers.get("Accept", ""))):
         best = accepted.best_match(MEDIA_TYPES)
@@ -146,7 +145,7 @@ def _segment(exchange: Exchange) -> Response:
         raw_options = raw_options | {"format": MEDIA_TYPES[best]}
     options = Options.parse(raw_options, service.settings)
     start = time.perf_counter()
-    data = upload.photo if upload.url is None else exchange.fetch(upload.url)
+    data = exchange.photo(upload)
     fetched = {} if upload.url is None else {"fetch": (time.perf_counter() - start) * 1000}
     return _result(service.segment(data, options, until=exchange.until, cancelled=exchange.cancelled), fetched)
 

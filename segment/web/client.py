@@ -35,16 +35,22 @@ class _Response(http.client.HTTPResponse):
 
 
 class Limits:
-    """The limits of a fetch: its time, and how much is read."""
+    """The limits of a fetch.
+
+    `size`: maximum bytes of the body. `seconds`: time limit. `crowded`: whether others wait, so that a slow server must
+    be given up. `crowded_seconds`: how long the fetch may take for the same reason. `cancelled`: whether it is no
+    longer wanted. `readable`: how many more bytes may arrive before it is set again.
+    """
 
     def __init__(
         self,
+        size: int,
         seconds: float,
         crowded: Callable[[], bool] = lambda: False,
         crowded_seconds: Callable[[], float] = lambda: math.inf,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.seconds = seconds
+        self.size, self.seconds = size, seconds
         self.pace = Pace(seconds, crowded, window_bytes=0, late_rate=math.inf)
         self.readable = 0
         self._crowded_seconds, self._cancelled = crowded_seconds, cancelled

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from flask import Request, Response
 
 from segment.memory import Reservation
 from segment.service import Service
+from segment.web.client import Limits
 from segment.web.fetch import Site, fetch
+from segment.web.upload import Upload, read, read_object
 
 RECEIVED = "segment.received"
 """Key of the WSGI environment, set by gateway.py as the others below: the Reservation of the received body. Other WSGI
@@ -31,13 +35,14 @@ class Exchange:
     """A request.
 
     `held`: memory reserved for the photos it brings, until it is answered. `until`: closed when the response has been
-    sent.
+    sent. `end`: time by time.monotonic() after which it is cancelled.
     """
 
     service: Service
     request: Request
     held: Reservation
     until: ExitStack
+    end: float = math.inf
 
     def received(self, count: int) -> None:
         """Reserve `count` bytes of the body, unless the gateway has done so. Raises TooLarge, Busy."""
@@ -45,8 +50,12 @@ class Exchange:
             self.held.grow(count)
 
     def cancelled(self) -> bool:
-        """Whether the client has disconnected."""
-        return bool(self.request.environ.get(CANCELLED, lambda: False)())
+        """Whether the client has disconnected, or `end` has passed."""
+        return self.late() or bool(self.request.environ.get(CANCELLED, lambda: False)())
+
+    def late(self) -> bool:
+        """Whether `end` has passed."""
+        return time.monotonic() > self.end
 
     def fetch_seconds(self) -> float:
         """How long a fetch may take, as it keeps a thread from others."""
@@ -56,21 +65,23 @@ class Exchange:
         """Whether others wait for what a fetch takes: memory for received bytes, or a thread."""
         return self.service.uploads_wait or self.fetch_seconds() < math.inf
 
+    def upload(self) -> Upload:
+        """The content of the request. Raises what `upload.read` raises."""
+        return read(self.request, self.service.upload_limit, self.received, self.held.grow)
+
+    def upload_object(self) -> dict[str, Any]:
+        """The content of a request that is a JSON object. Raises what `upload.read_object` raises."""
+        return read_object(self.request, self.service.upload_limit, self.received, self.held.grow)
+
+    def photo(self, upload: Upload) -> bytes:
+        """The photo that was uploaded, or is at its URL. Raises what `fetch` raises."""
+        return upload.photo if upload.url is None else self.fetch(upload.url)
+
     def fetch(self, url: str, site: Site | None = None) -> bytes:
         """The photo at `url`. Raises RefusedURL, FetchError, TooLarge, Busy, Cancelled."""
-        settings = self.service.settings
-        return fetch(
-            url,
-            limit=self.service.upload_limit,
-            seconds=settings.fetch_seconds,
-            private=settings.fetch_private,
-            received=self.held.grow,
-            announced=self._announced,
-            site=site,
-            crowded=self.crowded,
-            crowded_seconds=self.fetch_seconds,
-            cancelled=self.cancelled,
-        )
+        settings, limit = self.service.settings, self.service.upload_limit
+        limits = Limits(limit, settings.fetch_seconds, self.crowded, self.fetch_seconds, self.cancelled)
+        return fetch(url, limits, settings.fetch_private, site, self.held.grow, self._announced)
 
     def _announced(self, count: int) -> None:
         self.held.announced = self.held.bytes + (count or self.service.upload_limit)

@@ -19,7 +19,6 @@ import contextlib
 import http.client
 import io
 import json
-import math
 import queue
 import socket
 import ssl
@@ -62,27 +61,19 @@ class Site:
 
 def fetch(
     url: str,
-    *,
-    limit: int,
-    seconds: float,
+    limits: Limits,
     private: bool = False,
+    site: Site | None = None,
     received: Callable[[int], None] = lambda count: None,
     announced: Callable[[int], None] = lambda count: None,
-    site: Site | None = None,
-    crowded: Callable[[], bool] = lambda: False,
-    crowded_seconds: Callable[[], float] = lambda: math.inf,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> bytes:
-    """Fetch `url`: a body of at most `limit` bytes, within `seconds` in total.
+    """Fetch `url` within `limits`.
 
-    `received` is called with the number of bytes that have arrived, before they are stored; it may wait, and raise.
-    `announced` is called with the length of the body before, 0 if it is unknown. `private` also allows addresses that
-    are not public; `site` is allowed in any case. `crowded`: whether others wait, so that a slow server must be given
-    up. `crowded_seconds`: how long the fetch may take for the same reason. Raises RefusedURL if the URL is not allowed,
-    FetchError if it could not be fetched, Busy if it was given up, TooLarge if the body exceeds `limit` bytes,
-    Cancelled if `cancelled` returns True.
+    `private` also allows addresses that are not public; `site` is allowed in any case. `received` is called with the
+    number of bytes that have arrived, before they are stored; it may wait, and raise. `announced` is called with the
+    length of the body before, 0 if it is unknown. Raises RefusedURL if the URL is not allowed, FetchError if it could
+    not be fetched, Busy if it was given up because others wait, TooLarge, Cancelled.
     """
-    limits = Limits(seconds, crowded, crowded_seconds, cancelled)
     for _ in range(MAX_REDIRECTS + 1):
         target = parse(url)
         trusted = site is not None and site.has(target)
@@ -96,23 +87,22 @@ def fetch(
             if response.status != http.client.OK:
                 raise FetchError(f"{target.host} answered {response.status} {response.reason[:100]} for this URL.")
             announced(response.length or 0)
-            return _read(response, target, limit, limits, received)
+            return _read(response, target, limits, received)
     raise FetchError(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
 
-def post(site: Site, path: str, body: Mapping[str, str], *, limit: int, seconds: float) -> bytes:
+def post(site: Site, path: str, body: Mapping[str, str], limits: Limits) -> bytes:
     """POST `body` as JSON to `path` of `site`. Returns the response's body; redirects are not followed.
 
-    Raises FetchError, or TooLarge if the response exceeds `limit` bytes.
+    Raises FetchError, TooLarge, Cancelled.
     """
-    limits = Limits(seconds)
     target = parse(site.address.rstrip("/") + path)
     headers = {**HEADERS, **site.headers, "Content-Type": "application/json"}
     addresses = resolve(target, limits, private=True)
     with _answer(target, addresses, limits, headers, json.dumps(body).encode()) as response:
         if response.status != http.client.OK:
             raise FetchError(f"{target.host} answered {response.status} {response.reason[:100]} to {path}.")
-        return _read(response, target, limit, limits, lambda count: None)
+        return _read(response, target, limits, lambda count: None)
 
 
 def resolve(target: Target, limits: Limits, private: bool) -> list[SocketAddress]:
@@ -171,17 +161,15 @@ def _answer(
         connection.release()
 
 
-def _read(
-    response: http.client.HTTPResponse, target: Target, limit: int, limits: Limits, received: Callable[[int], None]
-) -> bytes:
-    """Read the whole body. Raises TooLarge as soon as it exceeds `limit` bytes."""
+def _read(response: http.client.HTTPResponse, target: Target, limits: Limits, received: Callable[[int], None]) -> bytes:
+    """Read the whole body. Raises TooLarge as soon as it exceeds the limit."""
     encoding = response.getheader("Content-Encoding", "identity")
     if encoding != "identity":
         raise FetchError(
             f"{target.host} answered with the content encoding {encoding[:40]!r}, which was not requested."
         )
-    too_large = TooLarge(f"The photo at this URL is larger than {limit:,} bytes, the maximum.")
-    if response.length is not None and response.length > limit:
+    too_large = TooLarge(f"The photo at this URL is larger than {limits.size:,} bytes, the maximum.")
+    if response.length is not None and response.length > limits.size:
         raise too_large
     body = io.BytesIO()
     while True:
@@ -189,7 +177,7 @@ def _read(
         chunk = response.read(PIECE_BYTES)
         if not chunk:
             break
-        if body.tell() + len(chunk) > limit:
+        if body.tell() + len(chunk) > limits.size:
             raise too_large
         start = time.monotonic()
         received(len(chunk))

@@ -19,6 +19,7 @@ import hmac
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -37,13 +38,12 @@ from segment.settings import Labelling, Settings
 from segment.web.exchange import Exchange, Handler, handler
 from segment.web.responses import json_response
 from segment.web.taskphoto import TaskPhotos
-from segment.web.upload import read, read_object
 
 log = logging.getLogger(__name__)
 
 PREDICT_SECONDS = 80.0
 """Time limit for a request. Label Studio waits 100 s for the predictions of all its tasks (ML_TIMEOUT_PREDICT). Tasks
-that have not been started by then get no prediction; Label Studio requests them again."""
+that are not finished by then get no prediction; Label Studio requests them again."""
 
 Json = dict[str, Any]
 
@@ -63,7 +63,7 @@ def routes(settings: Settings) -> Mapping[str, Mapping[str, Handler]]:
 @handler
 def _setup(exchange: Exchange) -> Response:
     _check_password(exchange)
-    body = _read_object(exchange)
+    body = exchange.upload_object()
     config = _field(body, "schema", str)
     if any(tag in config for tag in labelstudio.REGIONS):  # a new project has none yet
         _controls(exchange.service, config)
@@ -73,24 +73,22 @@ def _setup(exchange: Exchange) -> Response:
 @handler
 def _webhook(exchange: Exchange) -> Response:
     _check_password(exchange)
-    _read_object(exchange)
+    exchange.upload_object()
     return json_response({"status": "ok"})
 
 
 @handler
 def _predict(exchange: Exchange) -> Response:
     _check_password(exchange)
-    body = _read_object(exchange)
+    body = exchange.upload_object()
     controls = _controls(exchange.service, _field(body, "label_config", str))
     tasks, photos = _field(body, "tasks", list), TaskPhotos(exchange.service.settings)
     answers: list[list[bytes]] = []
     failures: list[SegmentError] = []
-    end = time.monotonic() + PREDICT_SECONDS
+    exchange = replace(exchange, end=time.monotonic() + PREDICT_SECONDS)
     for task in tasks:
         try:
-            if time.monotonic() > end:
-                raise Busy(f"The time limit of {PREDICT_SECONDS:g} s per request was reached; request the rest again.")
-            answers.append(_predict_task(exchange, task, controls, photos))
+            answers.append(_predict_in_time(exchange, task, controls, photos))
         except (Cancelled, ModelError):
             raise
         except SegmentError as error:
@@ -123,6 +121,16 @@ def _controls(service: Service, config: str) -> Sequence[Control]:
     except RequestError as error:
         log.warning("%s", error)
         raise
+
+
+def _predict_in_time(exchange: Exchange, task: object, controls: Sequence[Control], photos: TaskPhotos) -> list[bytes]:
+    """As `_predict_task`. Raises Busy when the exchange is late."""
+    with suppress(Cancelled):
+        if not exchange.cancelled():
+            return _predict_task(exchange, task, controls, photos)
+    if not exchange.late():  # the client has disconnected
+        raise Cancelled
+    raise Busy(f"The time limit of {PREDICT_SECONDS:g} s per request was reached; request the rest again.")
 
 
 def _predict_task(exchange: Exchange, task: object, controls: Sequence[Control], photos: TaskPhotos) -> list[bytes]:
@@ -167,14 +175,14 @@ def _invoke(exchange: Exchange) -> Response:
     name = request.headers.get("X-Nuclio-Function-Name", cvat.NAME)
     if name != cvat.NAME:
         raise NotFound(f"There is no function {name[:100]!r}; the only one is {cvat.NAME!r}.")
-    upload = read(request, service.upload_limit, exchange.received, exchange.held.grow)
+    upload = exchange.upload()
     raw_options = dict(upload.raw_options)
     if "threshold" in raw_options:
         if "min_score" in raw_options:
             raise OptionError("threshold", "threshold and min_score are the same; send one of them.")
         raw_options["min_score"] = raw_options.pop("threshold")
     options = Options.parse(raw_options, service.settings)
-    data = upload.photo if upload.url is None else exchange.fetch(upload.url)
+    data = exchange.photo(upload)
 
     def write(found: Detections) -> Iterable[bytes]:
         return cvat.shapes(found, service.labels)
@@ -183,11 +191,6 @@ def _invoke(exchange: Exchange) -> Response:
 
 
 # Both
-
-
-def _read_object(exchange: Exchange) -> Json:
-    limit, held = exchange.service.upload_limit, exchange.held
-    return read_object(exchange.request, limit, exchange.received, held.grow)
 
 
 def _field(body: Json, name: str, kind: type[str] | type[list[Any]]) -> Any:

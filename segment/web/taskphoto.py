@@ -28,6 +28,7 @@ from segment.errors import FetchError, RequestError, StorageError
 from segment.labelling.labelstudio import CLOUD
 from segment.settings import Settings
 from segment.web.address import parse
+from segment.web.client import Limits
 from segment.web.exchange import Exchange
 from segment.web.fetch import Site, post
 from segment.web.upload import from_base64
@@ -89,9 +90,9 @@ class TaskPhotos:
             return Site(address, {}) if address else None
         if token.count(".") != 2:
             return Site(address, {"Authorization": f"Token {token}"})
-        limit, seconds, access = TOKEN_BYTES, settings.fetch_seconds, ""
+        limits, access = Limits(TOKEN_BYTES, settings.fetch_seconds), ""
         with suppress(ValueError, KeyError, TypeError):
-            answer = post(Site(address, {}), "/api/token/refresh/", {"refresh": token}, limit=limit, seconds=seconds)
+            answer = post(Site(address, {}), "/api/token/refresh/", {"refresh": token}, limits)
             access = str(json.loads(answer)["access"])
         if not access.isprintable() or not access:
             raise FetchError("Label Studio answered without an access token. Check SEGMENT_LABEL_STUDIO_URL.")
