@@ -46,6 +46,17 @@ def test_defaults_are_the_servers_own() -> None:
         assert (schemas["max_detections"]["default"], schemas["max_detections"]["maximum"]) == (20, 20)
 
 
+def test_bodies_are_named_and_have_no_fields_of_the_query(server: Server) -> None:
+    """Generators make both arguments of one function, and name a body without a name after the operation."""
+    document = requests.get(server.url + "/openapi.json", timeout=60).json()
+    operation = document["paths"]["/segment"]["post"]
+    bodies = {kind: body["schema"] for kind, body in operation["requestBody"]["content"].items()}
+    for kind in ("multipart/form-data", "application/json"):
+        assert bodies[kind].keys() == {"$ref"}
+    form = document["components"]["schemas"][bodies["multipart/form-data"]["$ref"].rpartition("/")[2]]
+    assert form["properties"].keys().isdisjoint(parameter["name"] for parameter in operation["parameters"])
+
+
 def test_every_path_is_in_the_document_or_of_the_page(server: Server) -> None:
     document = requests.get(server.url + "/openapi.json", timeout=60).json()
     assert set(document["paths"]) <= set(web.ROUTES)
@@ -221,4 +232,66 @@ def test_a_client_generated_by_openapi_typescript(server: Server, photo: bytes, 
         ["npx", "--no-install", "tsc", *strict, "use.mts"],
         ["node", "use.mjs", server.url, "photo.jpg"],
     ):
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+
+
+OPENAPI_GENERATOR_PYTHON = """
+import json, sys
+from openapi_client import ApiClient, Configuration, DefaultApi
+from openapi_client.rest import ApiException
+
+url, photo = sys.argv[1:]
+api = DefaultApi(ApiClient(Configuration(host=url)))
+form = {"file": photo, "_content_type": "multipart/form-data"}
+found = json.loads(api.segment(format="json", min_score=0.3, **form))
+assert found["annotations"][0]["score"] >= 0.3
+assert api.segment(format="png", **form).startswith(b"\\x89PNG")
+try:
+    api.segment(file=photo)  # sent as an empty body of the type application/json
+    raise AssertionError("not refused")
+except ApiException as refused:
+    assert refused.status == 400 and "multipart/form-data" in refused.body, refused
+"""
+OPENAPI_GENERATOR_TYPESCRIPT = """
+import { readFileSync } from "node:fs";
+import { Configuration, DefaultApi } from "./client";
+
+const [url, photo] = process.argv.slice(2);
+async function run() {
+  const api = new DefaultApi(new Configuration({ basePath: url }));
+  const file = new Blob([readFileSync(photo!)]);
+  const answer = await api.segmentRaw({ file, format: "json", minScore: 0.3 });
+  const found = await answer.raw.json();
+  if (!(found.annotations[0].score >= 0.3)) throw new Error(JSON.stringify(found));
+  const picture = await api.segment({ file, format: "png" });
+  if (picture.type !== "image/png") throw new Error(picture.type);
+}
+run();
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+@pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm")
+def test_clients_generated_by_openapi_generator(server: Server, photo: bytes, tmp_path: Path) -> None:
+    """Needs package indexes."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    binaries = tmp_path / "venv" / "bin"
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    (tmp_path / "use.py").write_text(OPENAPI_GENERATOR_PYTHON, encoding="utf-8")
+    (tmp_path / "use.ts").write_text(OPENAPI_GENERATOR_TYPESCRIPT, encoding="utf-8")
+    document = server.url + "/openapi.json"
+    generate: list[str | Path] = [binaries / "openapi-generator-cli", "generate", "-i", document, "-g"]
+    strict = ["--strict", "--skipLibCheck", "--target", "es2022", "--module", "commonjs"]
+    commands: tuple[list[str | Path], ...] = (
+        [binaries / "pip", "install", "-q", "openapi-generator-cli==7.26.0"],
+        [*generate, "python", "-o", "python"],
+        [binaries / "pip", "install", "-q", "./python"],
+        [binaries / "python", "use.py", server.url, "photo.jpg"],
+        [*generate, "typescript-fetch", "-o", "client"],
+        ["npm", "install", "--silent", "typescript@5.9.3", "@types/node@20.19.43"],
+        ["npx", "--no-install", "tsc", *strict, "use.ts"],
+        ["node", "use.js", server.url, "photo.jpg"],
+    )
+    for command in commands:
         subprocess.run(command, cwd=tmp_path, check=True, timeout=300)

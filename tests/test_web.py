@@ -162,6 +162,7 @@ class TestRefusals:
         [
             ({}, "The request contains no photo"),
             ({"data": b"", "headers": JPEG}, "empty"),
+            ({"data": "", "headers": {"Content-Type": "application/json"}}, "multipart/form-data"),
             ({"data": "{", "headers": {"Content-Type": "application/json"}}, "not valid JSON"),
             ({"data": "[" * 900, "headers": {"Content-Type": "application/json"}}, "not valid JSON"),
             ({"data": "[" * 100_000, "headers": {"Content-Type": "application/json"}}, "more than 1000 values"),

@@ -100,9 +100,8 @@ def _segment(schemas: dict[str, Json], media_types: Sequence[str], problems: Pro
         {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
         for name, schema in schemas.items()
     ]
-    by_url_or_data = {"oneOf": [{"$ref": "#/components/schemas/UrlBody"}, {"$ref": "#/components/schemas/ImageBody"}]}
-    form = {"$ref": "#/components/schemas/FormBody"}
-    content = {"multipart/form-data": form, "application/json": by_url_or_data, **dict.fromkeys(PHOTO_TYPES, BINARY)}
+    form, data = ({"$ref": f"#/components/schemas/{name}"} for name in ("FormBody", "JsonBody"))
+    content = {"multipart/form-data": form, "application/json": data, **dict.fromkeys(PHOTO_TYPES, BINARY)}
     return {
         "get": {
             "operationId": "segmentUrl",
@@ -132,15 +131,17 @@ def _failures(problems: Problems) -> Json:
 
 
 def _bodies(schemas: dict[str, Json]) -> dict[str, Json]:
-    """The schemas of the form and of the two JSON bodies, each with the options.
+    """The schemas of the form and of the two JSON bodies. They are named, because generators create a class for each.
 
-    They are named components, because client generators create a class for each. Generated clients send every default,
-    and an option must not be given twice, so only the options in the query have defaults.
+    The form may contain the options, but is documented without them: openapi-generator makes its fields arguments
+    beside those of the query, and the client for TypeScript did not compile. Generated clients send every default, and
+    an option must not be given twice, so only the options in the query have defaults.
     """
     schemas = {name: {k: v for k, v in schema.items() if k != "default"} for name, schema in schemas.items()}
     image = {"type": "string", "contentEncoding": "base64", "description": "The photo in base64, or a data URL."}
     return {
-        "FormBody": {"type": "object", "properties": {"file": BINARY, **schemas}, "required": ["file"]},
+        "FormBody": {"type": "object", "properties": {"file": BINARY}, "required": ["file"]},
+        "JsonBody": {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("UrlBody", "ImageBody")]},
         "UrlBody": _json_body("url", URL, schemas),
         "ImageBody": _json_body("image", image, schemas),
     }
