@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
 
 from segment.errors import CorruptImage
 from segment.image import bounds, sandbox, webp
-from segment.image.essential import Essential, essential
-from segment.image.orientation import EXIF, UPRIGHT, valid
+from segment.image.essential import essential
+from segment.image.orientation import UPRIGHT, in_exif, in_xmp
+from segment.image.pieces import Essential
 from segment.image.pillow import NAMES, opened, refusing
 
 _SCAN = b"\xff\xda"
@@ -141,12 +141,9 @@ def _turned(size: tuple[int, int], turned: int) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1-8. Damaged metadata is ignored, as in browsers."""
-    with contextlib.suppress(Exception):
-        if exif := image.info.get("exif"):
-            bounds.check_tiff(exif.removeprefix(EXIF))
-        return valid(image.getexif().get(0x0112))
-    return UPRIGHT
+    """The EXIF orientation, 1-8, in the metadata of a format whose parts Pillow reads."""
+    exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
+    return in_exif(exif) or in_xmp(xmp, 0, len(xmp)) or UPRIGHT
 
 
 def _stored_bytes(mode: str) -> int:
