@@ -30,13 +30,11 @@ from subprocess import DEVNULL, Popen
 
 from PIL import Image
 
-from benchmarks.folder import Stub
+from benchmarks.folder import stub_service
 from devtools.gcs import Cloud
 from devtools.server import ROOT
-from segment import service
 from segment.bucket import backfill
 from segment.container import peak
-from segment.model import Model
 from segment.settings import Settings
 from training.shapes import scene
 
@@ -135,10 +133,8 @@ def _memory_row(number: int, files: str) -> str:
 
 def run_stub(files: str) -> None:
     """Run a backfill with the stub, and print this process's peak memory in bytes, at the end and before the run."""
-    setattr(service, "from_settings", lambda settings: Model("stub", Stub()))  # noqa: B010
     settings = Settings.from_environment({"SEGMENT_RENDER_FACTOR": "4", "SEGMENT_OUTPUT_FORMATS": "json"})
-    whole = service.Service(backfill.patient(settings, ("coco", "parquet")))
-    whole.load()
+    whole = stub_service(backfill.patient(settings, ("coco", "parquet")))
     before, own = peak(), files != "none"
     if backfill.run("gs://photos", "gs://results", whole, {}, datasets=("coco", "parquet"), files=own):
         raise RuntimeError("A photo failed.")

@@ -32,13 +32,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import models
-from segment import image, service
+from segment import image, loading
 from segment.container import cpus, peak
 from segment.dataset import run
 from segment.dataset.job import Dataset, Job
@@ -50,6 +51,7 @@ from segment.formats import Format
 from segment.mask import Mask
 from segment.model import Model, from_settings
 from segment.options import Options
+from segment.service import Service
 from segment.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +76,7 @@ def speed(precision: str, folder: Path, count: int, rounds: int) -> list[str]:
     settings = Settings.from_environment({"SEGMENT_MODEL": str(models.full_size(precision, folder))})
     options = Options.parse({name: str(value) for name, value in models.LOOK.items()}, settings)
     batch = run.batch([folder], options)
-    whole = service.Service(settings, batch)
+    whole = Service(settings, batch)
     whole.load()
     model = from_settings(settings)
     several = from_settings(settings, streams=lambda _: cpus())
@@ -182,12 +184,20 @@ class Stub:
         return Detections(np.array([box], np.float32), scores, classes, (mask,), (width, height))
 
 
+def stub_service(settings: Settings) -> Service:
+    """A service that has loaded the stub instead of a model."""
+    service = Service(settings)
+    with patch.object(loading, "from_settings", lambda settings: Model("stub", Stub())):
+        service.load()
+    if service.model_name != "stub":
+        raise RuntimeError(f"The service has loaded {service.model_name}, not the stub.")
+    return service
+
+
 def run_stub(folder: Path, formats: tuple[Format, ...]) -> None:
     """Segment a folder with the stub, and print this process's peak memory in bytes, at the end and before the run."""
-    setattr(service, "from_settings", lambda settings: Model("stub", Stub()))  # noqa: B010
     settings = Settings.from_environment({"SEGMENT_RENDER_FACTOR": "4"})
-    whole = service.Service(settings)
-    whole.load()
+    whole = stub_service(settings)
     start = peak()
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         datasets: tuple[Dataset, ...] = ("coco",) if formats else ("coco", "parquet")

@@ -32,6 +32,7 @@ from segment.model import from_settings
 from segment.options import Options
 from segment.service import Result, Service
 from segment.settings import Settings
+from tests.compiled import compiled_once  # noqa: F401
 from tests.conftest import limit_with
 from tests.test_engine_yolo import Truth
 from training.shapes import CLASSES, scene
