@@ -1,6 +1,6 @@
 """A fixture that compiles the embedded model once for all tests of a process.
 
-A service that loads the compiled model from the cache takes 0.3 s of CPU time, and hundreds of tests load one. What is
+Loading the compiled model from the cache takes most of the start of a service, and hundreds of tests start one. What is
 shared is only what OpenVINO compiled, which never changes; each service has its own requests, budgets and settings.
 To use it, import it into a test file.
 """

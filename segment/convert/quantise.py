@@ -133,11 +133,12 @@ def _quantised(model: onnx.ModelProto, inputs: list[dict[str, NDArray[Any]]], fo
 
 @contextmanager
 def _fast_matching() -> Iterator[None]:
-    """Make networkx look for NNCF's patterns in a tenth of the time, with the same result.
+    """Make networkx look for NNCF's patterns faster, with the same result.
 
     NNCF searches the graph for some hundred patterns (nncf/common/graph/graph_matching.py), most of which contain an
     operator that the graph does not have. networkx compares the edges of two nodes before their types, which takes
-    longer and nearly always differs less. The patterns are views of one large graph, in which each look-up is slow.
+    longer, while the types nearly always differ. The patterns are views of one large graph, in which each look-up is
+    slow.
     """
     from networkx.algorithms import isomorphism
 

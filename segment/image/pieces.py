@@ -1,6 +1,6 @@
 """The parts of an image file that are needed to decode it, as a file for Pillow.
 
-Pillow keeps the metadata of a file, up to five copies of each byte, before the memory of a request is planned. Photos
+Pillow makes several copies of a file's metadata before the memory of a request is planned. Photos
 may contain megabytes of them, such as depth maps and Photoshop resources. Pillow does not see these here: what it sees
 besides pixels is small, whatever the file contains. No part of the file is copied before it is read.
 """

@@ -279,6 +279,11 @@ def _is_binary(field: Field) -> bool:
 
 
 def _read_json(text: bytes) -> tuple[bytes | None, Pairs]:
+    if not text.strip():  # generated clients send a form like this if they prefer JSON
+        raise RequestError(
+            "The request body is empty, and its Content-Type is JSON. Send a JSON object with `url` or `image`, "
+            "or a form with the Content-Type multipart/form-data."
+        )
     if _count_values(text) > MAX_JSON_VALUES:
         raise RequestError(f"The JSON has more than {MAX_JSON_VALUES} values. Send only the photo and its options.")
     body = _parse_object(text)
@@ -294,11 +299,6 @@ def _count_values(text: bytes) -> int:
 
 
 def _parse_object(text: bytes) -> dict[str, Any]:
-    if not text.strip():  # generated clients send a form like this if they prefer JSON
-        raise RequestError(
-            "The request body is empty, and its Content-Type is JSON. Send a JSON object with `url` or `image`, "
-            "or a form with the Content-Type multipart/form-data."
-        )
     try:
         body = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
